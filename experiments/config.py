@@ -1,0 +1,100 @@
+"""The configuration of a training run: flags, help and types of `experiments.train` from one frozen dataclass."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a network of the paper and leave its accuracy, curves and checkpoints in a work directory.
+
+    Run the same command again and it goes on from the last checkpoint.
+    """
+
+    dataset: Annotated[Literal["digits", "folder"], tyro.conf.Positional] = "digits"
+    """digits: real handwritten digits inside scikit-learn; folder: your pictures, DIR/train/CLASS/* and
+    DIR/test/CLASS/* (jpg, png) under --data-dir."""
+    architecture: Literal["implicit_rd", "explicit_rd"] = "implicit_rd"
+    """The steps: implicit (Eq. 11) or explicit (Eq. 9) reaction-diffusion."""
+    width: Literal["A", "B", "C"] = "A"
+    """Channels: A 32-64-128, B 48-96-192, C 32-64-128-256."""
+    recipe: Literal["paper", "fast"] = "paper"
+    """paper: Adam from 0.01, halved five times; fast: AdamW with one cycle of the learning rate."""
+    epochs: int | None = None
+    """Passes over the training images; 300 for the recipe paper, 30 for fast when not given."""
+    batch_size: int = 100
+    """Images per optimiser step, over all devices."""
+    seed: int = 0
+    """Of the initial weights, the order of the images and the augmentation."""
+    h: float = 1.0
+    """Time step of the reaction-diffusion steps."""
+    workdir: Path | None = None
+    """Where to write; runs/DATASET-ARCHITECTURE-WIDTH-RECIPE-seedN when not given."""
+    data_dir: Path | None = None
+    """Where the pictures are."""
+    image_size: int | None = None
+    """folder: side of the square that pictures are resized to; when not given, their own size if they share one."""
+
+    def directory(self) -> Path:
+        """The work directory."""
+        name = f"{self.dataset}-{self.architecture}-{self.width}-{self.recipe}-seed{self.seed}"
+        return self.workdir or Path("runs") / name
+
+
+def write_or_compare(config: TrainConfig, data: dict[str, Any]) -> None:
+    """Leave the configuration in the work directory, or check that the one there is the same.
+
+    Args:
+        config: the run's.
+        data: what identifies the data set: classes, image shape, counts.
+
+    Raises:
+        ValueError: the directory holds another configuration; the message names the fields.
+    """
+    path = config.directory() / "config.json"
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("workdir", "data_dir")}
+    new = json.loads(json.dumps({**fields, "data": data}))
+    if path.exists():
+        old, _ = _read(path)
+        differences = [
+            f"{k} is {old.get(k)} there and {new.get(k)} here" for k in new | old if old.get(k) != new.get(k)
+        ]
+        if differences:
+            raise ValueError(
+                f"{path.parent} holds a run with another configuration: {'; '.join(differences)}. "
+                "Choose another --workdir, or the configuration that is there"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    data_dir = None if config.data_dir is None else str(config.data_dir.absolute())
+    temporary.write_text(json.dumps({**new, "data_dir": data_dir}, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def read(workdir: Path) -> TrainConfig:
+    """The configuration that a work directory holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{workdir} holds no run: there is no config.json; train with --workdir {workdir} first"
+        )
+    fields, data_dir = _read(path)
+    fields.pop("data")
+    return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+    try:
+        content = json.loads(path.read_text())
+        return content, content.pop("data_dir")
+    except (json.JSONDecodeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another --workdir") from error

@@ -1,0 +1,28 @@
+"""curves.png: loss and accuracy over the epochs."""
+
+from pathlib import Path
+from typing import Any
+
+
+def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Plot the rows of metrics.jsonl, training and test, loss left and accuracy right."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title)
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) < 25 else None
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for part in ("train", "test"):
+            axes.plot(epochs, [row[f"{part}_{quantity}"] for row in rows], marker=marker, markersize=3, label=part)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        if quantity == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        else:
+            axes.set_yscale("log")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,89 @@
+"""From a configuration to everything a run needs: data set, mesh, network, optimiser, state."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from experiments.config import TrainConfig
+from experiments.recipes import RECIPES
+from lowcost import data, nn
+from lowcost.train.checkpoint import Checkpoints
+from lowcost.train.mesh import data_mesh, replicated, use_every_core
+from lowcost.train.state import TrainState, create_state
+
+
+class Setup(NamedTuple):
+    """What training and evaluation share.
+
+    Attributes:
+        dataset: images and labels.
+        mesh: all devices; already set as JAX's mesh.
+        net: the network.
+        optimizer: of its weights.
+        abstract_state: shapes, dtypes and shardings of the state.
+        steps_per_epoch, epochs: the length of the run.
+    """
+
+    dataset: data.Dataset
+    mesh: Mesh
+    net: nn.Network
+    optimizer: optax.GradientTransformation
+    abstract_state: TrainState
+    steps_per_epoch: int
+    epochs: int
+
+    def initial_state(self, seed: int) -> TrainState:
+        """The state before the first step, on all devices."""
+        create = jax.jit(
+            lambda key: create_state(self.net, self.optimizer, key, self.dataset.image_shape),
+            out_shardings=replicated(self.mesh),
+        )
+        return create(jax.random.key(seed))
+
+
+def prepare(config: TrainConfig) -> Setup:
+    """Load the data and build the network, checking that they fit; nothing is trained or compiled yet.
+
+    Raises:
+        ValueError, OSError: what the user can mend, in one line.
+    """
+    use_every_core(config.batch_size)
+    if config.batch_size < 1 or (config.epochs is not None and config.epochs < 1):
+        raise ValueError(f"--batch-size and --epochs must be at least 1, got {config.batch_size} and {config.epochs}")
+    mesh = data_mesh(config.batch_size)
+    jax.set_mesh(mesh)
+    cache = config.directory().parent / ".cache"
+    dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, cache_dir=cache)
+    steps_per_epoch = len(dataset.train) // config.batch_size
+    if not steps_per_epoch:
+        raise ValueError(
+            f"--batch-size {config.batch_size} is larger than the {len(dataset.train)} training images of "
+            f"{dataset.name}; use a smaller one"
+        )
+    epochs = config.epochs or RECIPES[config.recipe].epochs
+    net = nn.network(config.architecture, config.width, len(dataset.classes), h=config.h)
+    optimizer = RECIPES[config.recipe].optimizer(steps_per_epoch, epochs)
+    shapes = jax.eval_shape(
+        lambda key: create_state(net, optimizer, key, dataset.image_shape), jax.random.key(config.seed)
+    )
+    sharding = replicated(mesh)
+    abstract_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return Setup(dataset, mesh, net, optimizer, abstract_state, steps_per_epoch, epochs)
+
+
+def describe(dataset: data.Dataset) -> dict[str, Any]:
+    """What must be the same for a run to go on: the classes, the images' shape, how many there are."""
+    return {
+        "classes": list(dataset.classes),
+        "image_shape": list(dataset.image_shape),
+        "train": len(dataset.train),
+        "test": len(dataset.test),
+    }
+
+
+def checkpoints(workdir: Path) -> Checkpoints:
+    """The checkpoints of a work directory."""
+    return Checkpoints(workdir / "checkpoints")

@@ -1,0 +1,142 @@
+"""Train a network of the paper: `python -m experiments.train --help`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.config import TrainConfig, write_or_compare
+
+
+def main() -> None:
+    """Parse the flags, train, print the result; heavy imports wait until the flags are right."""
+    config = tyro.cli(TrainConfig, description=TrainConfig.__doc__)
+    sys.exit(run(config))
+
+
+def run(config: TrainConfig) -> int:
+    """Train as configured, from the last checkpoint if there is one.
+
+    Returns:
+        The exit status: 0 done, 2 the configuration or data are at fault, 128 + signal when interrupted.
+    """
+    from rich.console import Console
+
+    from experiments import setup
+    from lowcost.train.loop import Interruption
+
+    console = Console(soft_wrap=True)
+    with Interruption() as interruption:
+        try:
+            ready = setup.prepare(config)
+            write_or_compare(config, setup.describe(ready.dataset))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return _train(config, ready, console, interruption)
+
+
+def _train(config, ready, console, interruption) -> int:
+    import resource
+
+    import jax
+
+    from experiments import recipes, setup
+    from experiments.curves import draw
+    from lowcost import data
+    from lowcost.train.loop import MetricsLog, evaluate_all, fit
+    from lowcost.train.mesh import shard_batch
+    from lowcost.train.state import count_weights
+    from lowcost.train.step import make_eval_step, make_train_step
+
+    workdir, dataset = config.directory(), ready.dataset
+    checkpoints = setup.checkpoints(workdir)
+    latest = checkpoints.latest()
+    if latest is None:
+        state, seconds = ready.initial_state(config.seed), 0.0
+    else:
+        state, meta = checkpoints.restore(latest, ready.abstract_state)
+        seconds = meta["seconds"]
+        console.print(f"going on from step {latest} in {workdir}")
+    log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // ready.steps_per_epoch)
+
+    augment = recipes.augmentation(dataset.flip)
+    train_step = make_train_step(ready.net, ready.optimizer, augment, config.seed, ready.steps_per_epoch)
+    eval_step = jax.jit(make_eval_step(ready.net))
+
+    def batch(step: int) -> list[jax.Array]:
+        indices = data.batch_indices(config.seed, step, len(dataset.train), config.batch_size)
+        return shard_batch(ready.mesh, dataset.train.images[indices], dataset.train.labels[indices])
+
+    def evaluate(state):
+        return evaluate_all(
+            eval_step,
+            state,
+            dataset.test.images,
+            dataset.test.labels,
+            batch_size=config.batch_size,
+            mesh=ready.mesh,
+            interruption=interruption,
+        )
+
+    state, seconds = fit(
+        state,
+        jax.jit(train_step, donate_argnums=0),
+        batch,
+        evaluate,
+        steps_per_epoch=ready.steps_per_epoch,
+        epochs=ready.epochs,
+        log=log,
+        checkpoints=checkpoints,
+        interruption=interruption,
+        console=console,
+        seconds=seconds,
+    )
+    checkpoints.close()
+    if log.rows:
+        draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {dataset.name}")
+    if interruption.signal is not None:
+        console.print(f"stopped at step {int(state.step)}, saved in {workdir}; the same command goes on from there")
+        return 128 + interruption.signal
+
+    speeds = sorted(row["images_per_second"] for row in log.rows if row["images_per_second"])
+    result = {
+        "dataset": dataset.name,
+        "architecture": config.architecture,
+        "width": config.width,
+        "recipe": config.recipe,
+        "weights": count_weights(state.params),
+        "epochs": ready.epochs,
+        "seed": config.seed,
+        "test_accuracy": log.rows[-1]["test_accuracy"],
+        "test_images": len(dataset.test),
+        "train_seconds": round(log.rows[-1]["seconds"], 1),
+        "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax_version": jax.__version__,
+    }
+    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    _print(console, result, workdir)
+    return 0
+
+
+def _print(console: Any, result: dict[str, Any], workdir: Path) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False, title=f"{result['architecture']} {result['width']} on {result['dataset']}")
+    table.add_row("weights", f"{result['weights']:,}")
+    table.add_row("test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']:,} images")
+    table.add_row("epochs", str(result["epochs"]))
+    table.add_row("time", f"{result['train_seconds']:,.0f} s")
+    if result["images_per_second"]:
+        table.add_row("images per second", f"{result['images_per_second']:,.0f}")
+    table.add_row("peak memory", f"{result['peak_memory_gib']:.2f} GiB")
+    table.add_row("everything in", str(workdir))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

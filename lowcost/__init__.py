@@ -1,0 +1,52 @@
+"""Convolutional networks with few weights: exact spectral operators and reaction-diffusion steps in JAX.
+
+The operators of *Low-cost Parameterizations of Deep Convolutional Neural Networks* as pure functions. `lowcost.nn`
+makes networks of them, `lowcost.data` and `lowcost.train` bring pictures and training.
+"""
+
+from lowcost.operators.circulant import (
+    circulant,
+    circulant_adjoint,
+    circulant_diffusion,
+    circulant_resolvent,
+)
+from lowcost.operators.depthwise import depthwise, depthwise_adjoint, depthwise_diffusion, depthwise_resolvent
+from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
+from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
+from lowcost.operators.pointwise import pointwise, pointwise_adjoint
+from lowcost.spectral import apply_symbol, circulant_symbol, power, symbol
+from lowcost.time_stepping import (
+    crank_nicolson,
+    exponential_euler,
+    forward_euler,
+    imex_euler,
+    reaction_diffusion,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "apply_symbol",
+    "circulant",
+    "circulant_adjoint",
+    "circulant_diffusion",
+    "circulant_resolvent",
+    "circulant_symbol",
+    "crank_nicolson",
+    "depthwise",
+    "depthwise_adjoint",
+    "depthwise_diffusion",
+    "depthwise_resolvent",
+    "exponential_euler",
+    "forward_euler",
+    "fully_coupled",
+    "fully_coupled_adjoint",
+    "imex_euler",
+    "linear_mix",
+    "linear_mix_adjoint",
+    "pointwise",
+    "pointwise_adjoint",
+    "power",
+    "reaction_diffusion",
+    "symbol",
+]

@@ -1,0 +1,233 @@
+"""What an operator does, read off its impulse responses: spectra, norms, stable steps, Green's functions.
+
+Any linear map y ↦ K y of features [*grid, C] that commutes with shifts of the grid is, in the Fourier basis, one small
+matrix a frequency. It follows from the responses to an impulse in each channel, so the functions below take the map
+itself: an operator with its weights, e.g. `partial(depthwise, stencil)`, an adjoint, a resolvent, a composition.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowcost.arguments import check_choice, check_time_step
+from lowcost.spectral import power, symbol
+from lowcost.time_stepping import INTEGRATORS, Map
+
+LARGEST_MATRIX = 2**14
+"""Features, over grid and channels, up to which `operator_matrix` builds a dense matrix."""
+
+
+def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
+    """K̂_k = Σ_x G_x exp(-2πi k·x / n), G the impulse responses: the block of K at frequency k, F(K y)_k = K̂_k (F y)_k.
+
+    For K_dw it is diagonal and holds `symbol(stencil, grid)`; for K_circ it is a circulant matrix.
+
+    Args:
+        operator: y ↦ K y, linear, commuting with shifts of the periodic grid; [*grid, C_in] to [*grid, C_out].
+        grid: points per axis.
+        channels: C_in.
+
+    Returns:
+        K̂, complex, [*grid, C_out, C_in] in JAX's default precision; frequencies in the order of `jnp.fft.fftfreq`.
+
+    Raises:
+        ValueError: the operator changes the grid, or is not linear or does not commute with shifts (as far as one
+            random y can tell; not checked while tracing).
+    """
+    grid = tuple(grid)
+    impulses = np.zeros((channels, *grid, channels))
+    impulses.reshape(channels, -1, channels)[:, 0] = np.eye(channels)
+    probe = np.random.default_rng(0).normal(size=(1, *grid, channels))
+    responses = jax.vmap(operator)(jnp.asarray(np.concatenate([impulses, probe])))
+    if responses.shape[1:-1] != grid:
+        raise ValueError(f"operator must keep the grid {list(grid)}, got responses on {list(responses.shape[1:-1])}")
+    transfer = jnp.fft.fftn(jnp.moveaxis(responses[:-1], 0, -1), axes=range(len(grid)))
+    if not isinstance(transfer, jax.core.Tracer):
+        _check_explained(transfer, probe[0], responses[-1])
+    return transfer
+
+
+def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
+    """The eigenvalues of K, those of K̂_k frequency by frequency.
+
+    LAPACK computes them on the host, since accelerators have no general eigensolver; so not under `jax.jit`.
+
+    Args:
+        operator, grid, channels: as `transfer_matrix`, with C_out = C_in.
+
+    Returns:
+        Eigenvalues, complex, [*grid, C]; those of one frequency in no particular order.
+
+    Raises:
+        ValueError: as `transfer_matrix`; or the operator changes the number of channels.
+    """
+    transfer = transfer_matrix(operator, grid, channels)
+    if transfer.shape[-2] != channels:
+        raise ValueError(
+            f"operator must have as many channels out as in to have eigenvalues, got {channels} in and "
+            f"{transfer.shape[-2]} out; use singular_values"
+        )
+    return jnp.asarray(np.linalg.eigvals(np.asarray(transfer)))
+
+
+def singular_values(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
+    """The singular values of K, those of K̂_k frequency by frequency: how much K stretches.
+
+    Args:
+        operator, grid, channels: as `transfer_matrix`.
+
+    Returns:
+        Singular values, real, [*grid, min(C_in, C_out)], those of one frequency in descending order.
+
+    Raises:
+        ValueError: as `transfer_matrix`.
+    """
+    return jnp.linalg.svd(transfer_matrix(operator, grid, channels), compute_uv=False)
+
+
+def spectral_radius(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
+    """ρ(K) = max |eigenvalue|: the growth per step when K is applied again and again.
+
+    Args, Raises: as `spectrum`.
+    """
+    return jnp.max(jnp.abs(spectrum(operator, grid, channels)))
+
+
+def spectral_norm(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
+    """‖K‖₂ = max singular value: the largest growth in a single application; ρ(K) for a normal K, more otherwise.
+
+    Args, Raises: as `transfer_matrix`.
+    """
+    return jnp.max(singular_values(operator, grid, channels))
+
+
+def max_stable_step(symbol: jax.Array) -> jax.Array:
+    """2 / max|λ|²: the largest h with |1 - h|λ|²| ≤ 1 for every λ, the limit of the explicit step (9).
+
+    Args:
+        symbol: λ of K, of any shape, e.g. from `symbol` or `circulant_symbol`.
+
+    Returns:
+        h, a scalar; infinite if λ = 0.
+    """
+    return 2 / jnp.max(power(symbol))
+
+
+def amplification(integrator: str, symbol: jax.Array, h: float | jax.Array) -> jax.Array:
+    """R(h|λ|²): the factor by which a step without reaction multiplies each mode; stable while |R| ≤ 1.
+
+    Args:
+        integrator: "forward_euler" (1 - z), "imex_euler" (1 / (1 + z)), "crank_nicolson" ((1 - z/2) / (1 + z/2)) or
+            "exponential_euler" (e⁻ᶻ), z = h|λ|².
+        symbol: λ of K, of any shape.
+        h: time step, h ≥ 0.
+
+    Returns:
+        R, real, shaped as λ.
+
+    Raises:
+        ValueError: unknown integrator, h < 0 or not finite.
+    """
+    check_choice("integrator", integrator, tuple(INTEGRATORS))
+    check_time_step(h)
+    return INTEGRATORS[integrator](h * power(symbol))
+
+
+def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array) -> jax.Array:
+    """g = F⁻¹(1 / (1 + h|λ|²)): the response of the implicit step (11) to an impulse, (I + h KᵀK)⁻¹ y = g ∗ y.
+
+    It is even, g₋ₓ = gₓ, so that `depthwise` with g as its stencil is `depthwise_resolvent`, and shows how far the
+    implicit step couples pixels.
+
+    Args:
+        stencil: θ, real, [*window, C].
+        grid: points per axis.
+        h: time step, h ≥ 0.
+
+    Returns:
+        g, real, [*grid, C], with x = 0 at index n // 2 of each axis.
+
+    Raises:
+        TypeError: the stencil is not real floating point.
+        ValueError: the stencil does not fit the grid, h < 0 or not finite.
+    """
+    check_time_step(h)
+    axes = range(len(grid))
+    response = jnp.fft.ifftn(1 / (1 + h * power(symbol(stencil, grid))), axes=axes).real
+    return jnp.fft.fftshift(response, axes)
+
+
+def green_tail(green: jax.Array) -> jax.Array:
+    """t_r = Σ |g_x| over |x|_∞ > r: how much of a Green's function lies outside the box of (2r + 1)^d points.
+
+    Cut off at that box, the implicit step changes by at most t_r max|y| (or, in any p-norm, t_r ‖y‖).
+
+    Args:
+        green: g, [*grid, C], centred as by `green_function`.
+
+    Returns:
+        t, [R + 1, C] for r = 0, ..., R = max(n) // 2; it never increases and ends in zero.
+    """
+    *grid, channels = green.shape
+    distance = np.max(np.abs(np.indices(grid).T - np.array(grid) // 2), axis=-1).T
+    mass = jnp.abs(green).reshape(-1, channels)
+    shells = jax.ops.segment_sum(mass, distance.ravel(), num_segments=max(grid) // 2 + 1)
+    beyond = jax.lax.cumsum(shells[1:], axis=0, reverse=True)  # small to large: the far tail keeps its digits
+    return jnp.concatenate([beyond, jnp.zeros_like(shells[:1])])
+
+
+def support_radius(green: jax.Array, tolerance: float) -> jax.Array:
+    """The smallest r with t_r ≤ tolerance: the pixels that a step of Eq. (11) sees, per channel.
+
+    Args:
+        green: g, [*grid, C], centred as by `green_function`.
+        tolerance: ℓ¹ mass that may lie outside, ≥ 0; a stencil of mean zero has Σ g = 1.
+
+    Returns:
+        r, integer, [C].
+
+    Raises:
+        ValueError: tolerance < 0.
+    """
+    if tolerance < 0:
+        raise ValueError(f"tolerance must be an ℓ¹ mass ≥ 0, got {tolerance}")
+    return jnp.sum(green_tail(green) > tolerance, axis=0)
+
+
+def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+    """The dense matrix of a linear map, column j its response to the j-th unit vector: for small grids and tests.
+
+    Args:
+        operator: y ↦ K y, linear; it need not commute with shifts nor keep the shape.
+        shape: of y, e.g. [*grid, C].
+        dtype: of y; JAX's default float if not given.
+
+    Returns:
+        [size of K y, size of y], features unravelled in row-major order.
+
+    Raises:
+        ValueError: y has more than `LARGEST_MATRIX` entries.
+    """
+    size = math.prod(shape)
+    if size > LARGEST_MATRIX:
+        raise ValueError(
+            f"shape {list(shape)} has {size} entries, more than the {LARGEST_MATRIX} of which a dense matrix is built; "
+            "use a smaller grid, or transfer_matrix"
+        )
+    responses = jax.vmap(operator)(jnp.eye(size, dtype=dtype).reshape(size, *shape))
+    return responses.reshape(size, -1).T
+
+
+def _check_explained(transfer, y, response):
+    """K y = F⁻¹(K̂ F y), which a map that is not linear or not shift-invariant fails."""
+    axes = range(y.ndim - 1)
+    spectrum = np.einsum("...oi,...i->...o", transfer, np.fft.fftn(y, axes=axes))
+    error = np.linalg.norm(np.fft.ifftn(spectrum, axes=axes) - response) / (np.linalg.norm(response) or 1)
+    if not error < 1e-2:  # loose: an operator may compute in bfloat16
+        raise ValueError(
+            "operator must be linear and commute with shifts of the grid, but its impulse responses miss K y by "
+            f"{error:.1e} of its norm; use boundary='periodic' and no activation, or operator_matrix"
+        )

@@ -1,0 +1,145 @@
+"""From dense kernels to low-cost operators and back: the nearest member of each class, and any operator's kernel.
+
+K_dw, K_lm and K_circ are linear subspaces of all convolutions, so the nearest member in the Frobenius norm is the
+orthogonal projection: the mask of Section 3.1 for K_dw and K_lm, the average along the circulant diagonals for K_circ.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowcost.arguments import check_floating
+from lowcost.operators.circulant import circulant_stencil
+from lowcost.time_stepping import Map
+
+
+class StencilFit(NamedTuple):
+    """The nearest operator with one stencil a channel.
+
+    Attributes:
+        stencil: θ, [*window, C].
+        error: ‖K - K(θ)‖_F / ‖K‖_F, from 0 (K is in the class) to 1 (nothing of it is); 0 if K = 0.
+    """
+
+    stencil: jax.Array
+    error: jax.Array
+
+
+class LinearMixFit(NamedTuple):
+    """The nearest K_lm.
+
+    Attributes:
+        stencil: θ¹, [*window, C].
+        matrix: θ², [C, C] with a zero diagonal, whose share the centres of the stencils have.
+        error: as in `StencilFit`.
+    """
+
+    stencil: jax.Array
+    matrix: jax.Array
+    error: jax.Array
+
+
+def to_depthwise(stencil: jax.Array) -> StencilFit:
+    """θ_{j,c} = K_{j,c,c}: the K_dw(θ) nearest to K in the Frobenius norm, Eq. (5).
+
+    Args:
+        stencil: K, [*window, C, C].
+
+    Returns:
+        (θ [*window, C], relative error).
+
+    Raises:
+        TypeError: the stencil is not real floating point.
+        ValueError: the stencil is not [*window, C, C].
+    """
+    _check_square(stencil)
+    eye = jnp.eye(stencil.shape[-1], dtype=bool)
+    return StencilFit(_diagonal(stencil), _relative_error(stencil, _where(eye, stencil)))
+
+
+def to_linear_mix(stencil: jax.Array) -> LinearMixFit:
+    """K's diagonal blocks and its 1x1 part: the K_lm(θ¹, θ²) nearest to K in the Frobenius norm, Eq. (7).
+
+    Args:
+        stencil: K, [*window, C, C]; the centre of an axis of m points is index m // 2.
+
+    Returns:
+        (θ¹ [*window, C], θ² [C, C], relative error).
+
+    Raises:
+        TypeError, ValueError: as `to_depthwise`.
+    """
+    _check_square(stencil)
+    centre = tuple(m // 2 for m in stencil.shape[:-2])
+    eye = jnp.eye(stencil.shape[-1], dtype=bool)
+    matrix = jnp.where(eye, 0, stencil[centre])
+    nearest = _where(eye, stencil).at[centre].set(stencil[centre])
+    return LinearMixFit(_diagonal(stencil), matrix, _relative_error(stencil, nearest))
+
+
+def to_circulant(stencil: jax.Array) -> StencilFit:
+    """θ_{j,p} = (1/c) Σ_i K_{j,i,i-p mod c}: the K_circ(θ) nearest to K in the Frobenius norm, Eq. (12).
+
+    Args:
+        stencil: K, [*window, C, C].
+
+    Returns:
+        (θ [*window, C], relative error).
+
+    Raises:
+        TypeError, ValueError: as `to_depthwise`.
+    """
+    _check_square(stencil)
+    c = stencil.shape[-1]
+    i, p = np.indices((c, c))
+    θ = jnp.mean(stencil[..., i, (i - p) % c], axis=-2)
+    return StencilFit(θ, _relative_error(stencil, circulant_stencil(θ)))
+
+
+def dense_stencil(operator: Map, window: Sequence[int], channels: int) -> jax.Array:
+    """θ_{j,c,o} = ∂(K y)_{centre,o} / ∂y_{j,c} on a grid of the window's size: any operator as a `fully_coupled` one.
+
+    `fully_coupled(dense_stencil(operator, window, C), y)` is `operator(y)` on every grid at least as large as the
+    window, provided the window holds the operator's reach: that of its stencil, 2m - 1 points for KᵀK, the whole grid
+    (and then this grid only) for a resolvent.
+
+    Args:
+        operator: y ↦ K y, linear, commuting with shifts of the periodic grid, e.g. `partial(depthwise, stencil)`.
+        window: points per axis of the dense stencil.
+        channels: C_in.
+
+    Returns:
+        θ, [*window, C_in, C_out] in JAX's default float type.
+
+    Raises:
+        ValueError: from the operator, if its own stencil is larger than the window.
+    """
+    centre = tuple(m // 2 for m in window)
+    rows = jax.jacrev(lambda y: operator(y)[centre])(jnp.zeros((*window, channels)))  # [C_out, *window, C_in]
+    return jnp.moveaxis(rows, 0, -1)
+
+
+def _check_square(stencil):
+    check_floating("stencil", stencil)
+    if stencil.ndim < 3 or stencil.shape[-1] != stencil.shape[-2]:
+        raise ValueError(
+            f"stencil must be [*window, C, C] with as many channels out as in, got shape {list(stencil.shape)}"
+        )
+
+
+def _diagonal(stencil):
+    return jnp.diagonal(stencil, axis1=-2, axis2=-1)
+
+
+def _where(mask, stencil):
+    return jnp.where(jnp.expand_dims(mask, range(stencil.ndim - 2)), stencil, 0)
+
+
+def _relative_error(stencil, nearest):
+    """‖K - P‖_F / ‖K‖_F, in float32 at least; 0 for K = 0."""
+    dtype = jnp.promote_types(stencil.dtype, jnp.float32)
+    norm = jnp.linalg.norm(stencil.astype(dtype))
+    return jnp.linalg.norm((stencil - nearest).astype(dtype)) / jnp.where(norm == 0, 1, norm)

@@ -1,0 +1,82 @@
+"""What a data set is: labelled uint8 images in two splits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels, in a fixed order.
+
+    Args:
+        images: uint8 [N, H, W, C], N ≥ 1; may be a read-only memory map.
+        labels: int32 [N].
+
+    Raises:
+        ValueError: a dtype, a rank or the two lengths are wrong.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        for name, array, dtype, axes in (
+            ("images", self.images, np.uint8, "[N, H, W, C]"),
+            ("labels", self.labels, np.int32, "[N]"),
+        ):
+            if array.dtype != dtype or array.ndim != axes.count(",") + 1:
+                expected = f"{np.dtype(dtype).name} {axes}"
+                raise ValueError(f"Split.{name}: expected {expected}, got {array.dtype.name} {list(array.shape)}")
+        if len(self.images) != len(self.labels) or not len(self.labels):
+            raise ValueError(
+                f"Split: expected as many labels as images and at least one, "
+                f"got {len(self.images)} images and {len(self.labels)} labels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split over the same classes.
+
+    Args:
+        name: what `load` knows it by.
+        train: the images to learn from.
+        test: the images to judge by, of the same shape.
+        classes: class names; label i means classes[i].
+        flip: whether a left-right mirror image keeps its label.
+
+    Raises:
+        ValueError: the splits' image shapes differ, or a label is not in 0 … len(classes) − 1.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        test_shape = self.test.images.shape[1:]
+        if test_shape != self.image_shape:
+            raise ValueError(
+                f"Dataset {self.name}: expected test images shaped as the training images, {self.image_shape}, "
+                f"got {test_shape}"
+            )
+        for name, split in (("train", self.train), ("test", self.test)):
+            low, high = split.labels.min(), split.labels.max()
+            if low < 0 or high >= len(self.classes):
+                raise ValueError(
+                    f"Dataset {self.name}: expected {name} labels in 0..{len(self.classes) - 1}, one for each class, "
+                    f"got {low}..{high}"
+                )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels

@@ -1,0 +1,146 @@
+"""Picture files decoded to uint8 arrays, one or many at a time."""
+
+import os
+import statistics
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from os import PathLike
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+
+CHUNK = 32  # pictures a task: few enough for a lively progress bar, enough to hide what a task costs
+MAX_THREADS = 8  # beyond, tiny pictures are decoded ever slower: their threads fight for the interpreter lock
+
+
+def read_picture(path: str | PathLike[str], grid: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """One PNG or JPEG as RGB: turned upright (EXIF), transparency laid on white, 16-bit grey cut to 8 bits.
+
+    Args:
+        path: the file; its content tells the format, not its name.
+        grid: (H, W) to resize to: of the picture, the largest centred part with these proportions. None keeps it whole.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    with _opened(path) as picture:
+        if grid is not None:
+            enough = 2 * max(grid)
+            picture.draft("RGB", (enough, enough))  # large JPEGs: decode no more than the resizing can use
+        ImageOps.exif_transpose(picture, in_place=True)
+        rgb = _rgb(picture)
+        if grid is not None and rgb.size != grid[::-1]:
+            # Lanczos: antialiased and sharp when it shrinks, smooth when it enlarges, where a box would repeat pixels.
+            rgb = ImageOps.fit(rgb, grid[::-1], Image.Resampling.LANCZOS)
+        return np.asarray(rgb)
+
+
+def read_pictures(paths: Sequence[str], image_size: int | None = None) -> NDArray[np.uint8]:
+    """Many PNGs or JPEGs as RGB of one size, each as `read_picture` gives it.
+
+    Args:
+        paths: the files, at least one.
+        image_size: side of the square images. With None, pictures that share one size keep it, if both sides are at
+            most 128 and divisible by 8 (so that a network can halve the grid); otherwise the side is 32 if the median
+            shorter side is below 64, and 64 if not.
+
+    Returns:
+        uint8 [N, H, W, 3].
+
+    Raises:
+        ValueError: a file cannot be read; of several, the first is named.
+    """
+    if image_size is None:
+        # Suppose that all share the size of the first: to read every header beforehand costs as much as decoding small
+        # pictures, and where sizes do differ a few pictures tell.
+        height, width, _ = read_picture(paths[0]).shape
+        if max(height, width) <= 128 and height % 8 == width % 8 == 0:
+            images = _stack(read_picture, paths, (height, width))
+            if images is not None:
+                return images
+        with closing(_in_parallel(_shorter_side, paths, "Measuring pictures")) as sides:
+            image_size = 32 if statistics.median(sides) < 64 else 64
+    grid = (image_size, image_size)
+    images = _stack(lambda path: read_picture(path, grid), paths, grid)
+    assert images is not None  # each was brought to this grid
+    return images
+
+
+def _stack(
+    read: Callable[[str], NDArray[np.uint8]], paths: Sequence[str], grid: tuple[int, int]
+) -> NDArray[np.uint8] | None:
+    """The pictures, [N, *grid, 3], or None if one of them has another shape."""
+    images = np.empty((len(paths), *grid, 3), np.uint8)
+    with closing(_in_parallel(read, paths, "Decoding pictures")) as decoded:
+        for i, image in enumerate(decoded):
+            if image.shape != images.shape[1:]:
+                return None
+            images[i] = image
+    return images
+
+
+def _in_parallel(function: Callable[[str], T], paths: Sequence[str], what: str) -> Generator[T, None, None]:
+    """function(path) for each path, in order, under a progress bar; closing it drops the work not yet begun.
+
+    Threads, not processes: decoding releases the interpreter lock, which pays for pictures of some size and costs
+    little for tiny ones. Processes would have to be spawned, since one that runs JAX must not be forked, and that
+    imports the caller's main module again in each.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    def run(chunk: Sequence[str]) -> list[T]:
+        return [function(path) for path in chunk]
+
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    console = Console(stderr=True)
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+    try:
+        done = pool.map(run, chunks)
+        quiet = not console.is_terminal
+        for results in track(done, what, len(chunks), console=console, transient=True, disable=quiet):
+            yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _shorter_side(path: str) -> int:
+    with _opened(path) as picture:
+        return min(picture.size)
+
+
+def _rgb(picture: "Image") -> "Image":
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
+        picture = picture.point(lambda value: value * (1 / 256)).convert("L")
+    if picture.has_transparency_data:
+        page = Image.new("RGBA", picture.size, "white")
+        page.alpha_composite(picture.convert("RGBA"))
+        picture = page
+    return picture.convert("RGB")
+
+
+@contextmanager
+def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            yield picture
+    except Exception as error:  # a damaged file raises whatever the decoder stumbles over
+        raise ValueError(
+            f"{os.fspath(path)}: expected a readable PNG or JPEG, got {error!r}; remove or replace it"
+        ) from error

@@ -1,0 +1,125 @@
+"""K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit step's inverse, Eq. (11)."""
+
+import itertools
+import math
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+
+from lowcost.arguments import BOUNDARIES, METHODS, check_choice, check_features, check_time_step
+from lowcost.operators.boundary import pad, pad_adjoint, with_boundary, with_boundary_adjoint
+from lowcost.spectral import apply_symbol, power, symbol
+
+
+def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
+    """K_dw(θ) y, (K y)_{i,c} = Σ_j θ_{j,c} y_{i+j,c}, j counted from the stencil's centre: Eq. (5).
+
+    Args:
+        stencil: θ, [*window, C]; one to three window axes, each of any size up to the grid's.
+        y: features, [..., *grid, C].
+        boundary: "periodic" as in the paper, "zeros" or "reflect": what lies beyond the grid.
+        method: "fft", "matmul" (the DFT as a real matrix product), "direct" (the stencil applied in place) or "auto".
+            The result is the same.
+
+    Returns:
+        Features with the shape and dtype of y.
+
+    Raises:
+        TypeError: stencil or y is not real floating point.
+        ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
+    """
+    check_features("y", y, stencil, stencil.shape[-1])
+    check_choice("boundary", boundary, BOUNDARIES)
+    window = stencil.shape[:-1]
+    if _choose_method(method, window) == "direct":
+        return _slide(stencil, pad(y, window, boundary)).astype(y.dtype)
+    return with_boundary(lambda y: apply_symbol(_symbol(stencil, y), y, method=method), y, window, boundary)
+
+
+def depthwise_adjoint(
+    stencil: jax.Array, z: jax.Array, *, boundary: str = "periodic", method: str = "auto"
+) -> jax.Array:
+    """K_dw(θ)ᵀ z: the adjoint of `depthwise` with the same boundary, ⟨K y, z⟩ = ⟨y, Kᵀ z⟩.
+
+    Args, Returns, Raises: as `depthwise`.
+    """
+    check_features("z", z, stencil, stencil.shape[-1])
+    check_choice("boundary", boundary, BOUNDARIES)
+    window = stencil.shape[:-1]
+    if _choose_method(method, window) == "direct":
+        reach = [(m - 1, m - 1) for m in window]
+        widened = jnp.pad(z, [(0, 0)] * (z.ndim - 1 - len(window)) + reach + [(0, 0)])
+        mirrored = jnp.flip(stencil, range(len(window)))
+        return pad_adjoint(_slide(mirrored, widened), window, boundary).astype(z.dtype)
+    return with_boundary_adjoint(
+        lambda z: apply_symbol(jnp.conj(_symbol(stencil, z)), z, method=method), z, window, boundary
+    )
+
+
+def depthwise_diffusion(
+    stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto"
+) -> jax.Array:
+    """-K_dw(θ)ᵀ K_dw(θ) y: the diffusion term of Eqs. (8) and (9), symmetric and negative semi-definite.
+
+    Args, Returns, Raises: as `depthwise`.
+    """
+    check_features("y", y, stencil, stencil.shape[-1])
+    if boundary == "periodic" and _choose_method(method, stencil.shape[:-1]) != "direct":
+        return apply_symbol(-power(_symbol(stencil, y)), y, method=method)
+    convolved = depthwise(stencil, y, boundary=boundary, method=method)
+    return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method)
+
+
+def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
+    """(I + h KᵀK)⁻¹ y with K = K_dw(θ): the implicit diffusion of Eq. (11).
+
+    Never amplifies: its eigenvalues 1 / (1 + h|λ|²) lie in (0, 1] for every θ and h ≥ 0. Periodic grids only, where
+    the inverse is diagonal.
+
+    Args:
+        stencil: θ, [*window, C].
+        y: features, [..., *grid, C].
+        h: time step, h ≥ 0.
+        method: "fft", "matmul" or "auto"; an inverse has no stencil to apply directly.
+
+    Returns:
+        Features with the shape and dtype of y.
+
+    Raises:
+        TypeError: stencil or y is not real floating point.
+        ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown method.
+    """
+    check_features("y", y, stencil, stencil.shape[-1])
+    check_time_step(h)
+    return apply_symbol(1 / (1 + h * power(_symbol(stencil, y))), y, method=method)
+
+
+def _symbol(stencil, y):
+    return symbol(stencil, y.shape[-stencil.ndim : -1])
+
+
+def _choose_method(method, window):
+    """ "direct", or whatever else leaves the choice to the symbol calculus."""
+    check_choice("method", method, METHODS)
+    # A few taps cost less than two transforms, but XLA's CPU backend takes their gradient one tap at a time.
+    if method == "auto" and jax.default_backend() != "cpu" and math.prod(window) <= 25:
+        return "direct"
+    return method
+
+
+def _slide(stencil, padded):
+    """Σ_j θ_j y_{i+j} over the padded grid: shifted multiply-adds, which XLA fuses into one pass."""
+    window = stencil.shape[:-1]
+    dtype = jnp.promote_types(jnp.result_type(stencil.dtype, padded.dtype), jnp.float32)
+    first = padded.ndim - 1 - len(window)
+    padded, stencil = padded.astype(dtype), stencil.astype(dtype)
+
+    def tap(offset):
+        piece = padded
+        for axis, (start, m) in enumerate(zip(offset, window, strict=True), start=first):
+            piece = jax.lax.slice_in_dim(piece, start, padded.shape[axis] - (m - 1 - start), axis=axis)
+        return jnp.expand_dims(stencil[offset], range(piece.ndim - 1)) * piece
+
+    # Without a barrier XLA's CPU backend fuses chains of such sums and recomputes them exponentially often.
+    return jax.lax.optimization_barrier(reduce(jnp.add, map(tap, itertools.product(*map(range, window)))))

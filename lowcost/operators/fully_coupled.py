@@ -1,0 +1,97 @@
+"""K(θ): the usual convolution, every output channel from every input channel, Eq. (4): what the paper does without."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from lowcost.arguments import BOUNDARIES, METHODS, check_choice, check_features
+from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
+from lowcost.spectral import filter_spectrum, symbol
+
+
+def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
+    """K(θ) y, (K y)_{i,o} = Σ_{j,c} θ_{j,c,o} y_{i+j,c}, j counted from the stencil's centre: Eq. (4).
+
+    Args:
+        stencil: θ, [*window, C_in, C_out]; one to three window axes, each of any size up to the grid's.
+        y: features, [..., *grid, C_in].
+        boundary: "periodic", "zeros" or "reflect": what lies beyond the grid.
+        method: "direct" (XLA's convolution; what "auto" takes), "fft" or "matmul" (one small matrix product a
+            frequency). The result is the same.
+
+    Returns:
+        Features [..., *grid, C_out] with the dtype of y.
+
+    Raises:
+        TypeError: stencil or y is not real floating point.
+        ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
+    """
+    window = _check("y", y, stencil, -2, boundary, method)
+    if method in ("auto", "direct"):
+        return _convolve(stencil, pad(y, window, boundary)).astype(y.dtype)
+    return with_boundary(partial(_apply, stencil, "...io,...i->...o", method), y, window, boundary)
+
+
+def fully_coupled_adjoint(
+    stencil: jax.Array, z: jax.Array, *, boundary: str = "periodic", method: str = "auto"
+) -> jax.Array:
+    """K(θ)ᵀ z: the adjoint of `fully_coupled` with the same boundary, ⟨K y, z⟩ = ⟨y, Kᵀ z⟩; in Eq. (3) the way back.
+
+    Args:
+        stencil: θ, [*window, C_in, C_out].
+        z: features, [..., *grid, C_out].
+        boundary, method: as `fully_coupled`.
+
+    Returns:
+        Features [..., *grid, C_in] with the dtype of z.
+
+    Raises:
+        TypeError, ValueError: as `fully_coupled`.
+    """
+    window = _check("z", z, stencil, -1, boundary, method)
+    if method in ("auto", "direct"):
+        y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), z.dtype)
+        transpose = jax.linear_transpose(lambda y: _convolve(stencil, pad(y, window, boundary)).astype(y.dtype), y)
+        return transpose(z)[0]
+    return with_boundary_adjoint(partial(_apply, stencil, "...io,...o->...i", method), z, window, boundary)
+
+
+def _check(name, y, stencil, channel_axis, boundary, method):
+    if stencil.ndim < 3:
+        raise ValueError(f"stencil must be [*window, C_in, C_out], got shape {list(stencil.shape)}")
+    check_features(name, y, stencil, stencil.shape[channel_axis], channel_axes=2)
+    check_choice("boundary", boundary, BOUNDARIES)
+    check_choice("method", method, METHODS)
+    return stencil.shape[:-2]
+
+
+def _apply(stencil, product, method, y):
+    """One matrix product a frequency: the symbol of a coupled stencil is a matrix, [*grid, C_in, C_out]."""
+    *window, c_in, c_out = stencil.shape
+    λ = symbol(stencil.reshape(*window, c_in * c_out), y.shape[-1 - len(window) : -1])
+    if product.endswith("i"):
+        λ = jnp.conj(λ)
+
+    def multiply(λ, spectrum):
+        matrices = λ.reshape(*λ.shape[:-1], c_in, c_out)
+        return jnp.einsum(product, matrices, spectrum, precision=jax.lax.Precision.HIGHEST)
+
+    return filter_spectrum(λ, y, multiply, method=method)
+
+
+def _convolve(stencil, padded):
+    """XLA's convolution of the padded grid; like a Flax layer it follows `jax.default_matmul_precision`."""
+    dims = stencil.ndim - 2
+    dtype = jnp.promote_types(jnp.result_type(stencil.dtype, padded.dtype), jnp.float32)
+    batch, points = padded.shape[: -1 - dims], padded.shape[-1 - dims :]
+    spatial = "XYZ"[:dims]
+    result = jax.lax.conv_general_dilated(
+        padded.reshape(math.prod(batch), *points).astype(dtype),
+        stencil.astype(dtype),
+        window_strides=(1,) * dims,
+        padding="VALID",
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    )
+    return result.reshape(*batch, *result.shape[1:])

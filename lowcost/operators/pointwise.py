@@ -1,0 +1,52 @@
+"""M(θ): the 1x1 convolution, which couples the channels of a pixel and no pixels, Eq. (6)."""
+
+import jax
+import jax.numpy as jnp
+
+from lowcost.arguments import check_channels, check_floating
+
+
+def pointwise(matrix: jax.Array, y: jax.Array) -> jax.Array:
+    """M(θ) y, (M y)_{i,o} = Σ_c y_{i,c} θ_{c,o}: Eq. (6).
+
+    Args:
+        matrix: θ, [C_in, C_out]: the transpose of the matrix printed in the paper.
+        y: features, [..., C_in]; any number of grid and batch axes.
+
+    Returns:
+        Features [..., C_out] with the dtype of y, summed in float32 at least.
+
+    Raises:
+        TypeError: matrix or y is not real floating point.
+        ValueError: the matrix is not of rank 2, or the channels differ.
+    """
+    return _product(matrix, "y", y, transpose=False)
+
+
+def pointwise_adjoint(matrix: jax.Array, z: jax.Array) -> jax.Array:
+    """M(θ)ᵀ z, (Mᵀ z)_{i,c} = Σ_o θ_{c,o} z_{i,o}.
+
+    Args:
+        matrix: θ, [C_in, C_out].
+        z: features, [..., C_out].
+
+    Returns:
+        Features [..., C_in] with the dtype of z.
+
+    Raises:
+        TypeError, ValueError: as `pointwise`.
+    """
+    return _product(matrix, "z", z, transpose=True)
+
+
+def _product(matrix, name, y, *, transpose):
+    check_floating("matrix", matrix)
+    check_floating(name, y)
+    if matrix.ndim != 2:
+        raise ValueError(f"matrix must be [C_in, C_out], got shape {list(matrix.shape)}")
+    if transpose:
+        matrix = matrix.T
+    check_channels(name, y, "matrix", matrix, matrix.shape[0])
+    dtype = jnp.promote_types(jnp.result_type(matrix.dtype, y.dtype), jnp.float32)
+    product = jnp.dot(y, matrix.astype(y.dtype), preferred_element_type=dtype)
+    return product.astype(y.dtype)

@@ -1,0 +1,237 @@
+"""Symbols: what makes every low-cost operator of the paper exact and cheap (Eq. 10).
+
+A periodic convolution is diagonal in the Fourier basis. Its diagonal, the symbol λ, tells everything about it: the
+adjoint is λ̄, the normal operator |λ|², a resolvent 1 / (1 + h|λ|²), the norm max|λ|. So the operators are a stencil's
+`symbol`, a function of it, and `apply_symbol`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial, reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+
+from lowcost.arguments import check_choice, check_floating, check_stencil
+
+BATCH_AXIS = "data"
+"""Name of the mesh axis over which a trainer shards the leading axis of the features."""
+
+SPECTRAL_METHODS = ("fft", "matmul")
+
+
+def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
+    """λ_k = Σ_j θ_j exp(2πi k·j / n), j counted from the stencil's centre: the eigenvalues of C(θ), Eqs. (5), (10).
+
+    The convolution of the paper is a correlation, (C y)_i = Σ_j θ_j y_{i+j}, so λ = conj(F C e₁'s stencil), and
+    C y = F⁻¹(λ ⊙ F y).
+
+    Args:
+        stencil: θ, real, [*window, C]; the centre of an axis of m points is index m // 2.
+        grid: points per axis of the periodic grid, as many axes as the window, none shorter than the window's.
+
+    Returns:
+        λ, complex, [*grid, C]; frequencies in the order of `jnp.fft.fftfreq`.
+
+    Raises:
+        TypeError: the stencil is not real floating point.
+        ValueError: the ranks differ, or the stencil is larger than the grid.
+    """
+    grid = tuple(grid)
+    check_stencil(stencil, grid)
+    # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
+    λ = stencil.astype(_compute_dtype(stencil.dtype)) + 0j
+    for axis, (n, m) in enumerate(zip(grid, stencil.shape[:-1], strict=True)):
+        λ = _along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
+    return λ
+
+
+def circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
+    """λ_{k,q} = Σ_p exp(2πi q·p / c) λ_k(θ^{(p)}): the eigenvalues of K_circ(θ) in the basis F₃, Eq. (12).
+
+    The channels are one more periodic axis, along which block (i, j) holds C(θ^{(j-i mod c)}).
+
+    Args:
+        stencil: θ, real, [*window, C]; slice p couples channel i to channel i + p mod C.
+        grid: points per spatial axis.
+
+    Returns:
+        λ, complex, [*grid, C], the last axis being the frequency along the channels.
+
+    Raises:
+        TypeError, ValueError: as `symbol`.
+    """
+    c = stencil.shape[-1]
+    λ = symbol(stencil, grid)
+    return _along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
+
+
+def power(symbol: jax.Array) -> jax.Array:
+    """|λ|² = λ.re² + λ.im²: the symbol of KᵀK, real, shaped as λ.
+
+    Not abs(λ)², whose second derivative is wrong where λ = 0.
+    """
+    return symbol.real**2 + symbol.imag**2
+
+
+def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> jax.Array:
+    """F⁻¹(λ ⊙ F y), with F the Fourier transform along the grid: Eq. (10) and every function of it.
+
+    Args:
+        symbol: λ, [*grid, C], complex or real, with the symmetry λ(-k) = conj λ(k) that real stencils have.
+        y: features, real, [..., *grid, C].
+        method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster here, by grid and platform).
+
+    Returns:
+        Features with the shape and dtype of y, computed in float32 at least.
+
+    Raises:
+        TypeError: y is not real floating point.
+        ValueError: y does not end in the symbol's shape; unknown method.
+    """
+    if symbol.ndim < 2 or y.shape[-symbol.ndim :] != symbol.shape:
+        raise ValueError(
+            f"y must end in the symbol's shape [*grid, C] = {list(symbol.shape)}, got y of shape {list(y.shape)}"
+        )
+    return filter_spectrum(symbol, y, lambda λ, spectrum: _aligned(λ, spectrum) * spectrum, method=method)
+
+
+def filter_spectrum(
+    symbol: jax.Array, y: jax.Array, multiply: Callable[[jax.Array, jax.Array], jax.Array], *, method: str = "auto"
+) -> jax.Array:
+    """F⁻¹(multiply(λ, F y)): `apply_symbol` for any product that acts frequency by frequency, e.g. of matrices.
+
+    Args:
+        symbol: λ, [*grid, *channels]; y: features [..., *grid, C]; both may have other trailing axes than one another
+            as long as `multiply` accepts them.
+        multiply: bilinear in (λ, ŷ), with the grid axes of λ and ŷ aligned.
+        method: as in `apply_symbol`.
+    """
+    check_floating("y", y)
+    grid = symbol.shape[: symbol.ndim - 1]
+    method = choose_spectral_method(method, grid)
+    dtype = _compute_dtype(jnp.result_type(y.dtype, symbol.real.dtype))
+    apply = _filter_fft if method == "fft" else _filter_matmul
+    return apply(symbol, y.astype(dtype), multiply).astype(y.dtype)
+
+
+def choose_spectral_method(method: str, grid: Sequence[int]) -> str:
+    """The spectral method to use: `method` itself, or for "auto" the faster one for this grid and platform."""
+    if method == "auto":
+        # A DFT by matrix product costs n per point and axis instead of log n, but at the speed of a matrix product.
+        longest = {"cpu": 12, "gpu": 64, "tpu": 256}.get(jax.default_backend(), 64)
+        return "matmul" if max(grid) <= longest else "fft"
+    check_choice("method", method, SPECTRAL_METHODS)
+    return method
+
+
+def _aligned(λ, y):
+    return jnp.expand_dims(λ, range(y.ndim - λ.ndim))  # said, not left to NumPy's promotion of ranks
+
+
+def _compute_dtype(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+# --- transforms -------------------------------------------------------------------------------------------------------
+
+
+def _filter_fft(symbol, y, multiply):
+    grid = symbol.shape[:-1]
+    axes = tuple(range(-len(grid) - 1, -1))
+    half = symbol[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
+    spectrum = _per_shard(partial(jnp.fft.rfftn, axes=axes), y, len(grid))
+    return _per_shard(partial(jnp.fft.irfftn, s=grid, axes=axes), multiply(half, spectrum), len(grid))
+
+
+def _per_shard(transform, y, dims):
+    """`transform` on each device's own part of the batch.
+
+    XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), although the transform never mixes images.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if y.ndim <= dims + 1 or BATCH_AXIS not in mesh.axis_names:
+        return transform(y)
+    manual = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[BATCH_AXIS] == AxisType.Manual
+    if manual or y.shape[0] % mesh.shape[BATCH_AXIS]:
+        return transform(y)
+    spec = PartitionSpec(BATCH_AXIS)
+    return jax.shard_map(transform, in_specs=spec, out_specs=spec)(y)
+
+
+def _filter_matmul(symbol, y, multiply):
+    """Rᵀ Σ_S A_S ⊙ flip_S(R y), R the orthonormal cos/sin basis of each axis: the same filter in real arithmetic.
+
+    On the pair (cos kt, sin kt) a convolution acts as a + bJ, J the rotation by a right angle. R is ordered so that
+    cos kt and sin kt stand mirrored, which makes J a reversal of the axis. In d dimensions J acts on any subset S of
+    the axes; A_S is the part of λ that is odd in the frequencies of S and even in the others, and for a real symbol
+    only the even |S| remain.
+    """
+    grid = symbol.shape[:-1]
+    first = y.ndim - 1 - len(grid)
+    for i, n in enumerate(grid):
+        y = _along(_real_basis(n).astype(y.dtype), y, first + i)
+    result = reduce(
+        jnp.add,
+        (
+            multiply(part.astype(y.dtype), jnp.flip(y, [first + i for i in subset]) if subset else y)
+            for subset, part in _parts(symbol).items()
+        ),
+    )
+    for i, n in enumerate(grid):
+        result = _along(_real_basis(n).T.astype(result.dtype), result, first + i)
+    return result
+
+
+def _parts(symbol):
+    """{S: A_S} with A_S = 2⁻ᵈ Σ_s λ(s·k) Π_{i in S}(-i s_i) over sign patterns s: real, in the order of the basis."""
+    is_real = not jnp.iscomplexobj(symbol)
+    parts: dict[tuple[int, ...], jax.Array] = {(): symbol}
+    for axis, n in enumerate(symbol.shape[:-1]):
+        split = {}
+        for subset, part in parts.items():
+            mirrored = jnp.roll(jnp.flip(part, axis), 1, axis)  # λ(-k)
+            split[subset] = _slots(part + mirrored, axis, n) / 2
+            split[(*subset, axis)] = _slots(part - mirrored, axis, n) / 2
+        parts = split
+    if is_real:
+        return {s: part * (-1) ** (len(s) // 2) for s, part in parts.items() if len(s) % 2 == 0}
+    return {s: jnp.real(part * (-1j) ** len(s)) for s, part in parts.items()}
+
+
+def _slots(spectrum, axis, n):
+    """From FFT order to that of `_real_basis`: frequency k at cos kt, frequency n-k at sin kt."""
+    piece, half = partial(jax.lax.slice_in_dim, spectrum, axis=axis), n // 2
+    if n % 2:
+        return jnp.concatenate([piece(1, half + 1), piece(0, 1), piece(half + 1, n)], axis)
+    return jnp.concatenate([piece(0, half), piece(half + 1, n), piece(half, half + 1)], axis)
+
+
+@cache
+def _real_basis(n):
+    """R, [n, n] orthonormal: rows cos kt and sin kt, each cosine mirrored to its sine.
+
+    Even n: c₀ c₁ … c_{n/2-1} s_{n/2-1} … s₁ c_{n/2}; odd n: c₁ … c_m c₀ s_m … s₁.
+    """
+    half = n // 2
+    if n % 2:
+        cosines, sines, last = [*range(1, half + 1), 0], [*range(half, 0, -1)], []
+    else:
+        cosines, sines, last = [*range(half)], [*range(half - 1, 0, -1)], [half]
+    waves = np.exp(2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n)
+    basis = np.stack([*waves.real[cosines], *waves.imag[sines], *waves.real[last]])
+    return basis / np.linalg.norm(basis, axis=1, keepdims=True)
+
+
+@cache
+def _characters(n, m, centre):
+    """[n, m]: exp(2πi k (j - centre) / n), the DFT matrix's columns that an m-point stencil meets, conjugated."""
+    phase = np.outer(np.arange(n), np.arange(m) - centre) % n  # exact integers, so that float32 rounds once
+    return np.exp(2j * np.pi * phase / n)
+
+
+def _along(matrix, y, axis):
+    """Σ_j matrix[i, j] y[..., j, ...] along `axis`, in full precision (accelerators would round to fewer bits)."""
+    product = jnp.tensordot(matrix, y, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(product, 0, axis)

@@ -1,0 +1,49 @@
+"""Devices: one mesh with a "data" axis over all of them; the batch is sharded along it, the weights are replicated."""
+
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lowcost.spectral import BATCH_AXIS
+
+
+def use_every_core(batch_size: int) -> None:
+    """Let a CPU appear as one device per core, as many as divide the batch and get at least 8 images each.
+
+    XLA's CPU transforms and elementwise loops hardly use a second core; a second device does. Call it before JAX
+    touches a device; a number that the user chose (`jax_num_cpu_devices`, XLA_FLAGS) is left alone.
+    """
+    configured = jax.config.jax_num_cpu_devices != -1  # type: ignore[attr-defined]
+    if not configured and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        most = max(1, min(cores, batch_size // 8))
+        jax.config.update("jax_num_cpu_devices", max(d for d in range(1, most + 1) if batch_size % d == 0))
+
+
+def data_mesh(batch_size: int) -> Mesh:
+    """All devices along the axis "data".
+
+    Raises:
+        ValueError: the devices do not divide the batch.
+    """
+    devices = jax.devices()
+    if batch_size % len(devices):
+        below = batch_size - batch_size % len(devices)
+        raise ValueError(
+            f"batch size {batch_size} is not divisible by the {len(devices)} devices that share it; "
+            f"use e.g. {below or len(devices)}"
+        )
+    return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
+    """Host arrays [B, ...] → device arrays, each device holding its part of the leading axis."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+    return [jax.device_put(array, sharding) for array in arrays]

@@ -1,0 +1,227 @@
+"""A folder of pictures: what it must look like, and the cache that spares decoding it twice."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lowcost.data import folder, folders
+
+
+def write(path, value=0, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three classes, of which "emu" has no test images; the red value tells the files apart."""
+    root = tmp_path / "pictures"
+    names = (
+        "train/cat/b.png",
+        "train/cat/a.PNG",
+        "train/ant/x.jpg",
+        "train/emu/y.Jpeg",
+        "test/ant/p.png",
+        "test/cat/q.jpg",
+    )
+    for i, name in enumerate(names):
+        write(root / name, 40 * i)
+    return root
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """From here on, decoding is an error."""
+
+    def decode(*_):
+        raise AssertionError("decoded again")
+
+    return lambda: monkeypatch.setattr(folders, "read_pictures", decode)
+
+
+def reds(split):
+    return [int(round(image[..., 0].mean(), -1)) for image in split.images]
+
+
+def only_file(cache):
+    (path,) = cache.iterdir()
+    return path
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_classes_and_files_are_in_the_order_of_their_names(pictures, tmp_path, cached):
+    data = folder(pictures, cache_dir=tmp_path / "cache" if cached else None)
+    assert data.classes == ("ant", "cat", "emu")
+    assert data.image_shape == (8, 8, 3)
+    assert reds(data.train) == [80, 40, 0, 120]
+    assert data.train.labels.tolist() == [0, 1, 1, 2]
+    assert reds(data.test) == [160, 200]
+    assert data.test.labels.tolist() == [0, 1]
+    assert data.flip
+
+
+def test_other_files_are_passed_over_and_links_followed(pictures, tmp_path):
+    for name in (
+        "train/.DS_Store",
+        "train/cat/.hidden.png",
+        "train/cat/notes.txt",
+        "train/.git/a.png",
+        "train/README.png",
+    ):
+        (pictures / name).parent.mkdir(exist_ok=True)
+        (pictures / name).write_text("not a picture")
+    write(tmp_path / "elsewhere" / "z.png", 250)
+    (pictures / "train/cat/z.png").symlink_to(tmp_path / "elsewhere" / "z.png")
+    (pictures / "train/zoo").symlink_to(tmp_path / "elsewhere")
+    data = folder(pictures)
+    assert data.classes == ("ant", "cat", "emu", "zoo")
+    assert reds(data.train) == [80, 40, 0, 250, 120, 250]
+
+
+def remove(path):
+    for child in path.iterdir() if path.is_dir() and not path.is_symlink() else ():
+        remove(child)
+    path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda root: remove(root), FileNotFoundError, r"pictures: no such folder; expected train/<class>/ and"),
+        (
+            lambda root: (remove(root), root.write_text("")),
+            NotADirectoryError,
+            r"pictures: not a folder; expected train/",
+        ),
+        (lambda root: remove(root / "train"), FileNotFoundError, r"train: no such folder; expected train/<class>/"),
+        (lambda root: remove(root / "test"), FileNotFoundError, r"test: no such folder; expected train/<class>/"),
+        (lambda root: [remove(path) for path in (root / "train").iterdir()], ValueError, "train: no class folders"),
+        (lambda root: [remove(path) for path in (root / "test").iterdir()], ValueError, "test: no class folders"),
+        (lambda root: (root / "train/gnu").mkdir(), ValueError, r"train/gnu: no images in this class"),
+        (lambda root: (root / "test/emu").mkdir(), ValueError, r"test/emu: no images in this class"),
+        (lambda root: write(root / "test/gnu/a.png"), ValueError, r"test/gnu: no such class in train"),
+        (
+            lambda root: (root / "train/cat/c.png").write_text("text"),
+            ValueError,
+            r"cat/c\.png: .*; remove or replace it$",
+        ),
+        (lambda root: (root / "train/cat/c.png").symlink_to("nowhere"), (ValueError, FileNotFoundError), r"cat/c\.png"),
+    ],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_folder_that_is_not_as_expected(pictures, tmp_path, spoil, error, message, cached):
+    spoil(pictures)
+    cache = tmp_path / "cache"
+    with pytest.raises(error, match=message) as caught:
+        folder(pictures, cache_dir=cache if cached else None)
+    assert "\n" not in str(caught.value)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_an_image_size_below_one_pixel_is_refused(pictures):
+    with pytest.raises(ValueError, match="image_size: expected at least 1 pixel or None, got 0"):
+        folder(pictures, image_size=0)
+
+
+def test_the_second_start_does_not_decode(pictures, tmp_path, no_decoding):
+    first = folder(pictures, cache_dir=tmp_path / "cache")
+    no_decoding()
+    second = folder(str(pictures), cache_dir=str(tmp_path / "cache"))
+    assert isinstance(second.train.images, np.memmap)
+    assert not second.train.images.flags.writeable
+    assert second.classes == first.classes
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(getattr(second, split).images, getattr(first, split).images)
+        np.testing.assert_array_equal(getattr(second, split).labels, getattr(first, split).labels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: write(root / "train/cat/a.PNG", 230),
+        lambda root: os.utime(root / "train/cat/a.PNG", ns=(0, 0)),
+        lambda root: (root / "train/cat/a.PNG").rename(root / "train/ant/a.PNG"),
+        lambda root: write(root / "test/emu/a.png", 230),
+        lambda root: (root / "train/cat/b.png").unlink(),
+    ],
+    ids=["content", "time", "class", "added", "removed"],
+)
+def test_whatever_changes_is_seen(pictures, tmp_path, change):
+    folder(pictures, cache_dir=tmp_path / "cache")
+    change(pictures)
+    cached, fresh = folder(pictures, cache_dir=tmp_path / "cache"), folder(pictures)
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(getattr(cached, split).images, getattr(fresh, split).images)
+        np.testing.assert_array_equal(getattr(cached, split).labels, getattr(fresh, split).labels)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_each_image_size_has_its_own_cache(pictures, tmp_path):
+    assert folder(pictures, cache_dir=tmp_path / "cache").image_shape == (8, 8, 3)
+    assert folder(pictures, image_size=16, cache_dir=tmp_path / "cache").image_shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:-1],
+        lambda whole: whole[:100],
+        lambda whole: whole + b"\0",
+        lambda _: b"",
+        lambda _: b"text",
+        lambda whole: whole.replace(b"|u1", b"|i1"),
+        lambda whole: whole.replace(b"(6, 8, 8, 3)", b"(8, 6, 8, 3)"),
+        lambda whole: whole.replace(b"'shape'", b"'sh\0pe'"),
+        lambda whole: b"PK\x03\x04" + whole,
+    ],
+    ids=["short", "header", "long", "empty", "text", "dtype", "shape", "key", "zip"],
+)
+def test_a_damaged_cache_is_made_again(pictures, tmp_path, no_decoding, damage):
+    cache = tmp_path / "cache"
+    folder(pictures, cache_dir=cache)
+    whole = only_file(cache).read_bytes()
+    assert damage(whole) != whole
+    only_file(cache).write_bytes(damage(whole))
+    assert reds(folder(pictures, cache_dir=cache).test) == [160, 200]
+    assert only_file(cache).read_bytes() == whole
+    no_decoding()
+    folder(pictures, cache_dir=cache)
+
+
+def test_a_failure_leaves_no_cache_behind(pictures, tmp_path, no_decoding):
+    no_decoding()
+    with pytest.raises(AssertionError, match="decoded again"):
+        folder(pictures, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_caches_made_at_once_do_not_meet(pictures, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: folder(pictures, cache_dir=tmp_path / "cache"), range(8)))
+    assert all(reds(data.train) == [80, 40, 0, 120] for data in loaded)
+    assert only_file(tmp_path / "cache").suffix == ".npy"
+
+
+def test_a_cache_dir_that_cannot_be_written_is_named(pictures, tmp_path, no_decoding):
+    """Before anything is decoded; what it already holds is still of use."""
+    no_decoding()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cache_dir .*file: cannot be written .*; name a folder that can be written"):
+        folder(pictures, cache_dir=tmp_path / "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_cache_dir_serves_what_it_holds(pictures, tmp_path, no_decoding):
+    cache = tmp_path / "cache"
+    folder(pictures, cache_dir=cache)
+    no_decoding()
+    cache.chmod(0o555)
+    try:
+        folder(pictures, cache_dir=cache)
+        with pytest.raises(OSError, match="cannot be written"):
+            folder(pictures, image_size=16, cache_dir=cache)
+    finally:
+        cache.chmod(0o755)

@@ -1,0 +1,113 @@
+"""What cannot be right is refused while tracing, with a message that names the argument, the demand and the offer."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import CASE, CASES, over_all
+
+import lowcost
+
+WINDOW, GRID = (3, 2), (5, 4)
+over_stencils = pytest.mark.parametrize("case", [case for case in CASES if case.methods], ids=str)
+
+
+def shaped(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def arguments(case, window=WINDOW):
+    """Good weights and features, of which a test then spoils one, and what the signature calls the features."""
+    weights, y = case.draw(window, GRID)
+    return *(shaped(*a.shape) for a in (*weights, y)), r"\bz\b" if case.form == "_adjoint" else r"\by\b"
+
+
+def refused(function, *arguments, words, error=ValueError):
+    """Raised without computing anything, with a message that has every one of the words."""
+    with pytest.raises(error) as raised:
+        jax.eval_shape(function, *arguments)
+    missing = [word for word in words if not re.search(word, str(raised.value))]
+    assert not missing, f"{missing} not in: {raised.value}"
+
+
+@over_stencils
+def test_rank(case):
+    """A stencil [3, 2, C] needs two axes for the grid, and a stencil [C] has none of its own."""
+    stencil, *others, y, name = arguments(case)
+    for shape in ((4, y.shape[-1]), y.shape[-1:], ()):
+        refused(case.function, stencil, *others, shaped(*shape), words=[name])
+    refused(case.function, shaped(*stencil.shape[2:]), *others, y, words=["stencil"])
+
+
+@over_all
+def test_channels(case):
+    """The features have the channels of the weights."""
+    *weights, y, name = arguments(case)
+    refused(case.function, *weights, shaped(*GRID, 7), words=[name, str(y.shape[-1]), "7"])
+
+
+@pytest.mark.parametrize("name", ["linear_mix", "linear_mix_adjoint", "pointwise", "pointwise_adjoint"])
+def test_matrix(name):
+    """M of Eq. (6) is a matrix, and in Eq. (7) a square one."""
+    *stencils, _, y, _ = arguments(CASE[name])
+    for shape in [(3,), (1, 1, 3, 3), *([(3, 7), (7, 3), (7, 7)] if stencils else [])]:
+        refused(CASE[name].function, *stencils, shaped(*shape), y, words=["matrix", *("7" if 7 in shape else "")])
+
+
+@over_stencils
+@pytest.mark.parametrize("window", [(6, 2), (3, 6)], ids=str)
+def test_stencil_larger_than_the_grid(case, window):
+    """Even on one axis only."""
+    *good, _ = arguments(case, window)
+    refused(case.function, *good, words=["stencil", "grid", "6", "5|4"])
+
+
+@over_stencils
+@pytest.mark.parametrize("option", [("method", "fastest"), ("method", "direct"), ("boundary", "mirror")], ids=str)
+def test_options(case, option):
+    """The message lists what there is; the inverse of Eq. (11) has no short stencil to apply directly."""
+    name, unknown = option
+    offered = {"method": case.methods, "boundary": case.boundaries}[name]
+    if offered and unknown not in offered:
+        *good, _ = arguments(case)
+        refused(partial(case.function, **{name: unknown}), *good, words=[name, unknown, *offered])
+
+
+@pytest.mark.parametrize("name", ["depthwise_resolvent", "circulant_resolvent"])
+@pytest.mark.parametrize("h", [-1, -0.5, float("nan"), float("inf"), -float("inf")])
+def test_step(name, h):
+    """h ≥ 0 and finite."""
+    *good, _ = arguments(CASE[name])
+    refused(partial(getattr(lowcost, name), h=h), *good, words=[r"\bh\b", str(h)])
+
+
+@over_all
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
+def test_integers(case, dtype):
+    """Neither weights nor features are rounded in silence."""
+    *good, features = arguments(case)
+    weights = {"pointwise": ["matrix"], "linear_mix": ["stencil", "matrix"]}.get(case.operator, ["stencil"])
+    for position, name in enumerate([*weights, features]):
+        bad = [shaped(*a.shape, dtype=dtype if i == position else a.dtype) for i, a in enumerate(good)]
+        refused(case.function, *bad, error=TypeError, words=[name, jnp.dtype(dtype).name])
+
+
+@pytest.mark.parametrize("function", [lowcost.symbol, lowcost.circulant_symbol])
+def test_symbols(function):
+    """λ is asked for on a grid that has the stencil's dimensions and room for it."""
+    refused(partial(function, grid=(2, 4)), shaped(3, 2, 3), words=["stencil", "grid", "3", "2"])
+    refused(partial(function, grid=(5,)), shaped(3, 2, 3), words=["grid"])
+    refused(partial(function, grid=GRID), shaped(3), words=["stencil|grid"])
+    refused(partial(function, grid=GRID), shaped(3, 2, 3, dtype=jnp.int32), error=TypeError, words=["stencil", "int32"])
+
+
+def test_apply_symbol():
+    """A symbol fits its features, and is applied by a transform."""
+    symbol, y, apply = shaped(*GRID, 3, dtype=jnp.complex64), shaped(*GRID, 3), lowcost.apply_symbol
+    for shape in ((5, 6, 3), (*GRID, 7), (4, 3)):
+        refused(apply, symbol, shaped(*shape), words=[r"\by\b|symbol"])
+    refused(apply, symbol, shaped(*GRID, 3, dtype=jnp.int32), error=TypeError, words=[r"\by\b", "int32"])
+    for method in ("direct", "fastest"):
+        refused(partial(apply, method=method), symbol, y, words=["method", method, "fft", "matmul"])

@@ -1,0 +1,131 @@
+"""Operators are plain JAX functions: every transformation applies, and every derivative is right, by every method."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASE, CASES, QUICK, H, assert_close, over_all
+from jax.flatten_util import ravel_pytree
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+WINDOW, GRID, BATCH = (2, 2), (3, 4), (2,)
+WAYS = [(case, way) for case in CASES for way in case.ways]
+over_all_ways = pytest.mark.parametrize(("case", "way"), WAYS, ids=str)
+# What depends on the square of its stencil, and how much of −KᵀKy is in it.
+QUADRATIC = {"depthwise_diffusion": 1, "circulant_diffusion": 1, "depthwise_resolvent": H, "circulant_resolvent": H}
+compiled = partial(jax.jit, compiler_options=QUICK)
+
+
+def energy(case, way):
+    """Half the sum of squares of the result, a function of weights and features."""
+    return lambda weights, y: (case.function(*weights, y, **way) ** 2).sum() / 2
+
+
+@over_all_ways
+def test_transformations(case, way):
+    """jit, eval_shape, vmap over examples or over weights too, and checkpoint change nothing."""
+    weights, y = case.draw((2,), (3,), BATCH)
+    f, loss = partial(case.function, **way), energy(case, way)
+
+    @compiled
+    def run(weights, y):
+        pairs = [jnp.stack([w, 2 * w]) for w in weights]
+        gradients = [jax.grad(energy)(weights, y) for energy in (loss, jax.checkpoint(loss))]
+        return f(*weights, y), jax.vmap(partial(f, *weights))(y), jax.vmap(f)(*pairs, y), gradients
+
+    plain, over_examples, over_weights, gradients = run(weights, y)
+    for result in (plain, over_examples):
+        assert_close(result, f(*weights, y))
+    assert_close(over_weights, [plain[0], f(*[2 * w for w in weights], y[1])])
+    chex.assert_trees_all_close(*gradients, rtol=1e-12, atol=1e-12)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(f, *weights, y), plain)
+
+
+@over_all
+def test_derivatives(case):
+    """First and second derivatives in weights and features: forward, reverse, by differences, by every method."""
+    point, unravel = ravel_pytree(case.draw(WINDOW, GRID, BATCH))
+    direction = np.random.default_rng(1).normal(size=point.shape)
+
+    def derivatives(way, point):
+        loss = lambda p: energy(case, way)(*unravel(p))  # noqa: E731
+        value, slope = jax.jvp(loss, (point,), (direction,))
+        gradient, product = jax.jvp(jax.grad(loss), (point,), (direction,))
+        return value, slope, gradient, product, jax.grad(lambda p: jax.grad(loss)(p) @ direction)(point)
+
+    run = compiled(lambda point: [derivatives(way, point) for way in case.ways])
+    step = 1e-5
+    results = [run(point + shift * direction) for shift in (0, step, -step)]
+    for here, after, before in zip(*results, strict=True):
+        _, slope, gradient, product, reverse_over_reverse = here
+        assert_close(gradient @ direction, slope)
+        assert_close(reverse_over_reverse, product, 1e-11)
+        assert_close((after[0] - before[0]) / (2 * step), slope, 1e-6)
+        assert_close((after[2] - before[2]) / (2 * step), product, 1e-6)
+        chex.assert_trees_all_close(here, results[0][0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_second_derivative_at_the_zero_stencil(name):
+    """d²/dt² at t = 0 of −(tK)ᵀ(tK)y is −2KᵀKy, and of (I + h(tK)ᵀ(tK))⁻¹y it is −2hKᵀKy."""
+    case = CASE[name]
+    (stencil,), y = case.draw(WINDOW, GRID, BATCH)
+    expected = 2 * QUADRATIC[name] * CASE[name.replace("resolvent", "diffusion")].function(stencil, y)
+
+    def second(f):
+        return jax.jvp(lambda t: jax.jvp(f, (t,), (stencil,))[1], (0 * stencil,), (stencil,))[1]
+
+    def product(f):
+        return jax.jvp(jax.grad(lambda t: jnp.vdot(f(t), y)), (0 * stencil,), (stencil,))[1]
+
+    functions = [lambda t, way=way: case.function(t, y, **way) for way in case.ways]
+    for forward, reverse in compiled(lambda: [(second(f), product(f)) for f in functions])():
+        assert_close(forward, expected)
+        assert_close(np.vdot(stencil, reverse), np.vdot(y, expected))
+
+
+@over_all
+@pytest.mark.parametrize("weight_dtype", [jnp.bfloat16, jnp.float32])
+def test_bfloat16(case, weight_dtype):
+    """bfloat16 in, bfloat16 out, and between them float32: one rounding away from the exact result."""
+    weights, y = case.draw(WINDOW, GRID, BATCH)
+    weights, y = [jnp.asarray(w, weight_dtype) for w in weights], jnp.asarray(y, jnp.bfloat16)
+    exact = case.expected(case.ways, [np.asarray(w, np.float64) for w in weights], np.asarray(y, np.float64), GRID)
+    for result, expected in zip(case.every(case.ways, weights, y), exact, strict=True):
+        assert result.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(result, np.float64), expected, rtol=2**-8, atol=1e-4)
+
+
+@over_all
+def test_traced_once(case):
+    """Other weights, features or steps of the same shape and type do not compile again."""
+    chex.clear_trace_counter()
+    weights, y = case.draw(WINDOW, GRID, BATCH)
+    resolvent = case.form == "_resolvent"
+    f = jax.jit(chex.assert_max_traces(case.function.func if resolvent else case.function, n=1))
+    for factor in (1.0, 2.0):
+        f(*weights, factor * y, *([factor] if resolvent else []))
+
+
+@over_all_ways
+def test_no_loop_over_examples_or_channels(case, way):
+    """The program is as long for 8 channels as for 4, and for 16 images as for 2."""
+
+    def length(batch, channels):
+        weights, y = case.draw(WINDOW, GRID, (batch,), channels)
+        loss = jax.grad(energy(case, way), (0, 1))
+        return [str(jax.make_jaxpr(f)(weights, y)).count(" = ") for f in (energy(case, way), loss)]
+
+    assert length(2, 4) == length(2, 8) == length(16, 4)
+
+
+@over_all_ways
+def test_lowers_for_every_platform(case, way):
+    """One program, with its gradient, for CPU, GPU and TPU."""
+    point = case.draw(WINDOW, GRID, BATCH, dtype=np.float32)
+    exported = jax.export.export(jax.jit(jax.grad(energy(case, way), (0, 1))), platforms=["cpu", "cuda", "tpu"])(*point)
+    assert exported.platforms == ("cpu", "cuda", "tpu")

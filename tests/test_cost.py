@@ -1,0 +1,160 @@
+"""The formulas of Table 1 and Table 2 against the operators' own shapes and XLA's own count."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import lowcost
+from lowcost import cost
+
+SIZES = [((32,), (3,)), ((16, 16), (3, 3)), ((12, 10), (5, 5)), ((8, 6, 4), (3, 3, 3))]
+over_sizes = pytest.mark.parametrize(("grid", "window"), SIZES, ids=str)
+C, C_OUT = 16, 8
+
+
+def flops(function, *arrays):
+    """What XLA counts in the compiled function, two to a multiply-add."""
+    return jax.jit(function).lower(*arrays).compile().cost_analysis()["flops"]
+
+
+def filter_flops(symbol, y, method):
+    """The same for a filter whose symbol is known."""
+    symbol = jax.device_get(symbol)
+    return flops(lambda y: lowcost.apply_symbol(jnp.asarray(symbol), y, method=method), y)
+
+
+@over_sizes
+def test_coupled_layers_are_what_xla_counts(grid, window):
+    """K and M, Eqs. (4), (6): exactly."""
+    y, K, M = jnp.ones((*grid, C)), jnp.ones((*window, C, C_OUT)), jnp.ones((C, C_OUT))
+    assert cost.fully_coupled(grid, window, C, C_OUT) == (K.size, flops(lowcost.fully_coupled, K, y) / 2)
+    assert cost.pointwise(grid, C, C_OUT) == (M.size, flops(lowcost.pointwise, M, y) / 2)
+
+
+@over_sizes
+def test_direct_depthwise_is_what_xla_counts(grid, window):
+    """K_dw, Eq. (5): exactly, but that the first of m² products is not added to anything."""
+    n, y, θ = math.prod(grid), jnp.ones((*grid, C)), jnp.ones((*window, C))
+    layer = cost.depthwise(grid, window, C)
+    assert layer.weights == θ.size
+    assert 2 * layer.multiply_adds - n * C == flops(partial(lowcost.depthwise, method="direct"), θ, y)
+
+
+@over_sizes
+def test_direct_circulant_is_what_xla_counts(grid, window):
+    """K_circ written out costs what K does, Eq. (12): to 2 % and the few operations that find the c² indices."""
+    y, θ = jnp.ones((*grid, C)), jnp.ones((*window, C))
+    layer = cost.circulant(grid, window, C, method="direct")
+    assert layer.weights == θ.size
+    counted = flops(partial(lowcost.circulant, method="direct"), θ, y)
+    assert 2 * layer.multiply_adds == pytest.approx(counted, rel=0.02, abs=20 * C**2)
+
+
+@over_sizes
+def test_filters_by_matrix_product_are_what_xla_counts(grid, window):
+    """F⁻¹(λ ⊙ F y) with the DFT as a matrix product, complex λ and real |λ|², Eqs. (10), (11): to 2 %."""
+    y, θ = jnp.ones((*grid, C)), jnp.ones((*window, C))
+    λ = lowcost.symbol(θ, grid)
+    layer = cost.depthwise(grid, window, C, method="matmul")
+    assert 2 * layer.multiply_adds == pytest.approx(filter_flops(λ, y, "matmul"), rel=0.02)
+    step = cost.implicit_rd(grid, window, C, method="matmul").multiply_adds - math.prod(grid) * C**2
+    assert 2 * step == pytest.approx(filter_flops(lowcost.power(λ), y, "matmul"), rel=0.02)
+
+
+def test_circulant_filter_by_matrix_product_is_what_xla_counts():
+    """F₃⁻¹(λ ⊙ F₃ y), Eq. (12): a filter with the channels as one more axis, to 2 %."""
+    grid, window = (16, 16), (3, 3)
+    λ = lowcost.circulant_symbol(jnp.ones((*window, C)), grid)[..., None]
+    layer = cost.circulant(grid, window, C, method="matmul")
+    assert 2 * layer.multiply_adds == pytest.approx(filter_flops(λ, jnp.ones((*grid, C, 1)), "matmul"), rel=0.02)
+
+
+@pytest.mark.parametrize("n", [16, 64, 256])
+def test_fft_grows_as_xla_counts(n):
+    """XLA counts 8 n log₂ n for a transform of one axis, real or not; here it is (5/2) n log₂ n for a real one."""
+    counted = flops(jnp.fft.rfft, jnp.ones(n))
+    products = 2 * n
+    transforms = cost.depthwise((n,), (3,), 1, method="fft").multiply_adds - products
+    assert counted == 8 * n * math.log2(n)
+    assert transforms == counted / 8 * 2.5
+
+
+def test_orders_of_table_1():
+    """The FFT's cost does not see the stencil, grows by log n, and with the channels linearly (but for M)."""
+    small, large = (cost.depthwise((64, 64), (m, m), 16, method="fft") for m in (3, 7))
+    assert small.multiply_adds == large.multiply_adds
+    assert cost.depthwise((64, 64), (3, 3), 32, method="fft").multiply_adds == 2 * small.multiply_adds
+    n, c = 64 * 64, 256
+    for layer in (cost.explicit_rd, cost.implicit_rd, cost.circulant_rd):
+        weights, multiply_adds = layer((64, 64), (3, 3), c)
+        assert weights == 9 * c + c**2
+        assert n * c**2 < multiply_adds < n * c**2 + n * c * 3 * math.log2(n * c)
+    assert cost.explicit_rd((64, 64), (3, 3), c).multiply_adds == n * (2 * 9 * c + c**2)
+
+
+def test_linear_mix_is_the_sum_of_its_parts():
+    """K_lm = K_dw + M, Eq. (7), and 1x1 coupled is M, Eq. (6)."""
+    grid = (8, 6)
+    parts = [cost.depthwise(grid, (3, 3), 4), cost.pointwise(grid, 4, 4)]
+    assert cost.linear_mix(grid, (3, 3), 4) == cost.total(parts)
+    assert cost.fully_coupled(grid, (1, 1), 4, 5) == cost.pointwise(grid, 4, 5)
+    assert cost.total([]) == (0, 0)
+
+
+RD = ("explicit_rd", "implicit_rd", "circulant_rd", "mobilenet")
+TABLE_2 = [
+    ("A", 10, {**dict.fromkeys(RD, 101_066), "linear_mix": 195_146, "resnet": 1_555_274}),
+    ("B", 10, {**dict.fromkeys(RD, 216_106), "linear_mix": 421_738, "resnet": 3_494_122}),
+    ("B", 100, {**dict.fromkeys(RD, 250_756), "linear_mix": 456_388, "resnet": 3_528_772}),
+    ("C", 100, {**dict.fromkeys(RD, 423_460), "linear_mix": 788_900, "resnet": 6_324_900}),
+]
+
+
+@pytest.mark.parametrize(("width", "classes", "weights"), TABLE_2, ids=str)
+def test_weights_of_table_2(width, classes, weights):
+    """Every row of Table 2, whatever the size of the image and the method."""
+    for architecture, expected in weights.items():
+        for image_shape, method in [((32, 32, 3), None), ((96, 96, 3), "matmul")]:
+            assert cost.network(architecture, width, classes, image_shape, method=method).weights == expected
+
+
+def test_network_is_the_sum_of_its_layers():
+    """One block of one step, written out, Section 4."""
+    grid, c = (12, 12), 8
+    layers = [
+        cost.fully_coupled(grid, (5, 5), 1, c),
+        cost.implicit_rd(grid, (3, 3), c),
+        cost.depthwise(grid, (3, 3), c),
+        cost.pointwise((), 2 * c, 10),
+        cost.Cost(10, 0),
+    ]
+    assert cost.network("implicit_rd", (c,), 10, (*grid, 1), steps_per_block=1) == cost.total(layers)
+
+
+def test_pixels_count_in_proportion():
+    """Twice the side, four times the direct multiply-adds, but for the classifier's."""
+    small, large = (cost.network("resnet", "A", 10, (n, n, 3)).multiply_adds - 256 * 10 for n in (32, 64))
+    assert large == 4 * small
+
+
+ERRORS = {
+    "window must fit the grid": lambda: cost.depthwise((4, 2), (3, 3), 1),
+    "must be at least 1": lambda: cost.pointwise((4, 4), 0, 1),
+    "method must be one of 'fft', 'matmul', 'direct'": lambda: cost.circulant((4, 4), (3, 3), 2, method="auto"),
+    "method must be one of 'fft', 'matmul' here": lambda: cost.implicit_rd((4, 4), (3, 3), 2, method="direct"),
+    "architecture must be one of 'resnet'": lambda: cost.network("vgg", "A", 10, (32, 32, 3)),
+    "width must be one of 'A', 'B', 'C'": lambda: cost.network("resnet", "D", 10, (32, 32, 3)),
+    "width must double": lambda: cost.network("resnet", (8, 8), 10, (32, 32, 3)),
+    "grid axes divisible by 4": lambda: cost.network("resnet", "A", 10, (30, 32, 3)),
+    "steps_per_block must be at least 1": lambda: cost.network("resnet", "A", 10, (32, 32, 3), steps_per_block=0),
+}
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_errors_say_what_is_wrong(message):
+    """Each names the argument, what was expected and what came."""
+    with pytest.raises(ValueError, match=message):
+        ERRORS[message]()
