@@ -41,7 +41,7 @@ def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     grid = tuple(grid)
     check_stencil(stencil, grid)
     # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
-    λ = stencil.astype(_compute_dtype(stencil.dtype)) + 0j
+    λ = widen(stencil) + 0j
     for axis, (n, m) in enumerate(zip(grid, stencil.shape[:-1], strict=True)):
         λ = _along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
     return λ
@@ -111,16 +111,16 @@ def filter_spectrum(
     check_floating("y", y)
     grid = symbol.shape[: symbol.ndim - 1]
     method = choose_spectral_method(method, grid)
-    dtype = _compute_dtype(jnp.result_type(y.dtype, symbol.real.dtype))
     apply = _filter_fft if method == "fft" else _filter_matmul
-    return apply(symbol, y.astype(dtype), multiply).astype(y.dtype)
+    return apply(symbol, widen(y), multiply).astype(y.dtype)
 
 
 def choose_spectral_method(method: str, grid: Sequence[int]) -> str:
     """The spectral method to use: `method` itself, or for "auto" the faster one for this grid and platform."""
     if method == "auto":
-        # A DFT by matrix product costs n per point and axis instead of log n, but at the speed of a matrix product.
-        longest = {"cpu": 12, "gpu": 64, "tpu": 256}.get(jax.default_backend(), 64)
+        # A DFT by matrix product costs n per point and axis instead of log n, but at the speed of a matrix product,
+        # which is an accelerator's strength and not a CPU's.
+        longest = {"cpu": 0, "tpu": 256}.get(jax.default_backend(), 64)
         return "matmul" if max(grid) <= longest else "fft"
     check_choice("method", method, SPECTRAL_METHODS)
     return method
@@ -130,8 +130,9 @@ def _aligned(λ, y):
     return jnp.expand_dims(λ, range(y.ndim - λ.ndim))  # said, not left to NumPy's promotion of ranks
 
 
-def _compute_dtype(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
+def widen(x: jax.Array) -> jax.Array:
+    """x in float32 at least: the operators take and give bfloat16, but compute, and add up, in float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 # --- transforms -------------------------------------------------------------------------------------------------------

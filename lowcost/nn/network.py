@@ -1,5 +1,6 @@
 """The base architecture of Section 4: an opening, blocks of steps, connecting layers, a linear classifier."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import chex
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import he_normal
 
+from lowcost.cost import WIDTHS
 from lowcost.nn.initializers import stable_stencil
 from lowcost.nn.steps import ExplicitRDStep, ImplicitRDStep, Normalize
 from lowcost.operators.depthwise import depthwise
@@ -18,9 +20,6 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "implicit_rd": ImplicitRDStep,
 }
 """The step of each architecture, by the name used in flags and files."""
-
-WIDTHS = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
-"""Channels per block, Section 4."""
 
 
 def network(
@@ -54,7 +53,7 @@ def network(
     if isinstance(width, str) and width not in WIDTHS:
         raise ValueError(f"width must be {', '.join(WIDTHS)} or a tuple of channel counts, got {width!r}")
     channels = tuple(WIDTHS[width] if isinstance(width, str) else width)
-    doubled = all(b == 2 * a for a, b in zip(channels, channels[1:], strict=False))
+    doubled = all(b == 2 * a for a, b in itertools.pairwise(channels))
     if not channels or channels[0] < 1 or not doubled:
         raise ValueError(
             f"width must double from block to block, since a connecting layer [x; K x] does; got {channels}"
@@ -99,14 +98,13 @@ class Network(nn.Module):
         y = Opening(self.channels[0], name="opening")(images, train=train)
         for block, c in enumerate(self.channels):
             if block:
-                y = nn.avg_pool(y, (2,) * len(grid), (2,) * len(grid))
+                y = Halving(name=f"block{block}_pooling")(y)
             chex.assert_shape(y, (None,) * (1 + len(grid)) + (c,))
             for j in range(self.steps_per_block):
                 name = f"block{block + 1}_step{j + 1}"
                 y = self.step(h=self.h, kernel_size=self.kernel_size, name=name)(y, train=train)
             y = Connecting(self.kernel_size, name=f"block{block + 1}_connecting")(y, train=train)
-        features = jnp.mean(y, axis=range(1, y.ndim - 1))
-        return nn.Dense(self.num_classes, name="classifier")(features)
+        return nn.Dense(self.num_classes, name="classifier")(Mean(name="pooling")(y))
 
 
 class Opening(nn.Module):
@@ -142,3 +140,22 @@ class Connecting(nn.Module):
         """[B, *grid, C] → [B, *grid, 2C]."""
         stencil = self.param("stencil", stable_stencil(), (*(self.kernel_size,) * (y.ndim - 2), y.shape[-1]))
         return Normalize(name="normalize")(jnp.concatenate([y, depthwise(stencil, y)], axis=-1), train=train)
+
+
+class Halving(nn.Module):
+    """The average of every 2 x 2 pixels: half the points per axis."""
+
+    @nn.compact
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → [B, *(grid / 2), C]."""
+        twos = (2,) * (y.ndim - 2)
+        return nn.avg_pool(y, twos, twos)
+
+
+class Mean(nn.Module):
+    """The average of every channel over the grid: a single pixel."""
+
+    @nn.compact
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → [B, C]."""
+        return jnp.mean(y, axis=range(1, y.ndim - 1))

@@ -11,6 +11,9 @@ from lowcost.operators.depthwise import depthwise_diffusion, depthwise_resolvent
 from lowcost.operators.pointwise import pointwise
 from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion
 
+EPSILON = 1e-5
+"""Added to a variance before the root is taken."""
+
 
 class Normalize(nn.Module):
     """N: batch normalisation over batch and grid without learned scale and shift, as Table 2's weight counts imply.
@@ -21,7 +24,9 @@ class Normalize(nn.Module):
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape, each channel with mean 0 and variance 1."""
-        return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, use_scale=False, use_bias=False)(y)
+        return nn.BatchNorm(
+            not train, momentum=0.9, epsilon=EPSILON, use_scale=False, use_bias=False, name="statistics"
+        )(y)
 
 
 class Reaction(nn.Module):

@@ -4,11 +4,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lowcost.arguments import BOUNDARIES, METHODS, check_choice, check_features, check_time_step
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
-from lowcost.spectral import apply_symbol, circulant_symbol, power
+from lowcost.spectral import apply_symbol, circulant_symbol, power, widen
 
 
 def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -31,7 +32,8 @@ def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
     window = _check("y", y, stencil, boundary, method)
     if method == "direct":
         return fully_coupled(circulant_stencil(stencil), y, boundary=boundary, method=method)
-    return with_boundary(partial(_apply, lambda λ: λ, stencil, method), y, window, boundary)
+    apply = partial(_apply, lambda λ: λ, stencil, method)
+    return with_boundary(apply, widen(y), window, boundary).astype(y.dtype)
 
 
 def circulant_adjoint(
@@ -44,7 +46,8 @@ def circulant_adjoint(
     window = _check("z", z, stencil, boundary, method)
     if method == "direct":
         return fully_coupled_adjoint(circulant_stencil(stencil), z, boundary=boundary, method=method)
-    return with_boundary_adjoint(partial(_apply, jnp.conj, stencil, method), z, window, boundary)
+    apply = partial(_apply, jnp.conj, stencil, method)
+    return with_boundary_adjoint(apply, widen(z), window, boundary).astype(z.dtype)
 
 
 def circulant_diffusion(
@@ -57,8 +60,8 @@ def circulant_diffusion(
     _check("y", y, stencil, boundary, method)
     if boundary == "periodic" and method != "direct":
         return _apply(lambda λ: -power(λ), stencil, method, y)
-    convolved = circulant(stencil, y, boundary=boundary, method=method)
-    return -circulant_adjoint(stencil, convolved, boundary=boundary, method=method)
+    convolved = circulant(stencil, widen(y), boundary=boundary, method=method)
+    return -circulant_adjoint(stencil, convolved, boundary=boundary, method=method).astype(y.dtype)
 
 
 def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
@@ -84,8 +87,8 @@ def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
 
 def circulant_stencil(stencil: jax.Array) -> jax.Array:
     """θ [*window, C] written out as the fully coupled stencil of the same operator, [*window, C_in, C_out]."""
-    channel = jnp.arange(stencil.shape[-1])
-    return stencil[..., (channel[:, None] - channel[None, :]) % len(channel)]
+    channel = np.arange(stencil.shape[-1])
+    return jnp.asarray(stencil)[..., (channel[:, None] - channel[None, :]) % len(channel)]
 
 
 def _check(name, y, stencil, boundary, method):

@@ -1,4 +1,4 @@
-"""K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit step's inverse, Eq. (11)."""
+"""K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit inverse, Eq. (11)."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lowcost.arguments import BOUNDARIES, METHODS, check_choice, check_features, check_time_step
 from lowcost.operators.boundary import pad, pad_adjoint, with_boundary, with_boundary_adjoint
-from lowcost.spectral import apply_symbol, power, symbol
+from lowcost.spectral import apply_symbol, power, symbol, widen
 
 
 def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -33,8 +33,10 @@ def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
     check_choice("boundary", boundary, BOUNDARIES)
     window = stencil.shape[:-1]
     if _choose_method(method, window) == "direct":
-        return _slide(stencil, pad(y, window, boundary)).astype(y.dtype)
-    return with_boundary(lambda y: apply_symbol(_symbol(stencil, y), y, method=method), y, window, boundary)
+        return _slide(widen(stencil), pad(widen(y), window, boundary)).astype(y.dtype)
+    return with_boundary(
+        lambda y: apply_symbol(_symbol(stencil, y), y, method=method), widen(y), window, boundary
+    ).astype(y.dtype)
 
 
 def depthwise_adjoint(
@@ -49,12 +51,12 @@ def depthwise_adjoint(
     window = stencil.shape[:-1]
     if _choose_method(method, window) == "direct":
         reach = [(m - 1, m - 1) for m in window]
-        widened = jnp.pad(z, [(0, 0)] * (z.ndim - 1 - len(window)) + reach + [(0, 0)])
-        mirrored = jnp.flip(stencil, range(len(window)))
-        return pad_adjoint(_slide(mirrored, widened), window, boundary).astype(z.dtype)
+        extended = jnp.pad(widen(z), [(0, 0)] * (z.ndim - 1 - len(window)) + reach + [(0, 0)])
+        mirrored = jnp.flip(widen(stencil), range(len(window)))
+        return pad_adjoint(_slide(mirrored, extended), window, boundary).astype(z.dtype)
     return with_boundary_adjoint(
-        lambda z: apply_symbol(jnp.conj(_symbol(stencil, z)), z, method=method), z, window, boundary
-    )
+        lambda z: apply_symbol(jnp.conj(_symbol(stencil, z)), z, method=method), widen(z), window, boundary
+    ).astype(z.dtype)
 
 
 def depthwise_diffusion(
@@ -67,8 +69,8 @@ def depthwise_diffusion(
     check_features("y", y, stencil, stencil.shape[-1])
     if boundary == "periodic" and _choose_method(method, stencil.shape[:-1]) != "direct":
         return apply_symbol(-power(_symbol(stencil, y)), y, method=method)
-    convolved = depthwise(stencil, y, boundary=boundary, method=method)
-    return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method)
+    convolved = depthwise(stencil, widen(y), boundary=boundary, method=method)
+    return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method).astype(y.dtype)
 
 
 def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
@@ -111,9 +113,7 @@ def _choose_method(method, window):
 def _slide(stencil, padded):
     """Σ_j θ_j y_{i+j} over the padded grid: shifted multiply-adds, which XLA fuses into one pass."""
     window = stencil.shape[:-1]
-    dtype = jnp.promote_types(jnp.result_type(stencil.dtype, padded.dtype), jnp.float32)
     first = padded.ndim - 1 - len(window)
-    padded, stencil = padded.astype(dtype), stencil.astype(dtype)
 
     def tap(offset):
         piece = padded

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lowcost.arguments import BOUNDARIES, METHODS, check_choice, check_features
 from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
-from lowcost.spectral import filter_spectrum, symbol
+from lowcost.spectral import filter_spectrum, symbol, widen
 
 
 def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -30,8 +30,9 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
     """
     window = _check("y", y, stencil, -2, boundary, method)
     if method in ("auto", "direct"):
-        return _convolve(stencil, pad(y, window, boundary)).astype(y.dtype)
-    return with_boundary(partial(_apply, stencil, "...io,...i->...o", method), y, window, boundary)
+        return _convolve(widen(stencil), pad(widen(y), window, boundary)).astype(y.dtype)
+    apply = partial(_apply, stencil, "...io,...i->...o", method)
+    return with_boundary(apply, widen(y), window, boundary).astype(y.dtype)
 
 
 def fully_coupled_adjoint(
@@ -52,10 +53,11 @@ def fully_coupled_adjoint(
     """
     window = _check("z", z, stencil, -1, boundary, method)
     if method in ("auto", "direct"):
-        y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), z.dtype)
-        transpose = jax.linear_transpose(lambda y: _convolve(stencil, pad(y, window, boundary)).astype(y.dtype), y)
-        return transpose(z)[0]
-    return with_boundary_adjoint(partial(_apply, stencil, "...io,...o->...i", method), z, window, boundary)
+        y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), widen(z).dtype)
+        transpose = jax.linear_transpose(lambda y: _convolve(widen(stencil), pad(y, window, boundary)), y)
+        return transpose(widen(z))[0].astype(z.dtype)
+    apply = partial(_apply, stencil, "...io,...o->...i", method)
+    return with_boundary_adjoint(apply, widen(z), window, boundary).astype(z.dtype)
 
 
 def _check(name, y, stencil, channel_axis, boundary, method):
@@ -84,7 +86,7 @@ def _apply(stencil, product, method, y):
 def _convolve(stencil, padded):
     """XLA's convolution of the padded grid; like a Flax layer it follows `jax.default_matmul_precision`."""
     dims = stencil.ndim - 2
-    dtype = jnp.promote_types(jnp.result_type(stencil.dtype, padded.dtype), jnp.float32)
+    dtype = jnp.result_type(stencil.dtype, padded.dtype)
     batch, points = padded.shape[: -1 - dims], padded.shape[-1 - dims :]
     spatial = "XYZ"[:dims]
     result = jax.lax.conv_general_dilated(

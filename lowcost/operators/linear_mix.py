@@ -2,8 +2,10 @@
 
 import jax
 
+from lowcost.arguments import check_floating
 from lowcost.operators.depthwise import depthwise, depthwise_adjoint
 from lowcost.operators.pointwise import pointwise, pointwise_adjoint
+from lowcost.spectral import widen
 
 
 def linear_mix(
@@ -26,7 +28,10 @@ def linear_mix(
         TypeError, ValueError: as `depthwise`; ValueError also where the matrix is not [C, C].
     """
     _check_square(stencil, matrix)
-    return depthwise(stencil, y, boundary=boundary, method=method) + pointwise(matrix, y)
+    check_floating("y", y)
+    wide = widen(y)
+    mixed = depthwise(stencil, wide, boundary=boundary, method=method) + pointwise(matrix, wide)
+    return mixed.astype(y.dtype)
 
 
 def linear_mix_adjoint(
@@ -37,7 +42,10 @@ def linear_mix_adjoint(
     Args, Returns, Raises: as `linear_mix`.
     """
     _check_square(stencil, matrix)
-    return depthwise_adjoint(stencil, z, boundary=boundary, method=method) + pointwise_adjoint(matrix, z)
+    check_floating("z", z)
+    wide = widen(z)
+    mixed = depthwise_adjoint(stencil, wide, boundary=boundary, method=method) + pointwise_adjoint(matrix, wide)
+    return mixed.astype(z.dtype)
 
 
 def _check_square(stencil, matrix):

@@ -6,7 +6,7 @@ import hypothesis.extra.numpy as hnp
 import jax
 import numpy as np
 import pytest
-from cases import BOUNDARIES, CASE, CASES, OPERATORS, over_all
+from cases import BOUNDARIES, CASE, CASES, OPERATORS, H, over_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,7 +108,7 @@ def test_zero_mean_stencil_keeps_constants(name, h, constant, data):
 def test_linear_and_equivariant(case, a, shift, data):
     """f(a y + z) = a f(y) + f(z), and a periodic grid has no beginning; for Eq. (12) nor have the channels."""
     weights, y, z = data.draw(problems(str(case), 2))
-    f = compiled(str(case), **({"h": 0.7} if case.form == "_resolvent" else {}))
+    f = compiled(str(case), **({"h": H} if case.form == "_resolvent" else {}))
     fy = f(*weights, y)
     assert_equal(f(*weights, a * y + z), a * fy + f(*weights, z), weights, np.abs([a * y, z, y]))
     for axis in range(y.ndim - (case.operator != "circulant")):

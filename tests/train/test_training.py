@@ -1,0 +1,165 @@
+"""A step of training: sharded as on one device, compiled once, resumed exactly."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from lowcost.nn import network
+from lowcost.train.checkpoint import Checkpoints
+from lowcost.train.loop import Interruption, MetricsLog, evaluate_all, fit
+from lowcost.train.mesh import data_mesh, replicated, shard_batch
+from lowcost.train.state import create_state
+from lowcost.train.step import make_eval_step, make_train_step, mean_metrics, to_unit_range
+
+NET = network("implicit_rd", (2, 4), 3, steps_per_block=1)
+OPTIMIZER = optax.adam(1e-2)
+SHAPE = (12, 8, 1)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (32, *SHAPE), np.uint8)
+LABELS = RNG.integers(0, 3, 32, np.int32)
+BATCH, STEPS_PER_EPOCH = 8, 4
+
+
+def augment(key, images):
+    return images + 0.1 * jax.random.normal(key, images.shape)
+
+
+def step_on(devices):
+    """A jitted train step and an initial state over the first so many devices, and the mesh."""
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
+    step = jax.jit(make_train_step(NET, OPTIMIZER, augment, 0, STEPS_PER_EPOCH))
+    state = jax.device_put(create_state(NET, OPTIMIZER, jax.random.key(0), SHAPE), replicated(mesh))
+    return step, state, mesh
+
+
+def run(devices, steps):
+    step, state, mesh = step_on(devices)
+    with jax.set_mesh(mesh):
+        for i in range(steps):
+            rows = slice(i % 4 * BATCH, i % 4 * BATCH + BATCH)
+            state = jax.block_until_ready(step(state, *shard_batch(mesh, IMAGES[rows], LABELS[rows])))
+    return state
+
+
+def test_four_devices_do_what_one_does():
+    """Gradients, normalisation statistics and metrics are of the whole batch."""
+    one, four = run(1, 3), run(4, 3)
+    chex.assert_trees_all_close(jax.device_get(one), jax.device_get(four), rtol=2e-3, atol=2e-5)
+
+
+def test_the_statistics_are_those_of_the_global_batch():
+    """Running mean after one step = (1 - momentum) · mean of the opening's output over the whole batch."""
+    step, state, mesh = step_on(4)
+    with jax.set_mesh(mesh):
+        after = step(state, *shard_batch(mesh, IMAGES[:BATCH], LABELS[:BATCH]))
+    inputs = augment(jax.random.fold_in(jax.random.key(0), 0), to_unit_range(jnp.asarray(IMAGES[:BATCH])))
+    from lowcost import fully_coupled
+
+    opened = fully_coupled(state.params["opening"]["stencil"], inputs)
+    running = after.batch_stats["opening"]["normalize"]["statistics"]["mean"]
+    np.testing.assert_allclose(running, 0.1 * opened.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_compiles_once():
+    step, state, mesh = step_on(2)
+    traced = jax.jit(chex.assert_max_traces(step, n=1))
+    with jax.set_mesh(mesh):
+        for _ in range(3):
+            state = jax.block_until_ready(traced(state, *shard_batch(mesh, IMAGES[:BATCH], LABELS[:BATCH])))
+
+
+def test_metrics_start_again_with_the_epoch():
+    metrics = run(1, STEPS_PER_EPOCH + 1).metrics
+    assert metrics["count"] == BATCH
+    assert mean_metrics(metrics)["loss"] > 0
+
+
+def test_evaluation_counts_every_image_once():
+    """The last, smaller batch included, whatever the batch size."""
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    state = create_state(NET, OPTIMIZER, jax.random.key(0), SHAPE)
+    step = jax.jit(make_eval_step(NET))
+    results = [
+        evaluate_all(step, state, IMAGES[:29], LABELS[:29], batch_size=size, mesh=mesh) for size in (29, 8, 1, 64)
+    ]
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5)
+    logits = NET.apply({"params": state.params, "batch_stats": state.batch_stats}, to_unit_range(IMAGES[:29]))
+    assert results[0]["accuracy"] == pytest.approx(float(np.mean(np.argmax(logits, -1) == LABELS[:29])))
+
+
+class _StopAfter(Interruption):
+    """An interruption that comes by itself when looked at for the n-th time."""
+
+    def __init__(self, looks):
+        self._looks = looks
+
+    @property
+    def signal(self):
+        self._looks -= 1
+        return 2 if self._looks < 0 else None
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6, 10])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
+    """State and metrics bit for bit, wherever it stops: in an epoch, at its end, in the evaluation."""
+
+    def train(workdir, interruption):
+        mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+        step, state, _ = step_on(2)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        latest = checkpoints.latest()
+        if latest is not None:
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+            state, _ = checkpoints.restore(latest, like)
+        log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // STEPS_PER_EPOCH)
+
+        def batch(step):
+            rows = slice(step % 4 * BATCH, step % 4 * BATCH + BATCH)
+            return shard_batch(mesh, IMAGES[rows], LABELS[rows])
+
+        eval_step = jax.jit(make_eval_step(NET))
+
+        def evaluate(state):
+            return evaluate_all(eval_step, state, IMAGES, LABELS, batch_size=16, mesh=mesh, interruption=interruption)
+
+        with jax.set_mesh(mesh):
+            state, _ = fit(
+                state,
+                step,
+                batch,
+                evaluate,
+                steps_per_epoch=STEPS_PER_EPOCH,
+                epochs=2,
+                log=log,
+                checkpoints=checkpoints,
+                interruption=interruption,
+                console=Console(quiet=True),
+            )
+        checkpoints.close()
+        rows = [{k: v for k, v in row.items() if "second" not in k} for row in log.rows]
+        return jax.device_get(state), rows
+
+    whole = train(tmp_path / "whole", Interruption())
+    train(tmp_path / "halves", _StopAfter(stop_after))
+    halves = train(tmp_path / "halves", Interruption())
+    chex.assert_trees_all_equal(whole[0], halves[0])
+    assert whole[1] == halves[1]
+    assert len(whole[1]) == 2
+
+
+def test_a_cut_line_and_later_epochs_leave_the_log(tmp_path):
+    """metrics.jsonl after a kill: the half-written line and epochs beyond the checkpoint are dropped."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1, "x": 1}\n{"epoch": 2, "x": 2}\n{"epoch": 3, "x"')
+    assert [row["epoch"] for row in MetricsLog(path, 1).rows] == [1]
+    assert path.read_text() == '{"epoch": 1, "x": 1}\n'
+
+
+def test_devices_that_do_not_divide_the_batch_are_an_error():
+    with pytest.raises(ValueError, match="batch size 10 is not divisible by the 4 devices .* use e.g. 8"):
+        data_mesh(10)
