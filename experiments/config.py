@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+EPOCHS = {"paper": 300, "fast": 30}
+"""How long a recipe trains when the user does not say."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -44,6 +47,10 @@ class TrainConfig:
         name = f"{self.dataset}-{self.architecture}-{self.width}-{self.recipe}-seed{self.seed}"
         return self.workdir or Path("runs") / name
 
+    def length(self) -> int:
+        """Epochs to train."""
+        return EPOCHS[self.recipe] if self.epochs is None else self.epochs
+
 
 def write_or_compare(config: TrainConfig, data: dict[str, Any]) -> None:
     """Leave the configuration in the work directory, or check that the one there is the same.
@@ -57,7 +64,7 @@ def write_or_compare(config: TrainConfig, data: dict[str, Any]) -> None:
     """
     path = config.directory() / "config.json"
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("workdir", "data_dir")}
-    new = json.loads(json.dumps({**fields, "data": data}))
+    new = json.loads(json.dumps({**fields, "epochs": config.length(), "data": data}))
     if path.exists():
         old, _ = _read(path)
         differences = [

@@ -42,14 +42,10 @@ def run(arguments: EvaluateConfig) -> int:
         if arguments.data_dir is not None:
             config = dataclasses.replace(config, data_dir=arguments.data_dir)
         ready = setup.prepare(config)
-        checkpoints = setup.checkpoints(arguments.workdir)
-        latest = checkpoints.latest()
-        if latest is None:
-            raise FileNotFoundError(f"{arguments.workdir} holds no checkpoint yet; train first")
+        state, step, _ = setup.restore(arguments.workdir, ready)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    state, _ = checkpoints.restore(latest, ready.abstract_state)
     test = ready.dataset.test
     metrics = evaluate_all(
         jax.jit(make_eval_step(ready.net)),
@@ -61,7 +57,7 @@ def run(arguments: EvaluateConfig) -> int:
     )
     assert metrics is not None
     print(
-        f"{config.architecture} {config.width} ({count_weights(state.params):,} weights) after {latest} steps: "
+        f"{config.architecture} {config.width} ({count_weights(state.params):,} weights) after {step} steps: "
         f"accuracy {metrics['accuracy']:.2%}, loss {metrics['loss']:.4f} on all {len(test):,} test images of "
         f"{ready.dataset.name}"
     )

@@ -1,24 +1,11 @@
-"""How to train: optimiser, schedule, augmentation and length, by name."""
+"""How to train: optimiser, schedule and augmentation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import optax
 
 from lowcost.data import random_flip, random_resized_crop
-
-
-class Recipe(NamedTuple):
-    """A way to train.
-
-    Attributes:
-        epochs: how many when the user does not say.
-        optimizer: (steps per epoch, epochs) → optax transformation.
-    """
-
-    epochs: int
-    optimizer: Callable[[int, int], optax.GradientTransformation]
 
 
 def _paper(steps_per_epoch: int, epochs: int) -> optax.GradientTransformation:
@@ -33,7 +20,8 @@ def _fast(steps_per_epoch: int, epochs: int) -> optax.GradientTransformation:
     return optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 0.02, steps // 10, steps), weight_decay=1e-5)
 
 
-RECIPES = {"paper": Recipe(300, _paper), "fast": Recipe(30, _fast)}
+RECIPES: dict[str, Callable[[int, int], optax.GradientTransformation]] = {"paper": _paper, "fast": _fast}
+"""(steps per epoch, epochs) → optimiser, by the recipe's name."""
 
 
 def augmentation(flip: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:

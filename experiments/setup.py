@@ -50,9 +50,9 @@ def prepare(config: TrainConfig) -> Setup:
     Raises:
         ValueError, OSError: what the user can mend, in one line.
     """
+    if min(config.batch_size, config.length()) < 1:
+        raise ValueError(f"--batch-size and --epochs must be at least 1, got {config.batch_size} and {config.length()}")
     use_every_core(config.batch_size)
-    if config.batch_size < 1 or (config.epochs is not None and config.epochs < 1):
-        raise ValueError(f"--batch-size and --epochs must be at least 1, got {config.batch_size} and {config.epochs}")
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
     cache = config.directory().parent / ".cache"
@@ -63,9 +63,9 @@ def prepare(config: TrainConfig) -> Setup:
             f"--batch-size {config.batch_size} is larger than the {len(dataset.train)} training images of "
             f"{dataset.name}; use a smaller one"
         )
-    epochs = config.epochs or RECIPES[config.recipe].epochs
+    epochs = config.length()
     net = nn.network(config.architecture, config.width, len(dataset.classes), h=config.h)
-    optimizer = RECIPES[config.recipe].optimizer(steps_per_epoch, epochs)
+    optimizer = RECIPES[config.recipe](steps_per_epoch, epochs)
     shapes = jax.eval_shape(
         lambda key: create_state(net, optimizer, key, dataset.image_shape), jax.random.key(config.seed)
     )
@@ -82,6 +82,21 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
         "train": len(dataset.train),
         "test": len(dataset.test),
     }
+
+
+def restore(workdir: Path, ready: Setup) -> tuple[TrainState, int, dict[str, Any]]:
+    """The newest state of a work directory, its step, and what was noted with it.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    saved = checkpoints(workdir)
+    latest = saved.latest()
+    if latest is None:
+        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
+    state, meta = saved.restore(latest, ready.abstract_state)
+    saved.close()
+    return state, latest, meta
 
 
 def checkpoints(workdir: Path) -> Checkpoints:

@@ -1,13 +1,21 @@
 """Train a network of the paper: `python -m experiments.train --help`."""
 
 import json
+import resource
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from experiments.config import TrainConfig, write_or_compare
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.setup import Setup
+    from lowcost.train.loop import Interruption
 
 
 def main() -> None:
@@ -22,36 +30,50 @@ def run(config: TrainConfig) -> int:
     Returns:
         The exit status: 0 done, 2 the configuration or data are at fault, 128 + signal when interrupted.
     """
-    from rich.console import Console
+    try:
+        from experiments import setup
+        from lowcost.train.loop import Interruption
 
-    from experiments import setup
-    from lowcost.train.loop import Interruption
-
-    console = Console(soft_wrap=True)
+        ready = setup.prepare(config)
+        write_or_compare(config, setup.describe(ready.dataset))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before the first step; the same command starts again", file=sys.stderr)
+        return 128 + signal.SIGINT
     with Interruption() as interruption:
-        try:
-            ready = setup.prepare(config)
-            write_or_compare(config, setup.describe(ready.dataset))
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        return _train(config, ready, console, interruption)
+        return _train(config, ready, interruption)
 
 
-def _train(config, ready, console, interruption) -> int:
-    import resource
-
+def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") -> int:
     import jax
+    from rich.console import Console
 
     from experiments import recipes, setup
     from experiments.curves import draw
     from lowcost import data
     from lowcost.train.loop import MetricsLog, evaluate_all, fit
     from lowcost.train.mesh import shard_batch
-    from lowcost.train.state import count_weights
+    from lowcost.train.state import TrainState, count_weights
     from lowcost.train.step import make_eval_step, make_train_step
 
-    workdir, dataset = config.directory(), ready.dataset
+    workdir, dataset, console = config.directory(), ready.dataset, Console(soft_wrap=True)
+    augment = recipes.augmentation(dataset.flip)
+    train_step = make_train_step(ready.net, ready.optimizer, augment, config.seed, ready.steps_per_epoch)
+    eval_step = jax.jit(make_eval_step(ready.net))
+
+    def batch(step: int) -> list[jax.Array]:
+        indices = data.batch_indices(config.seed, step, len(dataset.train), config.batch_size)
+        return shard_batch(ready.mesh, dataset.train.images[indices], dataset.train.labels[indices])
+
+    def evaluate(state: TrainState) -> dict[str, float] | None:
+        images, labels = dataset.test.images, dataset.test.labels
+        size = config.batch_size
+        return evaluate_all(
+            eval_step, state, images, labels, batch_size=size, mesh=ready.mesh, interruption=interruption
+        )
+
     checkpoints = setup.checkpoints(workdir)
     latest = checkpoints.latest()
     if latest is None:
@@ -61,27 +83,7 @@ def _train(config, ready, console, interruption) -> int:
         seconds = meta["seconds"]
         console.print(f"going on from step {latest} in {workdir}")
     log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // ready.steps_per_epoch)
-
-    augment = recipes.augmentation(dataset.flip)
-    train_step = make_train_step(ready.net, ready.optimizer, augment, config.seed, ready.steps_per_epoch)
-    eval_step = jax.jit(make_eval_step(ready.net))
-
-    def batch(step: int) -> list[jax.Array]:
-        indices = data.batch_indices(config.seed, step, len(dataset.train), config.batch_size)
-        return shard_batch(ready.mesh, dataset.train.images[indices], dataset.train.labels[indices])
-
-    def evaluate(state):
-        return evaluate_all(
-            eval_step,
-            state,
-            dataset.test.images,
-            dataset.test.labels,
-            batch_size=config.batch_size,
-            mesh=ready.mesh,
-            interruption=interruption,
-        )
-
-    state, seconds = fit(
+    state, _ = fit(
         state,
         jax.jit(train_step, donate_argnums=0),
         batch,
@@ -123,7 +125,7 @@ def _train(config, ready, console, interruption) -> int:
     return 0
 
 
-def _print(console: Any, result: dict[str, Any], workdir: Path) -> None:
+def _print(console: "Console", result: dict[str, Any], workdir: Path) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, title=f"{result['architecture']} {result['width']} on {result['dataset']}")

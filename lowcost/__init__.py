@@ -4,6 +4,7 @@ The operators of *Low-cost Parameterizations of Deep Convolutional Neural Networ
 makes networks of them, `lowcost.data` and `lowcost.train` bring pictures and training.
 """
 
+from lowcost import analysis, convert, cost
 from lowcost.operators.circulant import (
     circulant,
     circulant_adjoint,
@@ -26,12 +27,15 @@ from lowcost.time_stepping import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "analysis",
     "apply_symbol",
     "circulant",
     "circulant_adjoint",
     "circulant_diffusion",
     "circulant_resolvent",
     "circulant_symbol",
+    "convert",
+    "cost",
     "crank_nicolson",
     "depthwise",
     "depthwise_adjoint",

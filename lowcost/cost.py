@@ -20,6 +20,22 @@ WIDTHS = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 """Channels per block of the networks of Section 4."""
 
 
+def block_channels(width: str | Sequence[int]) -> tuple[int, ...]:
+    """The channels of each block: those of "A", "B" or "C", or the ones given.
+
+    Raises:
+        ValueError: an unknown letter, or channels that do not double from block to block.
+    """
+    if isinstance(width, str):
+        check_choice("width", width, tuple(WIDTHS))
+        return WIDTHS[width]
+    if not width or width[0] < 1 or any(b != 2 * a for a, b in itertools.pairwise(width)):
+        raise ValueError(
+            f"width must double from block to block, since a connecting layer [x; K x] does; got {tuple(width)}"
+        )
+    return tuple(width)
+
+
 class Cost(NamedTuple):
     """What a layer needs; add several by `total`.
 
@@ -171,7 +187,7 @@ def network(
     """
     check_choice("architecture", architecture, tuple(_STEPS))
     *grid, c = image_shape
-    widths = _widths(width)
+    widths = block_channels(width)
     layer, layers_per_step = _STEPS[architecture]
     options = {} if method is None else {"method": method}
     halvings = 2 ** (len(widths) - 1)
@@ -205,17 +221,6 @@ _STEPS: dict[str, tuple[Callable[..., Cost], int]] = {
     "circulant_rd": (circulant_rd, 1),
 }
 """What a step applies, and how many times."""
-
-
-def _widths(width):
-    if isinstance(width, str):
-        check_choice("width", width, tuple(WIDTHS))
-        return WIDTHS[width]
-    if not width or any(b != 2 * a for a, b in itertools.pairwise(width)):
-        raise ValueError(
-            f"width must double from block to block, since a connecting layer [x; K x] does; got {tuple(width)}"
-        )
-    return tuple(width)
 
 
 def _sizes(grid, window, *channels):

@@ -1,6 +1,5 @@
 """The base architecture of Section 4: an opening, blocks of steps, connecting layers, a linear classifier."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import chex
@@ -9,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import he_normal
 
-from lowcost.cost import WIDTHS
+from lowcost.arguments import check_choice
+from lowcost.cost import block_channels
 from lowcost.nn.initializers import stable_stencil
 from lowcost.nn.steps import ExplicitRDStep, ImplicitRDStep, Normalize
 from lowcost.operators.depthwise import depthwise
@@ -48,16 +48,8 @@ def network(
     Raises:
         ValueError: unknown architecture or width, or a count below one.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    if isinstance(width, str) and width not in WIDTHS:
-        raise ValueError(f"width must be {', '.join(WIDTHS)} or a tuple of channel counts, got {width!r}")
-    channels = tuple(WIDTHS[width] if isinstance(width, str) else width)
-    doubled = all(b == 2 * a for a, b in itertools.pairwise(channels))
-    if not channels or channels[0] < 1 or not doubled:
-        raise ValueError(
-            f"width must double from block to block, since a connecting layer [x; K x] does; got {channels}"
-        )
+    check_choice("architecture", architecture, tuple(ARCHITECTURES))
+    channels = block_channels(width)
     for name, count in {
         "num_classes": num_classes,
         "kernel_size": kernel_size,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lowcost.analysis import amplification, spectral_norm
 from lowcost.nn.network import Connecting, Halving, Mean, Network, Opening
@@ -105,7 +106,7 @@ def _step(integrator, module, variables, grid):
     weights, statistics = variables["params"], variables["batch_stats"]["reaction"]
     λ = symbol(weights["stencil"], grid)
     factors = amplification(integrator, λ, module.h)
-    reaction = jnp.linalg.norm(weights["reaction"]["matrix"] * _scale(statistics), ord=2)
+    reaction = _norm(_normalized(weights["reaction"]["matrix"], statistics))
     if integrator == "imex_euler":  # the resolvent is applied to both parts
         lipschitz = jnp.max(jnp.abs(factors)) * (1 + module.h * reaction)
     else:
@@ -116,7 +117,7 @@ def _step(integrator, module, variables, grid):
 
 
 def _opening(module, variables, grid):
-    stencil = variables["params"]["stencil"] * _scale(variables["batch_stats"])
+    stencil = _normalized(variables["params"]["stencil"], variables["batch_stats"])
     return (spectral_norm(partial(fully_coupled, stencil), grid, stencil.shape[-2]),)
 
 
@@ -126,6 +127,15 @@ def _connecting(module, variables, grid):
     first, second = jnp.split(_scale(variables["batch_stats"]) ** 2, 2)
     dims = range(len(grid))
     return (jnp.sqrt(jnp.max(jnp.expand_dims(first, dims) + jnp.expand_dims(second, dims) * power(λ))),)
+
+
+def _norm(matrix):
+    return np.linalg.norm(np.asarray(matrix), ord=2)
+
+
+def _normalized(weights, statistics):
+    """The weights [..., C_out] of N ∘ weights, without the shift."""
+    return weights * jnp.expand_dims(_scale(statistics), range(weights.ndim - 1))
 
 
 def _scale(statistics):
@@ -140,5 +150,5 @@ _BOUNDS: dict[type, Callable[..., tuple]] = {
     Connecting: _connecting,
     Halving: lambda module, variables, grid: (2 ** (-len(grid) / 2),),
     Mean: lambda module, variables, grid: (math.prod(grid) ** -0.5,),
-    nn.Dense: lambda module, variables, grid: (jnp.linalg.norm(variables["params"]["kernel"], ord=2),),
+    nn.Dense: lambda module, variables, grid: (_norm(variables["params"]["kernel"]),),
 }

@@ -1,5 +1,7 @@
 """A step of training: sharded as on one device, compiled once, resumed exactly."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import optax
 import pytest
 from rich.console import Console
 
+from lowcost import fully_coupled
 from lowcost.nn import network
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.loop import Interruption, MetricsLog, evaluate_all, fit
@@ -24,24 +27,38 @@ LABELS = RNG.integers(0, 3, 32, np.int32)
 BATCH, STEPS_PER_EPOCH = 8, 4
 
 
+TRACES = []
+
+
 def augment(key, images):
     return images + 0.1 * jax.random.normal(key, images.shape)
 
 
-def step_on(devices):
-    """A jitted train step and an initial state over the first so many devices, and the mesh."""
+def counting(key, images):
+    """`augment`, which notes each time that the train step is traced."""
+    TRACES.append(images.shape)
+    return augment(key, images)
+
+
+@functools.cache
+def programs(devices):
+    """The mesh over the first so many devices, the jitted programs of training and evaluation, an initial state."""
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
-    step = jax.jit(make_train_step(NET, OPTIMIZER, augment, 0, STEPS_PER_EPOCH))
-    state = jax.device_put(create_state(NET, OPTIMIZER, jax.random.key(0), SHAPE), replicated(mesh))
-    return step, state, mesh
+    step = jax.jit(make_train_step(NET, OPTIMIZER, counting, 0, STEPS_PER_EPOCH))
+    create = jax.jit(lambda key: create_state(NET, OPTIMIZER, key, SHAPE), out_shardings=replicated(mesh))
+    return mesh, step, jax.jit(make_eval_step(NET)), create(jax.random.key(0))
+
+
+def batch(mesh, step):
+    rows = slice(step % 4 * BATCH, step % 4 * BATCH + BATCH)
+    return shard_batch(mesh, IMAGES[rows], LABELS[rows])
 
 
 def run(devices, steps):
-    step, state, mesh = step_on(devices)
+    mesh, step, _, state = programs(devices)
     with jax.set_mesh(mesh):
         for i in range(steps):
-            rows = slice(i % 4 * BATCH, i % 4 * BATCH + BATCH)
-            state = jax.block_until_ready(step(state, *shard_batch(mesh, IMAGES[rows], LABELS[rows])))
+            state = jax.block_until_ready(step(state, *batch(mesh, i)))
     return state
 
 
@@ -53,23 +70,19 @@ def test_four_devices_do_what_one_does():
 
 def test_the_statistics_are_those_of_the_global_batch():
     """Running mean after one step = (1 - momentum) · mean of the opening's output over the whole batch."""
-    step, state, mesh = step_on(4)
-    with jax.set_mesh(mesh):
-        after = step(state, *shard_batch(mesh, IMAGES[:BATCH], LABELS[:BATCH]))
+    before, after = run(4, 0), run(4, 1)
     inputs = augment(jax.random.fold_in(jax.random.key(0), 0), to_unit_range(jnp.asarray(IMAGES[:BATCH])))
-    from lowcost import fully_coupled
-
-    opened = fully_coupled(state.params["opening"]["stencil"], inputs)
+    opened = fully_coupled(jax.device_get(before.params["opening"]["stencil"]), inputs)
     running = after.batch_stats["opening"]["normalize"]["statistics"]["mean"]
     np.testing.assert_allclose(running, 0.1 * opened.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_compiles_once():
-    step, state, mesh = step_on(2)
-    traced = jax.jit(chex.assert_max_traces(step, n=1))
-    with jax.set_mesh(mesh):
-        for _ in range(3):
-            state = jax.block_until_ready(traced(state, *shard_batch(mesh, IMAGES[:BATCH], LABELS[:BATCH])))
+    run(2, 2)
+    before = len(TRACES)
+    run(2, 3)
+    assert before > 0
+    assert len(TRACES) == before
 
 
 def test_metrics_start_again_with_the_epoch():
@@ -80,15 +93,11 @@ def test_metrics_start_again_with_the_epoch():
 
 def test_evaluation_counts_every_image_once():
     """The last, smaller batch included, whatever the batch size."""
-    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-    state = create_state(NET, OPTIMIZER, jax.random.key(0), SHAPE)
-    step = jax.jit(make_eval_step(NET))
-    results = [
-        evaluate_all(step, state, IMAGES[:29], LABELS[:29], batch_size=size, mesh=mesh) for size in (29, 8, 1, 64)
-    ]
-    for result in results[1:]:
-        assert result == pytest.approx(results[0], rel=1e-5)
-    logits = NET.apply({"params": state.params, "batch_stats": state.batch_stats}, to_unit_range(IMAGES[:29]))
+    mesh, _, eval_step, state = programs(1)
+    results = [evaluate_all(eval_step, state, IMAGES[:29], LABELS[:29], batch_size=size, mesh=mesh) for size in (29, 8)]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = jax.jit(NET.apply)(variables, to_unit_range(jnp.asarray(IMAGES[:29])))
     assert results[0]["accuracy"] == pytest.approx(float(np.mean(np.argmax(logits, -1) == LABELS[:29])))
 
 
@@ -108,21 +117,15 @@ class _StopAfter(Interruption):
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
     """State and metrics bit for bit, wherever it stops: in an epoch, at its end, in the evaluation."""
 
+    mesh, step, eval_step, initial = programs(2)
+
     def train(workdir, interruption):
-        mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
-        step, state, _ = step_on(2)
         checkpoints = Checkpoints(workdir / "checkpoints")
-        latest = checkpoints.latest()
+        latest, state = checkpoints.latest(), initial
         if latest is not None:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
             state, _ = checkpoints.restore(latest, like)
         log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // STEPS_PER_EPOCH)
-
-        def batch(step):
-            rows = slice(step % 4 * BATCH, step % 4 * BATCH + BATCH)
-            return shard_batch(mesh, IMAGES[rows], LABELS[rows])
-
-        eval_step = jax.jit(make_eval_step(NET))
 
         def evaluate(state):
             return evaluate_all(eval_step, state, IMAGES, LABELS, batch_size=16, mesh=mesh, interruption=interruption)
@@ -131,7 +134,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
             state, _ = fit(
                 state,
                 step,
-                batch,
+                lambda step: batch(mesh, step),
                 evaluate,
                 steps_per_epoch=STEPS_PER_EPOCH,
                 epochs=2,
@@ -161,5 +164,5 @@ def test_a_cut_line_and_later_epochs_leave_the_log(tmp_path):
 
 
 def test_devices_that_do_not_divide_the_batch_are_an_error():
-    with pytest.raises(ValueError, match="batch size 10 is not divisible by the 4 devices .* use e.g. 8"):
+    with pytest.raises(ValueError, match=r"batch size 10 is not divisible by the 4 devices .* use e\.g\. 8"):
         data_mesh(10)

@@ -1,0 +1,49 @@
+"""The stability of a trained network, layer by layer: `python -m experiments.spectra --workdir DIR`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from experiments.config import read
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectraConfig:
+    """Exact linear bounds of every layer of a run's newest checkpoint, and a Lipschitz bound of the network."""
+
+    workdir: Path
+    """The work directory of a run."""
+
+
+def main() -> None:
+    """Parse the flags, print the report."""
+    sys.exit(run(tyro.cli(SpectraConfig, description=SpectraConfig.__doc__)))
+
+
+def run(arguments: SpectraConfig) -> int:
+    """Print the stability report.
+
+    Returns:
+        The exit status: 0, or 2 where there is nothing to report on.
+    """
+    from experiments import setup
+    from lowcost.nn import stability_report
+
+    try:
+        config = read(arguments.workdir)
+        ready = setup.prepare(config)
+        state, step, _ = setup.restore(arguments.workdir, ready)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    report = stability_report(ready.net, variables, ready.dataset.image_shape)
+    print(f"{config.architecture} {config.width} on {ready.dataset.name} after {step} steps, h = {config.h}")
+    print(report)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

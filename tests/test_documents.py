@@ -1,0 +1,42 @@
+"""What the README and the notebooks show works as printed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_readme_examples(capsys):
+    """The library example, then the network example on random images."""
+    library, net = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(library, names)
+    assert 0 < float(capsys.readouterr().out) < 1
+    net = net.replace("net.init(", "jax.jit(net.init)(").replace("net.apply(", "jax.jit(net.apply)(")  # compile once
+    names["images"] = jax.random.uniform(jax.random.key(0), (2, 12, 12, 3))
+    exec(net, names)
+    assert names["logits"].shape == (2, 10)
+    assert "classifier" in capsys.readouterr().out
+
+
+def test_readme_names_only_what_exists():
+    """Every function in the table of equations is public."""
+    import lowcost
+
+    table = (ROOT / "README.md").read_text().split("| paper | function | module |")[1].split("\n\n")[0]
+    for row in table.strip().splitlines()[1:]:
+        for name in re.findall(r"`(?:lowcost\.)?([a-z_]+)`", row.split("|")[2]):
+            assert hasattr(lowcost, name), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_notebooks_run(path):
+    environment = os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
