@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.arguments import BOUNDARIES, METHODS, check_choice, check_features, check_time_step
+from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
+from lowcost.operators.methods import circulant_method
 from lowcost.spectral import apply_symbol, circulant_symbol, power, widen
 
 
@@ -29,9 +30,9 @@ def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
     """
-    window = _check("y", y, stencil, boundary, method)
-    if method == "direct":
-        return fully_coupled(circulant_stencil(stencil), y, boundary=boundary, method=method)
+    window = _check("y", y, stencil, boundary)
+    if circulant_method(method, window, y.shape[-1]) == "direct":
+        return fully_coupled(circulant_stencil(stencil), y, boundary=boundary, method="direct")
     apply = partial(_apply, lambda λ: λ, stencil, method)
     return with_boundary(apply, widen(y), window, boundary).astype(y.dtype)
 
@@ -43,9 +44,9 @@ def circulant_adjoint(
 
     Args, Returns, Raises: as `circulant`.
     """
-    window = _check("z", z, stencil, boundary, method)
-    if method == "direct":
-        return fully_coupled_adjoint(circulant_stencil(stencil), z, boundary=boundary, method=method)
+    window = _check("z", z, stencil, boundary)
+    if circulant_method(method, window, z.shape[-1]) == "direct":
+        return fully_coupled_adjoint(circulant_stencil(stencil), z, boundary=boundary, method="direct")
     apply = partial(_apply, jnp.conj, stencil, method)
     return with_boundary_adjoint(apply, widen(z), window, boundary).astype(z.dtype)
 
@@ -57,8 +58,8 @@ def circulant_diffusion(
 
     Args, Returns, Raises: as `circulant`.
     """
-    _check("y", y, stencil, boundary, method)
-    if boundary == "periodic" and method != "direct":
+    window = _check("y", y, stencil, boundary)
+    if boundary == "periodic" and circulant_method(method, window, y.shape[-1]) != "direct":
         return _apply(lambda λ: -power(λ), stencil, method, y)
     convolved = circulant(stencil, widen(y), boundary=boundary, method=method)
     return -circulant_adjoint(stencil, convolved, boundary=boundary, method=method).astype(y.dtype)
@@ -91,10 +92,9 @@ def circulant_stencil(stencil: jax.Array) -> jax.Array:
     return jnp.asarray(stencil)[..., (channel[:, None] - channel[None, :]) % len(channel)]
 
 
-def _check(name, y, stencil, boundary, method):
+def _check(name, y, stencil, boundary):
     check_features(name, y, stencil, stencil.shape[-1])
     check_choice("boundary", boundary, BOUNDARIES)
-    check_choice("method", method, METHODS)
     return stencil.shape[:-1]
 
 

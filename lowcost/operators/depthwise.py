@@ -1,14 +1,14 @@
 """K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit inverse, Eq. (11)."""
 
 import itertools
-import math
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import BOUNDARIES, METHODS, check_choice, check_features, check_time_step
+from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
 from lowcost.operators.boundary import pad, pad_adjoint, with_boundary, with_boundary_adjoint
+from lowcost.operators.methods import depthwise_method
 from lowcost.spectral import apply_symbol, power, symbol, widen
 
 
@@ -32,7 +32,7 @@ def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
     check_features("y", y, stencil, stencil.shape[-1])
     check_choice("boundary", boundary, BOUNDARIES)
     window = stencil.shape[:-1]
-    if _choose_method(method, window) == "direct":
+    if depthwise_method(method, window) == "direct":
         return _slide(widen(stencil), pad(widen(y), window, boundary)).astype(y.dtype)
     return with_boundary(
         lambda y: apply_symbol(_symbol(stencil, y), y, method=method), widen(y), window, boundary
@@ -49,7 +49,7 @@ def depthwise_adjoint(
     check_features("z", z, stencil, stencil.shape[-1])
     check_choice("boundary", boundary, BOUNDARIES)
     window = stencil.shape[:-1]
-    if _choose_method(method, window) == "direct":
+    if depthwise_method(method, window) == "direct":
         reach = [(m - 1, m - 1) for m in window]
         extended = jnp.pad(widen(z), [(0, 0)] * (z.ndim - 1 - len(window)) + reach + [(0, 0)])
         mirrored = jnp.flip(widen(stencil), range(len(window)))
@@ -67,7 +67,7 @@ def depthwise_diffusion(
     Args, Returns, Raises: as `depthwise`.
     """
     check_features("y", y, stencil, stencil.shape[-1])
-    if boundary == "periodic" and _choose_method(method, stencil.shape[:-1]) != "direct":
+    if boundary == "periodic" and depthwise_method(method, stencil.shape[:-1]) != "direct":
         return apply_symbol(-power(_symbol(stencil, y)), y, method=method)
     convolved = depthwise(stencil, widen(y), boundary=boundary, method=method)
     return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method).astype(y.dtype)
@@ -99,15 +99,6 @@ def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
 
 def _symbol(stencil, y):
     return symbol(stencil, y.shape[-stencil.ndim : -1])
-
-
-def _choose_method(method, window):
-    """ "direct", or whatever else leaves the choice to the symbol calculus."""
-    check_choice("method", method, METHODS)
-    # A few taps cost less than two transforms, but XLA's CPU backend takes their gradient one tap at a time.
-    if method == "auto" and jax.default_backend() != "cpu" and math.prod(window) <= 25:
-        return "direct"
-    return method
 
 
 def _slide(stencil, padded):

@@ -6,8 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import BOUNDARIES, METHODS, check_choice, check_features
+from lowcost.arguments import BOUNDARIES, check_choice, check_features
 from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
+from lowcost.operators.methods import fully_coupled_method
 from lowcost.spectral import filter_spectrum, symbol, widen
 
 
@@ -18,8 +19,8 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
         stencil: θ, [*window, C_in, C_out]; one to three window axes, each of any size up to the grid's.
         y: features, [..., *grid, C_in].
         boundary: "periodic", "zeros" or "reflect": what lies beyond the grid.
-        method: "direct" (XLA's convolution; what "auto" takes), "fft" or "matmul" (one small matrix product a
-            frequency). The result is the same.
+        method: "direct" (XLA's convolution), "fft" or "matmul" (one small matrix product a frequency) or "auto". The
+            result is the same.
 
     Returns:
         Features [..., *grid, C_out] with the dtype of y.
@@ -28,8 +29,8 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
     """
-    window = _check("y", y, stencil, -2, boundary, method)
-    if method in ("auto", "direct"):
+    window = _check("y", y, stencil, -2, boundary)
+    if fully_coupled_method(method, window) == "direct":
         return _convolve(widen(stencil), pad(widen(y), window, boundary)).astype(y.dtype)
     apply = partial(_apply, stencil, "...io,...i->...o", method)
     return with_boundary(apply, widen(y), window, boundary).astype(y.dtype)
@@ -51,8 +52,8 @@ def fully_coupled_adjoint(
     Raises:
         TypeError, ValueError: as `fully_coupled`.
     """
-    window = _check("z", z, stencil, -1, boundary, method)
-    if method in ("auto", "direct"):
+    window = _check("z", z, stencil, -1, boundary)
+    if fully_coupled_method(method, window) == "direct":
         y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), widen(z).dtype)
         transpose = jax.linear_transpose(lambda y: _convolve(widen(stencil), pad(y, window, boundary)), y)
         return transpose(widen(z))[0].astype(z.dtype)
@@ -60,12 +61,11 @@ def fully_coupled_adjoint(
     return with_boundary_adjoint(apply, widen(z), window, boundary).astype(z.dtype)
 
 
-def _check(name, y, stencil, channel_axis, boundary, method):
+def _check(name, y, stencil, channel_axis, boundary):
     if stencil.ndim < 3:
         raise ValueError(f"stencil must be [*window, C_in, C_out], got shape {list(stencil.shape)}")
     check_features(name, y, stencil, stencil.shape[channel_axis], channel_axes=2)
     check_choice("boundary", boundary, BOUNDARIES)
-    check_choice("method", method, METHODS)
     return stencil.shape[:-2]
 
 
