@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.setup import Setup
-    from lowcost.train.loop import Interruption
+    from lowcost.train.interruption import Interruption
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def run(config: TrainConfig) -> int:
     """
     try:
         from experiments import setup
-        from lowcost.train.loop import Interruption
+        from lowcost.train.interruption import Interruption
 
         ready = setup.prepare(config)
         write_or_compare(config, setup.describe(ready.dataset))
@@ -53,8 +53,9 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
     from experiments import recipes, setup
     from experiments.curves import draw
     from lowcost import data
-    from lowcost.train.loop import MetricsLog, evaluate_all, fit
+    from lowcost.train.loop import evaluate_all, fit
     from lowcost.train.mesh import shard_batch
+    from lowcost.train.metrics_log import MetricsLog
     from lowcost.train.state import TrainState, count_weights
     from lowcost.train.step import make_eval_step, make_train_step
 

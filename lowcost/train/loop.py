@@ -1,76 +1,20 @@
 """The training loop: epochs of steps with a progress bar, evaluation, a checkpoint an epoch, and a clean way out."""
 
-import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowcost.train.checkpoint import Checkpoints
+from lowcost.train.interruption import Interruption
 from lowcost.train.mesh import shard_batch
+from lowcost.train.metrics_log import MetricsLog, epoch_line, epoch_row
+from lowcost.train.progress import ProgressBar, Rate
 from lowcost.train.state import TrainState, zero_metrics
 from lowcost.train.step import mean_metrics
-
-Row = dict[str, Any]
-
-
-class Interruption:
-    """Ctrl-C and SIGTERM as a wish to stop: the loop finishes its step and saves; a second one leaves at once.
-
-    Attributes:
-        signal: the number of the signal that came, or None.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __enter__(self) -> "Interruption":
-        """Take over the two signals."""
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
-            os._exit(128 + number)  # checkpoints are renamed into place when whole, so nothing saved is harmed
-        self.signal = number
-
-
-class MetricsLog:
-    """metrics.jsonl: one line an epoch, read back on resume.
-
-    Args:
-        path: the file; made with the first row.
-        epochs: rows of later epochs are dropped: they ran after the checkpoint that is gone on from.
-    """
-
-    def __init__(self, path: Path, epochs: int):
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[Row] = [row for row in map(_parse, lines) if row is not None and row["epoch"] <= epochs]
-        if len(self.rows) != len(lines):
-            replacement = path.with_suffix(".tmp")
-            replacement.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            replacement.replace(path)
-
-    def append(self, row: Row) -> None:
-        """Add one epoch."""
-        self.rows.append(row)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def fit(
@@ -114,20 +58,21 @@ def fit(
     def save() -> None:
         checkpoints.save(step, state, {"seconds": time.monotonic() - begin})
 
-    with _progress(console, last, step) as progress:
-        rate = _Rate()
+    with ProgressBar(console, last, step) as progress:
+        rate = Rate()
         while True:
             epoch = step // steps_per_epoch
             if step % steps_per_epoch == 0 and epoch > len(log.rows):
                 save()
                 train = mean_metrics(state.metrics)
                 speed = rate.images_per_second()
+                progress.note(step, "evaluating")
                 test = evaluate(state)
                 if test is None:
                     break
-                log.append(_row(epoch, step, train, test, speed, time.monotonic() - begin))
-                console.print(_line(log.rows[-1], epochs), highlight=False)
-                rate = _Rate()
+                log.append(epoch_row(epoch, step, train, test, speed, time.monotonic() - begin))
+                console.print(epoch_line(log.rows[-1], epochs), highlight=False)
+                rate = Rate()
             if step == last:
                 break
             images, labels = batch(step)  # while the step before is still being computed
@@ -175,72 +120,3 @@ def _padded_batches(images, labels, batch_size) -> Iterator[tuple[np.ndarray, np
         weight = np.concatenate([np.ones(len(some_labels), np.float32), np.zeros(missing, np.float32)])
         padding = [(0, missing)] + [(0, 0)] * (images.ndim - 1)
         yield np.pad(some_images, padding), np.pad(some_labels, padding[:1]), weight
-
-
-class _Rate:
-    """Images per second since the first step, which may have compiled."""
-
-    def __init__(self) -> None:
-        self.first, self._images, self._begin = True, 0, 0.0
-
-    def add(self, images: int) -> None:
-        if self.first:
-            self.first, self._begin = False, time.monotonic()
-        else:
-            self._images += images
-
-    def images_per_second(self) -> float | None:
-        return self._images / (time.monotonic() - self._begin) if self._images else None
-
-
-class _progress:
-    """The bar: step, loss, accuracy, images per second, time left."""
-
-    def __init__(self, console: Console, last: int, step: int):
-        columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()]
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("steps", total=last, completed=step, note="compiling")
-        self._shown = 0.0
-
-    def __enter__(self) -> "_progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def due(self) -> bool:
-        return time.monotonic() - self._shown > 0.5
-
-    def show(self, step: int, metrics: dict[str, float], speed: float | None) -> None:
-        note = f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.1%}"
-        note += f"  {speed:,.0f} images/s" if speed else ""
-        self._bar.update(self._task, completed=step, note=note)
-        self._shown = time.monotonic()
-
-
-def _row(epoch, step, train, test, speed, seconds) -> Row:
-    return {
-        "epoch": epoch,
-        "step": step,
-        **{f"train_{name}": value for name, value in train.items()},
-        **{f"test_{name}": value for name, value in test.items()},
-        "images_per_second": speed,
-        "seconds": seconds,
-    }
-
-
-def _line(row: Row, epochs: int) -> str:
-    speed = f"  {row['images_per_second']:,.0f} images/s" if row["images_per_second"] else ""
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-        f"train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:.2%}  "
-        f"test loss {row['test_loss']:.3f} accuracy {row['test_accuracy']:.2%}{speed}"
-    )
-
-
-def _parse(line: str) -> Row | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # a line that a kill cut short
-        return None

@@ -13,8 +13,10 @@ from rich.console import Console
 from lowcost import fully_coupled
 from lowcost.nn import network
 from lowcost.train.checkpoint import Checkpoints
-from lowcost.train.loop import Interruption, MetricsLog, evaluate_all, fit
+from lowcost.train.interruption import Interruption
+from lowcost.train.loop import evaluate_all, fit
 from lowcost.train.mesh import data_mesh, replicated, shard_batch
+from lowcost.train.metrics_log import MetricsLog
 from lowcost.train.state import create_state
 from lowcost.train.step import make_eval_step, make_train_step, mean_metrics, to_unit_range
 

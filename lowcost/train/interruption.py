@@ -1,0 +1,31 @@
+"""Ctrl-C and SIGTERM, turned into a wish that the training loop grants."""
+
+import os
+import signal
+from types import FrameType
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM as a wish to stop: the loop finishes its step and saves; a second one leaves at once.
+
+    Attributes:
+        signal: the number of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "Interruption":
+        """Take over the two signals."""
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)  # checkpoints are renamed into place when whole, so nothing saved is harmed
+        self.signal = number
