@@ -26,7 +26,7 @@ class TrainConfig:
     width: Literal["A", "B", "C"] = "A"
     """Channels: A 32-64-128, B 48-96-192, C 32-64-128-256."""
     recipe: Literal["paper", "fast"] = "paper"
-    """paper: Adam from 0.01, halved five times; fast: AdamW with one cycle of the learning rate."""
+    """paper: Adam from 0.01, halved after every fifth of the run; fast: AdamW with one cycle of the learning rate."""
     epochs: int | None = None
     """Passes over the training images; 300 for the recipe paper, 30 for fast when not given."""
     batch_size: int = 100
@@ -83,11 +83,12 @@ def write_or_compare(config: TrainConfig, data: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def read(workdir: Path) -> TrainConfig:
-    """The configuration that a work directory holds.
+def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """The configuration that a work directory holds, and what identifies its data set.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is damaged.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -95,13 +96,18 @@ def read(workdir: Path) -> TrainConfig:
             f"{workdir} holds no run: there is no config.json; train with --workdir {workdir} first"
         )
     fields, data_dir = _read(path)
-    fields.pop("data")
-    return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None)
+    data = fields.pop("data")
+    try:
+        return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None), data
+    except TypeError as error:
+        raise ValueError(f"{path} is not of this version ({error}); train in another --workdir") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
         content = json.loads(path.read_text())
-        return content, content.pop("data_dir")
-    except (json.JSONDecodeError, AttributeError, KeyError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}); choose another --workdir") from error
+    if not isinstance(content, dict) or not {"data", "data_dir"} <= content.keys():
+        raise ValueError(f"{path} is no configuration of a run; choose another --workdir")
+    return content, content.pop("data_dir")

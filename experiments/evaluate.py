@@ -6,8 +6,6 @@ from pathlib import Path
 
 import tyro
 
-from experiments.config import read
-
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
@@ -38,11 +36,7 @@ def run(arguments: EvaluateConfig) -> int:
     from lowcost.train.step import make_eval_step
 
     try:
-        config = read(arguments.workdir)
-        if arguments.data_dir is not None:
-            config = dataclasses.replace(config, data_dir=arguments.data_dir)
-        ready = setup.prepare(config)
-        state, step, _ = setup.restore(arguments.workdir, ready)
+        config, ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,7 +51,7 @@ def run(arguments: EvaluateConfig) -> int:
     )
     assert metrics is not None
     print(
-        f"{config.architecture} {config.width} ({count_weights(state.params):,} weights) after {step} steps: "
+        f"{config.architecture} {config.width} ({count_weights(state.params):,} weights) after {state.step} steps: "
         f"accuracy {metrics['accuracy']:.2%}, loss {metrics['loss']:.4f} on all {len(test):,} test images of "
         f"{ready.dataset.name}"
     )

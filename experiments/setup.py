@@ -1,5 +1,6 @@
 """From a configuration to everything a run needs: data set, mesh, network, optimiser, state."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, read
 from experiments.recipes import RECIPES
 from lowcost import data, nn
 from lowcost.train.checkpoint import Checkpoints
@@ -52,10 +53,12 @@ def prepare(config: TrainConfig) -> Setup:
     """
     if min(config.batch_size, config.length()) < 1:
         raise ValueError(f"--batch-size and --epochs must be at least 1, got {config.batch_size} and {config.length()}")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
     use_every_core(config.batch_size)
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
-    cache = config.directory().parent / ".cache"
+    cache = config.directory().parent / ".lowcost-cache"
     dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, cache_dir=cache)
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:
@@ -84,19 +87,34 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
-def restore(workdir: Path, ready: Setup) -> tuple[TrainState, int, dict[str, Any]]:
-    """The newest state of a work directory, its step, and what was noted with it.
+def reopen(workdir: Path, data_dir: Path | None) -> tuple[TrainConfig, Setup, TrainState]:
+    """The configuration, set-up and newest state of a run.
+
+    Args:
+        workdir: its work directory.
+        data_dir: where its pictures are now, if no longer where they were.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        ValueError, OSError: what the user can mend, in one line.
     """
+    config, expected = read(workdir)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    ready = prepare(config)
+    got = describe(ready.dataset)
+    for field in ("classes", "image_shape"):
+        if got[field] != expected[field]:
+            raise ValueError(
+                f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
+            )
     saved = checkpoints(workdir)
     latest = saved.latest()
-    if latest is None:
-        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
-    state, meta = saved.restore(latest, ready.abstract_state)
-    saved.close()
-    return state, latest, meta
+    try:
+        if latest is None:
+            raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
+        return config, ready, saved.restore(latest, ready.abstract_state)[0]
+    finally:
+        saved.close()
 
 
 def checkpoints(workdir: Path) -> Checkpoints:

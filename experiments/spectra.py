@@ -6,8 +6,6 @@ from pathlib import Path
 
 import tyro
 
-from experiments.config import read
-
 
 @dataclasses.dataclass(frozen=True)
 class SpectraConfig:
@@ -15,6 +13,8 @@ class SpectraConfig:
 
     workdir: Path
     """The work directory of a run."""
+    data_dir: Path | None = None
+    """Where the pictures are now, if no longer where they were."""
 
 
 def main() -> None:
@@ -32,15 +32,13 @@ def run(arguments: SpectraConfig) -> int:
     from lowcost.nn import stability_report
 
     try:
-        config = read(arguments.workdir)
-        ready = setup.prepare(config)
-        state, step, _ = setup.restore(arguments.workdir, ready)
+        config, ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     report = stability_report(ready.net, variables, ready.dataset.image_shape)
-    print(f"{config.architecture} {config.width} on {ready.dataset.name} after {step} steps, h = {config.h}")
+    print(f"{config.architecture} {config.width} on {ready.dataset.name} after {int(state.step)} steps, h = {config.h}")
     print(report)
     return 0
 

@@ -5,6 +5,7 @@ Writes table1.md and table1.jsonl, and prints the table.
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 ORDERS = {
@@ -97,4 +98,7 @@ def count(size: int, kernel_size: int, channels: int) -> list[dict]:
 if __name__ == "__main__":
     import tyro
 
-    main(tyro.cli(Config, prog="python -m experiments.table1", description=__doc__))
+    try:
+        main(tyro.cli(Config, prog="python -m experiments.table1", description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,12 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
     if latest is None:
         state, seconds = ready.initial_state(config.seed), 0.0
     else:
-        state, meta = checkpoints.restore(latest, ready.abstract_state)
+        try:
+            state, meta = checkpoints.restore(latest, ready.abstract_state)
+        except ValueError as error:
+            checkpoints.close()
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         seconds = meta["seconds"]
         console.print(f"going on from step {latest} in {workdir}")
     log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // ready.steps_per_epoch)
@@ -100,11 +106,16 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
     checkpoints.close()
     if log.rows:
         draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {dataset.name}")
-    if interruption.signal is not None:
+    finished = log.last_epoch() == ready.epochs
+    if interruption.signal is not None and not finished:
         console.print(f"stopped at step {int(state.step)}, saved in {workdir}; the same command goes on from there")
         return 128 + interruption.signal
 
-    speeds = sorted(row["images_per_second"] for row in log.rows if row["images_per_second"])
+    path = workdir / "result.json"
+    if latest == ready.epochs * ready.steps_per_epoch and path.exists():  # nothing was trained: leave the run's figures
+        _print(console, json.loads(path.read_text()), workdir)
+        return 0
+    speeds = [row["images_per_second"] for row in log.rows if row["images_per_second"]]
     result = {
         "dataset": dataset.name,
         "architecture": config.architecture,
@@ -116,14 +127,22 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
         "test_accuracy": log.rows[-1]["test_accuracy"],
         "test_images": len(dataset.test),
         "train_seconds": round(log.rows[-1]["seconds"], 1),
-        "images_per_second": round(speeds[len(speeds) // 2], 1) if speeds else None,
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax_version": jax.__version__,
     }
-    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    temporary.replace(path)
     _print(console, result, workdir)
     return 0
+
+
+def peak_memory() -> int:
+    """The most bytes this process has held at once."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _print(console: "Console", result: dict[str, Any], workdir: Path) -> None:

@@ -22,6 +22,7 @@ from lowcost.time_stepping import (
     forward_euler,
     imex_euler,
     reaction_diffusion,
+    spectral_step,
 )
 
 __version__ = "0.1.0"
@@ -52,5 +53,6 @@ __all__ = [
     "pointwise_adjoint",
     "power",
     "reaction_diffusion",
+    "spectral_step",
     "symbol",
 ]

@@ -133,7 +133,7 @@ def amplification(integrator: str, symbol: jax.Array, h: float | jax.Array) -> j
     """
     check_choice("integrator", integrator, tuple(INTEGRATORS))
     check_time_step(h)
-    return INTEGRATORS[integrator](h * power(symbol))
+    return INTEGRATORS[integrator].factor(h * power(symbol))
 
 
 def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """What the operators accept, and what they say otherwise: the argument, what was expected, what came, what to do."""
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import jax
@@ -33,20 +34,22 @@ def check_stencil(stencil: jax.Array, grid: Sequence[int], *, channel_axes: int 
         )
 
 
-def check_features(name: str, y: jax.Array, stencil: jax.Array, channels: int, *, channel_axes: int = 1) -> None:
-    """The features y are [..., *grid, channels] for a grid of the stencil's rank that holds the stencil."""
+def check_features(
+    name: str, y: jax.Array, stencil: jax.Array, *, channel_axes: int = 1, channel_axis: int = -1
+) -> None:
+    """The features y are [..., *grid, C] for a grid that holds the stencil, C being the stencil's axis channel_axis."""
     check_floating("stencil", stencil)
     check_floating(name, y)
     dims = stencil.ndim - channel_axes
-    if dims < 1:
+    if not 1 <= dims <= 3:
         raise ValueError(
-            f"stencil must have at least one window axis before its channels, got shape {list(stencil.shape)}"
+            f"stencil must have one to three window axes before its channels, got shape {list(stencil.shape)}"
         )
     if y.ndim < dims + 1:
         raise ValueError(
             f"{name} must be [..., *grid, C] with {dims} grid axes as the stencil has, got shape {list(y.shape)}"
         )
-    check_channels(name, y, "stencil", stencil, channels)
+    check_channels(name, y, "stencil", stencil, stencil.shape[channel_axis])
     check_stencil(stencil, y.shape[-dims - 1 : -1], channel_axes=channel_axes)
 
 
@@ -67,7 +70,7 @@ def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
 
 def check_time_step(h: float | jax.Array) -> None:
     """ValueError for a time step that is known while tracing (a Python number) to be negative or not finite."""
-    if isinstance(h, int | float) and not (math.isfinite(h) and h >= 0):
+    if isinstance(h, numbers.Real) and not (math.isfinite(h) and h >= 0):
         raise ValueError(f"h must be a finite time step ≥ 0, got {h}")
 
 

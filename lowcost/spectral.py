@@ -62,8 +62,8 @@ def circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     Raises:
         TypeError, ValueError: as `symbol`.
     """
-    c = stencil.shape[-1]
     λ = symbol(stencil, grid)
+    c = λ.shape[-1]
     return _along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
 
 
@@ -83,6 +83,9 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
         y: features, real, [..., *grid, C].
         method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster here, by grid and platform).
 
+    Over a batch that is sharded along the mesh axis "data" (`jax.set_mesh`), nothing is gathered: the leading axis of
+    y is the batch. Without that mesh, or under `jax.vmap`, XLA before jax 0.12 gathers for "fft"; take "matmul" there.
+
     Returns:
         Features with the shape and dtype of y, computed in float32 at least.
 
@@ -90,6 +93,8 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
         TypeError: y is not real floating point.
         ValueError: y does not end in the symbol's shape; unknown method.
     """
+    check_floating("y", y)
+    symbol = jnp.asarray(symbol)
     if symbol.ndim < 2 or y.shape[-symbol.ndim :] != symbol.shape:
         raise ValueError(
             f"y must end in the symbol's shape [*grid, C] = {list(symbol.shape)}, got y of shape {list(y.shape)}"
@@ -102,6 +107,8 @@ def filter_spectrum(
 ) -> jax.Array:
     """F⁻¹(multiply(λ, F y)): `apply_symbol` for any product that acts frequency by frequency, e.g. of matrices.
 
+    By FFT `multiply` is called once with half the spectrum, by matrix product once for each real part of λ.
+
     Args:
         symbol: λ, [*grid, *channels]; y: features [..., *grid, C]; both may have other trailing axes than one another
             as long as `multiply` accepts them.
@@ -112,7 +119,7 @@ def filter_spectrum(
     grid = symbol.shape[: symbol.ndim - 1]
     method = choose_spectral_method(method, grid)
     apply = _filter_fft if method == "fft" else _filter_matmul
-    return apply(symbol, widen(y), multiply).astype(y.dtype)
+    return apply(symbol, widen(y), multiply).astype(jnp.result_type(y))
 
 
 def choose_spectral_method(method: str, grid: Sequence[int]) -> str:
@@ -122,7 +129,7 @@ def choose_spectral_method(method: str, grid: Sequence[int]) -> str:
         # which is an accelerator's strength and not a CPU's.
         longest = {"cpu": 0, "tpu": 256}.get(jax.default_backend(), 64)
         return "matmul" if max(grid) <= longest else "fft"
-    check_choice("method", method, SPECTRAL_METHODS)
+    check_choice("method", method, ("auto", *SPECTRAL_METHODS))
     return method
 
 
@@ -132,6 +139,7 @@ def _aligned(λ, y):
 
 def widen(x: jax.Array) -> jax.Array:
     """x in float32 at least: the operators take and give bfloat16, but compute, and add up, in float32."""
+    x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

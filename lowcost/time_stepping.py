@@ -1,12 +1,13 @@
 """Time stepping of ∂ₜy = -KᵀK y + r(y): a reaction-diffusion equation becomes a network's step, Eqs. (1), (8)-(11)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_time_step
-from lowcost.spectral import apply_symbol
+from lowcost.arguments import check_choice, check_time_step
+from lowcost.spectral import apply_symbol, widen
 
 Map = Callable[[jax.Array], jax.Array]
 
@@ -30,7 +31,7 @@ def forward_euler(f: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
         ValueError: h < 0 or not finite.
     """
     check_time_step(h)
-    return y + h * f(y)
+    return (y + h * f(y)).astype(jnp.result_type(y))
 
 
 def imex_euler(
@@ -48,37 +49,19 @@ def imex_euler(
         ValueError: h < 0 or not finite.
     """
     check_time_step(h)
-    return resolvent(y + h * reaction(y), h)
+    return resolvent(y + h * reaction(y), h).astype(jnp.result_type(y))
 
 
-def crank_nicolson(power: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
-    """(I + h/2 KᵀK)⁻¹ ((I - h/2 KᵀK) y + h r(y)): the trapezoidal rule for the diffusion, Euler for the reaction.
+class Integrator(NamedTuple):
+    """A step as functions of z = h|λ|²: y⁺ = R(z) y + h Φ(z) r(y), mode by mode.
 
-    Second order in the diffusion; its factor (1 - z/2) / (1 + z/2), z = h|λ|², stays within (-1, 1] but does not damp
-    the fastest modes.
-
-    Args:
-        power: |λ|², [*grid, C], the symbol of KᵀK.
-        reaction: y ↦ r(y).
-        y: features, [..., *grid, C].
-        h: time step, h ≥ 0.
-
-    Raises:
-        ValueError: h < 0 or not finite.
+    Attributes:
+        factor: R, what it does to the diffusion; stable while |R| ≤ 1.
+        response: Φ, how it weighs the reaction, Φ(0) = 1.
     """
-    check_time_step(h)
-    # (1 - z/2) / (1 + z/2) = 2 / (1 + z/2) - 1, so that one filter does both parts.
-    return apply_symbol(1 / (1 + h * power / 2), 2 * y + h * reaction(y)) - y
 
-
-def exponential_euler(power: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
-    """exp(-hKᵀK) y + h φ(hKᵀK) r(y), φ(z) = (1 - e⁻ᶻ) / z: the diffusion exactly, the reaction held over the step.
-
-    Args, Raises: as `crank_nicolson`.
-    """
-    check_time_step(h)
-    z = h * power
-    return apply_symbol(jnp.exp(-z), y) + h * apply_symbol(_phi(z), reaction(y))
+    factor: Map
+    response: Map
 
 
 def _phi(z):
@@ -89,10 +72,64 @@ def _phi(z):
     return jnp.where(small, series, -jnp.expm1(-safe) / safe)
 
 
-INTEGRATORS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "forward_euler": lambda z: 1 - z,
-    "imex_euler": lambda z: 1 / (1 + z),
-    "crank_nicolson": lambda z: (1 - z / 2) / (1 + z / 2),
-    "exponential_euler": lambda z: jnp.exp(-z),
+INTEGRATORS = {
+    "forward_euler": Integrator(lambda z: 1 - z, jnp.ones_like),
+    "imex_euler": Integrator(lambda z: 1 / (1 + z), lambda z: 1 / (1 + z)),
+    "crank_nicolson": Integrator(lambda z: (1 - z / 2) / (1 + z / 2), lambda z: 1 / (1 + z / 2)),
+    "exponential_euler": Integrator(lambda z: jnp.exp(-z), _phi),
 }
-"""By name, the factor R(h|λ|²) by which a step multiplies a mode of eigenvalue |λ|² when there is no reaction."""
+"""By name: Eq. (9), Eq. (11), the trapezoidal rule, and the exact diffusion with the reaction held over the step."""
+
+
+def spectral_step(
+    integrator: str | Integrator,
+    power: jax.Array,
+    reaction: Map,
+    y: jax.Array,
+    h: float | jax.Array,
+    *,
+    method: str = "auto",
+) -> jax.Array:
+    """F⁻¹(R(h|λ|²) ⊙ F y) + h F⁻¹(Φ(h|λ|²) ⊙ F r(y)): a step of Eq. (8), chosen by its functions of |λ|².
+
+    Args:
+        integrator: "forward_euler", "imex_euler", "crank_nicolson", "exponential_euler", or an `Integrator`.
+        power: |λ|², [*grid, C], the symbol of KᵀK.
+        reaction: y ↦ r(y).
+        y: features, [..., *grid, C].
+        h: time step, h ≥ 0.
+        method: "fft", "matmul" or "auto", as in `apply_symbol`.
+
+    Returns:
+        Features with the shape and dtype of y.
+
+    Raises:
+        ValueError: unknown integrator or method, h < 0 or not finite, shapes that do not match.
+    """
+    check_time_step(h)
+    if isinstance(integrator, str):
+        check_choice("integrator", integrator, tuple(INTEGRATORS))
+        integrator = INTEGRATORS[integrator]
+    z = h * power
+    diffused = apply_symbol(integrator.factor(z), widen(y), method=method)
+    reacted = apply_symbol(integrator.response(z), widen(reaction(y)), method=method)
+    return (diffused + h * reacted).astype(jnp.result_type(y))
+
+
+def crank_nicolson(power: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
+    """(I + h/2 KᵀK)⁻¹ ((I - h/2 KᵀK) y + h r(y)): the trapezoidal rule for the diffusion, Euler for the reaction.
+
+    Second order in the diffusion; its factor (1 - z/2) / (1 + z/2), z = h|λ|², stays within (-1, 1] but does not damp
+    the fastest modes.
+
+    Args, Returns, Raises: as `spectral_step`.
+    """
+    return spectral_step("crank_nicolson", power, reaction, y, h)
+
+
+def exponential_euler(power: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
+    """exp(-hKᵀK) y + h φ(hKᵀK) r(y), φ(z) = (1 - e⁻ᶻ) / z: the diffusion exactly, the reaction held over the step.
+
+    Args, Returns, Raises: as `spectral_step`.
+    """
+    return spectral_step("exponential_euler", power, reaction, y, h)

@@ -39,8 +39,8 @@ picture = axes[0].imshow(jnp.fft.fftshift(lowcost.power(symbol)[..., 0]), extent
 axes[0].set(title="|λ|²", xlabel="frequency", ylabel="frequency")
 figure.colorbar(picture, ax=axes[0])
 z = jnp.linspace(0, 4, 200)
-for name, factor in lowcost.time_stepping.INTEGRATORS.items():
-    axes[1].plot(z, factor(z), label=name.replace("_", " "))
+for name, integrator in lowcost.time_stepping.INTEGRATORS.items():
+    axes[1].plot(z, integrator.factor(z), label=name.replace("_", " "))
 axes[1].axhline(-1, color="grey", linewidth=0.5)
 axes[1].set(title="factor of one step", xlabel="h|λ|²")
 axes[1].legend(fontsize=8)

@@ -55,8 +55,8 @@ def network(
         "kernel_size": kernel_size,
         "steps_per_block": steps_per_block,
     }.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
     step = ARCHITECTURES[architecture]
     return Network(step, channels, num_classes, h, kernel_size, steps_per_block)
 

@@ -26,7 +26,7 @@ class LayerBounds(NamedTuple):
 
     Attributes:
         name: of the module.
-        lipschitz: ‖f(y) - f(z)‖ ≤ lipschitz · ‖y - z‖; the exact norm for a linear layer.
+        lipschitz: ‖f(y) - f(z)‖ ≤ lipschitz · ‖y - z‖; the norm itself, to rounding, for a linear layer.
         stiffness: h·max|λ|² of a reaction-diffusion step, None for other layers.
         amplification: smallest and largest factor R(h|λ|²) of its linear part.
         stable: whether |R| ≤ 1 for every frequency; for the explicit step, whether h·max|λ|² ≤ 2.
@@ -81,14 +81,16 @@ def stability_report(net: Network, variables: Any, image_shape: Sequence[int]) -
         The layers' bounds; their product bounds the network at evaluation in the Euclidean norm.
 
     Raises:
-        ValueError: the network cannot take images of this shape.
+        ValueError: the network cannot take images of this shape, or has a layer whose bound is not known.
     """
     met: list[tuple[str, nn.Module, Any, tuple[int, ...]]] = []
 
     def note(call, args, kwargs, context):
         module = context.module
-        if type(module) in _BOUNDS and context.method_name == "__call__":
-            met.append((".".join(module.path), module, module.variables, args[0].shape[1:-1]))
+        if context.method_name == "__call__" and len(module.path) == 1:
+            if type(module) not in _BOUNDS:
+                raise ValueError(f"stability_report knows no bound of {type(module).__name__} ({module.path[0]})")
+            met.append((module.path[0], module, module.variables, args[0].shape[1:-1]))
         return call(*args, **kwargs)
 
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)

@@ -34,7 +34,7 @@ def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
     if circulant_method(method, window, y.shape[-1]) == "direct":
         return fully_coupled(circulant_stencil(stencil), y, boundary=boundary, method="direct")
     apply = partial(_apply, lambda λ: λ, stencil, method)
-    return with_boundary(apply, widen(y), window, boundary).astype(y.dtype)
+    return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
 
 
 def circulant_adjoint(
@@ -48,7 +48,7 @@ def circulant_adjoint(
     if circulant_method(method, window, z.shape[-1]) == "direct":
         return fully_coupled_adjoint(circulant_stencil(stencil), z, boundary=boundary, method="direct")
     apply = partial(_apply, jnp.conj, stencil, method)
-    return with_boundary_adjoint(apply, widen(z), window, boundary).astype(z.dtype)
+    return with_boundary_adjoint(apply, widen(z), window, boundary).astype(jnp.result_type(z))
 
 
 def circulant_diffusion(
@@ -62,7 +62,7 @@ def circulant_diffusion(
     if boundary == "periodic" and circulant_method(method, window, y.shape[-1]) != "direct":
         return _apply(lambda λ: -power(λ), stencil, method, y)
     convolved = circulant(stencil, widen(y), boundary=boundary, method=method)
-    return -circulant_adjoint(stencil, convolved, boundary=boundary, method=method).astype(y.dtype)
+    return -circulant_adjoint(stencil, convolved, boundary=boundary, method=method).astype(jnp.result_type(y))
 
 
 def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
@@ -81,7 +81,7 @@ def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown method.
     """
-    check_features("y", y, stencil, stencil.shape[-1])
+    check_features("y", y, stencil)
     check_time_step(h)
     return _apply(lambda λ: 1 / (1 + h * power(λ)), stencil, method, y)
 
@@ -93,7 +93,7 @@ def circulant_stencil(stencil: jax.Array) -> jax.Array:
 
 
 def _check(name, y, stencil, boundary):
-    check_features(name, y, stencil, stencil.shape[-1])
+    check_features(name, y, stencil)
     check_choice("boundary", boundary, BOUNDARIES)
     return stencil.shape[:-1]
 

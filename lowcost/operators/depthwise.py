@@ -29,14 +29,14 @@ def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
     """
-    check_features("y", y, stencil, stencil.shape[-1])
+    check_features("y", y, stencil)
     check_choice("boundary", boundary, BOUNDARIES)
     window = stencil.shape[:-1]
     if depthwise_method(method, window) == "direct":
-        return _slide(widen(stencil), pad(widen(y), window, boundary)).astype(y.dtype)
+        return _slide(widen(stencil), pad(widen(y), window, boundary)).astype(jnp.result_type(y))
     return with_boundary(
         lambda y: apply_symbol(_symbol(stencil, y), y, method=method), widen(y), window, boundary
-    ).astype(y.dtype)
+    ).astype(jnp.result_type(y))
 
 
 def depthwise_adjoint(
@@ -46,17 +46,17 @@ def depthwise_adjoint(
 
     Args, Returns, Raises: as `depthwise`.
     """
-    check_features("z", z, stencil, stencil.shape[-1])
+    check_features("z", z, stencil)
     check_choice("boundary", boundary, BOUNDARIES)
     window = stencil.shape[:-1]
     if depthwise_method(method, window) == "direct":
         reach = [(m - 1, m - 1) for m in window]
         extended = jnp.pad(widen(z), [(0, 0)] * (z.ndim - 1 - len(window)) + reach + [(0, 0)])
         mirrored = jnp.flip(widen(stencil), range(len(window)))
-        return pad_adjoint(_slide(mirrored, extended), window, boundary).astype(z.dtype)
+        return pad_adjoint(_slide(mirrored, extended), window, boundary).astype(jnp.result_type(z))
     return with_boundary_adjoint(
         lambda z: apply_symbol(jnp.conj(_symbol(stencil, z)), z, method=method), widen(z), window, boundary
-    ).astype(z.dtype)
+    ).astype(jnp.result_type(z))
 
 
 def depthwise_diffusion(
@@ -66,11 +66,11 @@ def depthwise_diffusion(
 
     Args, Returns, Raises: as `depthwise`.
     """
-    check_features("y", y, stencil, stencil.shape[-1])
+    check_features("y", y, stencil)
     if boundary == "periodic" and depthwise_method(method, stencil.shape[:-1]) != "direct":
         return apply_symbol(-power(_symbol(stencil, y)), y, method=method)
     convolved = depthwise(stencil, widen(y), boundary=boundary, method=method)
-    return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method).astype(y.dtype)
+    return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method).astype(jnp.result_type(y))
 
 
 def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
@@ -92,7 +92,7 @@ def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown method.
     """
-    check_features("y", y, stencil, stencil.shape[-1])
+    check_features("y", y, stencil)
     check_time_step(h)
     return apply_symbol(1 / (1 + h * power(_symbol(stencil, y))), y, method=method)
 

@@ -31,9 +31,9 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
     """
     window = _check("y", y, stencil, -2, boundary)
     if fully_coupled_method(method, window) == "direct":
-        return _convolve(widen(stencil), pad(widen(y), window, boundary)).astype(y.dtype)
+        return _convolve(widen(stencil), pad(widen(y), window, boundary)).astype(jnp.result_type(y))
     apply = partial(_apply, stencil, "...io,...i->...o", method)
-    return with_boundary(apply, widen(y), window, boundary).astype(y.dtype)
+    return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
 
 
 def fully_coupled_adjoint(
@@ -56,15 +56,13 @@ def fully_coupled_adjoint(
     if fully_coupled_method(method, window) == "direct":
         y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), widen(z).dtype)
         transpose = jax.linear_transpose(lambda y: _convolve(widen(stencil), pad(y, window, boundary)), y)
-        return transpose(widen(z))[0].astype(z.dtype)
+        return transpose(widen(z))[0].astype(jnp.result_type(z))
     apply = partial(_apply, stencil, "...io,...o->...i", method)
-    return with_boundary_adjoint(apply, widen(z), window, boundary).astype(z.dtype)
+    return with_boundary_adjoint(apply, widen(z), window, boundary).astype(jnp.result_type(z))
 
 
 def _check(name, y, stencil, channel_axis, boundary):
-    if stencil.ndim < 3:
-        raise ValueError(f"stencil must be [*window, C_in, C_out], got shape {list(stencil.shape)}")
-    check_features(name, y, stencil, stencil.shape[channel_axis], channel_axes=2)
+    check_features(name, y, stencil, channel_axes=2, channel_axis=channel_axis)
     check_choice("boundary", boundary, BOUNDARIES)
     return stencil.shape[:-2]
 

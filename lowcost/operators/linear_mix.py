@@ -1,8 +1,9 @@
 """K_lm(θ¹, θ²) = K_dw(θ¹) + M(θ²): a convolution masked to its diagonal blocks and 1x1 couplings, Eq. (7)."""
 
 import jax
+import jax.numpy as jnp
 
-from lowcost.arguments import check_floating
+from lowcost.arguments import check_features, check_floating
 from lowcost.operators.depthwise import depthwise, depthwise_adjoint
 from lowcost.operators.pointwise import pointwise, pointwise_adjoint
 from lowcost.spectral import widen
@@ -27,11 +28,10 @@ def linear_mix(
     Raises:
         TypeError, ValueError: as `depthwise`; ValueError also where the matrix is not [C, C].
     """
-    _check_square(stencil, matrix)
-    check_floating("y", y)
+    _check("y", y, stencil, matrix)
     wide = widen(y)
     mixed = depthwise(stencil, wide, boundary=boundary, method=method) + pointwise(matrix, wide)
-    return mixed.astype(y.dtype)
+    return mixed.astype(jnp.result_type(y))
 
 
 def linear_mix_adjoint(
@@ -41,14 +41,15 @@ def linear_mix_adjoint(
 
     Args, Returns, Raises: as `linear_mix`.
     """
-    _check_square(stencil, matrix)
-    check_floating("z", z)
+    _check("z", z, stencil, matrix)
     wide = widen(z)
     mixed = depthwise_adjoint(stencil, wide, boundary=boundary, method=method) + pointwise_adjoint(matrix, wide)
-    return mixed.astype(z.dtype)
+    return mixed.astype(jnp.result_type(z))
 
 
-def _check_square(stencil, matrix):
+def _check(name, y, stencil, matrix):
+    check_features(name, y, stencil)
+    check_floating("matrix", matrix)
     c = stencil.shape[-1]
     if matrix.shape != (c, c):
         raise ValueError(f"matrix must be [C, C] = {[c, c]} as the stencil has C = {c}, got {list(matrix.shape)}")

@@ -49,4 +49,4 @@ def _product(matrix, name, y, *, transpose):
     check_channels(name, y, "matrix", matrix, matrix.shape[0])
     dtype = jnp.promote_types(jnp.result_type(matrix.dtype, y.dtype), jnp.float32)
     product = jnp.dot(y, matrix, preferred_element_type=dtype)
-    return product.astype(y.dtype)
+    return product.astype(jnp.result_type(y))

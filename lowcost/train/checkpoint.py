@@ -33,9 +33,20 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State and meta of this step, the state with the shapes, dtypes and shardings of `like`."""
+        """State and meta of this step, the state with the shapes, dtypes and shardings of `like`.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of another network.
+        """
         items = {"state": ocp.args.StandardRestore(like), "meta": ocp.args.JsonRestore()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # whatever a damaged file makes of itself in the layers below
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"checkpoint {self._manager.directory / str(step)} cannot be read ({reason}); "
+                "move it away to go on from the one before"
+            ) from error
         return restored["state"], restored["meta"]
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ def fit(
         rate = Rate()
         while True:
             epoch = step // steps_per_epoch
-            if step % steps_per_epoch == 0 and epoch > len(log.rows):
+            if step % steps_per_epoch == 0 and epoch > log.last_epoch():
                 save()
                 train = mean_metrics(state.metrics)
                 speed = rate.images_per_second()

@@ -12,17 +12,23 @@ class MetricsLog:
 
     Args:
         path: the file; made with the first row.
-        epochs: rows of later epochs are dropped: they ran after the checkpoint that is gone on from.
+        epochs: rows of later epochs are dropped: they ran after the checkpoint that is gone on from. So are lines that
+            a kill cut short.
     """
 
     def __init__(self, path: Path, epochs: int):
         self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[Row] = [row for row in map(_parse, lines) if row is not None and row["epoch"] <= epochs]
-        if len(self.rows) != len(lines):
+        text = path.read_text() if path.exists() else ""
+        self.rows: list[Row] = [row for row in map(_parse, text.splitlines()) if row and row["epoch"] <= epochs]
+        whole = "".join(json.dumps(row) + "\n" for row in self.rows)
+        if text != whole:
             replacement = path.with_suffix(".tmp")
-            replacement.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            replacement.write_text(whole)
             replacement.replace(path)
+
+    def last_epoch(self) -> int:
+        """The epoch of the last row, 0 before the first."""
+        return self.rows[-1]["epoch"] if self.rows else 0
 
     def append(self, row: Row) -> None:
         """Add one epoch."""
@@ -55,6 +61,7 @@ def epoch_line(row: Row, epochs: int) -> str:
 
 def _parse(line: str) -> Row | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # a line that a kill cut short
+        row = json.loads(line)
+    except json.JSONDecodeError:
         return None
+    return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None

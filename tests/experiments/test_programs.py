@@ -19,10 +19,10 @@ from experiments.config import TrainConfig
 ROOT = Path(__file__).parents[2]
 
 
-def write_pictures(directory, size=16, train=24, test=9):
+def write_pictures(directory, size=16, train=24, test=9, names=("dark", "light")):
     rng = np.random.default_rng(0)
     for part, count in {"train": train, "test": test}.items():
-        for label, name in enumerate(("dark", "light")):
+        for label, name in enumerate(names):
             (directory / part / name).mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(0, 128, (size, size, 3)) + 100 * label
@@ -106,6 +106,12 @@ def test_interrupted_and_killed_it_ends_as_undisturbed(program, pictures, tmp_pa
     assert rows(disturbed) == rows(whole)
     assert json.loads((disturbed / "result.json").read_text())["test_accuracy"] == result["test_accuracy"]
 
+    before = (whole / "result.json").read_bytes()
+    code, output = finish(program("train", *arguments(whole)))  # finished: says so again, and changes nothing
+    assert code == 0, output
+    assert "test accuracy" in output
+    assert (whole / "result.json").read_bytes() == before
+
     code, output = finish(program("evaluate", "--workdir", whole))
     assert code == 0, output
     assert f"accuracy {result['test_accuracy']:.2%}" in output
@@ -113,12 +119,31 @@ def test_interrupted_and_killed_it_ends_as_undisturbed(program, pictures, tmp_pa
     assert code == 0, output
     assert "block3_step4" in output
 
+    other = write_pictures(tmp_path / "other", names=("night", "day"))
+    code, output = finish(program("evaluate", "--workdir", whole, "--data-dir", other))
+    assert code == 2
+    assert "was trained on classes ['dark', 'light'], the data has ['day', 'night']" in output
+
+    newest = max((whole / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for path in (newest / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    code, output = finish(program("train", *arguments(whole)))
+    assert code == 2
+    assert f"error: checkpoint {newest} cannot be read" in output
+    newest.rename(tmp_path / "set aside")
+    code, output = finish(program("train", *arguments(whole)))
+    assert code == 0, output
+    assert rows(whole) == rows(disturbed)
+
 
 def test_help_needs_no_heavy_imports():
-    """`--help` answers without JAX, in well under 3 seconds."""
+    """`--help` answers without JAX, in under 3 seconds."""
     code = "import sys; sys.argv = ['train', '--help']\ntry:\n    from experiments.train import main; main()\n"
     code += "except SystemExit:\n    sys.exit(sum(name in sys.modules for name in ('jax', 'flax', 'matplotlib')))"
+    begin = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    assert time.monotonic() - begin < 3
 
 
 @pytest.fixture
@@ -161,6 +186,23 @@ def test_unreadable_image(error, tmp_path):
 
 def test_devices_that_do_not_divide_the_batch(error):
     assert "batch size 10 is not divisible by the 4 devices" in error(batch_size=10)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("seed", -1), ("seed", 2**64), ("epochs", 0), ("batch_size", 0), ("image_size", 8)]
+)
+def test_numbers_out_of_range(error, tmp_path, option, value):
+    assert str(value) in error(**{option: value})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"data": {}}', '{"data": {}, "data_dir": null, "new": 1}'])
+def test_a_damaged_configuration(error, capsys, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    assert str(tmp_path / "run") in error()
+    assert evaluate.run(evaluate.EvaluateConfig(workdir=tmp_path / "run")) == 2
+    assert str(tmp_path / "run") in capsys.readouterr().err
 
 
 def test_batch_larger_than_the_data(error):

@@ -108,7 +108,7 @@ def test_training_needs_no_gather(architecture):
         (("implicit", "A", 10), "architecture must be one of 'explicit_rd', 'implicit_rd' here, got 'implicit'"),
         (("implicit_rd", "D", 10), "width must be one of 'A', 'B', 'C' here, got 'D'"),
         (("implicit_rd", (4, 6), 10), r"width must double .* got \(4, 6\)"),
-        (("implicit_rd", "A", 0), "num_classes must be at least 1, got 0"),
+        (("implicit_rd", "A", 0), "num_classes must be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_networks_are_refused(arguments, message):

@@ -1,12 +1,13 @@
 """What the stability report promises holds."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lowcost.analysis import operator_matrix
-from lowcost.nn import ARCHITECTURES, network, stability_report
+from lowcost.nn import ARCHITECTURES, Network, network, stability_report
 from lowcost.nn.network import Connecting, Halving, Mean
 
 IMAGE = (8, 6, 3)
@@ -56,6 +57,22 @@ def test_linear_layers_are_exact(trained):
         np.testing.assert_allclose(report[name], dense, rtol=1e-5)
     kernel = np.asarray(variables["params"]["classifier"]["kernel"])
     np.testing.assert_allclose(report["classifier"], np.linalg.norm(kernel, ord=2), rtol=1e-6)
+
+
+def test_a_layer_without_a_known_bound_is_an_error():
+    """Rather than a product that leaves it out."""
+
+    class Square(nn.Module):
+        h: float = 1.0
+        kernel_size: int = 3
+
+        def __call__(self, y, *, train):
+            return y**2
+
+    net = Network(Square, (2, 4), 3)
+    variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
+    with pytest.raises(ValueError, match="knows no bound of Square"):
+        stability_report(net, variables, IMAGE)
 
 
 def test_the_report_names_the_explicit_steps_beyond_their_limit():

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import CASE, CASES, over_all
 
@@ -111,3 +112,17 @@ def test_apply_symbol():
     refused(apply, symbol, shaped(*GRID, 3, dtype=jnp.int32), error=TypeError, words=[r"\by\b", "int32"])
     for method in ("direct", "fastest"):
         refused(partial(apply, method=method), symbol, y, words=["method", method, "fft", "matmul"])
+
+
+@pytest.mark.parametrize("name", ["depthwise", "depthwise_adjoint", "depthwise_diffusion", "circulant"])
+@pytest.mark.parametrize("stencil", [np.float32(1), np.ones(3, np.float32), np.ones((1, 1, 1, 1, 2), np.float32)])
+def test_stencils_without_a_window_or_with_too_many_axes(name, stencil):
+    with pytest.raises(ValueError, match="stencil must have one to three window axes"):
+        getattr(lowcost, name)(stencil, np.ones((2, 2, 2, 2, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize("arguments", [([1.0], np.ones((3, 1))), (np.ones((1, 1)), [[1.0]])])
+def test_lists_are_not_arrays(arguments):
+    for function in (lowcost.depthwise, lowcost.circulant, lowcost.apply_symbol):
+        with pytest.raises((TypeError, ValueError), match="must"):
+            function(*arguments)

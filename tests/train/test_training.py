@@ -157,12 +157,23 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
     assert len(whole[1]) == 2
 
 
-def test_a_cut_line_and_later_epochs_leave_the_log(tmp_path):
-    """metrics.jsonl after a kill: the half-written line and epochs beyond the checkpoint are dropped."""
+@pytest.mark.parametrize(
+    ("text", "epochs"),
+    [
+        ('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3, "x"', [1]),  # cut short, and an epoch beyond the checkpoint
+        ('{"epoch": 1}', [1]),  # the end of the line is missing, and the next row must not join it
+        ('5\n{}\nnoise\n{"epoch": 1}\n', [1]),
+        ("", []),
+    ],
+)
+def test_the_log_survives_a_kill(tmp_path, text, epochs):
+    """metrics.jsonl holds whole rows up to the checkpoint, and takes the next."""
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"epoch": 1, "x": 1}\n{"epoch": 2, "x": 2}\n{"epoch": 3, "x"')
-    assert [row["epoch"] for row in MetricsLog(path, 1).rows] == [1]
-    assert path.read_text() == '{"epoch": 1, "x": 1}\n'
+    path.write_text(text)
+    log = MetricsLog(path, 1)
+    assert [row["epoch"] for row in log.rows] == epochs
+    log.append({"epoch": 2})
+    assert [row["epoch"] for row in MetricsLog(path, 2).rows] == [*epochs, 2]
 
 
 def test_devices_that_do_not_divide_the_batch_are_an_error():
