@@ -25,7 +25,7 @@ class Setup(NamedTuple):
         net: the network.
         optimizer: of its weights.
         abstract_state: shapes, dtypes and shardings of the state.
-        steps_per_epoch, epochs: the length of the run.
+        steps_per_epoch: whole batches in the training images.
     """
 
     dataset: data.Dataset
@@ -34,7 +34,6 @@ class Setup(NamedTuple):
     optimizer: optax.GradientTransformation
     abstract_state: TrainState
     steps_per_epoch: int
-    epochs: int
 
     def initial_state(self, seed: int) -> TrainState:
         """The state before the first step, on all devices."""
@@ -66,15 +65,14 @@ def prepare(config: TrainConfig) -> Setup:
             f"--batch-size {config.batch_size} is larger than the {len(dataset.train)} training images of "
             f"{dataset.name}; use a smaller one"
         )
-    epochs = config.length()
     net = nn.network(config.architecture, config.width, len(dataset.classes), h=config.h)
-    optimizer = RECIPES[config.recipe](steps_per_epoch, epochs)
+    optimizer = RECIPES[config.recipe](steps_per_epoch, config.length())
     shapes = jax.eval_shape(
         lambda key: create_state(net, optimizer, key, dataset.image_shape), jax.random.key(config.seed)
     )
     sharding = replicated(mesh)
     abstract_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-    return Setup(dataset, mesh, net, optimizer, abstract_state, steps_per_epoch, epochs)
+    return Setup(dataset, mesh, net, optimizer, abstract_state, steps_per_epoch)
 
 
 def describe(dataset: data.Dataset) -> dict[str, Any]:
@@ -105,7 +103,8 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[TrainConfig, Setup, Tr
     for field in ("classes", "image_shape"):
         if got[field] != expected[field]:
             raise ValueError(
-                f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
+                f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}; "
+                "name the folder that belongs to it with --data-dir"
             )
     saved = checkpoints(workdir)
     latest = saved.latest()

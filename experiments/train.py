@@ -60,7 +60,7 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
     from lowcost.train.state import TrainState, count_weights
     from lowcost.train.step import make_eval_step, make_train_step
 
-    workdir, dataset, console = config.directory(), ready.dataset, Console(soft_wrap=True)
+    epochs, workdir, dataset, console = config.length(), config.directory(), ready.dataset, Console(soft_wrap=True)
     augment = recipes.augmentation(dataset.flip)
     train_step = make_train_step(ready.net, ready.optimizer, augment, config.seed, ready.steps_per_epoch)
     eval_step = jax.jit(make_eval_step(ready.net))
@@ -90,13 +90,13 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
         seconds = meta["seconds"]
         console.print(f"going on from step {latest} in {workdir}")
     log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // ready.steps_per_epoch)
-    state, _ = fit(
+    state = fit(
         state,
         jax.jit(train_step, donate_argnums=0),
         batch,
         evaluate,
         steps_per_epoch=ready.steps_per_epoch,
-        epochs=ready.epochs,
+        epochs=epochs,
         log=log,
         checkpoints=checkpoints,
         interruption=interruption,
@@ -106,13 +106,13 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
     checkpoints.close()
     if log.rows:
         draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {dataset.name}")
-    finished = log.last_epoch() == ready.epochs
+    finished = log.last_epoch() == epochs
     if interruption.signal is not None and not finished:
         console.print(f"stopped at step {int(state.step)}, saved in {workdir}; the same command goes on from there")
         return 128 + interruption.signal
 
     path = workdir / "result.json"
-    if latest == ready.epochs * ready.steps_per_epoch and path.exists():  # nothing was trained: leave the run's figures
+    if latest == epochs * ready.steps_per_epoch and path.exists():  # nothing was trained: leave the run's figures
         _print(console, json.loads(path.read_text()), workdir)
         return 0
     speeds = [row["images_per_second"] for row in log.rows if row["images_per_second"]]
@@ -122,7 +122,7 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
         "width": config.width,
         "recipe": config.recipe,
         "weights": count_weights(state.params),
-        "epochs": ready.epochs,
+        "epochs": epochs,
         "seed": config.seed,
         "test_accuracy": log.rows[-1]["test_accuracy"],
         "test_images": len(dataset.test),

@@ -24,7 +24,10 @@ def problem(size=1.0, batch=(2,)):
     rng = np.random.default_rng(0)
     stencil, matrix = size * rng.normal(size=(3, 2, 3)), size * rng.normal(size=(3, 3))
     k = matrices.depthwise(stencil, GRID)
-    reaction = lambda y: jnp.tanh(lowcost.pointwise(matrix, y))  # noqa: E731
+
+    def reaction(y):
+        return jnp.tanh(lowcost.pointwise(matrix, y))
+
     return stencil, k.T @ k, reaction, rng.normal(size=(*batch, *GRID, 3))
 
 

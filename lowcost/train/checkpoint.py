@@ -12,7 +12,7 @@ class Checkpoints:
     """The checkpoints of one run, by the number of steps done.
 
     Args:
-        directory: where they lie; made when the first one is saved.
+        directory: where they lie; made if missing.
         keep: the newest so many are kept.
     """
 

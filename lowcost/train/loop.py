@@ -30,7 +30,7 @@ def fit(
     interruption: Interruption,
     console: Console,
     seconds: float = 0.0,
-) -> tuple[TrainState, float]:
+) -> TrainState:
     """Steps from `state.step` to the end of the last epoch, or to an interruption, with all of it saved.
 
     Every epoch ends with a checkpoint, then the evaluation, then a row in the log; whatever a kill leaves out is done
@@ -45,10 +45,10 @@ def fit(
         log, checkpoints: where to write.
         interruption: looked at after every step.
         console: for the progress bar and a line an epoch.
-        seconds: wall time spent before this call.
+        seconds: wall time spent before this call; rows and checkpoints hold the sum, compilation and evaluation in it.
 
     Returns:
-        The last state, and the wall time spent in all, compilation and evaluation included.
+        The last state.
     """
     begin = time.monotonic() - seconds
     step, last = int(state.step), epochs * steps_per_epoch
@@ -87,7 +87,7 @@ def fit(
             if interruption.signal is not None:
                 save()
                 break
-    return state, time.monotonic() - begin
+    return state
 
 
 def evaluate_all(

@@ -15,7 +15,7 @@ def use_every_core(batch_size: int) -> None:
     XLA's CPU transforms and elementwise loops hardly use a second core; a second device does. Call it before JAX
     touches a device; a number that the user chose (`jax_num_cpu_devices`, XLA_FLAGS) is left alone.
     """
-    configured = jax.config.jax_num_cpu_devices != -1  # type: ignore[attr-defined]
+    configured = jax.config.values["jax_num_cpu_devices"] != -1
     if not configured and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         most = max(1, min(cores, batch_size // 8))

@@ -52,7 +52,9 @@ def test_derivatives(case):
     direction = np.random.default_rng(1).normal(size=point.shape)
 
     def derivatives(way, point):
-        loss = lambda p: energy(case, way)(*unravel(p))  # noqa: E731
+        def loss(p):
+            return energy(case, way)(*unravel(p))
+
         value, slope = jax.jvp(loss, (point,), (direction,))
         gradient, product = jax.jvp(jax.grad(loss), (point,), (direction,))
         return value, slope, gradient, product, jax.grad(lambda p: jax.grad(loss)(p) @ direction)(point)

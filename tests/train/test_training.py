@@ -133,7 +133,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
             return evaluate_all(eval_step, state, IMAGES, LABELS, batch_size=16, mesh=mesh, interruption=interruption)
 
         with jax.set_mesh(mesh):
-            state, _ = fit(
+            state = fit(
                 state,
                 step,
                 lambda step: batch(mesh, step),
