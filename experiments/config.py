@@ -21,8 +21,11 @@ class TrainConfig:
     dataset: Annotated[Literal["digits", "folder"], tyro.conf.Positional] = "digits"
     """digits: real handwritten digits inside scikit-learn; folder: your pictures, DIR/train/CLASS/* and
     DIR/test/CLASS/* (jpg, png) under --data-dir."""
-    architecture: Literal["implicit_rd", "explicit_rd"] = "implicit_rd"
-    """The steps: implicit (Eq. 11) or explicit (Eq. 9) reaction-diffusion."""
+    architecture: Literal[
+        "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"
+    ] = "implicit_rd"
+    """The steps: implicit (Eq. 11), explicit (Eq. 9) or circulant (Eq. 12) reaction-diffusion, the latter also
+    implicit; LinearMix (Eq. 7), MobileNet (Eq. 13), or a fully coupled ResNet (Eq. 3)."""
     width: Literal["A", "B", "C"] = "A"
     """Channels: A 32-64-128, B 48-96-192, C 32-64-128-256."""
     recipe: Literal["paper", "fast"] = "paper"
@@ -34,7 +37,11 @@ class TrainConfig:
     seed: int = 0
     """Of the initial weights, the order of the images and the augmentation."""
     h: float = 1.0
-    """Time step of the reaction-diffusion steps."""
+    """Time step; mobilenet has none."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the features; weights, statistics and sums are float32 anyway."""
+    remat: bool = False
+    """Keep the features of one block at a time and compute the others again: less memory, more time."""
     workdir: Path | None = None
     """Where to write; runs/DATASET-ARCHITECTURE-WIDTH-RECIPE-seedN when not given."""
     data_dir: Path | None = None

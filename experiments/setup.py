@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -65,7 +66,14 @@ def prepare(config: TrainConfig) -> Setup:
             f"--batch-size {config.batch_size} is larger than the {len(dataset.train)} training images of "
             f"{dataset.name}; use a smaller one"
         )
-    net = nn.network(config.architecture, config.width, len(dataset.classes), h=config.h)
+    net = nn.network(
+        config.architecture,
+        config.width,
+        len(dataset.classes),
+        h=config.h,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
     optimizer = RECIPES[config.recipe](steps_per_epoch, config.length())
     shapes = jax.eval_shape(
         lambda key: create_state(net, optimizer, key, dataset.image_shape), jax.random.key(config.seed)

@@ -156,6 +156,15 @@ def circulant_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, m
     return total([Cost(convolution.weights, diffusion), pointwise(grid, channels, channels)])
 
 
+def implicit_circulant_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: str = "fft") -> Cost:
+    """(I + h KᵀK)⁻¹(y + h σ(N(M y))) with K = K_circ: the cost of `circulant_rd`, whose filter it changes.
+
+    Args, Returns, Raises: as `fully_coupled`; an inverse has no direct method.
+    """
+    check_choice("method", method, SPECTRAL_METHODS)
+    return circulant_rd(grid, window, channels, method=method)
+
+
 def network(
     architecture: str,
     width: str | Sequence[int],
@@ -169,13 +178,14 @@ def network(
     """The whole network of Section 4 on one image: opening, steps, connecting layers, classifier.
 
     Args:
-        architecture: "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd" or "circulant_rd".
+        architecture: "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd" or
+            "implicit_circulant_rd".
         width: "A", "B", "C", or the channels of each block, each twice the one before.
         num_classes: outputs of the classifier.
         image_shape: [*grid, C_in]; every axis of the grid divisible by 2^(blocks - 1).
         kernel_size: points of the stencils per axis; the opening has 5.
         steps_per_block: steps in each block.
-        method: of the steps' convolutions; if not given "fft" for the implicit and the circulant network and "direct"
+        method: of the steps' convolutions; if not given "fft" for the implicit and the circulant networks and "direct"
             for the others, as in Table 1. The opening and the connecting layers are direct.
 
     Returns:
@@ -219,6 +229,7 @@ _STEPS: dict[str, tuple[Callable[..., Cost], int]] = {
     "explicit_rd": (explicit_rd, 1),
     "implicit_rd": (implicit_rd, 1),
     "circulant_rd": (circulant_rd, 1),
+    "implicit_circulant_rd": (implicit_circulant_rd, 1),
 }
 """What a step applies, and how many times."""
 

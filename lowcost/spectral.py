@@ -67,6 +67,23 @@ def circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     return _along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
 
 
+def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
+    """λ_k = Σ_j θ_j exp(2πi k·j / n), a matrix a frequency: what K(θ) of Eq. (4) does to the channels of mode k.
+
+    Args:
+        stencil: θ, real, [*window, C_in, C_out].
+        grid: points per axis.
+
+    Returns:
+        λ, complex, [*grid, C_in, C_out].
+
+    Raises:
+        TypeError, ValueError: as `symbol`.
+    """
+    *window, c_in, c_out = stencil.shape
+    return symbol(stencil.reshape(*window, c_in * c_out), grid).reshape(*grid, c_in, c_out)
+
+
 def power(symbol: jax.Array) -> jax.Array:
     """|λ|² = λ.re² + λ.im²: the symbol of KᵀK, real, shaped as λ.
 

@@ -1,15 +1,34 @@
 """Networks of the paper as Flax (linen) modules."""
 
-from lowcost.nn.network import ARCHITECTURES, Network, network
+from lowcost.nn.layers import Circulant, Depthwise, ImplicitDiffusion, LinearMix
+from lowcost.nn.network import ARCHITECTURES, Network, bound_layers, network
 from lowcost.nn.stability import StabilityReport, stability_report
-from lowcost.nn.steps import ExplicitRDStep, ImplicitRDStep
+from lowcost.nn.steps import (
+    CirculantRDStep,
+    ExplicitRDStep,
+    ImplicitCirculantRDStep,
+    ImplicitRDStep,
+    LinearMixStep,
+    MobileNetStep,
+    ResNetStep,
+)
 
 __all__ = [
     "ARCHITECTURES",
+    "Circulant",
+    "CirculantRDStep",
+    "Depthwise",
     "ExplicitRDStep",
+    "ImplicitCirculantRDStep",
+    "ImplicitDiffusion",
     "ImplicitRDStep",
+    "LinearMix",
+    "LinearMixStep",
+    "MobileNetStep",
     "Network",
+    "ResNetStep",
     "StabilityReport",
+    "bound_layers",
     "network",
     "stability_report",
 ]

@@ -1,6 +1,8 @@
 """The base architecture of Section 4: an opening, blocks of steps, connecting layers, a linear classifier."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -8,18 +10,33 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import he_normal
 
-from lowcost.arguments import check_choice
+from lowcost.arguments import check_choice, check_floating, check_time_step
 from lowcost.cost import block_channels
 from lowcost.nn.initializers import stable_stencil
-from lowcost.nn.steps import ExplicitRDStep, ImplicitRDStep, Normalize
+from lowcost.nn.steps import (
+    CirculantRDStep,
+    ExplicitRDStep,
+    ImplicitCirculantRDStep,
+    ImplicitRDStep,
+    LinearMixStep,
+    MobileNetStep,
+    Normalize,
+    ResNetStep,
+)
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
+from lowcost.spectral import symbol, widen
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "resnet": ResNetStep,
+    "mobilenet": MobileNetStep,
+    "linear_mix": LinearMixStep,
     "explicit_rd": ExplicitRDStep,
     "implicit_rd": ImplicitRDStep,
+    "circulant_rd": CirculantRDStep,
+    "implicit_circulant_rd": ImplicitCirculantRDStep,
 }
-"""The step of each architecture, by the name used in flags and files."""
+"""The step of each architecture, by the name used in flags and files; all but the last are rows of Table 2."""
 
 
 def network(
@@ -30,23 +47,32 @@ def network(
     h: float = 1.0,
     kernel_size: int = 3,
     steps_per_block: int = 4,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> "Network":
     """The network of Section 4: `net.init(key, images)`, `net.apply(variables, images)` → logits.
 
     Args:
-        architecture: "implicit_rd" or "explicit_rd".
+        architecture: one of `ARCHITECTURES`: "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd",
+            "circulant_rd", or, beyond the paper, "implicit_circulant_rd".
         width: "A", "B", "C", or the channels of each block, each twice the one before.
         num_classes: outputs of the classifier.
-        h: time step of the reaction-diffusion steps.
-        kernel_size: points of their stencils per axis.
+        h: time step; "mobilenet" has none, Eq. (13).
+        kernel_size: points of the stencils per axis.
         steps_per_block: steps in each block.
+        dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
+            the operators, and logits stay float32.
+        remat: keep for the way back only what goes into each block and compute the block again (`jax.checkpoint`): on
+            network A a tenth of the bytes, for about 40 % more operations. For accelerators: XLA's CPU scheduler
+            computes too early and gives most of the memory away.
 
     Returns:
-        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. Every axis of the grid must be
-        divisible by 2^(blocks - 1), and no smaller than the stencil in the last block.
+        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes,
+        each divisible by 2^(blocks - 1), and no smaller than the stencil in the last block.
 
     Raises:
-        ValueError: unknown architecture or width, or a count below one.
+        TypeError: dtype is not real floating point.
+        ValueError: unknown architecture or width, a count below one, h negative or given to "mobilenet".
     """
     check_choice("architecture", architecture, tuple(ARCHITECTURES))
     channels = block_channels(width)
@@ -57,29 +83,38 @@ def network(
     }.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
-    step = ARCHITECTURES[architecture]
-    return Network(step, channels, num_classes, h, kernel_size, steps_per_block)
+    check_time_step(h)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be real floating point, e.g. jnp.bfloat16, got {dtype}")
+    step = partial(ARCHITECTURES[architecture], kernel_size=kernel_size)
+    if architecture != "mobilenet":
+        step = partial(step, h=h)
+    elif h != 1:
+        raise ValueError(f"h must be left at 1 for 'mobilenet', whose steps are no time steps (Eq. 13), got {h}")
+    return Network(step, channels, num_classes, kernel_size, steps_per_block, dtype, remat)
 
 
 class Network(nn.Module):
     """Opening, blocks of steps with their connecting layers, classifier; use `network` to make one.
 
     Attributes:
-        step: the step's module class.
+        step: (name) → the module of a step.
         channels: channels of each block.
-        num_classes, h, kernel_size, steps_per_block: as `network`.
+        num_classes, kernel_size, steps_per_block, dtype, remat: as `network`.
     """
 
     step: Callable[..., nn.Module]
     channels: Sequence[int]
     num_classes: int
-    h: float = 1.0
     kernel_size: int = 3
     steps_per_block: int = 4
+    dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]."""
+        check_floating("images", images)
         grid = images.shape[1:-1]
         halvings = 2 ** (len(self.channels) - 1)
         if not grid or any(n % halvings for n in grid):
@@ -87,16 +122,60 @@ class Network(nn.Module):
                 f"images must be [B, *grid, C] with every grid axis divisible by {halvings}, since the network of "
                 f"{len(self.channels)} blocks halves it {len(self.channels) - 1} times; got shape {list(images.shape)}"
             )
-        y = Opening(self.channels[0], name="opening")(images, train=train)
-        for block, c in enumerate(self.channels):
-            if block:
-                y = Halving(name=f"block{block}_pooling")(y)
+
+        def block(net: Network, y: jax.Array, number: int) -> jax.Array:
+            for j in range(net.steps_per_block):
+                y = net.step(name=f"block{number}_step{j + 1}")(y, train=train)
+            return Connecting(net.kernel_size, name=f"block{number}_connecting")(y, train=train)
+
+        y = Opening(self.channels[0], name="opening")(images.astype(self.dtype), train=train)
+        run = nn.remat(block, static_argnums=2) if self.remat else block
+        for i, c in enumerate(self.channels):
+            if i:
+                y = Halving(name=f"block{i}_pooling")(y)
             chex.assert_shape(y, (None,) * (1 + len(grid)) + (c,))
-            for j in range(self.steps_per_block):
-                name = f"block{block + 1}_step{j + 1}"
-                y = self.step(h=self.h, kernel_size=self.kernel_size, name=name)(y, train=train)
-            y = Connecting(self.kernel_size, name=f"block{block + 1}_connecting")(y, train=train)
+            y = run(self, y, i + 1)
         return nn.Dense(self.num_classes, name="classifier")(Mean(name="pooling")(y))
+
+
+class Layer(NamedTuple):
+    """A layer of a network with its weights, e.g. `layer.module.symbol(layer.grid)` for the steps.
+
+    Attributes:
+        name: of the module.
+        module: bound to its weights and statistics.
+        grid: points per axis of what goes into it.
+    """
+
+    name: str
+    module: nn.Module
+    grid: tuple[int, ...]
+
+
+def bound_layers(net: Network, variables: Any, image_shape: Sequence[int]) -> list[Layer]:
+    """The layers of a network in the order in which they are applied.
+
+    Args:
+        net: the network.
+        variables: {"params", "batch_stats"}, trained or not.
+        image_shape: [*grid, C].
+
+    Raises:
+        ValueError: the network cannot take images of this shape.
+    """
+    layers = []
+
+    def note(call, args, kwargs, context):
+        module = context.module
+        if context.method_name == "__call__" and len(module.path) == 1:
+            own = {kind: tree[module.name] for kind, tree in variables.items() if module.name in tree}
+            layers.append(Layer(module.name, module.clone(parent=None).bind(own), args[0].shape[1:-1]))
+        return call(*args, **kwargs)
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(note):  # the layers are met by tracing the network, without computing it
+        jax.eval_shape(lambda image: net.apply(variables, image, train=False), image)
+    return layers
 
 
 class Opening(nn.Module):
@@ -115,7 +194,7 @@ class Opening(nn.Module):
         """[B, *grid, C_in] → [B, *grid, features]."""
         window = (self.kernel_size,) * (y.ndim - 2)
         stencil = self.param("stencil", he_normal(), (*window, y.shape[-1], self.features))
-        return nn.relu(Normalize(name="normalize")(fully_coupled(stencil, y), train=train))
+        return nn.relu(Normalize(name="normalize")(fully_coupled(stencil.astype(y.dtype), y), train=train))
 
 
 class Connecting(nn.Module):
@@ -133,6 +212,10 @@ class Connecting(nn.Module):
         stencil = self.param("stencil", stable_stencil(), (*(self.kernel_size,) * (y.ndim - 2), y.shape[-1]))
         return Normalize(name="normalize")(jnp.concatenate([y, depthwise(stencil, y)], axis=-1), train=train)
 
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_dw(θ), [*grid, C]."""
+        return symbol(self.variables["params"]["stencil"], grid)
+
 
 class Halving(nn.Module):
     """The average of every 2 x 2 pixels: half the points per axis."""
@@ -149,5 +232,5 @@ class Mean(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array) -> jax.Array:
-        """[B, *grid, C] → [B, C]."""
-        return jnp.mean(y, axis=range(1, y.ndim - 1))
+        """[B, *grid, C] → [B, C], float32 at least."""
+        return jnp.mean(widen(y), axis=range(1, y.ndim - 1))

@@ -10,15 +10,21 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lowcost.analysis import amplification, spectral_norm
-from lowcost.nn.network import Connecting, Halving, Mean, Network, Opening
-from lowcost.nn.steps import EPSILON, ExplicitRDStep, ImplicitRDStep
-from lowcost.operators.fully_coupled import fully_coupled
-from lowcost.spectral import power, symbol
+from lowcost.analysis import amplification
+from lowcost.nn.network import Connecting, Halving, Mean, Network, Opening, bound_layers
+from lowcost.nn.steps import (
+    EPSILON,
+    CirculantRDStep,
+    ExplicitRDStep,
+    ImplicitCirculantRDStep,
+    ImplicitRDStep,
+    LinearMixStep,
+    MobileNetStep,
+    ResNetStep,
+)
+from lowcost.spectral import coupled_symbol, power
 
 
 class LayerBounds(NamedTuple):
@@ -83,61 +89,66 @@ def stability_report(net: Network, variables: Any, image_shape: Sequence[int]) -
     Raises:
         ValueError: the network cannot take images of this shape, or has a layer whose bound is not known.
     """
-    met: list[tuple[str, nn.Module, Any, tuple[int, ...]]] = []
-
-    def note(call, args, kwargs, context):
-        module = context.module
-        if context.method_name == "__call__" and len(module.path) == 1:
-            if type(module) not in _BOUNDS:
-                raise ValueError(f"stability_report knows no bound of {type(module).__name__} ({module.path[0]})")
-            met.append((module.path[0], module, module.variables, args[0].shape[1:-1]))
-        return call(*args, **kwargs)
-
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    with nn.intercept_methods(note):  # the layers are met by tracing the network, without computing it
-        jax.eval_shape(lambda image: net.apply(variables, image, train=False), image)
     layers = []
-    for name, module, weights, grid in met:
-        lipschitz, *rest = _BOUNDS[type(module)](module, weights, grid)
+    for name, module, grid in bound_layers(net, variables, image_shape):
+        if type(module) not in _BOUNDS:
+            raise ValueError(f"stability_report knows no bound of {type(module).__name__} ({name})")
+        lipschitz, *rest = _BOUNDS[type(module)](module, grid)
         layers.append(LayerBounds(name, float(lipschitz), *rest))
     return StabilityReport(tuple(layers))
 
 
-def _step(integrator, module, variables, grid):
+def _diffusion(integrator, step, grid):
     """R y + h Φ r(y) with ‖R‖, ‖Φ‖ by the symbol and ‖r‖ = ‖N M‖, as ReLU never stretches."""
-    weights, statistics = variables["params"], variables["batch_stats"]["reaction"]
-    λ = symbol(weights["stencil"], grid)
-    factors = amplification(integrator, λ, module.h)
-    reaction = _norm(_normalized(weights["reaction"]["matrix"], statistics))
+    λ = step.symbol(grid)
+    factors = amplification(integrator, λ, step.h)
+    reaction = _reaction(step)
     if integrator == "imex_euler":  # the resolvent is applied to both parts
-        lipschitz = jnp.max(jnp.abs(factors)) * (1 + module.h * reaction)
+        lipschitz = jnp.max(jnp.abs(factors)) * (1 + step.h * reaction)
     else:
-        lipschitz = jnp.max(jnp.abs(factors)) + module.h * reaction
-    stiffness = float(module.h * jnp.max(power(λ)))
+        lipschitz = jnp.max(jnp.abs(factors)) + step.h * reaction
+    stiffness = float(step.h * jnp.max(power(λ)))
     stable = integrator != "forward_euler" or stiffness <= 2
     return lipschitz, stiffness, (float(factors.min()), float(factors.max())), stable
 
 
-def _opening(module, variables, grid):
-    stencil = _normalized(variables["params"]["stencil"], variables["batch_stats"])
-    return (spectral_norm(partial(fully_coupled, stencil), grid, stencil.shape[-2]),)
+def _residual(step, grid):
+    """1 + h ‖N K₁‖ ‖K₂‖, with the matrix of every frequency."""
+    first, second = step.symbol(grid)
+    return (1 + step.h * _norms(_normalized(first, step)) * _norms(second),)
 
 
-def _connecting(module, variables, grid):
+def _mobilenet(step, grid):
+    """‖N K_dw‖ ‖N M‖."""
+    return (jnp.max(jnp.abs(_normalized(step.symbol(grid), step))) * _reaction(step),)
+
+
+def _opening(layer, grid):
+    return (_norms(coupled_symbol(_normalized(layer.variables["params"]["stencil"], layer), grid)),)
+
+
+def _connecting(layer, grid):
     """‖N [I; K]‖² = max over channels and frequencies of s₁² + s₂²|λ|²."""
-    λ = symbol(variables["params"]["stencil"], grid)
-    first, second = jnp.split(_scale(variables["batch_stats"]) ** 2, 2)
+    first, second = jnp.split(_scale(layer.variables["batch_stats"]) ** 2, 2)
     dims = range(len(grid))
-    return (jnp.sqrt(jnp.max(jnp.expand_dims(first, dims) + jnp.expand_dims(second, dims) * power(λ))),)
+    squares = jnp.expand_dims(first, dims) + jnp.expand_dims(second, dims) * power(layer.symbol(grid))
+    return (jnp.sqrt(jnp.max(squares)),)
 
 
-def _norm(matrix):
-    return np.linalg.norm(np.asarray(matrix), ord=2)
+def _reaction(step):
+    """‖N M‖."""
+    matrix, statistics = (step.variables[kind]["reaction"] for kind in ("params", "batch_stats"))
+    return _norms(matrix["matrix"] * _scale(statistics)[None])
 
 
-def _normalized(weights, statistics):
-    """The weights [..., C_out] of N ∘ weights, without the shift."""
-    return weights * jnp.expand_dims(_scale(statistics), range(weights.ndim - 1))
+def _norms(matrices):
+    """max ‖·‖₂ over matrices [..., C_in, C_out]."""
+    return jnp.max(jnp.linalg.norm(matrices, ord=2, axis=(-2, -1)))
+
+
+def _normalized(weights, layer):
+    """Weights or symbols [..., C_out] of N ∘ K, without the shift, N being the layer's own."""
+    return weights * jnp.expand_dims(_scale(layer.variables["batch_stats"]), range(weights.ndim - 1))
 
 
 def _scale(statistics):
@@ -146,11 +157,16 @@ def _scale(statistics):
 
 
 _BOUNDS: dict[type, Callable[..., tuple]] = {
-    ExplicitRDStep: partial(_step, "forward_euler"),
-    ImplicitRDStep: partial(_step, "imex_euler"),
+    ResNetStep: _residual,
+    LinearMixStep: _residual,
+    MobileNetStep: _mobilenet,
+    ExplicitRDStep: partial(_diffusion, "forward_euler"),
+    ImplicitRDStep: partial(_diffusion, "imex_euler"),
+    CirculantRDStep: partial(_diffusion, "forward_euler"),
+    ImplicitCirculantRDStep: partial(_diffusion, "imex_euler"),
     Opening: _opening,
     Connecting: _connecting,
-    Halving: lambda module, variables, grid: (2 ** (-len(grid) / 2),),
-    Mean: lambda module, variables, grid: (math.prod(grid) ** -0.5,),
-    nn.Dense: lambda module, variables, grid: (_norm(variables["params"]["kernel"]),),
+    Halving: lambda layer, grid: (2 ** (-len(grid) / 2),),
+    Mean: lambda layer, grid: (math.prod(grid) ** -0.5,),
+    nn.Dense: lambda layer, grid: (_norms(layer.variables["params"]["kernel"]),),
 }

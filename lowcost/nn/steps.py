@@ -1,14 +1,31 @@
-"""The steps of Section 4's networks as Flax modules: they hold the weights, `lowcost` holds the mathematics."""
+"""The steps of Section 4's networks as Flax modules: they hold the weights, `lowcost` holds the mathematics.
 
+Each keeps the shape and dtype of its features [B, *grid, C], and tells what it is made of: its time step `h`, and
+`step.bind(variables).symbol(grid)`, the symbol of its convolution, for `lowcost.analysis`.
+"""
+
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
-from lowcost.nn.initializers import stable_stencil
-from lowcost.operators.depthwise import depthwise_diffusion, depthwise_resolvent
+from lowcost.nn.initializers import (
+    linear_mix_matrix,
+    linear_mix_stencil,
+    near_identity,
+    stable_shared_stencil,
+    stable_stencil,
+)
+from lowcost.operators.circulant import circulant_diffusion, circulant_resolvent
+from lowcost.operators.depthwise import depthwise, depthwise_diffusion, depthwise_resolvent
+from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
+from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
 from lowcost.operators.pointwise import pointwise
+from lowcost.spectral import circulant_symbol, coupled_symbol, symbol
 from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion
 
 EPSILON = 1e-5
@@ -18,7 +35,7 @@ EPSILON = 1e-5
 class Normalize(nn.Module):
     """N: batch normalisation over batch and grid without learned scale and shift, as Table 2's weight counts imply.
 
-    In training with the statistics of the (global) batch, at evaluation with their running mean.
+    In training with the statistics of the (global) batch, at evaluation with their running mean; both float32.
     """
 
     @nn.compact
@@ -36,7 +53,93 @@ class Reaction(nn.Module):
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         matrix = self.param("matrix", lecun_normal(), (y.shape[-1], y.shape[-1]))
-        return nn.relu(Normalize(name="normalize")(pointwise(matrix, y), train=train))
+        return nn.relu(Normalize(name="normalize")(pointwise(matrix.astype(y.dtype), y), train=train))
+
+
+class ResNetStep(nn.Module):
+    """y + h K(θ²)ᵀ σ(N(K(θ¹) y)), K fully coupled: Eqs. (1) and (3), where h = 1.
+
+    Attributes:
+        h: time step.
+        kernel_size: points of the stencils per axis.
+    """
+
+    h: float = 1.0
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        shape = (*_window(self, y), y.shape[-1], y.shape[-1])
+        first, second = (self.param(name, lecun_normal(), shape).astype(y.dtype) for name in ("stencil1", "stencil2"))
+        normalize = partial(Normalize(name="normalize"), train=train)
+        return forward_euler(
+            lambda y: fully_coupled_adjoint(second, nn.relu(normalize(fully_coupled(first, y)))), y, self.h
+        )
+
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K(θ¹) and of K(θ²), [2, *grid, C_in, C_out]: a matrix a frequency."""
+        return jnp.stack([coupled_symbol(_weights(self)[name], grid) for name in ("stencil1", "stencil2")])
+
+
+class LinearMixStep(nn.Module):
+    """y + h K_lm(θ²)ᵀ σ(N(K_lm(θ¹) y)): Eqs. (1) and (3) with the operators of Eq. (7), where h = 1.
+
+    Attributes:
+        h: time step.
+        kernel_size: points of the stencils per axis.
+    """
+
+    h: float = 1.0
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        c = y.shape[-1]
+        first, second = (
+            (
+                self.param(f"stencil{i}", linear_mix_stencil, (*_window(self, y), c)),
+                self.param(f"matrix{i}", linear_mix_matrix, (c, c)),
+            )
+            for i in (1, 2)
+        )
+        normalize = partial(Normalize(name="normalize"), train=train)
+        return forward_euler(
+            lambda y: linear_mix_adjoint(*second, nn.relu(normalize(linear_mix(*first, y)))), y, self.h
+        )
+
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_lm(θ¹) and of K_lm(θ²), [2, *grid, C_in, C_out]: the stencils' on the diagonal of M."""
+        weights = _weights(self)
+
+        def mixed(i):
+            λ, matrix = symbol(weights[f"stencil{i}"], grid), weights[f"matrix{i}"]
+            eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+            return jnp.expand_dims(eye, range(len(grid))) * λ[..., None] + jnp.expand_dims(matrix, range(len(grid)))
+
+        return jnp.stack([mixed(1), mixed(2)])
+
+
+class MobileNetStep(nn.Module):
+    """σ(N(M(θ²) σ(N(K_dw(θ¹) y)))): Eq. (13). Two layers and no time step: nothing of y is kept beside them.
+
+    Attributes:
+        kernel_size: points of the stencil per axis.
+    """
+
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        stencil = self.param("stencil", near_identity, (*_window(self, y), y.shape[-1]))
+        y = nn.relu(Normalize(name="normalize")(depthwise(stencil, y), train=train))
+        return Reaction(name="reaction")(y, train=train)
+
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_dw(θ¹), [*grid, C]."""
+        return symbol(_weights(self)["stencil"], grid)
 
 
 class ExplicitRDStep(nn.Module):
@@ -57,6 +160,10 @@ class ExplicitRDStep(nn.Module):
         reaction = partial(Reaction(name="reaction"), train=train)
         return forward_euler(reaction_diffusion(diffusion, reaction), y, self.h)
 
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_dw(θ), [*grid, C]."""
+        return symbol(_weights(self)["stencil"], grid)
+
 
 class ImplicitRDStep(nn.Module):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_dw: Eq. (11). Its linear part is stable for every h and θ.
@@ -76,7 +183,83 @@ class ImplicitRDStep(nn.Module):
         reaction = partial(Reaction(name="reaction"), train=train)
         return imex_euler(resolvent, reaction, y, self.h)
 
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_dw(θ), [*grid, C]."""
+        return symbol(_weights(self)["stencil"], grid)
+
+
+class CirculantRDStep(nn.Module):
+    """y + h (-KᵀK y + σ(N(M y))) with K = K_circ: Eqs. (9) and (12). Linearly stable while h·max|λ|² ≤ 2.
+
+    Its weights are φ = θ·√C, "shared_stencil", so that one learning rate suits them and all others.
+
+    Attributes:
+        h: time step.
+        kernel_size: points of the stencil per axis.
+    """
+
+    h: float = 1.0
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        diffusion = partial(circulant_diffusion, _unshare(_shared_stencil(self, y)))
+        reaction = partial(Reaction(name="reaction"), train=train)
+        return forward_euler(reaction_diffusion(diffusion, reaction), y, self.h)
+
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_circ(θ), [*grid, C], the last axis being the frequency along the channels."""
+        return circulant_symbol(_unshare(_weights(self)["shared_stencil"]), grid)
+
+
+class ImplicitCirculantRDStep(nn.Module):
+    """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_circ: Eq. (11) with the operator of Eq. (12), beyond the paper.
+
+    Its linear part is stable for every h and θ, and couples all pixels and all channels in one step. Its weights are
+    φ = θ·√C as in `CirculantRDStep`.
+
+    Attributes:
+        h: time step.
+        kernel_size: points of the stencil per axis.
+    """
+
+    h: float = 1.0
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        resolvent = partial(circulant_resolvent, _unshare(_shared_stencil(self, y)))
+        reaction = partial(Reaction(name="reaction"), train=train)
+        return imex_euler(resolvent, reaction, y, self.h)
+
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_circ(θ), [*grid, C], the last axis being the frequency along the channels."""
+        return circulant_symbol(_unshare(_weights(self)["shared_stencil"]), grid)
+
 
 def _stencil(step, y):
-    shape = (*(step.kernel_size,) * (y.ndim - 2), y.shape[-1])
-    return step.param("stencil", stable_stencil(step.h), shape)
+    """θ [*window, C] of a depth-wise diffusion."""
+    return step.param("stencil", stable_stencil(step.h), (*_window(step, y), y.shape[-1]))
+
+
+def _shared_stencil(step, y):
+    """φ [*window, C] of a circulant diffusion."""
+    return step.param("shared_stencil", stable_shared_stencil(step.h), (*_window(step, y), y.shape[-1]))
+
+
+def _unshare(φ):
+    """θ = φ / √C: what an optimiser's step in all weights does to λ no longer grows with the C pairs that share each.
+
+    With θ itself as the weight Adam's 0.01 throws the explicit step far beyond its limit at once.
+    """
+    return φ / math.sqrt(φ.shape[-1])
+
+
+def _window(step, y):
+    return (step.kernel_size,) * (y.ndim - 2)
+
+
+def _weights(step):
+    return step.variables["params"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lowcost.arguments import BOUNDARIES, check_choice, check_features
 from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
 from lowcost.operators.methods import fully_coupled_method
-from lowcost.spectral import filter_spectrum, symbol, widen
+from lowcost.spectral import coupled_symbol, filter_spectrum, widen
 
 
 def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -31,7 +31,7 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
     """
     window = _check("y", y, stencil, -2, boundary)
     if fully_coupled_method(method, window) == "direct":
-        return _convolve(widen(stencil), pad(widen(y), window, boundary)).astype(jnp.result_type(y))
+        return _convolve(stencil, pad(y, window, boundary)).astype(jnp.result_type(y))
     apply = partial(_apply, stencil, "...io,...i->...o", method)
     return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
 
@@ -56,7 +56,7 @@ def fully_coupled_adjoint(
     if fully_coupled_method(method, window) == "direct":
         y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), widen(z).dtype)
         transpose = jax.linear_transpose(lambda y: _convolve(widen(stencil), pad(y, window, boundary)), y)
-        return transpose(widen(z))[0].astype(jnp.result_type(z))
+        return transpose(widen(z))[0].astype(jnp.result_type(z))  # widened: the padding's adjoint adds after the sum
     apply = partial(_apply, stencil, "...io,...o->...i", method)
     return with_boundary_adjoint(apply, widen(z), window, boundary).astype(jnp.result_type(z))
 
@@ -69,20 +69,23 @@ def _check(name, y, stencil, channel_axis, boundary):
 
 def _apply(stencil, product, method, y):
     """One matrix product a frequency: the symbol of a coupled stencil is a matrix, [*grid, C_in, C_out]."""
-    *window, c_in, c_out = stencil.shape
-    λ = symbol(stencil.reshape(*window, c_in * c_out), y.shape[-1 - len(window) : -1])
+    grid = y.shape[1 - stencil.ndim : -1]
+    λ = coupled_symbol(stencil, grid)
     if product.endswith("i"):
         λ = jnp.conj(λ)
 
     def multiply(λ, spectrum):
-        matrices = λ.reshape(*λ.shape[:-1], c_in, c_out)
+        matrices = λ.reshape(*λ.shape[:-1], *stencil.shape[-2:])
         return jnp.einsum(product, matrices, spectrum, precision=jax.lax.Precision.HIGHEST)
 
-    return filter_spectrum(λ, y, multiply, method=method)
+    return filter_spectrum(λ.reshape(*grid, -1), y, multiply, method=method)
 
 
 def _convolve(stencil, padded):
-    """XLA's convolution of the padded grid; like a Flax layer it follows `jax.default_matmul_precision`."""
+    """XLA's convolution of the padded grid; like a Flax layer it follows `jax.default_matmul_precision`.
+
+    Of bfloat16 with bfloat16 the products are summed in float32 by every backend's convolution.
+    """
     dims = stencil.ndim - 2
     dtype = jnp.result_type(stencil.dtype, padded.dtype)
     batch, points = padded.shape[: -1 - dims], padded.shape[-1 - dims :]

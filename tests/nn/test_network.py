@@ -1,16 +1,22 @@
 """The networks of Section 4."""
 
+import itertools
+from functools import partial
+
+import chex
 import jax
 import jax.numpy as jnp
 import matrices
 import numpy as np
 import pytest
 
+import lowcost
+from lowcost import analysis, cost
 from lowcost.analysis import max_stable_step
 from lowcost.nn import ARCHITECTURES, ExplicitRDStep, ImplicitRDStep, network
-from lowcost.nn.initializers import stable_stencil
+from lowcost.nn.initializers import stable_shared_stencil, stable_stencil
 from lowcost.nn.steps import EPSILON
-from lowcost.spectral import symbol
+from lowcost.spectral import circulant_symbol, symbol
 from lowcost.train.state import count_weights
 
 IMAGE = (12, 8, 3)
@@ -22,15 +28,24 @@ def weights(net, image_shape):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("width", "classes", "count"), [("A", 10, 101_066), ("B", 10, 216_106), ("B", 100, 250_756), ("C", 100, 423_460)]
+    ("width", "classes", "counts"),
+    [
+        ("A", 10, {"linear_mix": 195_146, "resnet": 1_555_274, "others": 101_066}),
+        ("B", 10, {"linear_mix": 421_738, "resnet": 3_494_122, "others": 216_106}),
+        ("B", 100, {"linear_mix": 456_388, "resnet": 3_528_772, "others": 250_756}),
+        ("C", 100, {"linear_mix": 788_900, "resnet": 6_324_900, "others": 423_460}),
+    ],
 )
-def test_weights_are_those_of_table_2(architecture, width, classes, count):
+def test_weights_are_those_of_table_2(architecture, width, classes, counts):
+    count = counts.get(architecture, counts["others"])
     assert count_weights(weights(network(architecture, width, classes), (32, 32, 3))) == count
+    assert cost.network(architecture, width, classes, (32, 32, 3)).weights == count
 
 
-@pytest.mark.parametrize("grid", [(16,), (8, 12), (4, 4, 8)])
-def test_one_network_for_signals_images_and_volumes(grid):
-    net = network("implicit_rd", (2, 4), 3, steps_per_block=1, kernel_size=2)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("grid", [(16,), (8, 12), (6, 6, 8), (4, 4, 8)])
+def test_one_network_for_signals_images_and_volumes(architecture, grid):
+    net = network(architecture, (2, 4), 3, steps_per_block=1, kernel_size=2)
     images = jnp.zeros((2, *grid, 2))
     if min(grid) >= 5:
         variables = jax.eval_shape(net.init, jax.random.key(0), images)
@@ -80,6 +95,10 @@ def test_the_explicit_step_starts_stable(h, window):
     for seed in range(20):
         stencil = stable_stencil(h)(jax.random.key(seed), (*window, 4))
         assert h <= max_stable_step(symbol(stencil, (8,) * len(window))) * (1 + 1e-6)
+        for c in (1, 4, 64):
+            shared = stable_shared_stencil(h)(jax.random.key(seed), (*window, c))
+            λ = circulant_symbol(shared / np.sqrt(c), (8,) * len(window))
+            assert h <= max_stable_step(λ) * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -105,7 +124,7 @@ def test_training_needs_no_gather(architecture):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("implicit", "A", 10), "architecture must be one of 'explicit_rd', 'implicit_rd' here, got 'implicit'"),
+        (("implicit", "A", 10), "architecture must be one of 'resnet', .*'implicit_circulant_rd' here, got 'implicit'"),
         (("implicit_rd", "D", 10), "width must be one of 'A', 'B', 'C' here, got 'D'"),
         (("implicit_rd", (4, 6), 10), r"width must double .* got \(4, 6\)"),
         (("implicit_rd", "A", 0), "num_classes must be a whole number of at least 1, got 0"),
@@ -114,6 +133,133 @@ def test_training_needs_no_gather(architecture):
 def test_bad_networks_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         network(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "message"),
+    [
+        ("explicit_rd", {"steps_per_block": 0}, "steps_per_block must be a whole number of at least 1, got 0"),
+        ("explicit_rd", {"kernel_size": 0}, "kernel_size must be a whole number of at least 1, got 0"),
+        ("explicit_rd", {"h": -1.0}, "h must be a finite time step ≥ 0, got -1"),
+        ("mobilenet", {"h": 0.5}, r"h must be left at 1 for 'mobilenet', .* \(Eq. 13\), got 0.5"),
+    ],
+)
+def test_bad_options_are_refused(architecture, options, message):
+    with pytest.raises(ValueError, match=message):
+        network(architecture, "A", 10, **options)
+
+
+def test_a_dtype_that_cannot_hold_features_is_refused():
+    with pytest.raises(TypeError, match="dtype must be real floating point"):
+        network("implicit_rd", "A", 10, dtype=jnp.int32)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_is_for_the_features_alone(architecture):
+    """Features are bfloat16 and logits near those of float32; weights, statistics, gradients and logits float32."""
+    images = jax.random.uniform(jax.random.key(0), (8, 12, 12, 3))
+    exact, half = (network(architecture, (4, 8), 3, steps_per_block=1, dtype=t) for t in (jnp.float32, jnp.bfloat16))
+    variables = jax.jit(half.init)(jax.random.key(1), images)
+
+    def run(net):
+        def loss(params):
+            logits, updates = net.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats", "intermediates"],
+                capture_intermediates=lambda module, _: (module.name or "").startswith("block"),
+            )
+            return jnp.sum(logits**2), (logits, updates)
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    (_, (logits, _)), (grads, (rounded, updates)) = run(exact), run(half)
+    assert {x.dtype for x in jax.tree.leaves(updates["intermediates"])} == {jnp.dtype(jnp.bfloat16)}
+    others = (variables, grads, rounded, updates["batch_stats"])
+    assert {x.dtype for x in jax.tree.leaves(others)} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(rounded, logits, atol=0.05 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("architecture", ["implicit_rd", "mobilenet"])
+def test_remat_keeps_less_and_changes_nothing(architecture):
+    """The same weights, logits, statistics and gradients; less is kept from the way forward for the way back."""
+    images = jax.random.uniform(jax.random.key(0), (16, 16, 16, 3))
+    results, kept = [], []
+    for remat in (False, True):
+        net = network(architecture, (4, 8), 3, steps_per_block=2, remat=remat)
+        variables = jax.jit(net.init)(jax.random.key(1), images)
+
+        def loss(params, net=net, variables=variables):
+            logits, updates = net.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return jnp.sum(logits**2), (logits, updates)
+
+        results.append((variables, jax.jit(jax.grad(loss, has_aux=True))(variables["params"])))
+        way_back = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params, has_aux=True)[1], variables["params"])
+        kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(way_back)))
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+    assert kept[1] < 0.2 * kept[0]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("architecture", ["explicit_rd", "implicit_rd", "circulant_rd", "implicit_circulant_rd"])
+def test_refining_time_converges_in_first_order(architecture):
+    """N steps of h, 2N of h/2, 4N of h/4, ... weights repeated, normalisation frozen: the change halves."""
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 6, 3), jnp.float64)
+
+    def net(refinement):
+        steps = 2 * refinement
+        return network(architecture, (4, 8), 3, h=0.1 / refinement, steps_per_block=steps, dtype=jnp.float64)
+
+    variables = jax.jit(net(1).init)(jax.random.key(1), images)
+    variables["params"] = jax.tree.map(  # stencils twice as large: a diffusion that counts
+        lambda x: 2 * x if x.ndim == 3 else x, variables["params"]
+    )
+
+    def repeated(tree, refinement):
+        """Step j of the coarse network is the steps j·refinement + 1 ... (j + 1)·refinement of the fine one."""
+        fine = {}
+        for name, leaf in tree.items():
+            block, _, step = name.partition("_step")
+            names = (
+                [f"{block}_step{(int(step) - 1) * refinement + i + 1}" for i in range(refinement)] if step else [name]
+            )
+            fine |= dict.fromkeys(names, leaf)
+        return fine
+
+    def logits(refinement):
+        fine = {kind: repeated(tree, refinement) for kind, tree in variables.items()}
+        return jax.jit(net(refinement).apply)(fine, images)
+
+    results = [logits(2**i) for i in range(4)]
+    changes = [float(jnp.linalg.norm(b - a)) for a, b in itertools.pairwise(results)]
+    assert changes[0] > changes[1] > changes[2] > 1e-5
+    np.testing.assert_allclose(np.log2(changes[1] / changes[2]), 1, atol=0.15)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_steps_report_the_symbol_of_their_convolutions(architecture):
+    """`step.symbol(grid)` is K̂ of the operator with the step's weights, as impulse responses give it."""
+    grid, c = (4, 5), 3
+    step = ARCHITECTURES[architecture]()
+    variables = step.init(jax.random.key(0), jnp.zeros((1, *grid, c)), train=False)
+    weights, λ = variables["params"], step.bind(variables).symbol(grid)
+    operators = {
+        "resnet": [partial(lowcost.fully_coupled, weights.get(f"stencil{i}")) for i in (1, 2)],
+        "linear_mix": [
+            partial(lowcost.linear_mix, weights.get(f"stencil{i}"), weights.get(f"matrix{i}")) for i in (1, 2)
+        ],
+    }
+    if architecture in operators:
+        expected = [analysis.transfer_matrix(operator, grid, c) for operator in operators[architecture]]
+        np.testing.assert_allclose(np.swapaxes(λ, -2, -1), expected, atol=1e-5)
+    elif "circulant" in architecture:
+        operator = partial(lowcost.circulant, weights["shared_stencil"] / np.sqrt(c))
+        expected = analysis.spectrum(operator, grid, c)
+        np.testing.assert_allclose(np.sort(np.abs(λ), -1), np.sort(np.abs(expected), -1), atol=1e-5)
+    else:
+        expected = analysis.transfer_matrix(partial(lowcost.depthwise, weights["stencil"]), grid, c)
+        np.testing.assert_allclose(λ, np.diagonal(expected, axis1=-2, axis2=-1), atol=1e-5)
 
 
 def test_bad_images_are_refused():
