@@ -1,0 +1,176 @@
+"""Single operators as layers for any Flax network: drop-in for `flax.linen.Conv` where the channels stay as many.
+
+Arguments have Conv's names and meaning. What a low-cost operator cannot do, Conv's other arguments, is not offered.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+
+from lowcost.arguments import check_choice, check_floating, check_time_step
+from lowcost.nn.initializers import (
+    Initializer,
+    circulant_stencil,
+    depthwise_stencil,
+    linear_mix_matrix,
+    linear_mix_stencil,
+    stable_stencil,
+)
+from lowcost.operators.circulant import circulant
+from lowcost.operators.depthwise import depthwise, depthwise_resolvent
+from lowcost.operators.linear_mix import linear_mix
+
+_BOUNDARIES = {"SAME": "zeros", "CIRCULAR": "periodic", "REFLECT": "reflect"}
+
+
+class _Layer(nn.Module):
+    """What the layers have in common: K y + b with b [features], computed in one dtype.
+
+    Inputs are [..., *grid, features] with any leading axes and as many grid axes as `kernel_size` has entries. An even
+    kernel is centred at index m // 2, where Conv takes (m - 1) // 2.
+
+    Attributes:
+        features: channels, in and out.
+        kernel_size: points of the stencil per axis; a single number is one axis, as in Conv.
+        padding: "SAME" (zeros, the default as in Conv), "CIRCULAR" (the paper's periodic grid) or "REFLECT".
+        use_bias: whether b is added.
+        dtype: of the computation and result; None takes the one that inputs and weights promote to.
+        param_dtype: of the weights.
+        bias_init: initialiser of b.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int]
+    padding: str = "SAME"
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    def _window(self) -> tuple[int, ...]:
+        return (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
+
+    def _boundary(self) -> str:
+        check_choice("padding", self.padding, tuple(_BOUNDARIES))
+        return _BOUNDARIES[self.padding]
+
+    def _weights(self, name: str, init: Initializer, shape: Sequence[int]) -> jax.Array:
+        return self.param(name, init, tuple(shape), self.param_dtype)
+
+    def _apply(self, operator: Callable[..., jax.Array], inputs: jax.Array, *weights: jax.Array) -> jax.Array:
+        """operator(*weights, inputs) + b."""
+        check_floating("inputs", inputs)
+        if inputs.shape[-1:] != (self.features,):
+            raise ValueError(
+                f"features must be the channels of the inputs, which {type(self).__name__} keeps, got "
+                f"features={self.features} and inputs of shape {list(inputs.shape)}; change their number by a 1x1 Conv"
+            )
+        bias = self._weights("bias", self.bias_init, (self.features,)) if self.use_bias else None
+        inputs, bias, *promoted = promote_dtype(inputs, bias, *weights, dtype=self.dtype)
+        outputs = operator(*promoted, inputs)
+        return outputs if bias is None else outputs + jnp.expand_dims(bias, range(inputs.ndim - 1))
+
+
+class Depthwise(_Layer):
+    """K_dw(θ) y + b, Eq. (5): what Conv computes with `feature_group_count=features`.
+
+    Parameters: "stencil" θ [*kernel_size, features], that is Conv's kernel without its axis of one; "bias".
+
+    Attributes:
+        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as of every layer here.
+        kernel_init: initialiser of θ; variance 1 / points as Conv's.
+
+    Raises:
+        TypeError: the inputs are not real floating point.
+        ValueError: the inputs' channels are not `features`, the kernel is larger than the grid, unknown padding.
+    """
+
+    kernel_init: Initializer = depthwise_stencil
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[..., *grid, features] → the same shape."""
+        stencil = self._weights("stencil", self.kernel_init, (*self._window(), self.features))
+        return self._apply(partial(depthwise, boundary=self._boundary()), inputs, stencil)
+
+
+class LinearMix(_Layer):
+    """K_dw(θ¹) y + M(θ²) y + b, Eq. (7): couples the pixels of a channel and the channels of a pixel.
+
+    Parameters: "stencil" θ¹ [*kernel_size, features], "matrix" θ² [features, features], as
+    `lowcost.convert.to_linear_mix` makes them from Conv's kernel; "bias".
+
+    Attributes:
+        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as of every layer here.
+        kernel_init: initialiser of θ¹; with half of the variance of `Depthwise`.
+        matrix_init: initialiser of θ²; with the other half.
+
+    Raises:
+        TypeError, ValueError: as `Depthwise`.
+    """
+
+    kernel_init: Initializer = linear_mix_stencil
+    matrix_init: Initializer = linear_mix_matrix
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[..., *grid, features] → the same shape."""
+        stencil = self._weights("stencil", self.kernel_init, (*self._window(), self.features))
+        matrix = self._weights("matrix", self.matrix_init, (self.features, self.features))
+        return self._apply(partial(linear_mix, boundary=self._boundary()), inputs, stencil, matrix)
+
+
+class Circulant(_Layer):
+    """K_circ(θ) y + b, Eq. (12): couples all pixels of the stencil and all channels with as few weights as K_dw.
+
+    Parameters: "stencil" θ [*kernel_size, features], as `lowcost.convert.to_circulant` makes it; "bias".
+
+    Attributes:
+        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as of every layer here.
+        kernel_init: initialiser of θ; variance 1 / (points · features), since each weight serves `features` pairs.
+
+    Raises:
+        TypeError, ValueError: as `Depthwise`.
+    """
+
+    kernel_init: Initializer = circulant_stencil
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[..., *grid, features] → the same shape."""
+        stencil = self._weights("stencil", self.kernel_init, (*self._window(), self.features))
+        return self._apply(partial(circulant, boundary=self._boundary()), inputs, stencil)
+
+
+class ImplicitDiffusion(_Layer):
+    """(I + h K_dw(θ)ᵀ K_dw(θ))⁻¹ y + b, Eq. (11): a smoothing that reaches every pixel and amplifies nothing.
+
+    Parameters: "stencil" θ [*kernel_size, features]; "bias".
+
+    Attributes:
+        features, kernel_size, use_bias, dtype, param_dtype, bias_init: as of every layer here.
+        padding: "CIRCULAR" and no other, since the inverse is diagonal on the periodic grid alone.
+        h: time step; the larger, the farther a pixel reaches.
+        kernel_init: initialiser of θ; None is `lowcost.nn.initializers.stable_stencil(h)`.
+
+    Raises:
+        TypeError, ValueError: as `Depthwise`; ValueError also for h negative or not finite.
+    """
+
+    padding: str = "CIRCULAR"
+    h: float = 1.0
+    kernel_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[..., *grid, features] → the same shape."""
+        check_choice("padding", self.padding, ("CIRCULAR",))
+        check_time_step(self.h)
+        init = self.kernel_init or stable_stencil(self.h)
+        stencil = self._weights("stencil", init, (*self._window(), self.features))
+        return self._apply(partial(depthwise_resolvent, h=self.h), inputs, stencil)

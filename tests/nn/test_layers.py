@@ -1,0 +1,149 @@
+"""The layers are what `flax.linen.Conv` computes with the dense kernel of the same operator, argument by argument."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowcost
+from lowcost import convert
+from lowcost.nn import Circulant, Depthwise, ImplicitDiffusion, LinearMix
+from lowcost.operators.circulant import circulant_stencil
+
+GRIDS = {1: (7,), 2: (6, 5), 3: (4, 5, 4)}
+PADDINGS = ("SAME", "CIRCULAR", "REFLECT")
+C = 4
+over_layers = pytest.mark.parametrize("layer", [Depthwise, LinearMix, Circulant, ImplicitDiffusion])
+
+
+def dense_kernel(params):
+    """Conv's kernel [*window, C, C] of a layer's parameters."""
+    θ, eye = params["stencil"], jnp.eye(C)
+    kernel = jnp.einsum("...c,cd->...cd", θ, eye)
+    centre = tuple(m // 2 for m in θ.shape[:-1])
+    return kernel.at[centre].add(params["matrix"]) if "matrix" in params else kernel
+
+
+def drawn(module, y, key=0):
+    """Random parameters, the bias too."""
+    tree = jax.eval_shape(module.init, jax.random.key(0), y)["params"]
+    keys = jax.random.split(jax.random.key(key), len(tree))
+    return {name: jax.random.normal(k, x.shape, x.dtype) for k, (name, x) in zip(keys, tree.items(), strict=True)}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("dims", GRIDS)
+@pytest.mark.parametrize("layer", [Depthwise, LinearMix, Circulant])
+def test_it_is_conv_with_the_dense_kernel(layer, dims, padding):
+    y = jax.random.normal(jax.random.key(1), (2, *GRIDS[dims], C))
+    kernel_size = (3, 1, 3)[:dims]
+    module = layer(C, kernel_size, padding=padding)
+    params = drawn(module, y)
+    kernel = circulant_stencil(params["stencil"]) if layer is Circulant else dense_kernel(params)
+    conv = nn.Conv(C, kernel_size, padding=padding)
+    expected = conv.apply({"params": {"kernel": kernel, "bias": params["bias"]}}, y)
+    np.testing.assert_allclose(module.apply({"params": params}, y), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_depthwise_is_conv_of_one_feature_a_group(padding):
+    """θ is that Conv's kernel without its axis of one, and starts with the same variance."""
+    y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
+    conv = nn.Conv(C, (3, 3), padding=padding, feature_group_count=C)
+    params = drawn(conv, y)
+    own = {"stencil": params["kernel"].squeeze(-2), "bias": params["bias"]}
+    result = Depthwise(C, (3, 3), padding=padding).apply({"params": own}, y)
+    np.testing.assert_allclose(result, conv.apply({"params": params}, y), rtol=1e-5, atol=1e-5)
+
+
+def test_implicit_diffusion_is_the_resolvent():
+    y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
+    module = ImplicitDiffusion(C, (3, 3), h=0.7)
+    params = drawn(module, y)
+    expected = lowcost.depthwise_resolvent(params["stencil"], y, 0.7) + params["bias"][None, None, None]
+    np.testing.assert_allclose(module.apply({"params": params}, y), expected, rtol=1e-6, atol=1e-6)
+
+
+@over_layers
+def test_any_leading_axes_as_conv(layer):
+    y = jax.random.normal(jax.random.key(1), (2, 3, 6, 5, C))
+    module = layer(C, (3, 3))
+    params = drawn(module, y)
+    whole = module.apply({"params": params}, y)
+    np.testing.assert_allclose(whole[1, 2], module.apply({"params": params}, y[1, 2]), atol=1e-5)
+    assert layer(C, 3).init(jax.random.key(0), y[0, 0, 0])["params"]["stencil"].shape == (3, C)  # a number is one axis
+
+
+@over_layers
+@pytest.mark.parametrize(
+    ("dtype", "inputs", "result"),
+    [
+        (None, jnp.bfloat16, jnp.float32),
+        (jnp.bfloat16, jnp.float32, jnp.bfloat16),
+        (jnp.float32, jnp.bfloat16, jnp.float32),
+    ],
+)
+def test_dtypes_as_conv(layer, dtype, inputs, result):
+    y = jnp.ones((1, 6, 5, C), inputs)
+    for module in (layer(C, (3, 3), dtype=dtype), nn.Conv(C, (3, 3), dtype=dtype)):
+        outputs, variables = jax.eval_shape(partial(module.init_with_output, jax.random.key(0)), y)
+        assert outputs.dtype == result
+        assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+@over_layers
+def test_options_as_conv(layer):
+    y = jnp.ones((1, 6, 5, C))
+    ones = jax.nn.initializers.ones
+    module = layer(C, (3, 3), use_bias=False, param_dtype=jnp.bfloat16, kernel_init=ones)
+    params = module.init(jax.random.key(0), y)["params"]
+    assert "bias" not in params
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    assert (params["stencil"] == 1).all()
+    assert (layer(C, (3, 3), bias_init=ones).init(jax.random.key(0), y)["params"]["bias"] == 1).all()
+
+
+@pytest.mark.parametrize("layer", [Depthwise, LinearMix, Circulant])
+def test_at_first_the_variance_is_kept(layer):
+    """As with Conv's own initialiser: inputs of variance 1 give outputs of variance 1, whatever the sharing."""
+    c = 256
+    y = jax.random.normal(jax.random.key(1), (8, 8, 8, c))
+    outputs, _ = layer(c, (3, 3), padding="CIRCULAR").init_with_output(jax.random.key(0), y)
+    np.testing.assert_allclose(jnp.var(outputs), 1, rtol=0.1)
+
+
+def test_a_dense_kernel_is_taken_over():
+    """`convert` gives the parameters: exactly, where Conv's kernel has the layer's form."""
+    y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
+    conv = nn.Conv(C, (3, 3))
+    bias = jax.random.normal(jax.random.key(2), (C,))
+    module = LinearMix(C, (3, 3))
+    kernel = dense_kernel(drawn(module, y))
+    stencil, matrix, error = convert.to_linear_mix(kernel)
+    assert error < 1e-6
+    result = module.apply({"params": {"stencil": stencil, "matrix": matrix, "bias": bias}}, y)
+    expected = conv.apply({"params": {"kernel": kernel, "bias": bias}}, y)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@over_layers
+def test_bad_layers_are_refused(layer):
+    y, key = jnp.ones((1, 6, 5, C)), jax.random.key(0)
+    with pytest.raises(ValueError, match=rf"which {layer.__name__} keeps, got features=8 and inputs .*\[1, 6, 5, 4\]"):
+        layer(8, (3, 3)).init(key, y)
+    with pytest.raises(ValueError, match=r"padding must be one of .*'CIRCULAR'.* here, got 'VALID'"):
+        layer(C, (3, 3), padding="VALID").init(key, y)
+    with pytest.raises(ValueError, match="stencil 9x9 must lie between 1 and the grid 6x5"):
+        layer(C, (9, 9)).init(key, y)
+    with pytest.raises(TypeError, match="inputs must be real floating point, got int32"):
+        layer(C, (3, 3)).init(key, y.astype(jnp.int32))
+
+
+def test_implicit_diffusion_is_periodic():
+    with pytest.raises(ValueError, match="padding must be one of 'CIRCULAR' here, got 'SAME'"):
+        ImplicitDiffusion(C, (3, 3), padding="SAME").init(jax.random.key(0), jnp.ones((1, 6, 5, C)))
+    with pytest.raises(ValueError, match="h must be a finite time step ≥ 0, got -1"):
+        ImplicitDiffusion(C, (3, 3), h=-1.0).init(jax.random.key(0), jnp.ones((1, 6, 5, C)))
