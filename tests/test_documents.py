@@ -14,16 +14,19 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_readme_examples(capsys):
-    """The library example, then the network example on random images."""
-    library, net = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names = {}
-    exec(library, names)
-    assert 0 < float(capsys.readouterr().out) < 1
-    net = net.replace("net.init(", "jax.jit(net.init)(").replace("net.apply(", "jax.jit(net.apply)(")  # compile once
-    names["images"] = jax.random.uniform(jax.random.key(0), (2, 12, 12, 3))
-    exec(net, names)
+    """The library, the network and the layers, one after the other, on random images."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names, outputs = {}, []
+    for example in examples:
+        example = re.sub(r"(\w+)\.(init|apply)\(", r"jax.jit(\1.\2)(", example)  # compile once
+        exec(example, names)
+        outputs.append(capsys.readouterr().out)
+        names["images"] = jax.random.uniform(jax.random.key(0), (2, 12, 12, 3))
+    assert 0 < float(outputs[0]) < 1
+    assert "classifier" in outputs[1]
+    assert len(outputs) == 3
     assert names["logits"].shape == (2, 10)
-    assert "classifier" in capsys.readouterr().out
+    assert set(names["params"]["conv"]) == {"stencil", "matrix", "bias"}
 
 
 def test_readme_names_only_what_exists():
