@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+_NOT_OF_THE_RUN = ("workdir", "data_dir", "download")
 EPOCHS = {"paper": 300, "fast": 30}
 """How long a recipe trains when the user does not say."""
 
@@ -18,9 +19,10 @@ class TrainConfig:
     Run the same command again and it goes on from the last checkpoint.
     """
 
-    dataset: Annotated[Literal["digits", "folder"], tyro.conf.Positional] = "digits"
+    dataset: Annotated[Literal["digits", "folder", "cifar10", "cifar100", "stl10"], tyro.conf.Positional] = "digits"
     """digits: real handwritten digits inside scikit-learn; folder: your pictures, DIR/train/CLASS/* and
-    DIR/test/CLASS/* (jpg, png) under --data-dir."""
+    DIR/test/CLASS/* (jpg, png) under --data-dir; cifar10, cifar100, stl10: the published archives, looked for in
+    --data-dir, $LOWCOST_DATA and the user's cache folder."""
     architecture: Literal[
         "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"
     ] = "implicit_rd"
@@ -45,7 +47,9 @@ class TrainConfig:
     workdir: Path | None = None
     """Where to write; runs/DATASET-ARCHITECTURE-WIDTH-RECIPE-seedN when not given."""
     data_dir: Path | None = None
-    """Where the pictures are."""
+    """Where the pictures or archives are."""
+    download: bool = False
+    """Get the archive of cifar10, cifar100 or stl10 if it is nowhere."""
     image_size: int | None = None
     """folder: side of the square that pictures are resized to; when not given, their own size if they share one."""
 
@@ -70,7 +74,7 @@ def write_or_compare(config: TrainConfig, data: dict[str, Any]) -> None:
         ValueError: the directory holds another configuration; the message names the fields.
     """
     path = config.directory() / "config.json"
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("workdir", "data_dir")}
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_OF_THE_RUN}
     new = json.loads(json.dumps({**fields, "epochs": config.length(), "data": data}))
     if path.exists():
         old, _ = _read(path)

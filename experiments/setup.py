@@ -59,7 +59,13 @@ def prepare(config: TrainConfig) -> Setup:
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
     cache = config.directory().parent / ".lowcost-cache"
-    dataset = data.load(config.dataset, data_dir=config.data_dir, image_size=config.image_size, cache_dir=cache)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        cache_dir=cache,
+        download=config.download,
+    )
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:
         raise ValueError(

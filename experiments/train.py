@@ -54,8 +54,8 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
     from experiments import recipes, setup
     from experiments.curves import draw
     from lowcost import data
+    from lowcost.train.feed import feed, fits
     from lowcost.train.loop import evaluate_all, fit
-    from lowcost.train.mesh import shard_batch
     from lowcost.train.metrics_log import MetricsLog
     from lowcost.train.state import TrainState, count_weights
     from lowcost.train.step import make_eval_step, make_train_step
@@ -65,9 +65,14 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
     train_step = make_train_step(ready.net, ready.optimizer, augment, config.seed, ready.steps_per_epoch)
     eval_step = jax.jit(make_eval_step(ready.net))
 
-    def batch(step: int) -> list[jax.Array]:
-        indices = data.batch_indices(config.seed, step, len(dataset.train), config.batch_size)
-        return shard_batch(ready.mesh, dataset.train.images[indices], dataset.train.labels[indices])
+    images, labels = dataset.train.images, dataset.train.labels
+    batch = feed(
+        images,
+        labels,
+        lambda step: data.batch_indices(config.seed, step, len(labels), config.batch_size),
+        ready.mesh,
+        resident=fits(images, ready.mesh),
+    )
 
     def evaluate(state: TrainState) -> dict[str, float] | None:
         images, labels = dataset.test.images, dataset.test.labels

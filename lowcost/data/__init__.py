@@ -7,20 +7,26 @@
 Knows nothing of networks or of training.
 """
 
-from lowcost.data.augment import random_flip, random_resized_crop
+from lowcost.data.augment import alternating_flip, cutout, mixup, random_flip, random_resized_crop, random_translate
 from lowcost.data.batches import batch_indices, epoch_order
 from lowcost.data.dataset import Dataset, Split
 from lowcost.data.folders import folder
-from lowcost.data.sources import digits, load
+from lowcost.data.sources import SOURCES, digits, load, published
 
 __all__ = [
+    "SOURCES",
     "Dataset",
     "Split",
+    "alternating_flip",
     "batch_indices",
+    "cutout",
     "digits",
     "epoch_order",
     "folder",
     "load",
+    "mixup",
+    "published",
     "random_flip",
     "random_resized_crop",
+    "random_translate",
 ]

@@ -1,8 +1,11 @@
-"""Random changes of a batch that keep its labels: pure functions of a key and float images [B, H, W, C].
+"""Random changes of a batch: pure functions of a key and images [B, H, W, C]. All but `mixup` keep the labels.
 
-Every image draws for itself from a counter-based generator: what happens to image i depends on the key and i alone,
-not on the other images nor on how many devices share the batch.
+Every image draws for itself from a counter-based generator: what is drawn for image i depends on the key and i alone,
+its place in the batch or, for `alternating_flip`, in the data set; not on the other images nor on how many devices
+share the batch. Nothing is gathered: images move by slices, selections and small matrix products.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +29,7 @@ def random_resized_crop(key: jax.Array, images: jax.Array, *, low: float = 0.8, 
     Raises:
         ValueError: the images have another rank or dtype, or not 0 < low ≤ high.
     """
-    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"random_resized_crop: expected floating-point images [B, H, W, C], got {images.dtype} {images.shape}"
-        )
+    _check_images("random_resized_crop", images, floating=True)
     if not 0 < low <= high:
         raise ValueError(f"random_resized_crop: expected 0 < low ≤ high, got low={low} and high={high}")
     size_key, place_key = jax.random.split(key)
@@ -60,7 +60,150 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     Raises:
         ValueError: the images have another rank.
     """
-    if images.ndim != 4:
-        raise ValueError(f"random_flip: expected images [B, H, W, C], got {images.shape}")
-    mirrored = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
-    return jnp.where(mirrored, images[:, :, ::-1], images)
+    _check_images("random_flip", images)
+    return _mirror(images, jax.random.bernoulli(key, shape=images.shape[:1]))
+
+
+def alternating_flip(key: jax.Array, images: jax.Array, indices: jax.Array, epoch: int | jax.Array) -> jax.Array:
+    """image(y, −x) in every second epoch, else image(y, x): two successive epochs show both versions of each image.
+
+    Which of the two epoch 0 shows is a fair bit that depends on (key, index in the data set) alone. After Jordan, 94%
+    on CIFAR-10 in 3.29 seconds on a single GPU (2024): with `random_flip` half of the images repeat their version.
+
+    Args:
+        key: random key, the same one in all epochs; a key of the step would make it a `random_flip`.
+        images: [B, H, W, C], any dtype.
+        indices: integers [B], the images' places in the data set.
+        epoch: integer.
+
+    Returns:
+        Images shaped as the input.
+
+    Raises:
+        ValueError: the images have another rank, or the indices are not as many integers.
+    """
+    _check_images("alternating_flip", images)
+    if indices.shape != images.shape[:1] or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(
+            f"alternating_flip: expected indices as integers [{len(images)}], one for each image, "
+            f"got {indices.dtype} {indices.shape}"
+        )
+    bits = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(key, index)))(indices)
+    return _mirror(images, bits ^ (epoch % 2 == 1))
+
+
+def random_translate(key: jax.Array, images: jax.Array, *, pixels: int = 2) -> jax.Array:
+    """image(y + dy, x + dx), dy and dx uniform over −pixels … pixels; the image goes on beyond its border mirrored.
+
+    The mirror stands on the border pixel, which is not repeated: NumPy's pad mode "reflect".
+
+    Args:
+        key: random key.
+        images: [B, H, W, C], any dtype.
+        pixels: the largest shift, less than H and W; 0 is the identity.
+
+    Returns:
+        Images shaped as the input.
+
+    Raises:
+        ValueError: the images have another rank, or not 0 ≤ pixels < min(H, W).
+    """
+    _check_images("random_translate", images)
+    _check_pixels("random_translate", pixels, min(images.shape[1:3]) - 1)
+    starts = jax.random.randint(key, (len(images), 2, 1, 1, 1), 0, 2 * pixels + 1)
+    for axis in (1, 2):
+        padded = jnp.pad(images, [(pixels, pixels) if a == axis else (0, 0) for a in range(4)], mode="reflect")
+        windows = [
+            jax.lax.slice_in_dim(padded, start, start + images.shape[axis], axis=axis)
+            for start in range(2 * pixels + 1)
+        ]
+        # A selection among few shifts is elementwise; a slice at a place of each image's own would be a gather.
+        images = jax.lax.select_n(jnp.broadcast_to(starts[:, axis - 1], images.shape), *windows)
+    return images
+
+
+def cutout(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
+    """0 in a square of pixels x pixels round a pixel drawn uniformly from the image, which may cut it; else the image.
+
+    An even square reaches one pixel less far down and to the right of that pixel than up and to the left. Zero is black
+    in images from 0 to 1, as what `random_resized_crop` puts outside, and the mean colour where the mean has been
+    subtracted: it stays the caller's choice, made by when it calls, and needs no argument.
+
+    Args:
+        key: random key.
+        images: [B, H, W, C], any dtype.
+        pixels: side of the square, at most H and W; 0 is the identity.
+
+    Returns:
+        Images shaped as the input.
+
+    Raises:
+        ValueError: the images have another rank, or not 0 ≤ pixels ≤ min(H, W).
+    """
+    _check_images("cutout", images)
+    grid = images.shape[1:3]
+    _check_pixels("cutout", pixels, min(grid))
+    centres = jax.random.randint(key, (len(images), 2), 0, jnp.asarray([grid]))
+
+    def inside(axis: int) -> jax.Array:
+        offsets = jnp.arange(grid[axis])[None] - centres[:, axis, None] + pixels // 2
+        return (offsets >= 0) & (offsets < pixels)
+
+    hole = inside(0)[:, :, None, None] & inside(1)[:, None, :, None]
+    return jnp.where(hole, jnp.zeros((), images.dtype), images)
+
+
+def mixup(key: jax.Array, images: jax.Array, labels: jax.Array, *, alpha: float = 0.2) -> tuple[jax.Array, jax.Array]:
+    """λ·image + (1 − λ)·partner, labels likewise, with max(λ, 1 − λ) in place of λ ~ Beta(alpha, alpha), one an image.
+
+    So every image has the larger part in its own mixture, and a small alpha leaves the batch nearly as it is. The
+    partner is the next image of the batch, the last one's the first: as random as any if the batch's order is, as that
+    of `batch_indices`. Of a sharded batch each device sends one image to a neighbour; a random permutation would gather
+    the whole batch on every device.
+
+    Args:
+        key: random key.
+        images: [B, H, W, C], floating point.
+        labels: [B, K], floating point: one-hot, or any distribution over K classes.
+        alpha: > 0 and finite, a Python number; 1 draws λ uniformly, less lets one of the two prevail.
+
+    Returns:
+        Images and labels, shaped as the input.
+
+    Raises:
+        ValueError: images or labels have another rank or dtype or are not equally many, or not 0 < alpha < ∞.
+    """
+    _check_images("mixup", images, floating=True)
+    if labels.ndim != 2 or len(labels) != len(images) or not jnp.issubdtype(labels.dtype, jnp.floating):
+        raise ValueError(
+            f"mixup: expected floating-point labels [{len(images)}, K], one-hot, got {labels.dtype} {labels.shape}"
+        )
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"mixup: expected 0 < alpha < ∞, got {alpha=}")
+    # Devroye, Random variate generation in one line of code (1996): exact, for any alpha. The rejection loop of
+    # jax.random.beta would have the devices wait for one another in each round.
+    radius_key, angle_key = jax.random.split(key)
+    radius = jnp.expm1(jax.random.exponential(radius_key, images.shape[:1], jnp.float32) / alpha)
+    angle = jax.random.uniform(angle_key, images.shape[:1], jnp.float32, 0, 2 * math.pi)
+    largest = 0.5 + 0.5 / jnp.sqrt(1 + 1 / (radius * jnp.cos(angle) ** 2))
+
+    def mix(x: jax.Array) -> jax.Array:
+        weights = largest.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return weights * x + (1 - weights) * jnp.roll(x, -1, axis=0)
+
+    return mix(images), mix(labels)
+
+
+def _mirror(images: jax.Array, mirrored: jax.Array) -> jax.Array:
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+def _check_images(name: str, images: jax.Array, *, floating: bool = False) -> None:
+    if images.ndim != 4 or (floating and not jnp.issubdtype(images.dtype, jnp.floating)):
+        kind = "floating-point images" if floating else "images"
+        raise ValueError(f"{name}: expected {kind} [B, H, W, C], got {images.dtype} {images.shape}")
+
+
+def _check_pixels(name: str, pixels: int, most: int) -> None:
+    if pixels not in range(most + 1):
+        raise ValueError(f"{name}: expected pixels from 0 to {most} for images of this size, got {pixels}")

@@ -1,6 +1,7 @@
 """What a data set is: labelled uint8 images in two splits."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ class Dataset:
         test: the images to judge by, of the same shape.
         classes: class names; label i means classes[i].
         flip: whether a left-right mirror image keeps its label.
+        origin: where the images were read from: a file, a folder, a URL or words.
 
     Raises:
         ValueError: the splits' image shapes differ, or a label is not in 0 … len(classes) − 1.
@@ -59,6 +61,7 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     flip: bool
+    origin: str = "memory"
 
     def __post_init__(self) -> None:
         test_shape = self.test.images.shape[1:]
@@ -80,3 +83,23 @@ class Dataset:
         """(H, W, C) of every image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Of each channel over the training images, in [0, 1]."""
+        return self._moments[0]
+
+    @property
+    def deviation(self) -> NDArray[np.float64]:
+        """Standard deviation of each channel over the training images, in [0, 1]."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self):
+        counts = np.zeros((self.image_shape[2], 256), np.int64)  # how often each value occurs: exact, in any order
+        for start in range(0, len(self.train), 1024):  # a memory map may be larger than the memory
+            for channel, values in enumerate(np.moveaxis(self.train.images[start : start + 1024], -1, 0)):
+                counts[channel] += np.bincount(values.ravel(), minlength=256)
+        weights, values = counts / counts.sum(1, keepdims=True), np.arange(256)[None] / 255
+        mean = (weights * values).sum(1)
+        return mean, np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1))

@@ -2,17 +2,13 @@
 
 import hashlib
 import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from lowcost.data.cache import Allocate, cached
 from lowcost.data.dataset import Dataset, Split
 from lowcost.data.pictures import read_pictures
 
@@ -61,10 +57,15 @@ def folder(
         raise ValueError(f"{root / 'test' / unknown[0]}: no such class in train; add it there or remove it here")
 
     files = [file for split in (train, test) for members in split.values() for file in members]
+
+    def read(allocate: Allocate) -> NDArray[np.uint8]:
+        return read_pictures([file.path for file in files], image_size, allocate)
+
     if cache_dir is None:
-        images = read_pictures([file.path for file in files], image_size)
+        images, origin = read(np.empty), str(root)
     else:
-        images = _cached(Path(cache_dir) / f"folder-{_fingerprint(root, files, image_size)}.npy", files, image_size)
+        path = Path(cache_dir) / f"folder-{_fingerprint(root, files, image_size)}.npy"
+        images, origin = cached(path, read, dtype=np.uint8, length=len(files)), str(path)
 
     def labels(split: dict[str, Files]) -> NDArray[np.int32]:
         counts = [len(split.get(name, ())) for name in classes]
@@ -77,6 +78,7 @@ def folder(
         test=Split(images[boundary:], labels(test)),
         classes=classes,
         flip=True,
+        origin=origin,
     )
 
 
@@ -111,38 +113,3 @@ def _fingerprint(root: Path, files: Files, image_size: int | None) -> str:
         name, stat = os.fsencode(file.path.removeprefix(str(root))), file.stat()
         digest.update(b"\0%b\0%d %d" % (name, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()[:32]
-
-
-def _cached(path: Path, files: Files, image_size: int | None) -> NDArray[np.uint8]:
-    """The images memory-mapped from the cache, which is made first if it is missing or damaged."""
-    with suppress(Exception):  # a damaged header raises half a dozen kinds, and all mean: decode again
-        images = open_memmap(path, mode="r")
-        complete = path.stat().st_size == images.offset + images.nbytes
-        if complete and images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(files):
-            return images
-    with _replacing(path) as temporary:
-        np.save(temporary, read_pictures([file.path for file in files], image_size))
-    return open_memmap(path, mode="r")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is complete and on the disk, and vanishes if that fails.
-
-    Its name is its own, so that processes which write the same path at once do not meet; the last one wins. It is
-    opened first of all, so that a folder which cannot be written is found before the decoding and not after.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        hint = "name a folder that can be written, or None to keep the images in memory"
-        raise OSError(f"cache_dir {path.parent}: cannot be written ({error}); {hint}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lowcost.data.cache import Allocate
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 CHUNK = 32  # pictures a task: few enough for a lively progress bar, enough to hide what a task costs
@@ -47,7 +50,9 @@ def read_picture(path: str | PathLike[str], grid: tuple[int, int] | None = None)
         return np.asarray(rgb)
 
 
-def read_pictures(paths: Sequence[str], image_size: int | None = None) -> NDArray[np.uint8]:
+def read_pictures(
+    paths: Sequence[str], image_size: int | None = None, allocate: Allocate = np.empty
+) -> NDArray[np.uint8]:
     """Many PNGs or JPEGs as RGB of one size, each as `read_picture` gives it.
 
     Args:
@@ -55,6 +60,7 @@ def read_pictures(paths: Sequence[str], image_size: int | None = None) -> NDArra
         image_size: side of the square images. With None, pictures that share one size keep it, if both sides are at
             most 128 and divisible by 8 (so that a network can halve the grid); otherwise the side is 32 if the median
             shorter side is below 64, and 64 if not.
+        allocate: gives the array that is filled, and may be called twice.
 
     Returns:
         uint8 [N, H, W, 3].
@@ -67,32 +73,32 @@ def read_pictures(paths: Sequence[str], image_size: int | None = None) -> NDArra
         # pictures, and where sizes do differ a few pictures tell.
         height, width, _ = read_picture(paths[0]).shape
         if max(height, width) <= 128 and height % 8 == width % 8 == 0:
-            images = _stack(read_picture, paths, (height, width))
-            if images is not None:
+            images = allocate((len(paths), height, width, 3), np.uint8)
+            if _fill(images, read_picture, paths):
                 return images
         with closing(_in_parallel(_shorter_side, paths, "Measuring pictures")) as sides:
             image_size = 32 if statistics.median(sides) < 64 else 64
     grid = (image_size, image_size)
-    images = _stack(lambda path: read_picture(path, grid), paths, grid)
-    assert images is not None  # each was brought to this grid
+    images = allocate((len(paths), *grid, 3), np.uint8)
+    _fill(images, lambda path: read_picture(path, grid), paths)
     return images
 
 
-def _stack(
-    read: Callable[[str], NDArray[np.uint8]], paths: Sequence[str], grid: tuple[int, int]
-) -> NDArray[np.uint8] | None:
-    """The pictures, [N, *grid, 3], or None if one of them has another shape."""
-    images = np.empty((len(paths), *grid, 3), np.uint8)
-    with closing(_in_parallel(read, paths, "Decoding pictures")) as decoded:
-        for i, image in enumerate(decoded):
-            if image.shape != images.shape[1:]:
-                return None
-            images[i] = image
-    return images
+def _fill(images: NDArray[np.uint8], read: Callable[[str], NDArray[np.uint8]], paths: Sequence[str]) -> bool:
+    """images[i] = read(paths[i]) for all i; False as soon as one of them has another shape."""
+
+    def place(i: int) -> bool:
+        image = read(paths[i])
+        if fits := image.shape == images.shape[1:]:
+            images[i] = image  # on the thread that decodes: no picture waits for its turn in memory
+        return fits
+
+    with closing(_in_parallel(place, range(len(paths)), "Decoding pictures")) as placed:
+        return all(placed)
 
 
-def _in_parallel(function: Callable[[str], T], paths: Sequence[str], what: str) -> Generator[T, None, None]:
-    """function(path) for each path, in order, under a progress bar; closing it drops the work not yet begun.
+def _in_parallel(function: Callable[[S], T], items: Sequence[S], what: str) -> Generator[T, None, None]:
+    """function(item) for each item, in order, under a progress bar; closing it drops the work not yet begun.
 
     Threads, not processes: decoding releases the interpreter lock, which pays for pictures of some size and costs
     little for tiny ones. Processes would have to be spawned, since one that runs JAX must not be forked, and that
@@ -101,10 +107,10 @@ def _in_parallel(function: Callable[[str], T], paths: Sequence[str], what: str) 
     from rich.console import Console
     from rich.progress import track
 
-    def run(chunk: Sequence[str]) -> list[T]:
-        return [function(path) for path in chunk]
+    def run(chunk: Sequence[S]) -> list[T]:
+        return [function(item) for item in chunk]
 
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     try:

@@ -2,12 +2,19 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
+from lowcost.data.archives import read_archive
+from lowcost.data.cache import Allocate, cached
+from lowcost.data.catalogue import ENTRIES, find_archive, search
 from lowcost.data.dataset import Dataset, Split
+from lowcost.data.download import download as download_archive
 from lowcost.data.folders import folder
+from lowcost.data.prepared import read_prepared
 
 
 def digits() -> Dataset:
@@ -33,10 +40,74 @@ def digits() -> Dataset:
         test=Split(images[test], labels[test]),
         classes=tuple("0123456789"),
         flip=False,
+        origin="scikit-learn's load_digits",
     )
 
 
-SOURCES: dict[str, Callable[..., Dataset]] = {"digits": digits, "folder": folder}
+def published(
+    name: str,
+    *,
+    data_dir: str | PathLike[str] | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    download: bool = False,
+) -> Dataset:
+    """CIFAR-10, CIFAR-100 with its fine labels, or the labelled images of STL-10, as their authors published them.
+
+    Taken from what tensorflow-datasets has prepared as array_record, or else from the original binary archive; both
+    are looked for in data_dir and where they lie by custom, see `lowcost.data.catalogue.search` and
+    `lowcost.data.prepared`. Nothing is unpacked.
+
+    Args:
+        name: "cifar10", "cifar100" or "stl10".
+        data_dir: looked into first.
+        cache_dir: where the images are kept, to be mapped at once by the next start; None keeps them in memory alone.
+        download: get an archive that is found nowhere.
+
+    Returns:
+        The data set, in the order of its files; flip is True.
+
+    Raises:
+        FileNotFoundError: it is nowhere; the message says how to get it.
+        ValueError: what was found is damaged.
+        OSError: the download failed, or cache_dir cannot be written.
+    """
+    entry = ENTRIES[name]
+    record = np.dtype([("label", np.int32), ("image", np.uint8, entry.image_shape)])
+    length = entry.train + entry.test
+
+    def archive() -> Path:
+        try:
+            return find_archive(entry, data_dir)
+        except FileNotFoundError:
+            if not download:
+                raise
+            return download_archive(entry, search(data_dir)[0])
+
+    def read(allocate: Allocate) -> np.ndarray:
+        train, test = read_prepared(entry, data_dir) or read_archive(archive(), entry)
+        records = allocate((length,), record)
+        for part, split in ((records[: entry.train], train), (records[entry.train :], test)):
+            part["label"], part["image"] = split.labels, split.images
+        return records
+
+    if cache_dir is None:
+        records, origin = read(np.empty), entry.url
+    else:
+        path = Path(cache_dir) / f"{name}-{entry.sha256[:16]}.npy"
+        records, origin = cached(path, read, dtype=record, length=length), str(path)
+    train, test = (
+        Split(part["image"], np.ascontiguousarray(part["label"])) for part in np.split(records, [entry.train])
+    )
+    return Dataset(name, train, test, entry.classes, flip=True, origin=origin)
+
+
+SOURCES: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "folder": folder,
+    "cifar10": partial(published, "cifar10"),
+    "cifar100": partial(published, "cifar100"),
+    "stl10": partial(published, "stl10"),
+}
 
 
 def load(
@@ -45,14 +116,16 @@ def load(
     data_dir: str | PathLike[str] | None = None,
     image_size: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    download: bool = False,
 ) -> Dataset:
     """The data set called `name`.
 
     Args:
-        name: "digits" or "folder".
+        name: one of `SOURCES`.
         data_dir: where the files lie, for a source that reads files.
         image_size: side of the square images in pixels, for a source that resizes; None leaves it to the source.
         cache_dir: where decoded images are kept for the next start, for a source that decodes; None keeps nothing.
+        download: get what is missing, for a source that is published; without it nothing ever asks the network.
 
     Returns:
         The data set.
@@ -64,9 +137,9 @@ def load(
     if name not in SOURCES:
         raise ValueError(f"unknown data set {name!r}; expected one of: {', '.join(SOURCES)}")
     takes = inspect.signature(SOURCES[name]).parameters
-    if data_dir is None and "data_dir" in takes:
+    if data_dir is None and "data_dir" in takes and takes["data_dir"].default is inspect.Parameter.empty:
         raise ValueError(f"{name} needs data_dir: the folder that holds its files, got None")
     if image_size is not None and "image_size" not in takes:
         raise ValueError(f"{name} has images of one size, expected image_size None, got {image_size}")
-    options = {"data_dir": data_dir, "image_size": image_size, "cache_dir": cache_dir}
+    options = {"data_dir": data_dir, "image_size": image_size, "cache_dir": cache_dir, "download": download}
     return SOURCES[name](**{option: value for option, value in options.items() if option in takes})

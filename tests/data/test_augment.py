@@ -1,16 +1,51 @@
-"""Random crops and mirrors: each image by itself, in expectation where it was, whatever the devices."""
+"""Random changes of a batch: each image by itself, as often as promised, whatever the devices."""
+
+import re
+from collections import Counter
+from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scipy import stats
 
-from lowcost.data import random_flip, random_resized_crop
+from lowcost.data.augment import (
+    alternating_flip,
+    cutout,
+    mixup,
+    random_flip,
+    random_resized_crop,
+    random_translate,
+)
 
 crop = jax.jit(random_resized_crop, static_argnames=("low", "high"))
 flip = jax.jit(random_flip)
-BOTH = pytest.mark.parametrize("augment", [crop, flip])
+alternate = jax.jit(alternating_flip)
+translate = jax.jit(random_translate, static_argnames="pixels")
+cut = jax.jit(cutout, static_argnames="pixels")
+mix = jax.jit(mixup, static_argnames="alpha")
+
+
+@jax.jit
+def cut_4(key, images):
+    return cutout(key, images, pixels=4)
+
+
+@jax.jit
+def alternate_in_order(key, images):
+    return alternating_flip(key, images, jnp.arange(len(images)), 3)
+
+
+@jax.jit
+def mix_alone(key, images):
+    return mixup(key, images, jnp.eye(len(images)))[0]
+
+
+SELECTING = [flip, alternate_in_order, translate, cut_4]
+EVERY = pytest.mark.parametrize("augment", [crop, *SELECTING, mix_alone], ids=lambda augment: augment.__name__)
 
 
 @pytest.fixture
@@ -20,7 +55,19 @@ def key():
 
 @pytest.fixture
 def images():
-    return jax.random.uniform(jax.random.key(0), (8, 12, 10, 3))
+    return jax.random.uniform(jax.random.key(0), (12, 12, 10, 3))
+
+
+def assert_drawn(pictures, outcomes):
+    """Each picture is one of the outcomes, and each of these is drawn as often as it stands among them.
+
+    All of them occur, and χ² is what fair draws give in all but one of a million cases.
+    """
+    expected, counts = Counter(map(np.ndarray.tobytes, outcomes)), Counter(map(np.ndarray.tobytes, pictures))
+    assert counts.keys() == expected.keys()
+    if len(expected) > 1:
+        frequencies = [len(pictures) * times / len(outcomes) for times in expected.values()]
+        assert stats.chisquare([counts[each] for each in expected], frequencies).pvalue > 1e-6
 
 
 def test_a_window_as_large_as_the_image_is_the_identity(key, images):
@@ -59,46 +106,168 @@ def test_half_of_the_images_are_mirrored(key):
     assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
 
-@BOTH
+def test_two_successive_epochs_show_both_versions(key, images):
+    indices = jnp.asarray([5, 3, 2**31 - 1, 0, 49_999, 7, 1, 2, 4, 9, 6, 8])
+    epochs = [np.asarray(alternate(key, images, indices, epoch)) for epoch in range(5)]
+    plain, mirror = np.asarray(images), np.asarray(images)[:, :, ::-1]
+    for now, then in pairwise(epochs):
+        for i in range(12):
+            assert {now[i].tobytes(), then[i].tobytes()} == {plain[i].tobytes(), mirror[i].tobytes()}
+
+
+def test_the_alternating_bit_belongs_to_the_index(key):
+    """Fair over the indices, another one for another key, and the same wherever in a batch the image stands."""
+    ramp = jnp.broadcast_to(jnp.arange(6.0).reshape(1, 1, 6, 1), (4000, 1, 6, 1))
+    indices = np.arange(4000)
+
+    def bits(key, indices):
+        return np.asarray(alternate(key, ramp, indices, 0))[:, 0, 0, 0] > 0
+
+    mirrored, others = bits(key, indices), bits(jax.random.key(8), indices)
+    shuffled = np.random.default_rng(0).permutation(indices)
+    np.testing.assert_array_equal(bits(key, shuffled), mirrored[shuffled])
+    for pairs in ((mirrored, others), (mirrored[::2], mirrored[1::2])):
+        assert_drawn(np.stack(pairs, 1), np.array([[0, 0], [0, 1], [1, 0], [1, 1]], bool))
+
+
+@pytest.mark.parametrize("pixels", [0, 2])
+def test_a_translation_is_a_window_of_the_reflected_image(key, pixels):
+    """One of the (2·pixels + 1)² windows that NumPy cuts, each equally often."""
+    image = np.random.default_rng(0).random((3, 7, 2), np.float32)
+    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
+    starts = range(2 * pixels + 1)
+    windows = [padded[y : y + 3, x : x + 7] for y in starts for x in starts]
+    assert_drawn(np.asarray(translate(key, jnp.broadcast_to(image, (4000, 3, 7, 2)), pixels=pixels)), windows)
+
+
+@pytest.mark.parametrize("pixels", [0, 4, 5])
+def test_cutout_is_black_in_a_square_that_the_border_may_clip(key, pixels):
+    """One of the squares round the 5 x 7 pixels, each equally often."""
+    image = 1 + np.random.default_rng(0).random((5, 7, 2), np.float32)
+    outcomes = []
+    for y, x in np.ndindex(5, 7):
+        framed = np.pad(image, ((5, 5), (5, 5), (0, 0)))
+        top, left = 5 + y - pixels // 2, 5 + x - pixels // 2
+        framed[top : top + pixels, left : left + pixels] = 0
+        outcomes.append(framed[5:10, 5:12])
+    assert_drawn(np.asarray(cut(key, jnp.broadcast_to(image, (4000, 5, 7, 2)), pixels=pixels)), outcomes)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 3])
+def test_mixtures_are_convex_and_beta_distributed(key, alpha):
+    """λ·own + (1 − λ)·next in images and labels alike, with λ = max(l, 1 − l) for l ~ Beta(alpha, alpha)."""
+    images = np.random.default_rng(0).random((2000, 2, 2, 1), np.float32)
+    classes = np.arange(2000) % 3  # neighbours differ, but for the last and the first
+    classes[-1] = 2
+    labels = np.eye(3, dtype=np.float32)[classes]
+    mixed, soft = map(np.asarray, mix(key, images, labels, alpha=alpha))
+    np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
+    largest = soft[np.arange(2000), classes]
+    weights = largest[:, None]
+    np.testing.assert_allclose(soft, weights * labels + (1 - weights) * np.roll(labels, -1, 0), atol=1e-6)
+    weights = weights[:, :, None, None]
+    np.testing.assert_allclose(mixed, weights * images + (1 - weights) * np.roll(images, -1, 0), atol=1e-6)
+    assert ((largest >= 0.5) & (largest <= 1)).all()
+
+    def cdf(t):
+        return stats.beta.cdf(t, alpha, alpha) - stats.beta.cdf(1 - t, alpha, alpha)
+
+    # Not beyond 0.9999: closer to 1 than float32 resolves lies much of the mass of a small alpha.
+    t = np.linspace(0.5, 0.9999, 200)
+    below = (largest[:, None] <= t).mean(0)
+    assert abs(below - cdf(t)).max() < stats.kstwo.isf(1e-6, 2000)
+
+
+def test_a_small_alpha_mixes_hardly_anything(key, images):
+    labels = jnp.eye(12)
+    mixed, soft = mix(key, images, labels, alpha=1e-4)
+    np.testing.assert_allclose(mixed, images, atol=1e-3)
+    np.testing.assert_allclose(soft, labels, atol=1e-3)
+
+
+@EVERY
 def test_every_image_goes_its_own_way(augment, key, images):
-    """The same picture eight times comes out in different ways; what the others are, and how many, changes nothing."""
-    same = jnp.broadcast_to(images[:1], images.shape)
-    assert len({np.asarray(image).tobytes() for image in augment(key, same)}) > 1
+    """The same picture twelve times comes out in different ways; what the others are, and how many, changes nothing.
+
+    But for the next one, which `mixup` mixes in.
+    """
+    same = images if augment is mix_alone else jnp.broadcast_to(images[:1], images.shape)
+    change = np.asarray(augment(key, same) - same)
+    assert len({each.tobytes() for each in change}) > 1
     others = images.at[3:].set(0)
-    np.testing.assert_array_equal(augment(key, images)[:3], augment(key, others)[:3])
-    np.testing.assert_allclose(augment(key, images)[:3], augment(key, images[:3]), atol=1e-6)
+    np.testing.assert_array_equal(augment(key, images)[:2], augment(key, others)[:2])
+    np.testing.assert_allclose(augment(key, images)[:2], augment(key, images[:3])[:2], atol=1e-6)
 
 
-@BOTH
+@EVERY
 def test_keys_decide(augment, key, images):
     np.testing.assert_array_equal(augment(key, images), augment(key, images))
     assert (augment(key, images) != augment(jax.random.key(8), images)).any()
 
 
-@BOTH
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_shape_and_dtype_are_kept(augment, key, images, dtype):
-    result = augment(key, images.astype(dtype))
-    assert (result.shape, result.dtype) == (images.shape, dtype)
+@pytest.mark.parametrize("augment", [crop, mix_alone], ids=lambda augment: augment.__name__)
+def test_where_pixels_are_computed_the_dtype_is_kept(augment, key, images):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        result = augment(key, images.astype(dtype))
+        assert (result.shape, result.dtype) == (images.shape, dtype)
 
 
-@BOTH
+@pytest.mark.parametrize("augment", SELECTING, ids=lambda augment: augment.__name__)
+def test_where_pixels_are_only_selected_bytes_do(augment, key, images):
+    """uint8 before or after makes no difference."""
+    grey = jnp.round(255 * images)
+    result = augment(key, grey.astype(jnp.uint8))
+    assert (result.shape, result.dtype) == (images.shape, jnp.uint8)
+    np.testing.assert_array_equal(augment(key, grey), result.astype(jnp.float32), strict=True)
+
+
+@EVERY
 def test_sharding_changes_no_bit(augment, key, images):
-    """On four devices as on one; and compiled as not, up to rounding."""
+    """On four devices as on one, each for itself: only mixup sends something, one image; and compiled as not."""
     alone = augment(key, images)
     mesh = Mesh(jax.devices()[:4], "batch")
-    sharded = augment(key, jax.device_put(images, NamedSharding(mesh, PartitionSpec("batch"))))
+    placed = jax.device_put(images, NamedSharding(mesh, PartitionSpec("batch")))
+    compiled = augment.lower(key, placed).compile()
+    sharded = compiled(key, placed)
     assert len(sharded.sharding.device_set) == mesh.size
+    assert sharded.sharding.shard_shape(sharded.shape) == (3, 12, 10, 3)
     np.testing.assert_array_equal(sharded, alone)
     np.testing.assert_allclose(augment.__wrapped__(key, images), alone, atol=1e-5)
+    sent = re.findall(r"= (\S+) (?:all|collective|reduce-scatter|ragged)[\w-]*\(", compiled.as_text())
+    assert [re.sub("{.*", "", shape) for shape in sent] == ["f32[1,12,10,3]"] * (augment is mix_alone)
 
 
 def test_what_is_refused(key, images):
-    with pytest.raises(ValueError, match=r"random_resized_crop: .* got uint8 \(8, 12, 10, 3\)"):
-        random_resized_crop(key, images.astype(jnp.uint8))
-    with pytest.raises(ValueError, match=r"random_resized_crop: .* got float32 \(12, 10, 3\)"):
-        random_resized_crop(key, images[0])
+    for name, function in {
+        "random_resized_crop": random_resized_crop,
+        "mixup": partial(mixup, labels=jnp.eye(12)),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name}: expected floating-point images .* got uint8 \(12, 12, 10, 3\)"):
+            function(key, images.astype(jnp.uint8))
+        with pytest.raises(ValueError, match=rf"{name}: .* got float32 \(12, 10, 3\)"):
+            function(key, images[0])
+    for name, function in {
+        "random_flip": random_flip,
+        "alternating_flip": partial(alternating_flip, indices=jnp.arange(12), epoch=0),
+        "random_translate": random_translate,
+        "cutout": partial(cutout, pixels=4),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name}: expected images \[B, H, W, C\], got float32 \(12, 10, 3\)"):
+            function(key, images[0])
     with pytest.raises(ValueError, match=r"0 < low ≤ high, got low=1\.1 and high=1\.0"):
         random_resized_crop(key, images, low=1.1, high=1.0)
-    with pytest.raises(ValueError, match=r"random_flip: expected images \[B, H, W, C\], got \(12, 10, 3\)"):
-        random_flip(key, images[0])
+    for indices in (jnp.arange(7), jnp.arange(12.0), jnp.zeros((12, 1), int)):
+        with pytest.raises(ValueError, match=r"alternating_flip: expected indices as integers \[12\], .* got .*32 \("):
+            alternating_flip(key, images, indices, 0)
+    for pixels in (-1, 10, 1.5):
+        with pytest.raises(ValueError, match=rf"random_translate: expected pixels from 0 to 9 .* got {pixels}"):
+            random_translate(key, images, pixels=pixels)
+    for pixels in (-1, 11, 1.5):
+        with pytest.raises(ValueError, match=rf"cutout: expected pixels from 0 to 10 .* got {pixels}"):
+            cutout(key, images, pixels=pixels)
+    for labels in (jnp.arange(12), jnp.arange(12.0), jnp.eye(7), jnp.eye(12, dtype=int)):
+        with pytest.raises(ValueError, match=r"mixup: expected floating-point labels \[12, K\], one-hot, got .*32 \("):
+            mixup(key, images, labels)
+    for alpha in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"mixup: expected 0 < alpha < ∞, got alpha={alpha}"):
+            mixup(key, images, jnp.eye(12), alpha=alpha)

@@ -46,3 +46,13 @@ def test_a_label_without_a_class_is_refused(labels, split):
 def test_the_splits_must_agree_in_shape():
     with pytest.raises(ValueError, match=r"\(8, 6, 1\), got \(6, 8, 1\)"):
         dataset(test=Split(IMAGES.transpose(0, 2, 1, 3), LABELS))
+
+
+def test_mean_and_deviation_are_those_of_the_training_images():
+    rng = np.random.default_rng(0)
+    images = (rng.integers(0, 256, (2500, 2, 3, 3)) // np.array([1, 2, 3])).astype(np.uint8)
+    split = Split(images, np.zeros(2500, np.int32))
+    other = Split(images[:1] // 2, np.zeros(1, np.int32))
+    data = Dataset("any", split, other, ("one",), flip=False)
+    np.testing.assert_allclose(data.mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(data.deviation, (images / 255).std((0, 1, 2)), rtol=1e-12)

@@ -1,7 +1,10 @@
 """A folder of pictures: what it must look like, and the cache that spares decoding it twice."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,7 +198,7 @@ def test_a_failure_leaves_no_cache_behind(pictures, tmp_path, no_decoding):
     no_decoding()
     with pytest.raises(AssertionError, match="decoded again"):
         folder(pictures, cache_dir=tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_caches_made_at_once_do_not_meet(pictures, tmp_path):
@@ -225,3 +228,33 @@ def test_a_read_only_cache_dir_serves_what_it_holds(pictures, tmp_path, no_decod
             folder(pictures, image_size=16, cache_dir=cache)
     finally:
         cache.chmod(0o755)
+
+
+LIMITED = """
+import re, resource, sys
+from lowcost.data import folder
+folder("small")  # all that is imported on the way
+used = int(re.search(r"VmData:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + 160 * 2**20,) * 2)
+data = folder("large", cache_dir=sys.argv[1] if sys.argv[1:] else None)
+assert data.train.images.nbytes > 200 * 2**20
+assert (data.train.images[::50] == 7).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems limit and count memory in other ways")
+def test_a_folder_may_be_larger_than_the_memory(tmp_path):
+    """211 MiB of pictures under a limit that allows no array of that size."""
+    for name, size, count in (("small", 8, 1), ("large", 128, 4500)):
+        for split in ("train", "test"):
+            (tmp_path / name / split / "cat").mkdir(parents=True)
+            first = tmp_path / name / split / "cat" / "0.png"
+            Image.new("RGB", (size, size), (7, 7, 7)).save(first)
+            for i in range(1, count if split == "train" else 1):
+                os.link(first, first.with_name(f"{i}.png"))
+    run = [sys.executable, "-c", LIMITED]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    inside = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "MemoryError" in inside.stderr
+    mapped = subprocess.run([*run, "cache"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert mapped.returncode == 0, mapped.stderr

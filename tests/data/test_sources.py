@@ -1,11 +1,20 @@
-"""Digits, and data sets by name."""
+"""Digits, published data sets, and data sets by name."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import socket
+import tarfile
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lowcost.data import load
+from lowcost.data import Split, load, sources
+from lowcost.data.catalogue import ENTRIES
 
 
 def test_digits_are_the_framed_scans():
@@ -34,7 +43,7 @@ def test_a_folder_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnist", {}, "unknown data set 'mnist'; expected one of: digits, folder"),
+        ("mnist", {}, "unknown data set 'mnist'; expected one of: digits, folder, cifar10, cifar100, stl10"),
         ("folder", {}, "folder needs data_dir"),
         ("digits", {"image_size": 32}, "digits has images of one size"),
     ],
@@ -42,3 +51,116 @@ def test_a_folder_by_name(tmp_path):
 def test_what_load_refuses(name, options, message):
     with pytest.raises(ValueError, match=message):
         load(name, **options)
+
+
+def refuse_the_network(*arguments, **options):
+    raise AssertionError("the network was asked")
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """No archive and no prepared folder but those below tmp_path, and no network."""
+    for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "TFDS_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.delenv("LOWCOST_DATA", raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_the_network)
+    return tmp_path
+
+
+@pytest.fixture
+def cifar10(alone, monkeypatch):
+    """CIFAR-10 in its own layout but of ten training and three test images, in the folder `data`."""
+    records = np.random.default_rng(0).integers(0, 256, (13, 3073), np.uint8)
+    records[:, 0] %= 10
+    (alone / "data").mkdir()
+    path = alone / "data" / ENTRIES["cifar10"].filename
+    with tarfile.open(path, "w:gz") as archive:
+        for i in range(6):
+            content = records[2 * i : 2 * i + (3 if i == 5 else 2)].tobytes()
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{f'data_batch_{i + 1}' if i < 5 else 'test_batch'}.bin")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    size = path.stat().st_size
+    entry = dataclasses.replace(ENTRIES["cifar10"], size=size, sha256=sha256, train=10, test=3)
+    monkeypatch.setitem(sources.ENTRIES, "cifar10", entry)
+    return records
+
+
+def check(data, records):
+    assert (data.name, len(data.train), len(data.test), data.flip) == ("cifar10", 10, 3, True)
+    images = np.concatenate([data.train.images, data.test.images])
+    labels = np.concatenate([data.train.labels, data.test.labels])
+    np.testing.assert_array_equal(labels, records[:, 0])
+    np.testing.assert_array_equal(images, records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("place", ["data_dir", "LOWCOST_DATA", "user's cache"])
+def test_an_archive_is_found_where_it_may_be(cifar10, alone, monkeypatch, place):
+    options = {}
+    if place == "data_dir":
+        options = {"data_dir": alone / "data"}
+    elif place == "LOWCOST_DATA":
+        monkeypatch.setenv("LOWCOST_DATA", str(alone / "data"))
+    else:
+        monkeypatch.setattr(sources, "find_archive", lambda entry, data_dir: alone / "data" / entry.filename)
+    check(load("cifar10", **options), cifar10)
+
+
+def test_the_second_start_maps_the_cache(cifar10, alone):
+    """Neither the archive nor anything prepared is looked at again, and the pixels stay in the file."""
+    check(load("cifar10", data_dir=alone / "data", cache_dir=alone / "cache"), cifar10)
+    (alone / "data" / ENTRIES["cifar10"].filename).unlink()
+    data = load("cifar10", cache_dir=alone / "cache")
+    check(data, cifar10)
+    assert isinstance(data.train.images, np.memmap)
+    assert data.origin == str(*(alone / "cache").iterdir())
+
+
+def test_what_is_prepared_comes_first(cifar10, alone, monkeypatch):
+    prepared = [Split(np.full((n, 32, 32, 3), n, np.uint8), np.zeros(n, np.int32)) for n in (10, 3)]
+    monkeypatch.setattr(sources, "read_prepared", lambda entry, data_dir: tuple(prepared))
+    data = load("cifar10", data_dir=alone / "data")
+    assert (data.train.images == 10).all()
+    assert (data.test.images == 3).all()
+
+
+def test_a_download_goes_where_it_is_found_again(cifar10, alone, monkeypatch):
+    def fetched(entry, folder):
+        assert folder == alone / "new"
+        return alone / "data" / entry.filename
+
+    monkeypatch.setattr(sources, "download_archive", fetched)
+    check(load("cifar10", data_dir=alone / "new", download=True), cifar10)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("cache", [True, False])
+def test_without_the_archive_the_answer_comes_at_once(alone, name, cache):
+    """Nothing is asked of the network, nothing is written, and the message says what to do."""
+    begin = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"(?s)expected .*\.tar\.gz in .*https?://.*sha256.* digits works now"):
+        load(name, data_dir=alone / "data", cache_dir=alone / "cache" if cache else None)
+    assert time.monotonic() - begin < 2
+    assert os.listdir(alone) == []
+
+
+def test_a_damaged_archive_leaves_nothing(cifar10, alone):
+    path = alone / "data" / ENTRIES["cifar10"].filename
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged, expected sha256"):
+        load("cifar10", data_dir=alone / "data", cache_dir=alone / "cache")
+    assert os.listdir(alone) == ["data"]
+    assert path.read_bytes() == content
+
+
+def test_without_a_network_a_download_ends_at_once(alone, monkeypatch):
+    """The look-up of a name may hang for minutes."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: time.sleep(20))
+    begin = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"does not answer .* digits works now"):
+        load("cifar10", data_dir=alone / "data", download=True)
+    assert time.monotonic() - begin < 2
+    assert os.listdir(alone) == []

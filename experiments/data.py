@@ -1,0 +1,146 @@
+"""What is in a data set: `python -m experiments.data DATASET`.
+
+Prints the images of each class, where the bytes lie and their checksums, and draws a sheet of examples.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from lowcost.data import Dataset
+
+EXAMPLES, ROWS = 8, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Show what is in a data set: images of each class, where the bytes lie, checksums, a sheet of examples."""
+
+    dataset: Annotated[Literal["digits", "folder", "cifar10", "cifar100", "stl10"], tyro.conf.Positional] = "digits"
+    """As in training."""
+    data_dir: Path | None = None
+    """Where the pictures or archives are."""
+    download: bool = False
+    """Get the archive of cifar10, cifar100 or stl10 if it is nowhere."""
+    image_size: int | None = None
+    """folder: side of the square that pictures are resized to."""
+    out_dir: Path = Path("runs")
+    """Where the sheet and the cache of decoded images are written."""
+
+
+def main() -> None:
+    """Parse the flags, show the data set."""
+    sys.exit(run(tyro.cli(DataConfig, description=DataConfig.__doc__)))
+
+
+def run(config: DataConfig) -> int:
+    """Print the tables and draw the sheet.
+
+    Returns:
+        The exit status: 0, or 2 where there is nothing to show.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from lowcost import data
+
+    try:
+        dataset = data.load(
+            config.dataset,
+            data_dir=config.data_dir,
+            image_size=config.image_size,
+            cache_dir=config.out_dir / ".lowcost-cache",
+            download=config.download,
+        )
+        sheet = config.out_dir / f"{dataset.name}.png"
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        draw(dataset, sheet)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    counts = Table("class", "training images", "test images", show_footer=True)
+    for column, split in zip(counts.columns[1:], (dataset.train, dataset.test), strict=True):
+        column.justify, column.footer = "right", f"{len(split):,}"
+    for row in class_counts(dataset):
+        counts.add_row(row[0], *(f"{count:,}" for count in row[1:]))
+    facts = Table("", Column(overflow="fold"), show_header=False)
+    for name, value in describe(dataset).items():
+        facts.add_row(name, value)
+    facts.add_row("examples in", str(sheet))
+    console = Console(soft_wrap=True)
+    console.print(counts)
+    console.print(facts)
+    return 0
+
+
+def class_counts(dataset: "Dataset") -> list[tuple[str, int, int]]:
+    """(class, training images, test images) in the order of the labels."""
+    import numpy as np
+
+    train, test = (
+        np.bincount(split.labels, minlength=len(dataset.classes)).tolist() for split in (dataset.train, dataset.test)
+    )
+    return list(zip(dataset.classes, train, test, strict=True))
+
+
+def describe(dataset: "Dataset") -> dict[str, str]:
+    """Size, mean and deviation of the images, where they were read from, and checksums."""
+    from lowcost.data.catalogue import ENTRIES
+
+    height, width, channels = dataset.image_shape
+    facts = {
+        "images": f"{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}",
+        "mean": " ".join(f"{x:.4f}" for x in dataset.mean),
+        "deviation": " ".join(f"{x:.4f}" for x in dataset.deviation),
+        "read from": dataset.origin,
+        "sha256 of training images and labels": digest(dataset.train),
+        "sha256 of test images and labels": digest(dataset.test),
+    }
+    if dataset.name in ENTRIES:
+        entry = ENTRIES[dataset.name]
+        facts |= {"archive": entry.url, "sha256 of the archive": entry.sha256}
+    return facts
+
+
+def digest(split) -> str:
+    """sha256 of the images, row by row, and then of the labels as 32-bit integers."""
+    import hashlib
+
+    import numpy as np
+
+    result = hashlib.sha256()
+    for start in range(0, len(split), 1024):
+        result.update(np.ascontiguousarray(split.images[start : start + 1024]).data)
+    result.update(split.labels.astype("<i4"))
+    return result.hexdigest()
+
+
+def draw(dataset: "Dataset", path: Path) -> None:
+    """The first training images of every class: a row a class, twenty rows a column."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    height, width, channels = dataset.image_shape
+    blocks = [range(start, len(dataset.classes))[:ROWS] for start in range(0, len(dataset.classes), ROWS)]
+    rows = len(blocks[0])
+    figure = Figure(figsize=(5 * len(blocks), 0.4 * rows * height / width + 0.4), layout="constrained")
+    for axes, classes in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
+        page = np.full((rows * height, EXAMPLES * width, channels), 255, np.uint8)
+        for i, label in enumerate(classes):
+            for j, example in enumerate(np.flatnonzero(dataset.train.labels == label)[:EXAMPLES]):
+                page[i * height : (i + 1) * height, j * width : (j + 1) * width] = dataset.train.images[example]
+        axes.imshow(page.squeeze(-1) if channels == 1 else page[..., :3], cmap="gray", interpolation="nearest")
+        axes.set_yticks([(i + 0.5) * height - 0.5 for i in range(len(classes))], [dataset.classes[c] for c in classes])
+        axes.set_xticks([])
+        axes.tick_params(length=0, labelsize=8)
+        axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

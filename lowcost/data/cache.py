@@ -1,0 +1,75 @@
+"""Decoded images kept in one file, which is memory-mapped from the second start on."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import DTypeLike, NDArray
+
+Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray]
+"""(shape, dtype) → an array to be filled, as `np.empty`."""
+
+
+def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike, length: int) -> NDArray:
+    """make(np.empty), or what it gave when the file was last missing or damaged; memory-mapped.
+
+    What `make` allocates lies in a file, so that it may be larger than the memory. The file takes its place once it is
+    complete and on the disk. Until then its name is its own, so that processes which make the same one at once do not
+    meet; the last one wins. If `make` fails nothing is left.
+
+    Args:
+        path: the .npy file; its folder is made if missing. The name must change with whatever changes the array.
+        make: fills an array from `Allocate` and returns it; of several that it allocates, the last.
+        dtype, length: of the array and its first axis; a file that has others is damaged.
+
+    Raises:
+        OSError: the folder cannot be written, which is found before anything is made.
+    """
+    with suppress(Exception):  # a damaged header raises half a dozen kinds, and all mean: make it again
+        array = open_memmap(path, mode="r")
+        complete = path.stat().st_size == array.offset + array.nbytes
+        if complete and array.dtype == dtype and len(array) == length:
+            return array
+    folder, temporary = path.parent, path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    new = not folder.exists()
+
+    def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+        with _explained(folder):
+            array = open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and later would kill the process
+                with temporary.open("rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+        return array
+
+    try:
+        with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary.touch(exist_ok=False)
+        made = make(allocate)
+        assert isinstance(made, np.memmap)
+        with _explained(folder):
+            made.flush()
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            del made  # Windows renames no file that is mapped
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+        if new:
+            with suppress(OSError):
+                folder.rmdir()  # only if nothing is in it
+    return open_memmap(path, mode="r")
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "name a folder that can be written, or None to keep the images in memory"
+        raise OSError(f"cache_dir {folder}: cannot be written ({error}); {hint}") from error

@@ -1,0 +1,142 @@
+"""The data sets that come as one archive: what is known of each, and where its archive is looked for.
+
+URL, size and checksum are those of the catalogue of tensorflow-datasets, which a test compares. They are written out
+since its import is slow; class names and numbers of images it knows only of what it has prepared.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set as its authors published it.
+
+    Args:
+        name: what `load` and tensorflow-datasets know it by.
+        url: where the archive is published.
+        size: of the archive in bytes.
+        sha256: of the archive, in hexadecimal digits.
+        classes: class names; label i means classes[i].
+        image_shape: (H, W, C) of every image.
+        train: number of training images.
+        test: number of test images.
+    """
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    train: int
+    test: int
+
+    @property
+    def filename(self) -> str:
+        """The archive's own name, under which it is looked for and kept."""
+        return self.url.rpartition("/")[2]
+
+
+_CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
+
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            name="cifar10",
+            url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            size=170_052_171,
+            sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+            image_shape=(32, 32, 3),
+            train=50_000,
+            test=10_000,
+        ),
+        Entry(
+            name="cifar100",
+            url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+            size=168_513_733,
+            sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+            classes=tuple(_CIFAR100_CLASSES.split()),  # the fine labels
+            image_shape=(32, 32, 3),
+            train=50_000,
+            test=10_000,
+        ),
+        Entry(
+            name="stl10",
+            url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+            size=2_640_397_119,
+            sha256="f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866",
+            classes=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
+            image_shape=(96, 96, 3),
+            train=5_000,
+            test=8_000,
+        ),
+    )
+}
+
+
+def search(data_dir: str | PathLike[str] | None = None) -> list[Path]:
+    """The folders in which archives are looked for, in this order; a download goes into the first.
+
+    Args:
+        data_dir: looked into before all others; None leaves it out.
+
+    Returns:
+        data_dir, $LOWCOST_DATA if it is set, and this library's part of the user's cache folder.
+    """
+    folders = (data_dir, os.environ.get("LOWCOST_DATA"), f"{_user_cache()}/lowcost")
+    return [Path(folder).expanduser() for folder in folders if folder]
+
+
+def find_archive(entry: Entry, data_dir: str | PathLike[str] | None = None) -> Path:
+    """The archive of a data set, in the first of the folders of `search` that holds it; its content is not looked at.
+
+    Args:
+        entry: the data set.
+        data_dir: looked into before all others; None leaves it out.
+
+    Returns:
+        The path of the archive.
+
+    Raises:
+        FileNotFoundError: it is in none of them; the message says how to get it and where to put it.
+    """
+    folders = search(data_dir)
+    for folder in folders:
+        path = folder / entry.filename
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{entry.name}: expected {entry.filename} in {' or '.join(map(str, folders))}, found it nowhere; "
+        f"--download gets it, or {by_hand(entry, folders[0])}"
+    )
+
+
+def by_hand(entry: Entry, folder: str | PathLike[str]) -> str:
+    """What to do where nothing can be downloaded, as the end of an error message."""
+    return (
+        f"fetch it yourself from {entry.url} ({entry.size / 2**20:.0f} MiB, sha256 {entry.sha256}), on another machine "
+        f"if need be, and put it into {os.fspath(folder)}; the data set digits works now, without any file"
+    )
+
+
+def _user_cache() -> str:
+    """Where this platform keeps what a program can get again."""
+    if sys.platform == "win32":
+        return os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    if sys.platform == "darwin":
+        return "~/Library/Caches"
+    return os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -1,0 +1,95 @@
+"""Data sets that tensorflow-datasets has prepared before, read without TensorFlow.
+
+Without TensorFlow it can prepare none of ours, but what was prepared as array_record elsewhere can be read.
+"""
+
+import io
+import os
+import re
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowcost.data.catalogue import Entry
+from lowcost.data.dataset import Split
+
+
+def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> Path | None:
+    """The folder <dir>/<name>/<version> that tensorflow-datasets filled with array_record files, not opened yet.
+
+    Its usual format, tfrecord, cannot be read without TensorFlow, and counts as nothing.
+
+    Args:
+        entry: the data set.
+        data_dir: looked into before $TFDS_DATA_DIR and ~/tensorflow_datasets; None leaves it out.
+
+    Returns:
+        The newest version of those in the first directory that has one; None if no directory has.
+    """
+    for directory in (data_dir, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"):
+        if not directory:
+            continue
+        # A build in the making has another name. One that is being copied may have this one, but not all its files.
+        builds = [info.parent for info in (Path(directory).expanduser() / entry.name).glob("*/dataset_info.json")]
+        versions = [
+            build
+            for build in builds
+            if re.fullmatch(r"\d+\.\d+\.\d+", build.name) and any(build.glob("*.array_record*"))
+        ]
+        if versions:
+            return max(versions, key=lambda build: [int(number) for number in build.name.split(".")])
+    return None
+
+
+def read_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> tuple[Split, Split] | None:
+    """The images of a data set that tensorflow-datasets has prepared as array_record, in the order of its files.
+
+    Args:
+        entry: the data set.
+        data_dir: looked into before $TFDS_DATA_DIR and ~/tensorflow_datasets; None leaves it out.
+
+    Returns:
+        (train, test), or None if it was never prepared.
+
+    Raises:
+        ValueError: it was prepared, but is damaged or differs from the entry.
+    """
+    folder = find_prepared(entry, data_dir)
+    if folder is None:
+        return None
+    import tensorflow_datasets as tfds  # here since it takes its time
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        formats = sorted(file_format.value for file_format in builder.info.available_file_formats())
+        if "array_record" not in formats:
+            raise ValueError(f"expected the file format array_record, got {', '.join(formats)}")
+        # tensorflow-datasets would decode the images too, but not without advice to install OpenCV.
+        train, test = (
+            _read(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}), split, count, entry)
+            for split, count in (("train", entry.train), ("test", entry.test))
+        )
+    except Exception as error:  # what is damaged raises whatever each of its readers has chosen
+        hint = 'prepare it again with file_format="array_record", or remove the folder'
+        raise ValueError(f"{folder}: cannot be read as {entry.name} ({error!r}); {hint}") from error
+    return train, test
+
+
+def _read(source: Any, split: str, count: int, entry: Entry) -> Split:
+    from PIL import Image
+
+    if len(source) != count:
+        raise ValueError(f"{split}: expected {count:,} images, got {len(source):,}")
+    images, labels = np.empty((count, *entry.image_shape), np.uint8), np.empty(count, np.int32)
+    for i, example in enumerate(source):
+        with Image.open(io.BytesIO(example["image"])) as picture:
+            pixels = np.asarray(picture)
+        if pixels.shape != entry.image_shape:  # and uint8 it is: Pillow has three channels of nothing else
+            raise ValueError(f"{split} image {i}: expected {list(entry.image_shape)}, got {list(pixels.shape)}")
+        images[i], labels[i] = pixels, example["label"]
+    if labels.min() < 0 or labels.max() >= len(entry.classes):
+        expected = f"labels in 0..{len(entry.classes) - 1}"
+        raise ValueError(f"{split}: expected {expected}, got {labels.min()}..{labels.max()}")
+    return Split(images, labels)

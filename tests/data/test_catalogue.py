@@ -1,0 +1,125 @@
+"""The constants are those of tensorflow-datasets' catalogue; archives are looked for in the right folders."""
+
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from lowcost.data.catalogue import ENTRIES, find_archive, search
+
+CIFAR10 = ENTRIES["cifar10"]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty home; returns where archives are kept in it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sys.platform", "linux")
+    for variable in ("LOWCOST_DATA", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path / "home/.cache/lowcost"
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Data set's name → its entry in the catalogue, which must not use the network."""
+
+    def refuse(*args, **_):
+        raise AssertionError(f"network: {args}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds.core.utils.gcs_utils, "_is_gcs_disabled", True)
+    return lambda name: tfds.builder(name, data_dir=tmp_path)
+
+
+def test_the_data_sets():
+    assert {name: entry.name for name, entry in ENTRIES.items()} == {name: name for name in ENTRIES}
+    assert list(ENTRIES) == ["cifar10", "cifar100", "stl10"]
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_an_entry_is_that_of_the_catalogue(published, entry):
+    builder = published(entry.name)
+    assert list(builder.url_infos) == [entry.url]
+    info = builder.url_infos[entry.url]
+    assert (int(info.size), info.checksum, info.filename) == (entry.size, entry.sha256, entry.filename)
+    assert builder.info.features["image"].shape == entry.image_shape
+    assert builder.info.features["label"].num_classes == len(entry.classes)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_numbers_of_images_are_those_of_the_catalogue(published, name):
+    """It knows the splits of what it has prepared only, but describes these two in words."""
+    description = " ".join(published(name).info.description.split())
+    found = re.search(r"(\d+) training images and (\d+) test(ing)? images( per class)?", description)
+    factor = len(ENTRIES[name].classes) if found[4] else 1
+    assert (ENTRIES[name].train, ENTRIES[name].test) == (int(found[1]) * factor, int(found[2]) * factor)
+
+
+def test_the_class_names():
+    """Their order is the labels': in all three data sets that of the alphabet."""
+    assert CIFAR10.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    stl10 = ENTRIES["stl10"]
+    assert set(CIFAR10.classes) ^ set(stl10.classes) == {"automobile", "car", "frog", "monkey"}
+    assert (stl10.train, stl10.test) == (5000, 8000)
+    for entry in ENTRIES.values():
+        assert entry.classes == tuple(sorted(set(entry.classes)))
+
+
+def test_folders_in_order(cache, monkeypatch):
+    assert search() == [cache]
+    monkeypatch.setenv("LOWCOST_DATA", "~/shared")
+    assert search() == [cache.parents[1] / "shared", cache]
+    assert search("here") == [Path("here"), cache.parents[1] / "shared", cache]
+    monkeypatch.setenv("LOWCOST_DATA", "")
+    assert search(Path("here")) == [Path("here"), cache]
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {}, "home/.cache"),
+        ("linux", {"XDG_CACHE_HOME": "{}/xdg", "LOCALAPPDATA": "{}/local"}, "xdg"),
+        ("darwin", {"XDG_CACHE_HOME": "{}/xdg"}, "home/Library/Caches"),
+        ("win32", {"XDG_CACHE_HOME": "{}/xdg"}, "home/AppData/Local"),
+        ("win32", {"LOCALAPPDATA": "{}/local"}, "local"),
+    ],
+)
+def test_the_cache_folder_of_each_platform(cache, tmp_path, monkeypatch, platform, variables, expected):
+    monkeypatch.setattr("sys.platform", platform)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value.format(tmp_path))
+    assert search() == [tmp_path / expected / "lowcost"]
+
+
+def test_the_first_archive_is_found(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWCOST_DATA", str(tmp_path / "shared"))
+    (tmp_path / "given" / CIFAR10.filename).mkdir(parents=True)  # not a file, so passed over
+    for folder in (cache, tmp_path / "shared", tmp_path / "other"):
+        folder.mkdir(parents=True)
+        (folder / CIFAR10.filename).write_text("")
+        assert find_archive(CIFAR10, tmp_path / ("other" if folder.name == "other" else "given")).parent == folder
+
+
+def test_a_missing_archive_says_all_that_is_needed(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWCOST_DATA", str(tmp_path / "shared"))
+    with pytest.raises(FileNotFoundError) as caught:
+        find_archive(CIFAR10, tmp_path)
+    message = str(caught.value)
+    for part in (
+        "cifar10: expected cifar-10-binary.tar.gz in ",
+        os.fspath(tmp_path),
+        os.fspath(tmp_path / "shared"),
+        os.fspath(cache),
+        f"from {CIFAR10.url} (162 MiB, sha256 {CIFAR10.sha256})",
+        "--download",
+        f"put it into {tmp_path};",
+        "digits works now",
+    ):
+        assert part in message
+    assert "\n" not in message

@@ -1,0 +1,57 @@
+"""The program that shows what is in a data set."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data import DataConfig, class_counts, digest, draw, run
+from lowcost.data import Dataset, Split, load
+
+
+def test_digits_are_described(tmp_path, capsys):
+    """Counts per class, totals, moments, checksums, and a sheet with a row a class."""
+    assert run(DataConfig("digits", out_dir=tmp_path)) == 0
+    output = capsys.readouterr().out.replace("\n", "")
+    digits = load("digits")
+    for name, train, test in class_counts(digits):
+        assert train == np.sum(digits.train.labels == int(name))
+        assert test == np.sum(digits.test.labels == int(name))
+    assert all(text in output for text in ("1,437", "360", "0.1357", "12 x 12 pixels, 1 channel ", "scikit-learn"))
+    with Image.open(tmp_path / "digits.png") as sheet:
+        assert min(sheet.size) > 200
+
+
+def test_a_checksum_is_of_every_image_and_label():
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (2500, 2, 2, 3), np.uint8), np.zeros(2500, np.int32)
+    known = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    assert digest(Split(images, labels)) == known
+    strided = np.repeat(images, 2, axis=0)[::2]
+    assert digest(Split(strided, labels)) == known
+    labels = labels.copy()
+    labels[2400] = 1
+    assert digest(Split(images, labels)) != known
+
+
+@pytest.mark.parametrize("classes", [3, 45])
+def test_the_sheet_shows_every_class(classes, tmp_path, monkeypatch):
+    """Each class in its own colour: a row of eight, a new column after twenty; a class may have few images."""
+    labels = np.repeat(np.arange(classes, dtype=np.int32), 2)
+    images = np.zeros((len(labels), 4, 6, 3), np.uint8)
+    images[..., 0] = 1 + 2 * labels[:, None, None]
+    split = Split(images, labels)
+    pages = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axes, page, **options: pages.append(page))
+    data = Dataset("any", split, split, tuple(map(str, range(classes))), flip=False)
+    draw(data, tmp_path / "sheet.png")
+    assert len(pages) == -(-classes // 20)
+    rows = np.concatenate([page[2::4, :12, 0] for page in pages])[:classes]
+    assert (rows == 1 + 2 * np.arange(classes)[:, None]).all()
+    assert (pages[0][:, 12:] == 255).all()
+
+
+def test_what_is_not_there_ends_in_one_line(tmp_path, capsys):
+    assert run(DataConfig("folder", data_dir=tmp_path / "none", out_dir=tmp_path)) == 2
+    assert capsys.readouterr().err.startswith("error: ")
