@@ -19,7 +19,7 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
 
     What `make` allocates lies in a file, so that it may be larger than the memory. The file takes its place once it is
     complete and on the disk. Until then its name is its own, so that processes which make the same one at once do not
-    meet; the last one wins. If `make` fails nothing is left.
+    meet; the last one wins. If `make` fails nothing is left, no new folder either.
 
     Args:
         path: the .npy file; its folder is made if missing. The name must change with whatever changes the array.
@@ -27,7 +27,7 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
         dtype, length: of the array and its first axis; a file that has others is damaged.
 
     Raises:
-        OSError: the folder cannot be written, which is found before anything is made.
+        OSError: the folder cannot be written or has no room, which is found when `make` allocates.
     """
     with suppress(Exception):  # a damaged header raises half a dozen kinds, and all mean: make it again
         array = open_memmap(path, mode="r")
@@ -35,10 +35,11 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
         if complete and array.dtype == dtype and len(array) == length:
             return array
     folder, temporary = path.parent, path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    new = not folder.exists()
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
 
     def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
         with _explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             array = open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and later would kill the process
                 with temporary.open("rb+") as file:
@@ -46,9 +47,6 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
         return array
 
     try:
-        with _explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary.touch(exist_ok=False)
         made = make(allocate)
         assert isinstance(made, np.memmap)
         with _explained(folder):
@@ -60,9 +58,9 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
     finally:
         with suppress(OSError):
             temporary.unlink()
-        if new:
+        for parent in missing:
             with suppress(OSError):
-                folder.rmdir()  # only if nothing is in it
+                parent.rmdir()  # only if nothing is in it
     return open_memmap(path, mode="r")
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lowcost.data import folder, folders
+from lowcost.data import pictures as pictures_module
 
 
 def write(path, value=0, size=(8, 8)):
@@ -194,11 +195,17 @@ def test_a_damaged_cache_is_made_again(pictures, tmp_path, no_decoding, damage):
     folder(pictures, cache_dir=cache)
 
 
-def test_a_failure_leaves_no_cache_behind(pictures, tmp_path, no_decoding):
-    no_decoding()
-    with pytest.raises(AssertionError, match="decoded again"):
-        folder(pictures, cache_dir=tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+def test_a_failure_leaves_no_cache_behind(pictures, tmp_path):
+    """Nor the folders made for it; a cache that held something else keeps it."""
+    (pictures / "train" / "cat" / "z.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"z\.png: expected a readable PNG or JPEG"):
+        folder(pictures, cache_dir=tmp_path / "new" / "cache")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "other").write_text("")
+    with pytest.raises(ValueError, match=r"z\.png"):
+        folder(pictures, cache_dir=tmp_path / "old")
+    assert os.listdir(tmp_path / "old") == ["other"]
 
 
 def test_caches_made_at_once_do_not_meet(pictures, tmp_path):
@@ -208,12 +215,16 @@ def test_caches_made_at_once_do_not_meet(pictures, tmp_path):
     assert only_file(tmp_path / "cache").suffix == ".npy"
 
 
-def test_a_cache_dir_that_cannot_be_written_is_named(pictures, tmp_path, no_decoding):
-    """Before anything is decoded; what it already holds is still of use."""
-    no_decoding()
+def test_a_cache_dir_that_cannot_be_written_is_named(pictures, tmp_path, monkeypatch):
+    """When one picture, whose size tells that of the cache, has been decoded and no other."""
+    decode, decoded = pictures_module.read_picture, []
+    monkeypatch.setattr(
+        pictures_module, "read_picture", lambda path, *grid: decoded.append(path) or decode(path, *grid)
+    )
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cache_dir .*file: cannot be written .*; name a folder that can be written"):
         folder(pictures, cache_dir=tmp_path / "file")
+    assert len(decoded) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

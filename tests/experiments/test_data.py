@@ -1,11 +1,14 @@
 """The program that shows what is in a data set."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import train
+from experiments.config import TrainConfig
 from experiments.data import DataConfig, class_counts, digest, draw, run
 from lowcost.data import Dataset, Split, load
 
@@ -15,9 +18,8 @@ def test_digits_are_described(tmp_path, capsys):
     assert run(DataConfig("digits", out_dir=tmp_path)) == 0
     output = capsys.readouterr().out.replace("\n", "")
     digits = load("digits")
-    for name, train, test in class_counts(digits):
-        assert train == np.sum(digits.train.labels == int(name))
-        assert test == np.sum(digits.test.labels == int(name))
+    for name, *counts in class_counts(digits):
+        assert counts == [np.sum(split.labels == int(name)) for split in (digits.train, digits.test)]
     assert all(text in output for text in ("1,437", "360", "0.1357", "12 x 12 pixels, 1 channel ", "scikit-learn"))
     with Image.open(tmp_path / "digits.png") as sheet:
         assert min(sheet.size) > 200
@@ -52,6 +54,19 @@ def test_the_sheet_shows_every_class(classes, tmp_path, monkeypatch):
     assert (pages[0][:, 12:] == 255).all()
 
 
-def test_what_is_not_there_ends_in_one_line(tmp_path, capsys):
-    assert run(DataConfig("folder", data_dir=tmp_path / "none", out_dir=tmp_path)) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+@pytest.mark.parametrize("program", [run, train.run], ids=["data", "train"])
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [("folder", "no such folder"), ("cifar10", "expected cifar-10-binary.tar.gz in .* digits works now")],
+)
+def test_what_is_not_there_ends_in_one_line(program, dataset, message, tmp_path, monkeypatch, capsys):
+    for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "TFDS_DATA_DIR", "LOWCOST_DATA"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    config = {"dataset": dataset, "data_dir": tmp_path / "none"}
+    if program is run:
+        config = DataConfig(**config, out_dir=tmp_path / "runs")
+    else:
+        config = TrainConfig(**config, workdir=tmp_path / "runs" / "one")
+    assert program(config) == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
