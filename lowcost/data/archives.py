@@ -56,7 +56,8 @@ LAYOUTS = {
 }
 PICKLED = ("cifar-10-batches-py", "cifar-100-python")  # the folders inside the archives made for Python
 CHUNK = 2**20
-UNREADABLE = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError)  # raised by damaged archives
+# What gzip and tarfile raise on damaged archives.
+UNREADABLE = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError, RecursionError)
 
 
 def read_archive(path: str | PathLike[str], entry: Entry) -> tuple[Split, Split]:

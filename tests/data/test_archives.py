@@ -208,19 +208,30 @@ def flipped(whole, place):
 
 @pytest.mark.parametrize("cut", [None, 400])
 @pytest.mark.parametrize("same_size", [False, True])
+@pytest.mark.parametrize("with_folder", [True, False])
 @pytest.mark.parametrize(
     ("name", "folder", "file"),
     [("cifar10", "cifar-10-batches-py", "data_batch_4"), ("cifar100", "cifar-100-python", "train")],
 )
-def test_the_archive_for_python_is_recognised(tmp_path, name, folder, file, same_size, cut):
+def test_the_archive_for_python_is_recognised(tmp_path, name, folder, file, with_folder, same_size, cut):
     """Even under the name of the right one, of its size, or cut off; nothing is unpickled."""
     trap = pickle.dumps(Trap())
     directory = member(f"{folder}/", type=tarfile.DIRTYPE)
     noise = np.random.default_rng(0).bytes(2000)
-    archive = zipped(packed({folder: directory, f"{folder}/{file}": trap + noise}))[:cut]
+    members = {folder: directory} if with_folder else {}
+    archive = zipped(packed(members | {f"{folder}/{file}": trap + noise}))[:cut]
     entry = entry_for(name, archive if same_size else b"another")
     entry = dataclasses.replace(entry, sha256="0" * 64)
     refused(tmp_path, archive, entry, rf"archive for Python, .* {folder}/, expected {entry.filename}; delete")
+
+
+@pytest.mark.parametrize("size", [2**60, 2**80, -512])
+@pytest.mark.parametrize("type", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_SPARSE])
+def test_a_damaged_file_may_begin_with_anything(tmp_path, type, size):
+    """Its first member is looked at for a better reason; where that fails the checksum stays the reason."""
+    archive = zipped(packed({"any": member("any", type=type, size=size)} | tiny("cifar10")))
+    entry = dataclasses.replace(entry_for("cifar10", archive), sha256="0" * 64)
+    refused(tmp_path, archive, entry, "damaged, expected sha256 0+, got")
 
 
 class Trap:
