@@ -29,7 +29,8 @@ def run(config: TrainConfig) -> int:
     """Train as configured, from the last checkpoint if there is one.
 
     Returns:
-        The exit status: 0 done, 2 the configuration or data are at fault, 128 + signal when interrupted.
+        The exit status: 0 done, 2 the configuration or data are at fault, 3 the loss is no longer finite,
+        128 + signal when interrupted.
     """
     try:
         from experiments import setup
@@ -95,20 +96,25 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
         seconds = meta["seconds"]
         console.print(f"going on from step {latest} in {workdir}")
     log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // ready.steps_per_epoch)
-    state = fit(
-        state,
-        jax.jit(train_step, donate_argnums=0),
-        batch,
-        evaluate,
-        steps_per_epoch=ready.steps_per_epoch,
-        epochs=epochs,
-        log=log,
-        checkpoints=checkpoints,
-        interruption=interruption,
-        console=console,
-        seconds=seconds,
-    )
-    checkpoints.close()
+    try:
+        state = fit(
+            state,
+            jax.jit(train_step, donate_argnums=0),
+            batch,
+            evaluate,
+            steps_per_epoch=ready.steps_per_epoch,
+            epochs=epochs,
+            log=log,
+            checkpoints=checkpoints,
+            interruption=interruption,
+            console=console,
+            seconds=seconds,
+        )
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    finally:
+        checkpoints.close()
     if log.rows:
         draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {dataset.name}")
     finished = log.last_epoch() == epochs
@@ -131,6 +137,7 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
         "seed": config.seed,
         "test_accuracy": log.rows[-1]["test_accuracy"],
         "test_images": len(dataset.test),
+        "skipped_steps": int(state.skipped),
         "train_seconds": round(log.rows[-1]["seconds"], 1),
         "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
         "peak_memory_gib": round(peak_memory() / 2**30, 2),

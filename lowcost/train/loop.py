@@ -14,7 +14,7 @@ from lowcost.train.mesh import shard_batch
 from lowcost.train.metrics_log import MetricsLog, epoch_line, epoch_row
 from lowcost.train.progress import ProgressBar, Rate
 from lowcost.train.state import TrainState, zero_metrics
-from lowcost.train.step import mean_metrics
+from lowcost.train.step import PATIENCE, mean_metrics
 
 
 def fit(
@@ -49,6 +49,9 @@ def fit(
 
     Returns:
         The last state.
+
+    Raises:
+        FloatingPointError: `PATIENCE` steps in a row had to be skipped; the checkpoints are those from before.
     """
     begin = time.monotonic() - seconds
     step, last = int(state.step), epochs * steps_per_epoch
@@ -63,6 +66,7 @@ def fit(
         while True:
             epoch = step // steps_per_epoch
             if step % steps_per_epoch == 0 and epoch > log.last_epoch():
+                _check(state)
                 save()
                 train = mean_metrics(state.metrics)
                 speed = rate.images_per_second()
@@ -70,7 +74,8 @@ def fit(
                 test = evaluate(state)
                 if test is None:
                     break
-                log.append(epoch_row(epoch, step, train, test, speed, time.monotonic() - begin))
+                row = epoch_row(epoch, step, train, test, speed, time.monotonic() - begin)
+                log.append({**row, "skipped": int(state.skipped)})
                 console.print(epoch_line(log.rows[-1], epochs), highlight=False)
                 rate = Rate()
             if step == last:
@@ -82,12 +87,22 @@ def fit(
             step += 1
             if rate.first or progress.due():
                 jax.block_until_ready(state.step)
+                _check(state)
                 progress.show(step, mean_metrics(state.metrics), rate.images_per_second())
             rate.add(len(labels))
             if interruption.signal is not None:
+                _check(state)
                 save()
                 break
     return state
+
+
+def _check(state: TrainState) -> None:
+    if state.skipped_in_a_row >= PATIENCE:
+        raise FloatingPointError(
+            f"step {state.step}: the loss or its gradient was not finite, for the {PATIENCE}th time in a row; "
+            "look at the data, or train with a smaller learning rate or time step"
+        )
 
 
 def evaluate_all(

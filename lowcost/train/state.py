@@ -18,6 +18,8 @@ class TrainState(flax.struct.PyTreeNode):
         batch_stats: running mean and variance of the normalisations.
         opt_state: the optimiser's.
         metrics: sums over the present epoch, {"loss", "correct", "count"}, float32.
+        skipped: steps whose loss or gradient was not finite, and which changed nothing, int32.
+        skipped_in_a_row: the last so many steps were among them, int32.
     """
 
     step: jax.Array
@@ -25,6 +27,8 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     metrics: dict[str, jax.Array]
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
 
 def create_state(
@@ -43,7 +47,8 @@ def create_state(
     """
     variables = net.init(key, jnp.zeros((1, *image_shape)), train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), zero_metrics())
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, batch_stats, optimizer.init(params), zero_metrics(), zero, zero)
 
 
 def zero_metrics() -> dict[str, jax.Array]:

@@ -1,5 +1,6 @@
 """One optimiser step and one evaluation as pure functions; they know neither the network nor the data set."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,16 @@ from lowcost.train.state import TrainState
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 Metrics = dict[str, jax.Array]
+PATIENCE = 10
 
 
 def make_train_step(
     net: nn.Module, optimizer: optax.GradientTransformation, augment: Augment, seed: int, steps_per_epoch: int
 ) -> Callable[[TrainState, jax.Array, jax.Array], TrainState]:
     """θ ← θ - optimiser(∇ (1/s) Σ L(S(net(augmented images)), labels)), L the cross entropy: Section 2.
+
+    A step whose loss or gradient is not finite is skipped: it is counted, and leaves weights, statistics, optimiser and
+    metrics as they were. After `PATIENCE` of them in a row the state stands still, its step being the next one.
 
     Args:
         net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
@@ -47,13 +52,24 @@ def make_train_step(
         grads, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         first = state.step % steps_per_epoch == 0
-        return TrainState(
+        metrics = {name: jnp.where(first, 0.0, total) for name, total in state.metrics.items()}
+        skipped = state.replace(
+            step=state.step + 1,
+            metrics=metrics,
+            skipped=state.skipped + 1,
+            skipped_in_a_row=state.skipped_in_a_row + 1,
+        )
+        done = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
-            metrics={name: jnp.where(first, 0.0, state.metrics[name]) + sums[name] for name in sums},
+            metrics={name: metrics[name] + sums[name] for name in sums},
+            skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
         )
+        finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((sums["loss"], grads))]).all()
+        given_up = state.skipped_in_a_row >= PATIENCE
+        return _select(given_up, state, _select(finite, done, skipped))
 
     return train_step
 
@@ -69,6 +85,10 @@ def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array
     return eval_step
 
 
+def _select(condition: jax.Array, one: TrainState, other: TrainState) -> TrainState:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
 def to_unit_range(images: jax.Array) -> jax.Array:
     """uint8 0 … 255 → float32 in [0, 1].
 
@@ -78,8 +98,8 @@ def to_unit_range(images: jax.Array) -> jax.Array:
 
 
 def mean_metrics(sums: Metrics) -> dict[str, float]:
-    """{"loss", "accuracy"} of one image on average."""
-    count = max(float(sums["count"]), 1.0)
+    """{"loss", "accuracy"} of one image on average, NaN of none."""
+    count = float(sums["count"]) or math.nan
     return {"loss": float(sums["loss"]) / count, "accuracy": float(sums["correct"]) / count}
 
 

@@ -1,0 +1,109 @@
+"""Steps whose loss or gradient is not finite change nothing, are counted, and end the run when they do not end."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from chex import assert_trees_all_equal
+from rich.console import Console
+
+from lowcost.nn import network
+from lowcost.train.checkpoint import Checkpoints
+from lowcost.train.interruption import Interruption
+from lowcost.train.loop import fit
+from lowcost.train.metrics_log import MetricsLog
+from lowcost.train.state import create_state
+from lowcost.train.step import PATIENCE, make_train_step, mean_metrics
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(0, 255, (4, 8, 12, 8, 1)).astype(np.float32)
+LABELS = RNG.integers(0, 3, (4, 8)).astype(np.int32)
+OPTIMIZER = optax.adam(1e-2)
+KEY = jax.random.key(0)
+
+
+class Cusp(nn.Module):
+    """A finite loss with a gradient that is not: ∂√|p| at p = 0."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        p = self.param("p", nn.initializers.zeros_init(), (1, 3))
+        return images.mean((1, 2)) + jnp.sqrt(jnp.abs(p))
+
+
+def unchanged(key, images):
+    return images
+
+
+def program(net):
+    step = jax.jit(make_train_step(net, OPTIMIZER, unchanged, 0, steps_per_epoch=100))
+    return step, create_state(net, OPTIMIZER, KEY, (12, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return program(network("implicit_rd", (2, 4), 3, steps_per_block=1))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("skipped", [(0,), (1, 2), (3,)], ids=str)
+def test_a_bad_batch_is_as_if_it_never_came(small, bad, skipped):
+    """Weights, statistics, optimiser and metrics bit for bit; only the step counts on."""
+    step, state = small
+    without = state
+    for i, (images, labels) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        if i in skipped:
+            damaged = images.copy()
+            damaged[5, 3, 2, 0] = bad
+            state = step(state, damaged, labels)
+            without = without.replace(step=without.step + 1)
+            assert state.skipped_in_a_row == 1 + skipped.index(i)
+        else:
+            state, without = step(state, images, labels), step(without, images, labels)
+            assert state.skipped_in_a_row == 0
+    assert (int(state.step), int(state.skipped)) == (4, len(skipped))
+    assert state.metrics["count"] == 8 * (4 - len(skipped))
+    assert_trees_all_equal(state.replace(skipped=0, skipped_in_a_row=0), without.replace(skipped=0, skipped_in_a_row=0))
+
+
+def test_a_gradient_that_is_not_finite_is_enough():
+    step, state = program(Cusp())
+    after = step(state, IMAGES[0], LABELS[0])
+    assert after.skipped == 1
+    assert_trees_all_equal(after.params, state.params)
+
+
+def test_a_new_epoch_starts_its_metrics_also_with_a_bad_batch():
+    step = jax.jit(make_train_step(Cusp(), OPTIMIZER, unchanged, 0, steps_per_epoch=2))
+    state = create_state(Cusp(), OPTIMIZER, KEY, (12, 8, 1))
+    state = state.replace(step=jnp.int32(2), metrics={name: jnp.float32(7) for name in state.metrics})
+    state = step(state, IMAGES[0], LABELS[0])
+    assert state.metrics == {"loss": 0, "correct": 0, "count": 0}
+    assert all(np.isnan(value) for value in mean_metrics(state.metrics).values())
+
+
+def test_when_it_does_not_end_the_run_stops(tmp_path):
+    """The state stands still after so many steps, the run names the step, and saves nothing of it."""
+    step, state = program(Cusp())
+    still = state
+    for _ in range(PATIENCE + 3):
+        still = step(still, IMAGES[0], LABELS[0])
+    assert still.step == still.skipped == PATIENCE
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(FloatingPointError, match=f"step {PATIENCE}: .* not finite, for the {PATIENCE}th time in a row"):
+        fit(
+            state,
+            step,
+            lambda step: (IMAGES[0], LABELS[0]),
+            lambda state: None,
+            steps_per_epoch=100,
+            epochs=1,
+            log=MetricsLog(tmp_path / "metrics.jsonl", 0),
+            checkpoints=checkpoints,
+            interruption=Interruption(),
+            console=Console(quiet=True),
+        )
+    assert checkpoints.latest() is None
+    checkpoints.close()
