@@ -7,6 +7,9 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 MARGIN, LABEL, SIDE, GAP = 16, 176, 96, 8
 """Pixels round everything, for the labels at the left, at most for the side of an image, between images."""
@@ -18,7 +21,7 @@ PAPER = 0.94
 class Config:
     """Which images to draw, and where."""
 
-    dataset: str
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """digits, folder, cifar10 or whatever else `experiments.train` takes."""
     data_dir: Path | None = None
     """Where its files are."""
@@ -97,7 +100,7 @@ def draw(rows: Mapping[tuple[str, str], object], path: Path) -> None:
 
     pictures = np.clip(np.stack([np.asarray(images) for images in rows.values()]), 0, 1)
     count, columns, height, width, _ = pictures.shape
-    pictures = np.rint(31 * pictures) / 31  # the eye sees no difference to 255 grey values, the file is a third smaller
+    pictures = np.rint(31 * pictures) / 31  # looks as with 255 and makes the file a third smaller
     scale = max(1, SIDE // max(height, width))
     height, width = scale * height + GAP, scale * width + GAP
     top, left = MARGIN, MARGIN + LABEL
@@ -117,14 +120,7 @@ def draw(rows: Mapping[tuple[str, str], object], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
     try:
-        required_is_positional = (tyro.conf.PositionalRequiredArgs,)
-        main(
-            tyro.cli(
-                Config, prog="python -m experiments.augmentations", description=__doc__, config=required_is_positional
-            )
-        )
+        main(tyro.cli(Config, prog="python -m experiments.augmentations", description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -72,7 +72,7 @@ def run(config: DataConfig) -> int:
     for name, value in describe(dataset).items():
         facts.add_row(name, value)
     facts.add_row("examples in", str(sheet))
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)  # a class may be called [red]
     console.print(counts)
     console.print(facts)
     return 0
@@ -135,7 +135,8 @@ def draw(dataset: "Dataset", path: Path) -> None:
             for j, example in enumerate(np.flatnonzero(dataset.train.labels == label)[:EXAMPLES]):
                 page[i * height : (i + 1) * height, j * width : (j + 1) * width] = dataset.train.images[example]
         axes.imshow(page.squeeze(-1) if channels == 1 else page[..., :3], cmap="gray", interpolation="nearest")
-        axes.set_yticks([(i + 0.5) * height - 0.5 for i in range(len(classes))], [dataset.classes[c] for c in classes])
+        places = [(i + 0.5) * height - 0.5 for i in range(len(classes))]
+        axes.set_yticks(places, [dataset.classes[c] for c in classes], parse_math=False)
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)

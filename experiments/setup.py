@@ -1,6 +1,7 @@
 """From a configuration to everything a run needs: data set, mesh, network, optimiser, state."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,12 +91,14 @@ def prepare(config: TrainConfig) -> Setup:
 
 
 def describe(dataset: data.Dataset) -> dict[str, Any]:
-    """What must be the same for a run to go on: the classes, the images' shape, how many there are."""
+    """What must be the same for a run to go on: the classes, the images' shape, how many there are, and their order."""
+    labels = hashlib.sha256(dataset.train.labels.tobytes() + dataset.test.labels.tobytes())
     return {
         "classes": list(dataset.classes),
         "image_shape": list(dataset.image_shape),
         "train": len(dataset.train),
         "test": len(dataset.test),
+        "labels": labels.hexdigest()[:16],
     }
 
 

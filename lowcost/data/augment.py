@@ -154,12 +154,12 @@ def cutout(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
 
 
 def mixup(key: jax.Array, images: jax.Array, labels: jax.Array, *, alpha: float = 0.2) -> tuple[jax.Array, jax.Array]:
-    """λ·image + (1 − λ)·partner, labels likewise, with max(λ, 1 − λ) in place of λ ~ Beta(alpha, alpha), one an image.
+    """λ·image + (1 − λ)·next image, labels likewise; λ = max(l, 1 − l) with l ~ Beta(alpha, alpha) for each image.
 
-    So every image has the larger part in its own mixture, and a small alpha leaves the batch nearly as it is. The
-    partner is the next image of the batch, the last one's the first: as random as any if the batch's order is, as that
-    of `batch_indices`. Of a sharded batch each device sends one image to a neighbour; a random permutation would gather
-    the whole batch on every device.
+    The maximum lets every image have the larger part in its own mixture, and a small alpha leave the batch nearly as it
+    is. The last image's next is the first. That is as good as a random partner if the batch's order is random, as that
+    of `batch_indices`; of a sharded batch each device sends one image to its neighbour, where a random permutation
+    would gather the whole batch on every device.
 
     Args:
         key: random key.

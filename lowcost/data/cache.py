@@ -1,6 +1,7 @@
 """Decoded images kept in one file, which is memory-mapped from the second start on."""
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,10 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
         complete = path.stat().st_size == array.offset + array.nbytes
         if complete and array.dtype == dtype and len(array) == length:
             return array
+    for left in path.parent.glob(f".{path.name}.*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 86400:  # a killed process left it; a younger one may be at work
+                left.unlink()
     folder, temporary = path.parent, path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
 

@@ -98,7 +98,7 @@ def search(data_dir: str | PathLike[str] | None = None) -> list[Path]:
         data_dir, $LOWCOST_DATA if it is set, and this library's part of the user's cache folder.
     """
     folders = (data_dir, os.environ.get("LOWCOST_DATA"), f"{_user_cache()}/lowcost")
-    return [Path(folder).expanduser() for folder in folders if folder]
+    return [Path(os.path.expanduser(folder)) for folder in folders if folder]
 
 
 def find_archive(entry: Entry, data_dir: str | PathLike[str] | None = None) -> Path:
@@ -106,7 +106,7 @@ def find_archive(entry: Entry, data_dir: str | PathLike[str] | None = None) -> P
 
     Args:
         entry: the data set.
-        data_dir: looked into before all others; None leaves it out.
+        data_dir: looked into before all others, or the archive itself; None leaves it out.
 
     Returns:
         The path of the archive.
@@ -116,11 +116,13 @@ def find_archive(entry: Entry, data_dir: str | PathLike[str] | None = None) -> P
     """
     folders = search(data_dir)
     for folder in folders:
-        path = folder / entry.filename
+        path = folder if folder.name == entry.filename else folder / entry.filename
         if path.is_file():
             return path
+    pickled = entry.filename.replace("binary", "python")
+    found = f"{pickled}, which is pickled," if any((f / pickled).is_file() for f in folders) else "it nowhere"
     raise FileNotFoundError(
-        f"{entry.name}: expected {entry.filename} in {' or '.join(map(str, folders))}, found it nowhere; "
+        f"{entry.name}: expected {entry.filename} in {' or '.join(map(str, folders))}, found {found}; "
         f"--download gets it, or {by_hand(entry, folders[0])}"
     )
 

@@ -125,7 +125,8 @@ def _fetch(entry: Entry, part: Path, have: int, console: "Console | None") -> in
                 part.unlink(missing_ok=True)  # the server's file is shorter: it would say so for ever
             raise OSError(f"{entry.url}: the server says {error}; {by_hand(entry, part.parent)}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"{entry.url}: the download stopped ({error}); run it again, it goes on from {part}") from error
+        hint = f"run it again, it goes on from {part}" if part.exists() else by_hand(entry, part.parent)
+        raise OSError(f"{entry.url}: the download stopped ({error}); {hint}") from error
     if have < entry.size:
         reason = f"the connection ended after {have:,} of {entry.size:,} bytes"
         raise OSError(f"{entry.url}: {reason}; run it again, it goes on from {part}")

@@ -1,5 +1,6 @@
 """Picture files decoded to uint8 arrays, one or many at a time."""
 
+import math
 import os
 import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -145,6 +146,8 @@ def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
 
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            if math.prod(picture.size) > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself allows twice as many
+                raise ValueError(f"{picture.width} x {picture.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}")
             yield picture
     except Exception as error:  # a damaged file raises whatever the decoder stumbles over
         raise ValueError(

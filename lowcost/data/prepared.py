@@ -3,6 +3,7 @@
 Without TensorFlow it can prepare none of ours, but what was prepared as array_record elsewhere can be read.
 """
 
+import importlib.util
 import io
 import os
 import re
@@ -19,7 +20,8 @@ from lowcost.data.dataset import Split
 def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> Path | None:
     """The folder <dir>/<name>/<version> that tensorflow-datasets filled with array_record files, not opened yet.
 
-    Its usual format, tfrecord, cannot be read without TensorFlow, and counts as nothing.
+    Its usual format, tfrecord, cannot be read without TensorFlow, and counts as nothing; so does array_record where the
+    package of that name is missing, as it may be on systems other than Linux.
 
     Args:
         entry: the data set.
@@ -28,11 +30,15 @@ def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> 
     Returns:
         The newest version of those in the first directory that has one; None if no directory has.
     """
+    if importlib.util.find_spec("array_record") is None:
+        return None
     for directory in (data_dir, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"):
         if not directory:
             continue
         # A build in the making has another name. One that is being copied may have this one, but not all its files.
-        builds = [info.parent for info in (Path(directory).expanduser() / entry.name).glob("*/dataset_info.json")]
+        builds = [
+            info.parent for info in (Path(os.path.expanduser(directory)) / entry.name).glob("*/dataset_info.json")
+        ]
         versions = [
             build
             for build in builds
@@ -43,22 +49,19 @@ def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> 
     return None
 
 
-def read_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> tuple[Split, Split] | None:
+def read_prepared(folder: Path, entry: Entry) -> tuple[Split, Split]:
     """The images of a data set that tensorflow-datasets has prepared as array_record, in the order of its files.
 
     Args:
+        folder: from `find_prepared`.
         entry: the data set.
-        data_dir: looked into before $TFDS_DATA_DIR and ~/tensorflow_datasets; None leaves it out.
 
     Returns:
-        (train, test), or None if it was never prepared.
+        (train, test).
 
     Raises:
         ValueError: it was prepared, but is damaged or differs from the entry.
     """
-    folder = find_prepared(entry, data_dir)
-    if folder is None:
-        return None
     import tensorflow_datasets as tfds  # here since it takes its time
 
     try:

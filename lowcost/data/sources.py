@@ -14,7 +14,9 @@ from lowcost.data.catalogue import ENTRIES, find_archive, search
 from lowcost.data.dataset import Dataset, Split
 from lowcost.data.download import download as download_archive
 from lowcost.data.folders import folder
-from lowcost.data.prepared import read_prepared
+from lowcost.data.prepared import find_prepared, read_prepared
+
+CACHE_FORMAT = 1  # to be raised when the same source comes to give other arrays
 
 
 def digits() -> Dataset:
@@ -84,16 +86,19 @@ def published(
             return download_archive(entry, search(data_dir)[0])
 
     def read(allocate: Allocate) -> np.ndarray:
-        train, test = read_prepared(entry, data_dir) or read_archive(archive(), entry)
+        train, test = read_archive(archive(), entry) if prepared is None else read_prepared(prepared, entry)
         records = allocate((length,), record)
         for part, split in ((records[: entry.train], train), (records[entry.train :], test)):
             part["label"], part["image"] = split.labels, split.images
         return records
 
+    # Two sources, two orders of the images, two caches: which one a run sees does not depend on what was read before.
+    prepared = find_prepared(entry, data_dir)
+    source = entry.sha256[:16] if prepared is None else f"prepared-{prepared.name}"
     if cache_dir is None:
-        records, origin = read(np.empty), entry.url
+        records, origin = read(np.empty), entry.filename if prepared is None else str(prepared)
     else:
-        path = Path(cache_dir) / f"{name}-{entry.sha256[:16]}.npy"
+        path = Path(cache_dir) / f"{name}-{source}-{CACHE_FORMAT}.npy"
         records, origin = cached(path, read, dtype=record, length=length), str(path)
     train, test = (
         Split(part["image"], np.ascontiguousarray(part["label"])) for part in np.split(records, [entry.train])

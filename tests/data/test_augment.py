@@ -221,20 +221,29 @@ def test_where_pixels_are_only_selected_bytes_do(augment, key, images):
     np.testing.assert_array_equal(augment(key, grey), result.astype(jnp.float32), strict=True)
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "augment", [crop, flip, alternate, translate, cut_4, mix], ids=lambda augment: augment.__name__
+)
 def test_sharding_changes_no_bit(augment, key, images):
-    """On four devices as on one, each for itself: only mixup sends something, one image; and compiled as not."""
-    alone = augment(key, images)
-    mesh = Mesh(jax.devices()[:4], "batch")
-    placed = jax.device_put(images, NamedSharding(mesh, PartitionSpec("batch")))
-    compiled = augment.lower(key, placed).compile()
-    sharded = compiled(key, placed)
-    assert len(sharded.sharding.device_set) == mesh.size
-    assert sharded.sharding.shard_shape(sharded.shape) == (3, 12, 10, 3)
-    np.testing.assert_array_equal(sharded, alone)
-    np.testing.assert_allclose(augment.__wrapped__(key, images), alone, atol=1e-5)
-    sent = re.findall(r"= (\S+) (?:all|collective|reduce-scatter|ragged)[\w-]*\(", compiled.as_text())
-    assert [re.sub("{.*", "", shape) for shape in sent] == ["f32[1,12,10,3]"] * (augment is mix_alone)
+    """On four devices as on one, each for itself: mixup alone sends something, one image; and compiled as not."""
+    others = {alternate: (np.arange(12), 3), mix: (np.eye(12, 5, dtype=np.float32),)}.get(augment, ())
+    along_batch = NamedSharding(Mesh(jax.devices()[:4], "batch"), PartitionSpec("batch"))
+    placed = [jax.device_put(x, along_batch) if np.ndim(x) else x for x in (images, *others)]
+    compiled = augment.lower(key, *placed).compile()
+    shared, alone, eager = (
+        jax.tree.leaves(function(key, *arguments))
+        for function, arguments in (
+            (compiled, placed),
+            (augment, (images, *others)),
+            (augment.__wrapped__, (images, *others)),
+        )
+    )
+    for ours, theirs, uncompiled in zip(shared, alone, eager, strict=True):
+        assert ours.sharding.is_equivalent_to(along_batch, ours.ndim)
+        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_allclose(uncompiled, theirs, atol=1e-5)
+    sent = re.findall(r"= (.+?)(?:\{\S*)? (?:all|collective|reduce-scatter|ragged)[\w-]*\(", compiled.as_text())
+    assert sorted(sent) == (["f32[1,12,10,3]", "f32[1,5]"] if augment is mix else [])
 
 
 def test_what_is_refused(key, images):

@@ -123,3 +123,19 @@ def test_a_missing_archive_says_all_that_is_needed(cache, tmp_path, monkeypatch)
     ):
         assert part in message
     assert "\n" not in message
+
+
+def test_the_archive_itself_may_be_named(tmp_path):
+    path = tmp_path / ENTRIES["cifar10"].filename
+    path.touch()
+    assert find_archive(ENTRIES["cifar10"], path) == path
+
+
+def test_the_pickled_archive_is_not_the_one(tmp_path):
+    (tmp_path / "cifar-100-python.tar.gz").touch()
+    with pytest.raises(FileNotFoundError, match=r"expected cifar-100-binary.*found cifar-100-python.*pickled"):
+        find_archive(ENTRIES["cifar100"], tmp_path)
+
+
+def test_an_unknown_home_is_no_error():
+    assert search("~no such user/x")[0] == Path("~no such user/x")

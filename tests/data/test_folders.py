@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -269,3 +270,15 @@ def test_a_folder_may_be_larger_than_the_memory(tmp_path):
     assert "MemoryError" in inside.stderr
     mapped = subprocess.run([*run, "cache"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert mapped.returncode == 0, mapped.stderr
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(pictures, tmp_path):
+    cache = tmp_path / "cache"
+    folder(pictures, cache_dir=cache)
+    path = only_file(cache)
+    path.unlink()
+    for name, age in ((f".{path.name}.old", 2 * 86400), (f".{path.name}.young", 0), ("other", 2 * 86400)):
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - age,) * 2)
+    folder(pictures, cache_dir=cache)
+    assert sorted(os.listdir(cache)) == sorted([path.name, f".{path.name}.young", "other"])

@@ -138,3 +138,10 @@ def test_an_unreadable_file_is_named(content, image_size, tmp_path):
     ) as error:
         read_pictures(paths, image_size)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_that_pillow_only_warns_of_is_refused(tmp_path):
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ValueError, match="12000 x 12000 pixels, more than"):
+        read_picture(tmp_path / "bomb.png")

@@ -71,7 +71,7 @@ def build(prepared, tmp_path):
 
 
 def test_the_images_and_labels_come_back(prepared):
-    train, test = read_prepared(SMALL, prepared)
+    train, test = read_prepared(find_prepared(SMALL, prepared), SMALL)
     for split, indices in ((train, range(7)), (test, range(7, 11))):
         expected = {i % 10: picture(i)[1] for i in indices}
         assert sorted(split.labels) == sorted(expected)
@@ -81,13 +81,13 @@ def test_the_images_and_labels_come_back(prepared):
 
 def test_nothing_prepared_is_none_and_imports_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert read_prepared(SMALL) is None
+    assert find_prepared(SMALL) is None
     (tmp_path / "stl10/incomplete.ABC_1.0.0").mkdir(parents=True)
     (tmp_path / "stl10/incomplete.ABC_1.0.0/dataset_info.json").write_text("{}")
     (tmp_path / "stl10/1.0.0").mkdir()  # as a copy begins
     (tmp_path / "cifar10/3.0.2").mkdir(parents=True)
     (tmp_path / "cifar10/3.0.2/dataset_info.json").write_text("{}")
-    assert read_prepared(SMALL, tmp_path) is None
+    assert find_prepared(SMALL, tmp_path) is None
 
 
 def test_where_it_is_found(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def flip_a_bit(path):
 def test_a_folder_that_cannot_be_read_is_named(build, damage, reason):
     damage(build)
     with pytest.raises(ValueError, match=reason) as caught:
-        read_prepared(SMALL, build.parents[1])
+        read_prepared(build, SMALL)
     message = str(caught.value)
     assert message.startswith(f"{build}: cannot be read as stl10 (")
     assert 'prepare it again with file_format="array_record", or remove the folder' in message
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_read_is_named(build, damage, reason):
 )
 def test_what_differs_from_the_entry(prepared, entry, reason):
     with pytest.raises(ValueError, match=reason):
-        read_prepared(entry, prepared)
+        read_prepared(find_prepared(entry, prepared), entry)
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_what_differs_from_the_entry(prepared, entry, reason):
 def test_other_content(tmp_path, options, reason):
     prepare(tmp_path, **options)
     with pytest.raises(ValueError, match=reason):
-        read_prepared(SMALL, tmp_path)
+        read_prepared(find_prepared(SMALL, tmp_path), SMALL)

@@ -118,11 +118,17 @@ def test_the_second_start_maps_the_cache(cifar10, alone):
 
 
 def test_what_is_prepared_comes_first(cifar10, alone, monkeypatch):
-    prepared = [Split(np.full((n, 32, 32, 3), n, np.uint8), np.zeros(n, np.int32)) for n in (10, 3)]
-    monkeypatch.setattr(sources, "read_prepared", lambda entry, data_dir: tuple(prepared))
-    data = load("cifar10", data_dir=alone / "data")
-    assert (data.train.images == 10).all()
-    assert (data.test.images == 3).all()
+    """And has a cache of its own, since its order is another one."""
+    check(load("cifar10", data_dir=alone / "data", cache_dir=alone / "cache"), cifar10)
+    splits = [Split(np.full((n, 32, 32, 3), n, np.uint8), np.zeros(n, np.int32)) for n in (10, 3)]
+    monkeypatch.setattr(sources, "find_prepared", lambda entry, data_dir: alone / "3.0.2")
+    monkeypatch.setattr(sources, "read_prepared", lambda folder, entry: tuple(splits))
+    for _ in range(2):
+        data = load("cifar10", data_dir=alone / "data", cache_dir=alone / "cache")
+        assert (data.train.images == 10).all()
+        assert (data.test.images == 3).all()
+    monkeypatch.setattr(sources, "find_prepared", lambda entry, data_dir: None)
+    check(load("cifar10", data_dir=alone / "data", cache_dir=alone / "cache"), cifar10)
 
 
 def test_a_download_goes_where_it_is_found_again(cifar10, alone, monkeypatch):
