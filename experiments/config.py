@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-_NOT_OF_THE_RUN = ("workdir", "data_dir", "download")
+_NOT_OF_THE_RUN = ("workdir", "data_dir", "download", "keep")
 EPOCHS = {"paper": 300, "fast": 30}
 """How long a recipe trains when the user does not say."""
 
@@ -46,6 +46,8 @@ class TrainConfig:
     """Keep the features of one block at a time and compute the others again: less memory, more time."""
     workdir: Path | None = None
     """Where to write; runs/DATASET-ARCHITECTURE-WIDTH-RECIPE-seedN when not given."""
+    keep: int = 2
+    """Checkpoints that stay in the work directory, the newest."""
     data_dir: Path | None = None
     """Where the pictures or archives are."""
     download: bool = False

@@ -54,6 +54,8 @@ def prepare(config: TrainConfig) -> Setup:
     """
     if min(config.batch_size, config.length()) < 1:
         raise ValueError(f"--batch-size and --epochs must be at least 1, got {config.batch_size} and {config.length()}")
+    if config.keep < 1:
+        raise ValueError(f"--keep must be at least 1, got {config.keep}")
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
     use_every_core(config.batch_size)
@@ -103,7 +105,7 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
 
 
 def reopen(workdir: Path, data_dir: Path | None) -> tuple[TrainConfig, Setup, TrainState]:
-    """The configuration, set-up and newest state of a run.
+    """The configuration, set-up and newest valid state of a run.
 
     Args:
         workdir: its work directory.
@@ -124,15 +126,15 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[TrainConfig, Setup, Tr
                 "name the folder that belongs to it with --data-dir"
             )
     saved = checkpoints(workdir)
-    latest = saved.latest()
     try:
-        if latest is None:
-            raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
-        return config, ready, saved.restore(latest, ready.abstract_state)[0]
+        restored = saved.restore_newest(ready.abstract_state)
     finally:
         saved.close()
+    if restored is None:
+        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
+    return config, ready, restored[1]
 
 
-def checkpoints(workdir: Path) -> Checkpoints:
-    """The checkpoints of a work directory."""
-    return Checkpoints(workdir / "checkpoints")
+def checkpoints(workdir: Path, keep: int = TrainConfig.keep) -> Checkpoints:
+    """The checkpoints of a work directory, of which the newest `keep` stay."""
+    return Checkpoints(workdir / "checkpoints", keep)

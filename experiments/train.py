@@ -29,7 +29,7 @@ def run(config: TrainConfig) -> int:
     """Train as configured, from the last checkpoint if there is one.
 
     Returns:
-        The exit status: 0 done, 2 the configuration or data are at fault, 3 the loss is no longer finite,
+        The exit status: 0 done, 2 the configuration, data or disk are at fault, 3 the loss is no longer finite,
         128 + signal when interrupted.
     """
     try:
@@ -44,8 +44,12 @@ def run(config: TrainConfig) -> int:
     except KeyboardInterrupt:
         print("stopped before the first step; the same command starts again", file=sys.stderr)
         return 128 + signal.SIGINT
-    with Interruption() as interruption:
-        return _train(config, ready, interruption)
+    try:
+        with Interruption() as interruption:
+            return _train(config, ready, interruption)
+    except OSError as error:  # no room, no permission: what is saved is whole
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") -> int:
@@ -87,20 +91,20 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
             eval_step, state, images, labels, batch_size=size, mesh=ready.mesh, interruption=interruption
         )
 
-    checkpoints = setup.checkpoints(workdir)
-    latest = checkpoints.latest()
-    if latest is None:
-        state, seconds = ready.initial_state(config.seed), 0.0
+    checkpoints = setup.checkpoints(workdir, config.keep)
+    try:
+        restored = checkpoints.restore_newest(ready.abstract_state)
+    except ValueError as error:
+        checkpoints.close()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if restored is None:
+        begin, state, seconds = 0, ready.initial_state(config.seed), 0.0
     else:
-        try:
-            state, meta = checkpoints.restore(latest, ready.abstract_state)
-        except ValueError as error:
-            checkpoints.close()
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        begin, state, meta = restored
         seconds = meta["seconds"]
-        console.print(f"going on from step {latest} in {workdir}")
-    log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // ready.steps_per_epoch)
+        console.print(f"going on from step {begin} in {workdir}")
+    log = MetricsLog(workdir / "metrics.jsonl", begin // ready.steps_per_epoch)
     try:
         state = fit(
             state,
@@ -128,7 +132,7 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
         return 128 + interruption.signal
 
     path = workdir / "result.json"
-    if latest == epochs * ready.steps_per_epoch and path.exists():  # nothing was trained: leave the run's figures
+    if begin == epochs * ready.steps_per_epoch and path.exists():  # nothing was trained: leave the run's figures
         _print(console, json.loads(path.read_text()), workdir)
         return 0
     speeds = [row["images_per_second"] for row in log.rows if row["images_per_second"]]

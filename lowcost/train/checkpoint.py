@@ -1,11 +1,24 @@
-"""Checkpoints with orbax: written beside the run while it goes on, renamed into place when whole, newest first."""
+"""Checkpoints with orbax: written beside the run while it goes on, verified when read, the newest valid one first."""
 
+import functools
+import hashlib
+import itertools
+import json
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+
+_copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+
+
+class _DamageError(Exception):
+    """A checkpoint is not what was saved."""
 
 
 class Checkpoints:
@@ -17,38 +30,137 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2):
-        # A checkpoint appears under its name only when whole: a kill while saving leaves the one before.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
-
-    def latest(self) -> int | None:
-        """The newest step saved, or None."""
-        return self._manager.latest_step()
+        self._directory = directory.absolute()
+        # A checkpoint appears under its name only when whole: a kill while saving leaves the one before. The thread
+        # below takes the place of orbax's own, which cannot hash; lightweight means to open unread what may be damaged.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, lightweight_initialize=True
+        )
+        self._open = functools.partial(ocp.CheckpointManager, self._directory, options=options)
+        self._manager = self._open()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Start to save state and meta (JSON); `close` and the next save wait for it. A step saved before is kept."""
-        if step != self.latest():
-            copy = jax.tree.map(jnp.copy, state)  # the next step may donate the original while this is being written
-            items = {"state": ocp.args.StandardSave(copy), "meta": ocp.args.JsonSave(meta)}
-            self._manager.save(step, args=ocp.args.Composite(**items))
-
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State and meta of this step, the state with the shapes, dtypes and shardings of `like`.
+        """Start to save state and meta (JSON); `close` and the next save wait for it. The newest step is kept as it is.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of another network.
+            OSError: the save before could not be written; older checkpoints are as they were.
         """
-        items = {"state": ocp.args.StandardRestore(like), "meta": ocp.args.JsonRestore()}
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # whatever a damaged file makes of itself in the layers below
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        self._wait()
+        if step != self._manager.latest_step():
+            # The next step may donate the original while this is being written.
+            self._writing = self._writer.submit(self._write, step, _copy(state), meta)
+
+    def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, meta) of the newest valid checkpoint, or None where there is none.
+
+        Damaged ones met before it are renamed to damaged-STEP-N, with a line on stderr for each; nothing is deleted.
+
+        Args:
+            like: a state with the shapes, dtypes and shardings to restore to.
+
+        Raises:
+            ValueError: one holds another network, and nothing was renamed; or all are damaged.
+        """
+        self._wait()
+        damaged: dict[Path, _DamageError] = {}
+        paths = [path for path in self._directory.iterdir() if path.name.isdecimal()]
+        for path in sorted(paths, key=lambda path: int(path.name), reverse=True):
+            try:
+                state, meta = self._read_verified(path, like)
+            except _DamageError as error:
+                damaged[path] = error
+                continue
+            self._set_aside(damaged, f"going on from step {path.name}")
+            # On the devices only now: that they lack memory is no damage.
+            return int(path.name), jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), state, like), meta
+        self._set_aside(damaged, "no older one is left")
+        if damaged:
             raise ValueError(
-                f"checkpoint {self._manager.directory / str(step)} cannot be read ({reason}); "
-                "move it away to go on from the one before"
-            ) from error
-        return restored["state"], restored["meta"]
+                f"all checkpoints in {self._directory} are damaged, and now named damaged-*: {len(damaged)}; "
+                "put back a copy of one, or train again from the first step"
+            )
+        return None
 
     def close(self) -> None:
-        """Wait, and release the directory."""
-        self._manager.close()
+        """Wait, and release the directory.
+
+        Raises:
+            OSError: the last save could not be written; older checkpoints are as they were.
+        """
+        try:
+            self._wait()
+        finally:
+            self._writer.shutdown()
+            self._manager.close()
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except Exception as error:  # a full disk speaks through several layers
+            raise OSError(
+                f"no checkpoint could be written to {self._directory} ({_first_line(error)}); the older ones are "
+                "untouched: mend that, and the same command goes on from the newest"
+            ) from error
+
+    def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        state = jax.device_get(state)
+        record = _seal({"meta": meta, "types": _types(state), "sha256": _digests(state)})
+        items = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(record)}
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def _read_verified(self, path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+        record = self._read(path, meta=ocp.args.JsonRestore())["meta"]
+        # Orbax notices no flipped bit, and one in a shape must not pass for another network.
+        if not isinstance(record, dict) or record != _seal({k: v for k, v in record.items() if k != "seal"}):
+            raise _DamageError("the record of its leaves does not match its sha256")
+        there, here = record["types"], _types(like)
+        for name in [name for name in here | there if here.get(name) != there.get(name)][:1]:
+            raise ValueError(
+                f"{path} holds another network: {name} is {there.get(name, 'missing')} there and "
+                f"{here.get(name, 'missing')} here; choose another directory, or the configuration that is there"
+            )
+        empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        state = self._read(path, state=ocp.args.StandardRestore(empty))["state"]
+        for name, digest in _digests(state).items():
+            if digest != record["sha256"][name]:
+                raise _DamageError(f"{name} does not match its sha256")
+        return state, record["meta"]
+
+    def _read(self, path: Path, **items: Any) -> Any:
+        try:
+            return self._manager.restore(int(path.name), args=ocp.args.Composite(**items))
+        except Exception as error:  # whatever a damaged file makes of itself in the layers below
+            raise _DamageError(_first_line(error)) from error
+
+    def _set_aside(self, damaged: dict[Path, _DamageError], outcome: str) -> None:
+        for path, reason in damaged.items():
+            names = (path.with_name(f"damaged-{path.name}-{n}") for n in itertools.count(1))
+            aside = path.rename(next(name for name in names if not name.exists()))
+            print(f"warning: {path} is damaged ({reason}); set aside as {aside.name}, {outcome}", file=sys.stderr)
+        if damaged:
+            self._manager.close()
+            self._manager = self._open()  # it forgets the steps that are gone
+
+
+def _types(state: Any) -> dict[str, str]:
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in _named(state)}
+
+
+def _digests(state: Any) -> dict[str, str]:
+    return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in _named(state)}
+
+
+def _named(state: Any) -> list[tuple[str, Any]]:
+    return [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def _seal(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "seal": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

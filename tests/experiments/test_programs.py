@@ -124,17 +124,35 @@ def test_interrupted_and_killed_it_ends_as_undisturbed(program, pictures, tmp_pa
     assert code == 2
     assert "was trained on classes ['dark', 'light'], the data has ['day', 'night']" in output
 
-    newest = max((whole / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    empty_newest_checkpoint(whole)
+    code, output = finish(program("train", *arguments(whole)))
+    assert code == 0, output
+    assert "is damaged (" in output
+    assert "set aside as damaged-24-1, going on from step 18" in output
+    assert f"going on from step 18 in {whole}" in output
+    assert [row["epoch"] for row in rows(whole)] == [1, 2, 3, 4]
+    assert rows(whole) == rows(disturbed)
+    assert json.loads((whole / "result.json").read_text())["test_accuracy"] == result["test_accuracy"]
+
+    assert empty_newest_checkpoint(whole) == "24"
+    assert empty_newest_checkpoint(whole, but="24") == "18"
+    code, output = finish(program("train", *arguments(whole)))
+    assert code == 2
+    assert f"error: all checkpoints in {whole / 'checkpoints'} are damaged" in output
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"damaged-24-1", "damaged-24-2", "damaged-18-1"}
+    code, output = finish(program("evaluate", "--workdir", whole))
+    assert code == 2
+    assert "holds no checkpoint yet" in output
+
+
+def empty_newest_checkpoint(workdir, but=None):
+    """Leaves no byte of its weights."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal() and path.name != but]
+    newest = workdir / "checkpoints" / max(names, key=int)
     for path in (newest / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    code, output = finish(program("train", *arguments(whole)))
-    assert code == 2
-    assert f"error: checkpoint {newest} cannot be read" in output
-    newest.rename(tmp_path / "set aside")
-    code, output = finish(program("train", *arguments(whole)))
-    assert code == 0, output
-    assert rows(whole) == rows(disturbed)
+    return newest.name
 
 
 def test_help_needs_no_heavy_imports():
@@ -189,7 +207,8 @@ def test_devices_that_do_not_divide_the_batch(error):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("seed", -1), ("seed", 2**64), ("epochs", 0), ("batch_size", 0), ("image_size", 8)]
+    ("option", "value"),
+    [("seed", -1), ("seed", 2**64), ("epochs", 0), ("batch_size", 0), ("image_size", 8), ("keep", 0)],
 )
 def test_numbers_out_of_range(error, tmp_path, option, value):
     assert str(value) in error(**{option: value})

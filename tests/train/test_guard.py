@@ -105,5 +105,5 @@ def test_when_it_does_not_end_the_run_stops(tmp_path):
             interruption=Interruption(),
             console=Console(quiet=True),
         )
-    assert checkpoints.latest() is None
+    assert checkpoints.restore_newest(state) is None
     checkpoints.close()

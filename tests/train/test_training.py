@@ -123,11 +123,9 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
 
     def train(workdir, interruption):
         checkpoints = Checkpoints(workdir / "checkpoints")
-        latest, state = checkpoints.latest(), initial
-        if latest is not None:
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-            state, _ = checkpoints.restore(latest, like)
-        log = MetricsLog(workdir / "metrics.jsonl", (latest or 0) // STEPS_PER_EPOCH)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), initial)
+        begin, state, _ = checkpoints.restore_newest(like) or (0, initial, {})
+        log = MetricsLog(workdir / "metrics.jsonl", begin // STEPS_PER_EPOCH)
 
         def evaluate(state):
             return evaluate_all(eval_step, state, IMAGES, LABELS, batch_size=16, mesh=mesh, interruption=interruption)
