@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+DatasetName = Literal["digits", "folder", "cifar10", "cifar100", "stl10"]
 _NOT_OF_THE_RUN = ("workdir", "data_dir", "download", "keep")
 EPOCHS = {"paper": 300, "fast": 30}
 """How long a recipe trains when the user does not say."""
@@ -19,7 +20,7 @@ class TrainConfig:
     Run the same command again and it goes on from the last checkpoint.
     """
 
-    dataset: Annotated[Literal["digits", "folder", "cifar10", "cifar100", "stl10"], tyro.conf.Positional] = "digits"
+    dataset: Annotated[DatasetName, tyro.conf.Positional] = "digits"
     """digits: real handwritten digits inside scikit-learn; folder: your pictures, DIR/train/CLASS/* and
     DIR/test/CLASS/* (jpg, png) under --data-dir; cifar10, cifar100, stl10: the published archives, looked for in
     --data-dir, $LOWCOST_DATA and the user's cache folder."""

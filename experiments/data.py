@@ -6,9 +6,11 @@ Prints the images of each class, where the bytes lie and their checksums, and dr
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from experiments.config import DatasetName
 
 if TYPE_CHECKING:
     from lowcost.data import Dataset
@@ -20,7 +22,7 @@ EXAMPLES, ROWS = 8, 20
 class DataConfig:
     """Show what is in a data set: images of each class, where the bytes lie, checksums, a sheet of examples."""
 
-    dataset: Annotated[Literal["digits", "folder", "cifar10", "cifar100", "stl10"], tyro.conf.Positional] = "digits"
+    dataset: Annotated[DatasetName, tyro.conf.Positional] = "digits"
     """As in training."""
     data_dir: Path | None = None
     """Where the pictures or archives are."""

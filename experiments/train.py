@@ -65,12 +65,8 @@ def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") ->
     from lowcost.train.state import TrainState, count_weights
     from lowcost.train.step import make_eval_step, make_train_step
 
-    epochs, workdir, dataset, console = (
-        config.length(),
-        config.directory(),
-        ready.dataset,
-        Console(soft_wrap=True, markup=False),
-    )
+    epochs, workdir, dataset = config.length(), config.directory(), ready.dataset
+    console = Console(soft_wrap=True, markup=False)  # a path may look like markup
     augment = recipes.augmentation(dataset.flip)
     train_step = make_train_step(ready.net, ready.optimizer, augment, config.seed, ready.steps_per_epoch)
     eval_step = jax.jit(make_eval_step(ready.net))

@@ -15,7 +15,7 @@ from lowcost.operators.depthwise import depthwise, depthwise_adjoint, depthwise_
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
 from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
 from lowcost.operators.pointwise import pointwise, pointwise_adjoint
-from lowcost.spectral import apply_symbol, circulant_symbol, power, symbol
+from lowcost.spectral import apply_symbol, circulant_symbol, coupled_symbol, power, symbol
 from lowcost.time_stepping import (
     crank_nicolson,
     exponential_euler,
@@ -37,6 +37,7 @@ __all__ = [
     "circulant_symbol",
     "convert",
     "cost",
+    "coupled_symbol",
     "crank_nicolson",
     "depthwise",
     "depthwise_adjoint",

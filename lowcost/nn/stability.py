@@ -13,17 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lowcost.analysis import amplification
+from lowcost.nn import steps
 from lowcost.nn.network import Connecting, Halving, Mean, Network, Opening, bound_layers
-from lowcost.nn.steps import (
-    EPSILON,
-    CirculantRDStep,
-    ExplicitRDStep,
-    ImplicitCirculantRDStep,
-    ImplicitRDStep,
-    LinearMixStep,
-    MobileNetStep,
-    ResNetStep,
-)
 from lowcost.spectral import coupled_symbol, power
 
 
@@ -153,17 +144,17 @@ def _normalized(weights, layer):
 
 def _scale(statistics):
     """The factor of each channel in N at evaluation."""
-    return 1 / jnp.sqrt(statistics["normalize"]["statistics"]["var"] + EPSILON)
+    return 1 / jnp.sqrt(statistics["normalize"]["statistics"]["var"] + steps.EPSILON)
 
 
 _BOUNDS: dict[type, Callable[..., tuple]] = {
-    ResNetStep: _residual,
-    LinearMixStep: _residual,
-    MobileNetStep: _mobilenet,
-    ExplicitRDStep: partial(_diffusion, "forward_euler"),
-    ImplicitRDStep: partial(_diffusion, "imex_euler"),
-    CirculantRDStep: partial(_diffusion, "forward_euler"),
-    ImplicitCirculantRDStep: partial(_diffusion, "imex_euler"),
+    steps.ResNetStep: _residual,
+    steps.LinearMixStep: _residual,
+    steps.MobileNetStep: _mobilenet,
+    steps.ExplicitRDStep: partial(_diffusion, "forward_euler"),
+    steps.ImplicitRDStep: partial(_diffusion, "imex_euler"),
+    steps.CirculantRDStep: partial(_diffusion, "forward_euler"),
+    steps.ImplicitCirculantRDStep: partial(_diffusion, "imex_euler"),
     Opening: _opening,
     Connecting: _connecting,
     Halving: lambda layer, grid: (2 ** (-len(grid) / 2),),

@@ -142,7 +142,42 @@ class MobileNetStep(nn.Module):
         return symbol(_weights(self)["stencil"], grid)
 
 
-class ExplicitRDStep(nn.Module):
+class _DepthwiseDiffusion(nn.Module):
+    """What the steps with K = K_dw(θ) share: θ [*window, C], "stencil", its symbol, and h."""
+
+    h: float = 1.0
+    kernel_size: int = 3
+
+    @nn.nowrap  # no method of its own to Flax, which would report θ among the features
+    def _stencil(self, y: jax.Array) -> jax.Array:
+        return self.param("stencil", stable_stencil(self.h), (*_window(self, y), y.shape[-1]))
+
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_dw(θ), [*grid, C]."""
+        return symbol(_weights(self)["stencil"], grid)
+
+
+class _CirculantDiffusion(nn.Module):
+    """What the steps with K = K_circ(θ) share: φ = θ·√C [*window, C], "shared_stencil", the symbol of θ, and h.
+
+    With φ as the weight what an optimiser's step in all weights does to λ does not grow with the C pairs of channels
+    that share each. With θ itself Adam's 0.01 throws the explicit step far beyond its limit at once.
+    """
+
+    h: float = 1.0
+    kernel_size: int = 3
+
+    @nn.nowrap  # no method of its own to Flax, which would report θ among the features
+    def _stencil(self, y: jax.Array) -> jax.Array:
+        shape = (*_window(self, y), y.shape[-1])
+        return _unshared(self.param("shared_stencil", stable_shared_stencil(self.h), shape))
+
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K_circ(θ), [*grid, C], the last axis being the frequency along the channels."""
+        return circulant_symbol(_unshared(_weights(self)["shared_stencil"]), grid)
+
+
+class ExplicitRDStep(_DepthwiseDiffusion):
     """y + h (-KᵀK y + σ(N(M y))) with K = K_dw: Eq. (9). Linearly stable while h·max|λ|² ≤ 2.
 
     Attributes:
@@ -150,22 +185,15 @@ class ExplicitRDStep(nn.Module):
         kernel_size: points of the stencil per axis.
     """
 
-    h: float = 1.0
-    kernel_size: int = 3
-
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        diffusion = partial(depthwise_diffusion, _stencil(self, y))
+        diffusion = partial(depthwise_diffusion, self._stencil(y))
         reaction = partial(Reaction(name="reaction"), train=train)
         return forward_euler(reaction_diffusion(diffusion, reaction), y, self.h)
 
-    def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K_dw(θ), [*grid, C]."""
-        return symbol(_weights(self)["stencil"], grid)
 
-
-class ImplicitRDStep(nn.Module):
+class ImplicitRDStep(_DepthwiseDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_dw: Eq. (11). Its linear part is stable for every h and θ.
 
     Attributes:
@@ -173,22 +201,15 @@ class ImplicitRDStep(nn.Module):
         kernel_size: points of the stencil per axis.
     """
 
-    h: float = 1.0
-    kernel_size: int = 3
-
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        resolvent = partial(depthwise_resolvent, _stencil(self, y))
+        resolvent = partial(depthwise_resolvent, self._stencil(y))
         reaction = partial(Reaction(name="reaction"), train=train)
         return imex_euler(resolvent, reaction, y, self.h)
 
-    def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K_dw(θ), [*grid, C]."""
-        return symbol(_weights(self)["stencil"], grid)
 
-
-class CirculantRDStep(nn.Module):
+class CirculantRDStep(_CirculantDiffusion):
     """y + h (-KᵀK y + σ(N(M y))) with K = K_circ: Eqs. (9) and (12). Linearly stable while h·max|λ|² ≤ 2.
 
     Its weights are φ = θ·√C, "shared_stencil", so that one learning rate suits them and all others.
@@ -198,22 +219,15 @@ class CirculantRDStep(nn.Module):
         kernel_size: points of the stencil per axis.
     """
 
-    h: float = 1.0
-    kernel_size: int = 3
-
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        diffusion = partial(circulant_diffusion, _unshare(_shared_stencil(self, y)))
+        diffusion = partial(circulant_diffusion, self._stencil(y))
         reaction = partial(Reaction(name="reaction"), train=train)
         return forward_euler(reaction_diffusion(diffusion, reaction), y, self.h)
 
-    def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K_circ(θ), [*grid, C], the last axis being the frequency along the channels."""
-        return circulant_symbol(_unshare(_weights(self)["shared_stencil"]), grid)
 
-
-class ImplicitCirculantRDStep(nn.Module):
+class ImplicitCirculantRDStep(_CirculantDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_circ: Eq. (11) with the operator of Eq. (12), beyond the paper.
 
     Its linear part is stable for every h and θ, and couples all pixels and all channels in one step. Its weights are
@@ -224,36 +238,16 @@ class ImplicitCirculantRDStep(nn.Module):
         kernel_size: points of the stencil per axis.
     """
 
-    h: float = 1.0
-    kernel_size: int = 3
-
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        resolvent = partial(circulant_resolvent, _unshare(_shared_stencil(self, y)))
+        resolvent = partial(circulant_resolvent, self._stencil(y))
         reaction = partial(Reaction(name="reaction"), train=train)
         return imex_euler(resolvent, reaction, y, self.h)
 
-    def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K_circ(θ), [*grid, C], the last axis being the frequency along the channels."""
-        return circulant_symbol(_unshare(_weights(self)["shared_stencil"]), grid)
 
-
-def _stencil(step, y):
-    """θ [*window, C] of a depth-wise diffusion."""
-    return step.param("stencil", stable_stencil(step.h), (*_window(step, y), y.shape[-1]))
-
-
-def _shared_stencil(step, y):
-    """φ [*window, C] of a circulant diffusion."""
-    return step.param("shared_stencil", stable_shared_stencil(step.h), (*_window(step, y), y.shape[-1]))
-
-
-def _unshare(φ):
-    """θ = φ / √C: what an optimiser's step in all weights does to λ no longer grows with the C pairs that share each.
-
-    With θ itself as the weight Adam's 0.01 throws the explicit step far beyond its limit at once.
-    """
+def _unshared(φ):
+    """θ = φ / √C."""
     return φ / math.sqrt(φ.shape[-1])
 
 
