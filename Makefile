@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test format clean
+.PHONY: train test faults format clean
 
 train: .venv/installed  ## train an implicit reaction-diffusion network on real handwritten digits
 	$(BIN)/python -m experiments.train digits --epochs 40
+
+faults: .venv/installed  ## kill, damage, fill disks, and print what became of it (about ten minutes)
+	$(BIN)/python -m experiments.faults --out experiments/results/faults
 
 test: .venv/installed-test  ## everything that CI checks
 	$(BIN)/ruff format --check .

@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 DatasetName = Literal["digits", "folder", "cifar10", "cifar100", "stl10"]
-_NOT_OF_THE_RUN = ("workdir", "data_dir", "download", "keep")
-EPOCHS = {"paper": 300, "fast": 30}
-"""How long a recipe trains when the user does not say."""
+RecipeName = Literal["paper", "fast"]
+_NOT_OF_THE_RUN = (
+    *("workdir", "data_dir", "download", "keep", "tensorboard"),
+    *("coordinator", "num_processes", "process_id", "heartbeat_seconds"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +33,19 @@ class TrainConfig:
     implicit; LinearMix (Eq. 7), MobileNet (Eq. 13), or a fully coupled ResNet (Eq. 3)."""
     width: Literal["A", "B", "C"] = "A"
     """Channels: A 32-64-128, B 48-96-192, C 32-64-128-256."""
-    recipe: Literal["paper", "fast"] = "paper"
-    """paper: Adam from 0.01, halved after every fifth of the run; fast: AdamW with one cycle of the learning rate."""
+    recipe: RecipeName = "paper"
+    """paper: Adam from 0.01, halved after every fifth of the run; fast: a tenth of the epochs, with a whitened opening
+    layer, one cycle of the learning rate, Muon for the matrices and an average of the weights."""
     epochs: int | None = None
     """Passes over the training images; 300 for the recipe paper, 30 for fast when not given."""
+    train_images: int | None = None
+    """Train on so many of the training images, drawn by lot, the same for every seed; all when not given."""
     batch_size: int = 100
     """Images per optimiser step, over all devices."""
     seed: int = 0
     """Of the initial weights, the order of the images and the augmentation."""
+    seeds: int = 1
+    """Train so many independent networks at once, with seed, seed + 1, …, and report mean ± standard deviation."""
     h: float = 1.0
     """Time step; mobilenet has none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -53,24 +60,32 @@ class TrainConfig:
     """Where the pictures or archives are."""
     download: bool = False
     """Get the archive of cifar10, cifar100 or stl10 if it is nowhere."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into WORKDIR/tensorboard."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, when several processes train as one; SLURM, Open MPI and Cloud TPU are found without."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    heartbeat_seconds: int = 100
+    """After so long without a sign of life of one process the others end."""
     image_size: int | None = None
     """folder: side of the square that pictures are resized to; when not given, their own size if they share one."""
 
     def directory(self) -> Path:
         """The work directory."""
-        name = f"{self.dataset}-{self.architecture}-{self.width}-{self.recipe}-seed{self.seed}"
+        seeds = f"seed{self.seed}" if self.seeds == 1 else f"seeds{self.seed}to{self.seed + self.seeds - 1}"
+        name = f"{self.dataset}-{self.architecture}-{self.width}-{self.recipe}-{seeds}"
         return self.workdir or Path("runs") / name
 
-    def length(self) -> int:
-        """Epochs to train."""
-        return EPOCHS[self.recipe] if self.epochs is None else self.epochs
 
-
-def write_or_compare(config: TrainConfig, data: dict[str, Any]) -> None:
+def write_or_compare(config: TrainConfig, recipe: dict[str, Any], data: dict[str, Any]) -> None:
     """Leave the configuration in the work directory, or check that the one there is the same.
 
     Args:
-        config: the run's.
+        config: the run's, with the number of epochs.
+        recipe: its ingredients.
         data: what identifies the data set: classes, image shape, counts.
 
     Raises:
@@ -78,11 +93,11 @@ def write_or_compare(config: TrainConfig, data: dict[str, Any]) -> None:
     """
     path = config.directory() / "config.json"
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_OF_THE_RUN}
-    new = json.loads(json.dumps({**fields, "epochs": config.length(), "data": data}))
+    new = json.loads(json.dumps({**fields, "ingredients": recipe, "data": data}))
     if path.exists():
-        old, _ = _read(path)
+        there, here = _flat(_read(path)[0]), _flat(new)
         differences = [
-            f"{k} is {old.get(k)} there and {new.get(k)} here" for k in new | old if old.get(k) != new.get(k)
+            f"{k} is {there.get(k)} there and {here.get(k)} here" for k in here | there if there.get(k) != here.get(k)
         ]
         if differences:
             raise ValueError(
@@ -97,8 +112,8 @@ def write_or_compare(config: TrainConfig, data: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """The configuration that a work directory holds, and what identifies its data set.
+def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any], dict[str, Any]]:
+    """The configuration that a work directory holds, its recipe's ingredients, and what identifies its data set.
 
     Raises:
         FileNotFoundError: there is none.
@@ -110,9 +125,9 @@ def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any]]:
             f"{workdir} holds no run: there is no config.json; train with --workdir {workdir} first"
         )
     fields, data_dir = _read(path)
-    data = fields.pop("data")
+    recipe, data = fields.pop("ingredients"), fields.pop("data")
     try:
-        return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None), data
+        return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None), recipe, data
     except TypeError as error:
         raise ValueError(f"{path} is not of this version ({error}); train in another --workdir") from error
 
@@ -122,6 +137,14 @@ def _read(path: Path) -> tuple[dict[str, Any], str | None]:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}); choose another --workdir") from error
-    if not isinstance(content, dict) or not {"data", "data_dir"} <= content.keys():
+    if not isinstance(content, dict) or not {"ingredients", "data", "data_dir"} <= content.keys():
         raise ValueError(f"{path} is no configuration of a run; choose another --workdir")
     return content, content.pop("data_dir")
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """Entries of dictionaries inside by themselves: data.classes, ingredients.schedule."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

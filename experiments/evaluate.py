@@ -28,21 +28,18 @@ def run(arguments: EvaluateConfig) -> int:
     Returns:
         The exit status: 0, or 2 where there is nothing to evaluate.
     """
-    import jax
-
     from experiments import setup
     from lowcost.train.loop import evaluate_all
     from lowcost.train.state import count_weights
-    from lowcost.train.step import make_eval_step
 
     try:
-        config, ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
+        ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    test = ready.dataset.test
+    config, test = ready.config, ready.dataset.test
     metrics = evaluate_all(
-        jax.jit(make_eval_step(ready.net)),
+        ready.eval_step,
         state,
         test.images,
         test.labels,

@@ -1,35 +1,102 @@
-"""How to train: optimiser, schedule and augmentation."""
+"""How to train: a recipe is data, so that each of its ingredients can be taken out and measured (`ablation`)."""
 
-from collections.abc import Callable
+import dataclasses
+from typing import Literal
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
-from lowcost.data import random_flip, random_resized_crop
-
-
-def _paper(steps_per_epoch: int, epochs: int) -> optax.GradientTransformation:
-    """Adam from 0.01, halved after every fifth of the run, that is every 60 of the paper's 300 epochs: Section 4."""
-    steps = epochs * steps_per_epoch
-    return optax.adam(optax.piecewise_constant_schedule(0.01, {steps * i // 5: 0.5 for i in range(1, 5)}))
+from lowcost.data import alternating_flip, random_flip, random_resized_crop, random_translate
+from lowcost.train.step import Augment, Draw
 
 
-def _fast(steps_per_epoch: int, epochs: int) -> optax.GradientTransformation:
-    """AdamW, one cycle: linearly to 0.02 over the first tenth, then a cosine down to zero."""
-    steps = epochs * steps_per_epoch
-    return optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 0.02, steps // 10, steps), weight_decay=1e-5)
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """An optimiser, a schedule, augmentations, and what else shortens the way; the defaults are Section 4's.
+
+    Attributes:
+        epochs: how long to train when the user does not say.
+        optimizer: "adam"; "adamw", with weight decay; or "muon", AdamW but for the matrices M, whose updates are
+            orthogonalised.
+        learning_rate: the largest.
+        schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise, then a cosine down to a tenth.
+        weight_decay: of adamw and muon.
+        whitening: the opening layer starts with the principal components of image patches.
+        average: largest decay of a moving average of weights and statistics, which is what is evaluated; None for none.
+        shift: "resized_crop", a window of 0.8 to 1.2 times the image's side, or "translate" by up to 2 pixels.
+        flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
+    """
+
+    epochs: int = 300
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    learning_rate: float = 0.01
+    schedule: Literal["halving", "one_cycle"] = "halving"
+    weight_decay: float = 0.0
+    whitening: bool = False
+    average: float | None = None
+    shift: Literal["resized_crop", "translate"] = "resized_crop"
+    flip: Literal["random", "alternating"] = "random"
+
+    def transformation(self, steps: int) -> optax.GradientTransformation:
+        """The optimiser of a run of so many steps."""
+        if self.schedule == "halving":  # every 60 of the paper's 300 epochs
+            rate = optax.piecewise_constant_schedule(self.learning_rate, {steps * i // 5: 0.5 for i in range(1, 5)})
+        else:
+            peak = self.learning_rate
+            rate = optax.warmup_cosine_decay_schedule(peak / 10, peak, max(1, steps // 20), steps, peak / 10)
+        if self.optimizer == "adam":
+            return optax.adam(rate)
+        if self.optimizer == "adamw":
+            return optax.adamw(rate, weight_decay=self.weight_decay)
+        return muon(
+            rate,
+            weight_decay=self.weight_decay,
+            adam_weight_decay=self.weight_decay,
+            adam_learning_rate=rate,
+            consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate suits both
+            muon_weight_dimension_numbers=_matrices,
+        )
+
+    def augmentation(self, mirror: bool) -> Augment:
+        """(images, draw) → images; mirrored only where a mirror image keeps its label."""
+
+        def augment(images: jax.Array, draw: Draw) -> jax.Array:
+            shift_key, flip_key = jax.random.split(draw.step)
+            if self.shift == "resized_crop":
+                images = random_resized_crop(shift_key, images)
+            else:
+                images = random_translate(shift_key, images)
+            if not mirror:
+                return images
+            if self.flip == "random":
+                return random_flip(flip_key, images)
+            return alternating_flip(draw.run, images, draw.indices, draw.epoch)
+
+        return augment
 
 
-RECIPES: dict[str, Callable[[int, int], optax.GradientTransformation]] = {"paper": _paper, "fast": _fast}
-"""(steps per epoch, epochs) → optimiser, by the recipe's name."""
+RECIPES = {
+    "paper": Recipe(),
+    "fast": Recipe(
+        epochs=30,
+        optimizer="muon",
+        learning_rate=0.02,
+        schedule="one_cycle",
+        weight_decay=1e-5,
+        whitening=True,
+        average=0.999,
+        shift="translate",
+        flip="alternating",
+    ),
+}
+"""By name, as the flag --recipe takes them."""
 
 
-def augmentation(flip: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Random resizing, cropping and, where a mirror image keeps its label, horizontal flip: Section 4."""
+def _matrices(params):
+    """Which weights are matrices M: all whose name begins so; a stencil or the classifier is not."""
 
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        crop_key, flip_key = jax.random.split(key)
-        images = random_resized_crop(crop_key, images)
-        return random_flip(flip_key, images) if flip else images
+    def numbers(path, x):
+        return MuonDimensionNumbers() if path[-1].key.startswith("matrix") else None
 
-    return augment
+    return jax.tree_util.tree_map_with_path(numbers, params)

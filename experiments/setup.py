@@ -1,67 +1,89 @@
-"""From a configuration to everything a run needs: data set, mesh, network, optimiser, state."""
+"""From a configuration to everything a run needs: data set, mesh, network, optimiser, programs, state."""
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from jax.sharding import Mesh
 
 from experiments.config import TrainConfig, read
-from experiments.recipes import RECIPES
+from experiments.recipes import RECIPES, Recipe
 from lowcost import data, nn
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.state import TrainState, create_state
+from lowcost.train.step import make_eval_step, make_train_step, repeat
+
+CACHE = ".lowcost-cache"
 
 
 class Setup(NamedTuple):
     """What training and evaluation share.
 
     Attributes:
+        config: with the number of epochs.
+        recipe: how to train.
         dataset: images and labels.
         mesh: all devices; already set as JAX's mesh.
         net: the network.
-        optimizer: of its weights.
-        abstract_state: shapes, dtypes and shardings of the state.
         steps_per_epoch: whole batches in the training images.
+        train_steps: jitted, (state, n, *batches) → state; the state is donated.
+        eval_step: jitted, see `make_eval_step`.
+        initial_state: jitted, () → the state before the first step, on all devices.
     """
 
+    config: TrainConfig
+    recipe: Recipe
     dataset: data.Dataset
     mesh: Mesh
     net: nn.Network
-    optimizer: optax.GradientTransformation
-    abstract_state: TrainState
     steps_per_epoch: int
+    train_steps: Callable[..., TrainState]
+    eval_step: Callable[..., dict[str, jax.Array]]
+    initial_state: Callable[[], TrainState]
 
-    def initial_state(self, seed: int) -> TrainState:
-        """The state before the first step, on all devices."""
-        create = jax.jit(
-            lambda key: create_state(self.net, self.optimizer, key, self.dataset.image_shape),
-            out_shardings=replicated(self.mesh),
+    def indices(self, step: int) -> np.ndarray:
+        """Rows of the batch of a step, [B], or [seeds, B]."""
+        config = self.config
+        seed = config.seed if config.seeds == 1 else tuple(range(config.seed, config.seed + config.seeds))
+        return data.batch_indices(seed, step, len(self.dataset.train), config.batch_size)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        sharding = replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(self.initial_state)
         )
-        return create(jax.random.key(seed))
 
 
-def prepare(config: TrainConfig) -> Setup:
+def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     """Load the data and build the network, checking that they fit; nothing is trained or compiled yet.
+
+    Args:
+        config: the run's.
+        recipe: in place of the one that the configuration names.
 
     Raises:
         ValueError, OSError: what the user can mend, in one line.
     """
-    if min(config.batch_size, config.length()) < 1:
-        raise ValueError(f"--batch-size and --epochs must be at least 1, got {config.batch_size} and {config.length()}")
-    if config.keep < 1:
-        raise ValueError(f"--keep must be at least 1, got {config.keep}")
-    if not 0 <= config.seed < 2**63:
+    recipe = recipe or RECIPES[config.recipe]
+    config = dataclasses.replace(config, epochs=recipe.epochs if config.epochs is None else config.epochs)
+    for name in ("batch_size", "epochs", "keep", "seeds", "train_images"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if not 0 <= config.seed < 2**63 - config.seeds:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
-    use_every_core(config.batch_size)
+    use_every_core(config.batch_size // (config.num_processes or 1))
+    cache = config.directory().parent / CACHE
+    keep_compiled(cache / "compiled")
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
-    cache = config.directory().parent / ".lowcost-cache"
     dataset = data.load(
         config.dataset,
         data_dir=config.data_dir,
@@ -69,27 +91,57 @@ def prepare(config: TrainConfig) -> Setup:
         cache_dir=cache,
         download=config.download,
     )
+    if config.train_images is not None:
+        dataset = dataset.sample(config.train_images)
     steps_per_epoch = len(dataset.train) // config.batch_size
     if not steps_per_epoch:
         raise ValueError(
             f"--batch-size {config.batch_size} is larger than the {len(dataset.train)} training images of "
             f"{dataset.name}; use a smaller one"
         )
-    net = nn.network(
-        config.architecture,
-        config.width,
-        len(dataset.classes),
-        h=config.h,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
+    return _build(config, recipe, dataset, mesh, steps_per_epoch)
+
+
+def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh, steps_per_epoch: int) -> Setup:
+    assert config.epochs is not None
+    options: dict[str, Any] = {"h": config.h, "dtype": jnp.dtype(config.dtype), "remat": config.remat}
+    if recipe.whitening:
+        some = dataset.train.images[:: max(1, len(dataset.train) // 1000)]
+        options["opening_init"] = nn.initializers.patch_whitening(some / np.float32(255))
+    net = nn.network(config.architecture, config.width, len(dataset.classes), **options)
+    optimizer = recipe.transformation(config.epochs * steps_per_epoch)
+    augment = recipe.augmentation(dataset.flip)
+    train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average)
+    eval_step = make_eval_step(net)
+
+    def create(seed_key: jax.Array) -> TrainState:
+        return create_state(net, optimizer, seed_key, dataset.image_shape, average=recipe.average is not None)
+
+    keys = jax.random.key(config.seed)
+    if config.seeds > 1:
+        keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
+        create, train_step = jax.vmap(create), jax.vmap(train_step)
+        eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None, 0))
+    everywhere = replicated(mesh)
+    setup = Setup(
+        config,
+        recipe,
+        dataset,
+        mesh,
+        net,
+        steps_per_epoch,
+        train_steps=jax.jit(repeat(train_step), donate_argnums=0, out_shardings=everywhere),
+        eval_step=jax.jit(eval_step, out_shardings=everywhere),
+        initial_state=jax.jit(lambda: create(keys), out_shardings=everywhere),
     )
-    optimizer = RECIPES[config.recipe](steps_per_epoch, config.length())
-    shapes = jax.eval_shape(
-        lambda key: create_state(net, optimizer, key, dataset.image_shape), jax.random.key(config.seed)
-    )
-    sharding = replicated(mesh)
-    abstract_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-    return Setup(dataset, mesh, net, optimizer, abstract_state, steps_per_epoch)
+    setup.abstract_state()  # raises where the network cannot take the images
+    return setup
+
+
+def keep_compiled(directory: Path) -> None:
+    """Let JAX keep compiled programs in a folder, from which the next run takes them; one that the user chose stays."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
 
 
 def describe(dataset: data.Dataset) -> dict[str, Any]:
@@ -104,8 +156,8 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
-def reopen(workdir: Path, data_dir: Path | None) -> tuple[TrainConfig, Setup, TrainState]:
-    """The configuration, set-up and newest valid state of a run.
+def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
+    """The set-up and newest valid state of a run, which may be training meanwhile.
 
     Args:
         workdir: its work directory.
@@ -114,10 +166,10 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[TrainConfig, Setup, Tr
     Raises:
         ValueError, OSError: what the user can mend, in one line.
     """
-    config, expected = read(workdir)
+    config, ingredients, expected = read(workdir)
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
-    ready = prepare(config)
+    ready = prepare(config, Recipe(**ingredients))
     got = describe(ready.dataset)
     for field in ("classes", "image_shape"):
         if got[field] != expected[field]:
@@ -125,16 +177,11 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[TrainConfig, Setup, Tr
                 f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}; "
                 "name the folder that belongs to it with --data-dir"
             )
-    saved = checkpoints(workdir)
+    saved = Checkpoints(workdir / "checkpoints")
     try:
-        restored = saved.restore_newest(ready.abstract_state)
+        restored = saved.restore_newest(ready.abstract_state(), mend=False)
     finally:
         saved.close()
     if restored is None:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
-    return config, ready, restored[1]
-
-
-def checkpoints(workdir: Path, keep: int = TrainConfig.keep) -> Checkpoints:
-    """The checkpoints of a work directory, of which the newest `keep` stay."""
-    return Checkpoints(workdir / "checkpoints", keep)
+    return ready, restored[1]

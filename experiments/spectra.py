@@ -32,12 +32,12 @@ def run(arguments: SpectraConfig) -> int:
     from lowcost.nn import stability_report
 
     try:
-        config, ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
+        ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    report = stability_report(ready.net, variables, ready.dataset.image_shape)
+    config = ready.config
+    report = stability_report(ready.net, state.variables, ready.dataset.image_shape)
     print(f"{config.architecture} {config.width} on {ready.dataset.name} after {int(state.step)} steps, h = {config.h}")
     print(report)
     return 0

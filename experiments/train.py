@@ -1,10 +1,13 @@
-"""Train a network of the paper: `python -m experiments.train --help`."""
+"""Train networks of the paper: `python -m experiments.train --help`."""
 
+import contextlib
 import json
+import os
 import resource
 import signal
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,145 +18,219 @@ from experiments.config import TrainConfig, write_or_compare
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from experiments.recipes import Recipe
     from experiments.setup import Setup
     from lowcost.train.interruption import Interruption
+    from lowcost.train.metrics_log import MetricsLog
+    from lowcost.train.state import TrainState
 
 
 def main() -> None:
-    """Parse the flags, train, print the result; heavy imports wait until the flags are right."""
+    """Parse the flags, join the other processes, train, print the result; heavy imports wait for the flags."""
     config = tyro.cli(TrainConfig, description=TrainConfig.__doc__)
+    from lowcost.train.processes import connect
+
+    try:
+        connect(config.coordinator, config.num_processes, config.process_id, heartbeat_seconds=config.heartbeat_seconds)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {str(error).splitlines()[0]}")
     sys.exit(run(config))
 
 
-def run(config: TrainConfig) -> int:
+def run(config: TrainConfig, recipe: "Recipe | None" = None) -> int:
     """Train as configured, from the last checkpoint if there is one.
+
+    Args:
+        config: the run's.
+        recipe: in place of the one that the configuration names.
 
     Returns:
         The exit status: 0 done, 2 the configuration, data or disk are at fault, 3 the loss is no longer finite,
-        128 + signal when interrupted.
+        4 another process of the run is gone, 128 + signal when interrupted.
     """
     try:
-        from experiments import setup
+        ready = _prepare(config, recipe)
+        if ready is None:
+            return 2
         from lowcost.train.interruption import Interruption
-
-        ready = setup.prepare(config)
-        write_or_compare(config, setup.describe(ready.dataset))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        from lowcost.train.lock import locked
+        from lowcost.train.processes import from_first
     except KeyboardInterrupt:
         print("stopped before the first step; the same command starts again", file=sys.stderr)
         return 128 + signal.SIGINT
     try:
-        with Interruption() as interruption:
-            return _train(config, ready, interruption)
-    except OSError as error:  # no room, no permission: what is saved is whole
+        with contextlib.ExitStack() as held:
+            from_first(lambda: held.enter_context(locked(config.directory())) and None)
+            with _refusing():
+                from_first(lambda: _write_or_compare(ready))
+            interruption = held.enter_context(Interruption())
+            return _train(ready, interruption)
+    except (_RefusedError, OSError) as error:  # no room, no permission: what is saved is whole
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
 
 
-def _train(config: TrainConfig, ready: "Setup", interruption: "Interruption") -> int:
+class _RefusedError(Exception):
+    """What the user can mend, in one line."""
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """What is known to raise ValueError or ImportError for the user, and not by mistake."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise _RefusedError(*error.args) from error
+
+
+def _prepare(config: TrainConfig, recipe: "Recipe | None") -> "Setup | None":
+    from experiments import setup
+    from lowcost.train.processes import agree
+
+    ready, failure = None, ""
+    try:
+        ready = setup.prepare(config, recipe)
+    except (ValueError, OSError) as error:
+        failure = str(error)
+    if not agree(bool(failure)):
+        return ready
+    print(f"error: {failure or 'another process could not start; see what it printed'}", file=sys.stderr)
+    return None
+
+
+def _write_or_compare(ready: "Setup") -> None:
+    import dataclasses
+
+    from experiments import setup
+
+    write_or_compare(ready.config, dataclasses.asdict(ready.recipe), setup.describe(ready.dataset))
+
+
+def _train(ready: "Setup", interruption: "Interruption") -> int:
     import jax
     from rich.console import Console
 
-    from experiments import recipes, setup
     from experiments.curves import draw
-    from lowcost import data
+    from lowcost.train.checkpoint import Checkpoints
     from lowcost.train.feed import feed, fits
-    from lowcost.train.loop import evaluate_all, fit
-    from lowcost.train.metrics_log import MetricsLog
-    from lowcost.train.state import TrainState, count_weights
-    from lowcost.train.step import make_eval_step, make_train_step
+    from lowcost.train.loop import evaluate_all, first_step, fit, most_steps
+    from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
+    from lowcost.train.processes import from_first, is_first
 
-    epochs, workdir, dataset = config.length(), config.directory(), ready.dataset
-    console = Console(soft_wrap=True, markup=False)  # a path may look like markup
-    augment = recipes.augmentation(dataset.flip)
-    train_step = make_train_step(ready.net, ready.optimizer, augment, config.seed, ready.steps_per_epoch)
-    eval_step = jax.jit(make_eval_step(ready.net))
+    config, dataset, workdir, first = ready.config, ready.dataset, ready.config.directory(), is_first()
+    epochs = config.epochs or 0
+    console = Console(soft_wrap=True, markup=False, quiet=not first)  # a path may look like markup
 
-    images, labels = dataset.train.images, dataset.train.labels
-    batch = feed(
-        images,
-        labels,
-        lambda step: data.batch_indices(config.seed, step, len(labels), config.batch_size),
-        ready.mesh,
-        resident=fits(images, ready.mesh),
-    )
-
-    def evaluate(state: TrainState) -> dict[str, float] | None:
-        images, labels = dataset.test.images, dataset.test.labels
-        size = config.batch_size
+    def evaluate(state: "TrainState") -> Metrics | None:
         return evaluate_all(
-            eval_step, state, images, labels, batch_size=size, mesh=ready.mesh, interruption=interruption
+            ready.eval_step,
+            state,
+            dataset.test.images,
+            dataset.test.labels,
+            batch_size=config.batch_size,
+            mesh=ready.mesh,
+            interruption=interruption,
         )
 
-    checkpoints = setup.checkpoints(workdir, config.keep)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
     try:
-        restored = checkpoints.restore_newest(ready.abstract_state)
-    except ValueError as error:
-        checkpoints.close()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if restored is None:
-        begin, state, seconds = 0, ready.initial_state(config.seed), 0.0
-    else:
-        begin, state, meta = restored
-        seconds = meta["seconds"]
-        console.print(f"going on from step {begin} in {workdir}")
-    log = MetricsLog(workdir / "metrics.jsonl", begin // ready.steps_per_epoch)
-    try:
+        with _refusing():
+            restored = checkpoints.restore_newest(ready.abstract_state())
+        begin, state, meta = restored or (0, ready.initial_state(), {"seconds": 0.0})
+        if restored:
+            console.print(f"going on from step {begin} in {workdir}")
+        rows = from_first(lambda: read_rows(workdir / "metrics.jsonl", begin // ready.steps_per_epoch))
+        with _refusing():
+            log = MetricsLog(
+                rows,
+                workdir / "metrics.jsonl" if first else None,
+                workdir / "tensorboard" if first and config.tensorboard else None,
+            )
+        most = most_steps()
+        images, labels = dataset.train.images, dataset.train.labels
         state = fit(
             state,
-            jax.jit(train_step, donate_argnums=0),
-            batch,
+            ready.train_steps,
+            feed(images, labels, ready.indices, ready.mesh, most=most, resident=fits(images, ready.mesh)),
             evaluate,
             steps_per_epoch=ready.steps_per_epoch,
             epochs=epochs,
+            most=most,
             log=log,
             checkpoints=checkpoints,
             interruption=interruption,
             console=console,
-            seconds=seconds,
+            seconds=meta["seconds"],
         )
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"error: another process of the run is gone ({str(error).splitlines()[0][:200]})", file=sys.stderr)
+        print("start all of them again: they go on from the last checkpoint", file=sys.stderr, flush=True)
+        os._exit(4)  # an orderly exit would wait for the one that is gone
     finally:
         checkpoints.close()
-    if log.rows:
+    if first and log.rows:
         draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {dataset.name}")
-    finished = log.last_epoch() == epochs
-    if interruption.signal is not None and not finished:
-        console.print(f"stopped at step {int(state.step)}, saved in {workdir}; the same command goes on from there")
+    if interruption.signal is not None and log.last_epoch() < epochs:
+        console.print(f"stopped at step {first_step(state)}, saved in {workdir}; the same command goes on from there")
         return 128 + interruption.signal
+    if not first:
+        return 0
 
     path = workdir / "result.json"
-    if begin == epochs * ready.steps_per_epoch and path.exists():  # nothing was trained: leave the run's figures
+    if begin == epochs * ready.steps_per_epoch and path.exists():  # leave the run's figures
+        console.print("this run is finished; nothing was left to do")
         _print(console, json.loads(path.read_text()), workdir)
         return 0
-    speeds = [row["images_per_second"] for row in log.rows if row["images_per_second"]]
-    result = {
-        "dataset": dataset.name,
-        "architecture": config.architecture,
-        "width": config.width,
-        "recipe": config.recipe,
-        "weights": count_weights(state.params),
-        "epochs": epochs,
-        "seed": config.seed,
-        "test_accuracy": log.rows[-1]["test_accuracy"],
-        "test_images": len(dataset.test),
-        "skipped_steps": int(state.skipped),
-        "train_seconds": round(log.rows[-1]["seconds"], 1),
-        "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
-        "peak_memory_gib": round(peak_memory() / 2**30, 2),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "jax_version": jax.__version__,
-    }
+    result = _result(ready, state, log)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     temporary.replace(path)
     _print(console, result, workdir)
     return 0
+
+
+def _result(ready: "Setup", state: "TrainState", log: "MetricsLog") -> dict[str, Any]:
+    import jax
+
+    from lowcost.train.checkpoint import digest
+    from lowcost.train.state import count_weights
+
+    config, row = ready.config, log.rows[-1]
+
+    def median(name: str, digits: int) -> float | None:
+        values = [row[name] for row in log.rows if row.get(name)]
+        return round(statistics.median(values), digits) if values else None
+
+    accuracies = row.get("test_accuracy_seeds", [])
+    return {
+        "dataset": ready.dataset.name,
+        "architecture": config.architecture,
+        "width": config.width,
+        "recipe": config.recipe,
+        "weights": count_weights(state.params) // config.seeds,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "seeds": config.seeds,
+        "test_accuracy": row["test_accuracy"],
+        "test_accuracy_std": statistics.stdev(accuracies) if accuracies else None,
+        "test_accuracies": accuracies or [row["test_accuracy"]],
+        "test_images": len(ready.dataset.test),
+        "train_images": len(ready.dataset.train),
+        "skipped_steps": row["skipped"],
+        "train_seconds": round(row["seconds"], 1),
+        "images_per_second": median("images_per_second", 1),
+        "share_in_steps": median("share_in_steps", 4),
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "jax_version": jax.__version__,
+        "digest": digest(state),
+    }
 
 
 def peak_memory() -> int:
@@ -166,12 +243,15 @@ def _print(console: "Console", result: dict[str, Any], workdir: Path) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, title=f"{result['architecture']} {result['width']} on {result['dataset']}")
+    spread = "" if result["test_accuracy_std"] is None else f" ± {result['test_accuracy_std']:.2%}"
+    many = f", {result['seeds']} seeds" if result["seeds"] > 1 else ""
     table.add_row("weights", f"{result['weights']:,}")
-    table.add_row("test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']:,} images")
+    table.add_row("test accuracy", f"{result['test_accuracy']:.2%}{spread} of {result['test_images']:,} images{many}")
     table.add_row("epochs", str(result["epochs"]))
     table.add_row("time", f"{result['train_seconds']:,.0f} s")
     if result["images_per_second"]:
-        table.add_row("images per second", f"{result['images_per_second']:,.0f}")
+        share = f", {result['share_in_steps']:.1%} of the time in steps"
+        table.add_row("images per second", f"{result['images_per_second']:,.0f}{share}")
     table.add_row("peak memory", f"{result['peak_memory_gib']:.2f} GiB")
     table.add_row("everything in", str(workdir))
     console.print(table)

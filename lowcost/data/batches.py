@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@functools.lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
     """A permutation of 0 … examples − 1, drawn anew for each epoch.
 
@@ -19,7 +18,7 @@ def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
         examples: how many there are, ≥ 1.
 
     Returns:
-        int64 [examples], read-only.
+        int64 [examples].
 
     Raises:
         ValueError: an argument is out of its range.
@@ -27,24 +26,22 @@ def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
     if not (0 <= seed < 2**64 and epoch >= 0 and examples >= 1):
         raise ValueError(f"epoch_order: expected 0 ≤ {seed=} < 2⁶⁴, {epoch=} ≥ 0 and {examples=} ≥ 1")
     key = np.array([seed, epoch], np.uint64)
-    order = np.argsort(np.random.Philox(key=key).random_raw(examples), kind="stable")
-    order.setflags(write=False)  # it is cached: a caller's change would reach every later batch
-    return order
+    return np.argsort(np.random.Philox(key=key).random_raw(examples), kind="stable")
 
 
-def batch_indices(seed: int, step: int, examples: int, batch_size: int) -> NDArray[np.int64]:
+def batch_indices(seed: int | tuple[int, ...], step: int, examples: int, batch_size: int) -> NDArray[np.int64]:
     """The k-th run of batch_size examples in the epoch's order, with (epoch, k) = divmod(step, examples // batch_size).
 
     An epoch shows every example at most once; the examples % batch_size that are left over wait for another epoch.
 
     Args:
-        seed: 0 ≤ seed < 2⁶⁴.
+        seed: 0 ≤ seed < 2⁶⁴, or several.
         step: counts optimiser steps from 0.
         examples: how many there are.
         batch_size: how many make a batch, 1 ≤ batch_size ≤ examples.
 
     Returns:
-        int64 [batch_size], read-only.
+        int64 [batch_size], with several seeds [seeds, batch_size], read-only.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -54,4 +51,14 @@ def batch_indices(seed: int, step: int, examples: int, batch_size: int) -> NDArr
     if step < 0:
         raise ValueError(f"step: expected at least 0, got {step}")
     epoch, k = divmod(step, examples // batch_size)
-    return epoch_order(seed, epoch, examples)[k * batch_size : (k + 1) * batch_size]
+    return _orders(seed, epoch, examples)[..., k * batch_size : (k + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _orders(seed, epoch, examples):
+    if isinstance(seed, tuple):
+        orders = np.stack([epoch_order(s, epoch, examples) for s in seed])
+    else:
+        orders = epoch_order(seed, epoch, examples)
+    orders.setflags(write=False)  # a caller's change would reach every later batch
+    return orders

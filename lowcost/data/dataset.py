@@ -1,10 +1,12 @@
 """What a data set is: labelled uint8 images in two splits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lowcost.data.batches import epoch_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,17 @@ class Dataset:
     def deviation(self) -> NDArray[np.float64]:
         """Standard deviation of each channel over the training images, in [0, 1]."""
         return self._moments[1]
+
+    def sample(self, count: int) -> "Dataset":
+        """The same with so many of the training images, drawn by lot, always the same ones; all test images.
+
+        Raises:
+            ValueError: there are not as many.
+        """
+        if not 1 <= count <= len(self.train):
+            raise ValueError(f"{self.name} has {len(self.train)} training images, got {count} to draw from them")
+        rows = np.sort(epoch_order(0, 0, len(self.train))[:count])
+        return replace(self, train=Split(self.train.images[rows], self.train.labels[rows]))
 
     @cached_property
     def _moments(self):

@@ -1,5 +1,6 @@
 """Networks of the paper as Flax (linen) modules."""
 
+from lowcost.nn import initializers
 from lowcost.nn.layers import Circulant, Depthwise, ImplicitDiffusion, LinearMix
 from lowcost.nn.network import ARCHITECTURES, Network, bound_layers, network
 from lowcost.nn.stability import StabilityReport, stability_report
@@ -29,6 +30,7 @@ __all__ = [
     "ResNetStep",
     "StabilityReport",
     "bound_layers",
+    "initializers",
     "network",
     "stability_report",
 ]

@@ -6,14 +6,21 @@ way back of Eq. (3), Kᵀ, which with a variance of 1 / fan-in adds h²/2 to the
 signal grows with the root of the depth and no faster.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import variance_scaling
+import numpy as np
+from jax.nn.initializers import he_normal, variance_scaling
+from numpy.typing import ArrayLike
 
 Initializer = Callable[..., jax.Array]
+
+opening_stencil: Initializer = he_normal()
+"""θ [*window, C_in, C_out] of K(θ), with variance 2 / fan-in."""
 
 depthwise_stencil: Initializer = variance_scaling(
     1.0, "fan_in", "truncated_normal", in_axis=(), out_axis=(), batch_axis=-1
@@ -80,6 +87,46 @@ def near_identity(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> ja
     """
     θ = stable_stencil()(key, shape, dtype)
     return θ.at[tuple(m // 2 for m in shape[:-1])].add(1)
+
+
+def patch_whitening(images: ArrayLike) -> Initializer:
+    """θ = ±v / √(μ + ε), (μ, v) the largest eigenpairs of the covariance of image patches: an opening layer's stencil.
+
+    Each filter and its negative answer with variance 1, and two different filters without correlation, so that the
+    layers behind start with what an optimiser would first have to find. After Jordan, 94% on CIFAR-10 in 3.29 seconds
+    on a single GPU (2024). Filters beyond twice the numbers in a patch are drawn with `opening_stencil`.
+
+    Args:
+        images: a sample of the training images, [N, *grid, C], in [0, 1]; periodic as everywhere.
+
+    Returns:
+        An initialiser (key, shape [*window, C, features], dtype) → θ, for an opening layer of these images.
+    """
+    y = np.asarray(images, np.float32)
+    y = y - y.mean(tuple(range(y.ndim - 1)))
+    *grid, channels = y.shape[1:]
+    axes = tuple(range(1, 1 + len(grid)))
+    spectrum = np.fft.fftn(y, axes=axes).reshape(len(y), -1, channels)
+    spectral = (spectrum.conj().transpose(1, 2, 0) @ spectrum.transpose(1, 0, 2)) / (len(y) * math.prod(grid) ** 2)
+    covariances = np.fft.ifftn(spectral.reshape(*grid, channels, channels), axes=tuple(range(len(grid)))).real
+    covariances *= math.prod(grid)  # [d, a, b]: mean of y(x, a) y(x + d, b), all pixels of all images
+
+    @cache
+    def filters(window: tuple[int, ...]) -> np.ndarray:
+        places = np.array(list(itertools.product(*map(range, window))))
+        apart = (places - places[:, None]) % grid
+        covariance = covariances[tuple(np.moveaxis(apart, -1, 0))].swapaxes(1, 2)  # of patches [place, channel]
+        size = len(places) * channels
+        values, vectors = np.linalg.eigh(covariance.reshape(size, size))
+        whitened = (vectors / np.sqrt(np.maximum(values, 0) + 1e-3))[:, ::-1]
+        return np.stack([whitened, -whitened], axis=-1).reshape(*window, channels, 2 * size)
+
+    def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+        *window, _, features = shape
+        known = jnp.asarray(filters(tuple(window))[..., :features], dtype)
+        return opening_stencil(key, tuple(shape), dtype).at[..., : known.shape[-1]].set(known)
+
+    return init
 
 
 def _largest(h):

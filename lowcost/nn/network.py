@@ -8,33 +8,24 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.initializers import he_normal
 
 from lowcost.arguments import check_choice, check_floating, check_time_step
 from lowcost.cost import block_channels
-from lowcost.nn.initializers import stable_stencil
-from lowcost.nn.steps import (
-    CirculantRDStep,
-    ExplicitRDStep,
-    ImplicitCirculantRDStep,
-    ImplicitRDStep,
-    LinearMixStep,
-    MobileNetStep,
-    Normalize,
-    ResNetStep,
-)
+from lowcost.nn import steps
+from lowcost.nn.initializers import Initializer, opening_stencil, stable_stencil
+from lowcost.nn.steps import Normalize
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
 from lowcost.spectral import symbol, widen
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "resnet": ResNetStep,
-    "mobilenet": MobileNetStep,
-    "linear_mix": LinearMixStep,
-    "explicit_rd": ExplicitRDStep,
-    "implicit_rd": ImplicitRDStep,
-    "circulant_rd": CirculantRDStep,
-    "implicit_circulant_rd": ImplicitCirculantRDStep,
+    "resnet": steps.ResNetStep,
+    "mobilenet": steps.MobileNetStep,
+    "linear_mix": steps.LinearMixStep,
+    "explicit_rd": steps.ExplicitRDStep,
+    "implicit_rd": steps.ImplicitRDStep,
+    "circulant_rd": steps.CirculantRDStep,
+    "implicit_circulant_rd": steps.ImplicitCirculantRDStep,
 }
 """The step of each architecture, by the name used in flags and files; all but the last are rows of Table 2."""
 
@@ -49,6 +40,7 @@ def network(
     steps_per_block: int = 4,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    opening_init: Initializer = opening_stencil,
 ) -> "Network":
     """The network of Section 4: `net.init(key, images)`, `net.apply(variables, images)` → logits.
 
@@ -65,6 +57,7 @@ def network(
         remat: keep for the way back only what goes into each block and compute the block again (`jax.checkpoint`): on
             network A a tenth of the bytes, for about 40 % more operations. For accelerators: XLA's CPU scheduler
             computes too early and gives most of the memory away.
+        opening_init: of the opening's stencil [*window, C_in, features], e.g. `initializers.patch_whitening(images)`.
 
     Returns:
         A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes,
@@ -91,7 +84,7 @@ def network(
         step = partial(step, h=h)
     elif h != 1:
         raise ValueError(f"h must be left at 1 for 'mobilenet', whose steps are no time steps (Eq. 13), got {h}")
-    return Network(step, channels, num_classes, kernel_size, steps_per_block, dtype, remat)
+    return Network(step, channels, num_classes, kernel_size, steps_per_block, dtype, remat, opening_init)
 
 
 class Network(nn.Module):
@@ -100,7 +93,7 @@ class Network(nn.Module):
     Attributes:
         step: (name) → the module of a step.
         channels: channels of each block.
-        num_classes, kernel_size, steps_per_block, dtype, remat: as `network`.
+        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init: as `network`.
     """
 
     step: Callable[..., nn.Module]
@@ -110,6 +103,7 @@ class Network(nn.Module):
     steps_per_block: int = 4
     dtype: Any = jnp.float32
     remat: bool = False
+    opening_init: Initializer = opening_stencil
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -128,7 +122,9 @@ class Network(nn.Module):
                 y = net.step(name=f"block{number}_step{j + 1}")(y, train=train)
             return Connecting(net.kernel_size, name=f"block{number}_connecting")(y, train=train)
 
-        y = Opening(self.channels[0], name="opening")(images.astype(self.dtype), train=train)
+        y = Opening(self.channels[0], stencil_init=self.opening_init, name="opening")(
+            images.astype(self.dtype), train=train
+        )
         run = nn.remat(block, static_argnums=2) if self.remat else block
         for i, c in enumerate(self.channels):
             if i:
@@ -184,16 +180,18 @@ class Opening(nn.Module):
     Attributes:
         features: channels of the first block.
         kernel_size: points of the stencil per axis.
+        stencil_init: of the stencil.
     """
 
     features: int
     kernel_size: int = 5
+    stencil_init: Initializer = opening_stencil
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C_in] → [B, *grid, features]."""
         window = (self.kernel_size,) * (y.ndim - 2)
-        stencil = self.param("stencil", he_normal(), (*window, y.shape[-1], self.features))
+        stencil = self.param("stencil", self.stencil_init, (*window, y.shape[-1], self.features))
         return nn.relu(Normalize(name="normalize")(fully_coupled(stencil.astype(y.dtype), y), train=train))
 
 

@@ -1,20 +1,25 @@
 """Checkpoints with orbax: written beside the run while it goes on, verified when read, the newest valid one first."""
 
+import contextlib
 import functools
+import gc
 import hashlib
 import itertools
 import json
+import logging
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
-_copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+from lowcost.train.mesh import place
+from lowcost.train.processes import from_first, is_first
 
 
 class _DamageError(Exception):
@@ -24,6 +29,8 @@ class _DamageError(Exception):
 class Checkpoints:
     """The checkpoints of one run, by the number of steps done.
 
+    Of several processes, which hold the same state, the first reads and writes; all must call `restore_newest`.
+
     Args:
         directory: where they lie; made if missing.
         keep: the newest so many are kept.
@@ -31,15 +38,22 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2):
         self._directory = directory.absolute()
+        self._writing: Future[None] | None = None
+        if not is_first():
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
         # A checkpoint appears under its name only when whole: a kill while saving leaves the one before. The thread
         # below takes the place of orbax's own, which cannot hash; lightweight means to open unread what may be damaged.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, lightweight_initialize=True
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            lightweight_initialize=True,
+            create=False,
+            multiprocessing_options=MultiprocessingOptions(primary_host=0, active_processes={0}),
         )
         self._open = functools.partial(ocp.CheckpointManager, self._directory, options=options)
         self._manager = self._open()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[None] | None = None
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Start to save state and meta (JSON); `close` and the next save wait for it. The newest step is kept as it is.
@@ -48,22 +62,33 @@ class Checkpoints:
             OSError: the save before could not be written; older checkpoints are as they were.
         """
         self._wait()
-        if step != self._manager.latest_step():
-            # The next step may donate the original while this is being written.
-            self._writing = self._writer.submit(self._write, step, _copy(state), meta)
+        if is_first() and step != self._manager.latest_step():
+            # A copy, since the next step may donate the original while this is being written.
+            whole = jax.device_put(jax.tree.map(_on_one_device, state), may_alias=False)
+            self._writing = self._writer.submit(self._write, step, whole, meta)
 
-    def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_newest(self, like: Any, *, mend: bool = True) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, meta) of the newest valid checkpoint, or None where there is none.
 
         Damaged ones met before it are renamed to damaged-STEP-N, with a line on stderr for each; nothing is deleted.
 
         Args:
             like: a state with the shapes, dtypes and shardings to restore to.
+            mend: rename what is damaged; whoever does not own the run leaves it as it is.
 
         Raises:
             ValueError: one holds another network, and nothing was renamed; or all are damaged.
         """
         self._wait()
+        with _quiet():
+            restored = from_first(lambda: self._newest_valid(like, mend))
+        if restored is None:
+            return None
+        step, state, meta = restored
+        # On the devices only now: that they lack memory is no damage.
+        return step, jax.tree.map(lambda x, y: place(x, y.sharding), state, like), meta
+
+    def _newest_valid(self, like: Any, mend: bool) -> tuple[int, Any, dict[str, Any]] | None:
         damaged: dict[Path, _DamageError] = {}
         paths = [path for path in self._directory.iterdir() if path.name.isdecimal()]
         for path in sorted(paths, key=lambda path: int(path.name), reverse=True):
@@ -72,14 +97,13 @@ class Checkpoints:
             except _DamageError as error:
                 damaged[path] = error
                 continue
-            self._set_aside(damaged, f"going on from step {path.name}")
-            # On the devices only now: that they lack memory is no damage.
-            return int(path.name), jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), state, like), meta
-        self._set_aside(damaged, "no older one is left")
+            self._set_aside(damaged, f"going on from step {path.name}", mend)
+            return int(path.name), state, meta
+        self._set_aside(damaged, "no older one is left", mend)
         if damaged:
             raise ValueError(
-                f"all checkpoints in {self._directory} are damaged, and now named damaged-*: {len(damaged)}; "
-                "put back a copy of one, or train again from the first step"
+                f"all checkpoints in {self._directory} are damaged{', and now named damaged-*' if mend else ''}: "
+                f"{len(damaged)}; put back a copy of one, or train again from the first step"
             )
         return None
 
@@ -92,8 +116,9 @@ class Checkpoints:
         try:
             self._wait()
         finally:
-            self._writer.shutdown()
-            self._manager.close()
+            if is_first():
+                self._writer.shutdown()
+                self._manager.close()
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
@@ -136,14 +161,27 @@ class Checkpoints:
         except Exception as error:  # whatever a damaged file makes of itself in the layers below
             raise _DamageError(_first_line(error)) from error
 
-    def _set_aside(self, damaged: dict[Path, _DamageError], outcome: str) -> None:
+    def _set_aside(self, damaged: dict[Path, _DamageError], outcome: str, mend: bool) -> None:
         for path, reason in damaged.items():
+            if not mend:
+                print(f"warning: {path} is damaged ({reason}), {outcome}", file=sys.stderr)
+                continue
             names = (path.with_name(f"damaged-{path.name}-{n}") for n in itertools.count(1))
             aside = path.rename(next(name for name in names if not name.exists()))
             print(f"warning: {path} is damaged ({reason}); set aside as {aside.name}, {outcome}", file=sys.stderr)
-        if damaged:
+        if damaged and mend:
             self._manager.close()
             self._manager = self._open()  # it forgets the steps that are gone
+
+
+def _on_one_device(x: jax.Array) -> jax.Array:
+    return x.addressable_data(0) if x.is_fully_replicated else x
+
+
+def digest(state: Any) -> str:
+    """sha256 of all leaves, names and values: two runs with the same digest are the same, bit for bit."""
+    host = jax.tree.map(lambda x: np.asarray(_on_one_device(x)), state)
+    return hashlib.sha256(json.dumps(_digests(host), sort_keys=True).encode()).hexdigest()
 
 
 def _types(state: Any) -> dict[str, str]:
@@ -160,6 +198,28 @@ def _named(state: Any) -> list[tuple[str, Any]]:
 
 def _seal(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "seal": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Where one leaf cannot be read, the others' reads complain on stderr, a page each, that nobody waits for them."""
+    before, log = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def hook(event: Any) -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            before(event)
+
+    def heard(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    sys.unraisablehook = hook
+    log.addFilter(heard)
+    try:
+        yield
+        gc.collect()  # those that nobody waits for complain when they are collected
+    finally:
+        sys.unraisablehook = before
+        log.removeFilter(heard)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Batches on the devices: gathered there when the whole set fits, otherwise on the host and ahead of time.
 
-Both are pure functions of the step and give the same bits, on any number of devices.
+Both are pure functions of the step and give the same bits, on any number of devices and processes.
 """
 
 from collections.abc import Callable
@@ -9,14 +9,13 @@ from functools import partial
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from lowcost.spectral import BATCH_AXIS
-from lowcost.train.mesh import replicated, shard_batch
+from lowcost.train.mesh import over_batch, place, replicated
 
-Batch = list[jax.Array]
-AHEAD = 2
+Batches = list[jax.Array]
+"""[images, labels, indices], each [K, ...] with a batch for each of K steps."""
 
 
 def fits(images: NDArray[np.uint8], mesh: Mesh) -> bool:
@@ -24,7 +23,7 @@ def fits(images: NDArray[np.uint8], mesh: Mesh) -> bool:
 
     A CPU's devices are parts of one host: there a copy for each of them would gain nothing, and the answer is no.
     """
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     if device.platform == "cpu":
         return False
     return 4 * images.nbytes <= (device.memory_stats() or {}).get("bytes_limit", 0)
@@ -36,49 +35,79 @@ def feed(
     indices: Callable[[int], NDArray[np.int64]],
     mesh: Mesh,
     *,
+    most: int,
     resident: bool,
-) -> Callable[[int], Batch]:
-    """step → [images[indices(step)], labels[indices(step)]], each device holding its part of the batch.
+) -> Callable[[int, int, int], Batches]:
+    """(step, n, next n) → the batches of steps step … step + n - 1, each device holding its part of every batch.
+
+    Batch i is [images[rows], labels[rows], rows] with rows = indices(step + i). The arrays are always `most` batches
+    long, so that one compiled program takes them; those behind the n-th hold anything. While they are used, the next n
+    are made ready.
 
     Args:
         images: uint8 [N, ...]; may be a memory map larger than the memory when not resident.
         labels: int32 [N].
-        indices: step → rows of the batch; called from another thread when not resident.
-        mesh: the devices, which divide the batch.
-        resident: keep all images on every device and gather there; otherwise gather on the host, two batches ahead.
+        indices: step → rows of its batch, [B] or, for several seeds, [S, B]; called from another thread.
+        mesh: the devices, which divide B.
+        most: the largest n.
+        resident: keep all images on every device and gather there.
     """
-    if resident:
-        return _resident(images, labels, indices, mesh)
+    make = _resident(images, labels, mesh) if resident else _from_host(images, labels, mesh)
 
-    def make(step: int) -> Batch:
-        rows = indices(step)
-        return shard_batch(mesh, images[rows], labels[rows])
+    def prepare(step: int, n: int) -> Batches:
+        rows = [indices(s).astype(np.int32) for s in range(step, step + n)]
+        return make(np.stack(rows + rows[:1] * (most - n)), n)
 
-    return _ahead(make)
-
-
-def _resident(images, labels, indices, mesh):
-    everything = jax.device_put((images, labels), replicated(mesh))
-    batch = NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
-
-    @partial(jax.jit, out_shardings=batch)
-    def take(everything, rows):
-        return [array.at[rows].get(mode="promise_in_bounds") for array in everything]
-
-    return lambda step: take(everything, jax.device_put(indices(step).astype(np.int32), batch))
+    if resident:  # a program for the devices: all processes must start theirs in the same order
+        return lambda step, n, following: prepare(step, n)
+    return _ahead(prepare)
 
 
-def _ahead(make: Callable[[int], Batch]) -> Callable[[int], Batch]:
-    """make(step) on a thread that goes on with the next steps meanwhile."""
+def _ahead(prepare: Callable[[int, int], Batches]) -> Callable[[int, int, int], Batches]:
+    """prepare(step, n) on a thread that goes on with what follows."""
     pool = ThreadPoolExecutor(1, "feed")
-    coming: dict[int, Future[Batch]] = {}
+    coming: dict[tuple[int, int], Future[Batches]] = {}
 
-    def batch(step: int) -> Batch:
-        for wanted in range(step, step + 1 + AHEAD):
-            if wanted not in coming:
-                coming[wanted] = pool.submit(make, wanted)
-        for passed in [s for s in coming if not step <= s <= step + AHEAD]:
-            coming.pop(passed).cancel()
-        return coming.pop(step).result()
+    def batches(step: int, n: int, following: int) -> Batches:
+        ready = coming.pop((step, n), None) or pool.submit(prepare, step, n)
+        for unwanted in coming.values():
+            unwanted.cancel()
+        coming.clear()
+        if following:
+            coming[step + n, following] = pool.submit(prepare, step + n, following)
+        return ready.result()
 
-    return batch
+    return batches
+
+
+def _from_host(images, labels, mesh):
+    def make(rows: NDArray[np.int32], n: int) -> Batches:
+        sharding = over_batch(mesh, rows.ndim - 1)
+
+        def gathered(source: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                wanted = rows[(index or ())[: rows.ndim]]
+                result = np.empty(wanted.shape + source.shape[1:], source.dtype)
+                result[:n] = source[wanted[:n]]
+                return result
+
+            return jax.make_array_from_callback(rows.shape + source.shape[1:], sharding, part)
+
+        return [gathered(images), gathered(labels), place(rows, sharding)]
+
+    return make
+
+
+def _resident(images, labels, mesh):
+    everything = [place(array, replicated(mesh)) for array in (images, labels)]
+
+    @partial(jax.jit, static_argnums=2)
+    def take(everything, rows, sharding):
+        taken = [array.at[rows].get(mode="promise_in_bounds") for array in everything]
+        return jax.lax.with_sharding_constraint([*taken, rows], sharding)
+
+    def make(rows: NDArray[np.int32], n: int) -> Batches:
+        sharding = over_batch(mesh, rows.ndim - 1)
+        return take(everything, place(rows, sharding), sharding)
+
+    return make

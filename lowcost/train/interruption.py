@@ -4,16 +4,19 @@ import os
 import signal
 from types import FrameType
 
+from lowcost.train.processes import agree
+
 
 class Interruption:
     """Ctrl-C and SIGTERM as a wish to stop: the loop finishes its step and saves; a second one leaves at once.
 
     Attributes:
-        signal: the number of the signal that came, or None.
+        signal: the number of the signal that came to any of the processes, as of the last `wanted`; or None.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._own: int | None = None
 
     def __enter__(self) -> "Interruption":
         """Take over the two signals."""
@@ -25,7 +28,12 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def wanted(self) -> bool:
+        """Whether a signal came to any of the processes, which all must ask at the same point."""
+        self.signal = agree(self._own or 0) or None
+        return self.signal is not None
+
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
+        if self._own is not None:
             os._exit(128 + number)  # checkpoints are renamed into place when whole, so nothing saved is harmed
-        self.signal = number
+        self._own = number

@@ -1,5 +1,6 @@
 """The training loop: epochs of steps with a progress bar, evaluation, a checkpoint an epoch, and a clean way out."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,21 +11,33 @@ from rich.console import Console
 
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.interruption import Interruption
-from lowcost.train.mesh import shard_batch
-from lowcost.train.metrics_log import MetricsLog, epoch_line, epoch_row
+from lowcost.train.mesh import place, replicated, shard_batch
+from lowcost.train.metrics_log import Metrics, MetricsLog, epoch_line, epoch_row
+from lowcost.train.processes import agree
 from lowcost.train.progress import ProgressBar, Rate
 from lowcost.train.state import TrainState, zero_metrics
 from lowcost.train.step import PATIENCE, mean_metrics
 
+DISPATCH_SECONDS = 1.0
+"""What the device is given to do at once: long against what Python needs, short against the patience with a signal."""
+SAVE_SECONDS = 300
+"""The longest time without a checkpoint, however long an epoch is."""
+
+
+def most_steps() -> int:
+    """The largest number of steps that `fit` puts into one dispatch: few on a CPU, whose steps are slow."""
+    return 8 if jax.default_backend() == "cpu" else 64
+
 
 def fit(
     state: TrainState,
-    train_step: Callable[[TrainState, jax.Array, jax.Array], TrainState],
-    batch: Callable[[int], Sequence[jax.Array]],
-    evaluate: Callable[[TrainState], dict[str, float] | None],
+    train_steps: Callable[..., TrainState],
+    batches: Callable[[int, int, int], Sequence[jax.Array]],
+    evaluate: Callable[[TrainState], Metrics | None],
     *,
     steps_per_epoch: int,
     epochs: int,
+    most: int,
     log: MetricsLog,
     checkpoints: Checkpoints,
     interruption: Interruption,
@@ -38,12 +51,13 @@ def fit(
 
     Args:
         state: to start from; its buffers are donated.
-        train_step: jitted, (state, images, labels) → state.
-        batch: step → (images, labels), a pure function of the step.
+        train_steps: jitted, (state, n, *batches) → state, see `step.repeat`.
+        batches: (step, n, next n) → the batches of n steps, pure functions of the step, see `feed`.
         evaluate: state → mean metrics of all test images, or None when it was interrupted.
         steps_per_epoch, epochs: where to stop.
+        most: steps in a dispatch at most; how many there are follows from what they take.
         log, checkpoints: where to write.
-        interruption: looked at after every step.
+        interruption: looked at after every dispatch.
         console: for the progress bar and a line an epoch.
         seconds: wall time spent before this call; rows and checkpoints hold the sum, compilation and evaluation in it.
 
@@ -54,55 +68,71 @@ def fit(
         FloatingPointError: `PATIENCE` steps in a row had to be skipped; the checkpoints are those from before.
     """
     begin = time.monotonic() - seconds
-    step, last = int(state.step), epochs * steps_per_epoch
-    # Collectives of two programs in flight can take each other's threads on a CPU, and wait for one another forever.
-    on_cpu = jax.default_backend() == "cpu"
+    step, last = first_step(state), epochs * steps_per_epoch
+    saved = time.monotonic()
+    dispatch, calls = 1, 0  # steps in a dispatch; the first one compiles, the second one is timed
 
     def save() -> None:
+        nonlocal saved
         checkpoints.save(step, state, {"seconds": time.monotonic() - begin})
+        saved = time.monotonic()
+
+    def size(step: int) -> int:
+        return 0 if step == last else min(dispatch, steps_per_epoch - step % steps_per_epoch)
 
     with ProgressBar(console, last, step) as progress:
-        rate = Rate()
+        rate = Rate(compiling=True)
         while True:
             epoch = step // steps_per_epoch
             if step % steps_per_epoch == 0 and epoch > log.last_epoch():
-                _check(state)
                 save()
                 train = mean_metrics(state.metrics)
-                speed = rate.images_per_second()
+                speed = rate.close()
                 progress.note(step, "evaluating")
                 test = evaluate(state)
                 if test is None:
                     break
-                row = epoch_row(epoch, step, train, test, speed, time.monotonic() - begin)
-                log.append({**row, "skipped": int(state.skipped)})
+                skipped = int(_host(state.skipped).sum())
+                total = time.monotonic() - begin
+                log.append(epoch_row(epoch, step, train, test, **speed, seconds=total, skipped=skipped))
                 console.print(epoch_line(log.rows[-1], epochs), highlight=False)
-                rate = Rate()
+                rate = Rate(compiling=calls == 0)
             if step == last:
                 break
-            images, labels = batch(step)  # while the step before is still being computed
-            if on_cpu:
-                jax.block_until_ready(state.step)
-            state = train_step(state, images, labels)
-            step += 1
-            if rate.first or progress.due():
-                jax.block_until_ready(state.step)
-                _check(state)
+            n = size(step)
+            batch = batches(step, n, size(step + n))
+            started = time.monotonic()
+            state = train_steps(state, np.int32(n), *batch)
+            # One program at a time: on a CPU the collectives of two can take each other's threads, and wait for ever.
+            jax.block_until_ready(state)
+            busy = time.monotonic() - started
+            step += n
+            calls += 1
+            rate.add(n * math.prod(batch[1].shape[1:]), busy)
+            if calls == 2:
+                dispatch = agree(min(math.ceil(DISPATCH_SECONDS * n / busy), most))
+            if _host(state.skipped_in_a_row).max() >= PATIENCE:
+                raise FloatingPointError(
+                    f"step {first_step(state)}: the loss or its gradient was not finite, for the {PATIENCE}th time in "
+                    "a row; look at the data, or train with a smaller learning rate or time step"
+                )
+            if progress.due():
                 progress.show(step, mean_metrics(state.metrics), rate.images_per_second())
-            rate.add(len(labels))
-            if interruption.signal is not None:
-                _check(state)
+            interrupted = interruption.wanted()
+            if interrupted or time.monotonic() - saved > SAVE_SECONDS:
                 save()
+            if interrupted:
                 break
     return state
 
 
-def _check(state: TrainState) -> None:
-    if state.skipped_in_a_row >= PATIENCE:
-        raise FloatingPointError(
-            f"step {state.step}: the loss or its gradient was not finite, for the {PATIENCE}th time in a row; "
-            "look at the data, or train with a smaller learning rate or time step"
-        )
+def first_step(state: TrainState) -> int:
+    """The number of steps a state has done, which with several seeds is the same for all."""
+    return int(_host(state.step).min())
+
+
+def _host(x: jax.Array) -> np.ndarray:
+    return np.asarray(x)  # of a jax.Array NumPy's functions would be programs for the devices
 
 
 def evaluate_all(
@@ -114,14 +144,15 @@ def evaluate_all(
     batch_size: int,
     mesh: Mesh,
     interruption: Interruption | None = None,
-) -> dict[str, float] | None:
+) -> Metrics | None:
     """{"loss", "accuracy"} over all images, each counted once; None when interrupted.
 
     The last, smaller batch is filled up with images of weight zero, so that one compiled program serves all.
     """
-    sums = zero_metrics()
+    nothing = np.zeros(state.step.shape, np.float32)
+    sums = {name: place(nothing, replicated(mesh)) for name in zero_metrics()}
     for some_images, some_labels, weight in _padded_batches(images, labels, batch_size):
-        if interruption is not None and interruption.signal is not None:
+        if interruption is not None and interruption.wanted():
             return None
         sums = eval_step(state, *shard_batch(mesh, some_images, some_labels, weight), sums)
         jax.block_until_ready(sums)

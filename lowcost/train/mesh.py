@@ -1,4 +1,7 @@
-"""Devices: one mesh with a "data" axis over all of them; the batch is sharded along it, the weights are replicated."""
+"""Devices: one mesh with a "data" axis over all of them, in all processes; along it the batch is sharded.
+
+Weights are replicated.
+"""
 
 import os
 
@@ -23,7 +26,7 @@ def use_every_core(batch_size: int) -> None:
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """All devices along the axis "data".
+    """All devices of all processes along the axis "data".
 
     Raises:
         ValueError: the devices do not divide the batch.
@@ -43,7 +46,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Each device holds its part of the array's axis of the batch."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A host array that all processes have alike, on the devices; each process moves what its own devices hold."""
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
 def shard_batch(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
     """Host arrays [B, ...] → device arrays, each device holding its part of the leading axis."""
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
-    return [jax.device_put(array, sharding) for array in arrays]
+    return [place(array, over_batch(mesh)) for array in arrays]

@@ -1,30 +1,55 @@
-"""metrics.jsonl: what every epoch came to, one line each."""
+"""metrics.jsonl: what every epoch came to, one line each; the same for TensorBoard when wished."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Row = dict[str, Any]
+Metrics = Mapping[str, np.ndarray]
+"""Mean metrics: a number each, or with several seeds one for each of them."""
 
 
-class MetricsLog:
-    """metrics.jsonl: one line an epoch, read back on resume.
+def read_rows(path: Path, epochs: int) -> list[Row]:
+    """The rows of metrics.jsonl, which may be missing.
 
     Args:
-        path: the file; made with the first row.
+        path: the file; it is mended where needed.
         epochs: rows of later epochs are dropped: they ran after the checkpoint that is gone on from. So are lines that
             a kill cut short.
     """
+    text = path.read_text() if path.exists() else ""
+    rows = [row for row in map(_parse, text.splitlines()) if row and row["epoch"] <= epochs]
+    whole = "".join(json.dumps(row) + "\n" for row in rows)
+    if text != whole:
+        replacement = path.with_suffix(".tmp")
+        replacement.write_text(whole)
+        replacement.replace(path)
+    return rows
 
-    def __init__(self, path: Path, epochs: int):
-        self._path = path
-        text = path.read_text() if path.exists() else ""
-        self.rows: list[Row] = [row for row in map(_parse, text.splitlines()) if row and row["epoch"] <= epochs]
-        whole = "".join(json.dumps(row) + "\n" for row in self.rows)
-        if text != whole:
-            replacement = path.with_suffix(".tmp")
-            replacement.write_text(whole)
-            replacement.replace(path)
+
+class MetricsLog:
+    """One line an epoch.
+
+    Args:
+        rows: of earlier epochs.
+        path: metrics.jsonl, to be appended to; None in processes that write nothing.
+        tensorboard: folder of TensorBoard's files, or None; rows of earlier epochs stay, later ones are replaced.
+
+    Raises:
+        ImportError: TensorBoard is wished for, and tensorboardX is not installed.
+    """
+
+    def __init__(self, rows: list[Row], path: Path | None, tensorboard: Path | None = None):
+        self.rows, self._path, self._board = rows, path, None
+        if tensorboard is not None:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise ImportError("TensorBoard needs one more package: pip install 'tensorboardX>=2.6'") from error
+            self._board = SummaryWriter(str(tensorboard), purge_step=self.last_epoch() + 1)
 
     def last_epoch(self) -> int:
         """The epoch of the last row, 0 before the first."""
@@ -33,20 +58,28 @@ class MetricsLog:
     def append(self, row: Row) -> None:
         """Add one epoch."""
         self.rows.append(row)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, row["epoch"])
+            self._board.flush()
 
 
-def epoch_row(epoch, step, train, test, speed, seconds) -> Row:
-    """One epoch's entry: means over its training images and over all test images."""
-    return {
-        "epoch": epoch,
-        "step": step,
-        **{f"train_{name}": value for name, value in train.items()},
-        **{f"test_{name}": value for name, value in test.items()},
-        "images_per_second": speed,
-        "seconds": seconds,
-    }
+def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any) -> Row:
+    """One epoch's entry: means over its training images and over all test images, and over the seeds if there are many.
+
+    Those of each seed stand beside as a list, "test_accuracy_seeds" for instance.
+    """
+    row: Row = {"epoch": epoch, "step": step}
+    for part, metrics in {"train": train, "test": test}.items():
+        for name, value in metrics.items():
+            row[f"{part}_{name}"] = float(np.mean(value))
+            if np.ndim(value):
+                row[f"{part}_{name}_seeds"] = [float(x) for x in value]
+    return {**row, **more}
 
 
 def epoch_line(row: Row, epochs: int) -> str:

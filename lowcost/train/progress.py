@@ -2,26 +2,42 @@
 
 import time
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lowcost.train.metrics_log import Metrics
+
 
 class Rate:
-    """Images per second since the first step, which may have compiled."""
+    """How fast an epoch goes.
 
-    def __init__(self) -> None:
-        self.first, self._images, self._begin = True, 0, 0.0
+    Args:
+        compiling: leave out the first dispatch.
+    """
 
-    def add(self, images: int) -> None:
-        """A step with so many images is done."""
-        if self.first:
-            self.first, self._begin = False, time.monotonic()
+    def __init__(self, compiling: bool):
+        self._compiling, self._images, self._busy, self._begin = compiling, 0, 0.0, time.monotonic()
+
+    def add(self, images: int, busy: float) -> None:
+        """A dispatch with so many images is done, and took the device so many seconds."""
+        if self._compiling:
+            self._compiling, self._begin = False, time.monotonic()
         else:
             self._images += images
+            self._busy += busy
 
     def images_per_second(self) -> float | None:
-        """None before the second step."""
-        return self._images / (time.monotonic() - self._begin) if self._images else None
+        """None before the first dispatch that counts."""
+        return self._images / self._passed() if self._images else None
+
+    def close(self) -> dict[str, float | None]:
+        """For the log: images per second, and the share of the time that was spent in steps and not around them."""
+        share = self._busy / self._passed() if self._images else None
+        return {"images_per_second": self.images_per_second(), "share_in_steps": share}
+
+    def _passed(self) -> float:
+        return time.monotonic() - self._begin
 
 
 class ProgressBar:
@@ -52,9 +68,9 @@ class ProgressBar:
         """Whether the last news is half a second old: to know more means to wait for the device."""
         return time.monotonic() - self._shown > 0.5
 
-    def show(self, step: int, metrics: dict[str, float], speed: float | None) -> None:
+    def show(self, step: int, metrics: Metrics, speed: float | None) -> None:
         """After this step, the epoch's mean metrics and the speed."""
-        note = f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.1%}"
+        note = f"loss {np.mean(metrics['loss']):.3f}  accuracy {np.mean(metrics['accuracy']):.1%}"
         self.note(step, note + (f"  {speed:,.0f} images/s" if speed else ""))
 
     def note(self, step: int, note: str) -> None:

@@ -12,10 +12,14 @@ import optax
 class TrainState(flax.struct.PyTreeNode):
     """Weights, statistics, optimiser state and the running sums of the present epoch.
 
+    With several seeds at once every leaf has a leading axis of them (`jax.vmap`).
+
     Attributes:
         step: optimiser steps done, int32.
+        key: of the run's randomness, as `jax.random.key_data`; what a step draws depends on (key, step) alone.
         params: weights.
         batch_stats: running mean and variance of the normalisations.
+        average: moving average of {"params", "batch_stats"}, or None where the recipe takes none.
         opt_state: the optimiser's.
         metrics: sums over the present epoch, {"loss", "correct", "count"}, float32.
         skipped: steps whose loss or gradient was not finite, and which changed nothing, int32.
@@ -23,32 +27,54 @@ class TrainState(flax.struct.PyTreeNode):
     """
 
     step: jax.Array
+    key: jax.Array
     params: Any
     batch_stats: Any
+    average: Any
     opt_state: Any
     metrics: dict[str, jax.Array]
     skipped: jax.Array
     skipped_in_a_row: jax.Array
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What is evaluated and deployed: the average where there is one."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
+
 
 def create_state(
-    net: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, ...]
+    net: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed_key: jax.Array,
+    image_shape: tuple[int, ...],
+    *,
+    average: bool = False,
 ) -> TrainState:
     """The state before the first step; pure, so that `jax.eval_shape` checks a network against an image size.
 
     Args:
         net: module, (images [B, *image_shape], train) → logits.
         optimizer: of the weights.
-        key: of the initial weights.
+        seed_key: of the initial weights, and of all that the run draws later.
         image_shape: [*grid, C].
+        average: whether to carry a moving average.
 
     Raises:
         ValueError: the network cannot take images of this shape.
     """
-    variables = net.init(key, jnp.zeros((1, *image_shape)), train=False)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    variables = net.init(seed_key, jnp.zeros((1, *image_shape)), train=False)
+    variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, batch_stats, optimizer.init(params), zero_metrics(), zero, zero)
+    return TrainState(
+        step=zero,
+        key=jax.random.key_data(seed_key),
+        **variables,
+        average=variables if average else None,
+        opt_state=optimizer.init(variables["params"]),
+        metrics=zero_metrics(),
+        skipped=zero,
+        skipped_in_a_row=zero,
+    )
 
 
 def zero_metrics() -> dict[str, jax.Array]:

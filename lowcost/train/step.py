@@ -1,47 +1,74 @@
-"""One optimiser step and one evaluation as pure functions; they know neither the network nor the data set."""
+"""Optimiser steps and evaluation as pure functions; they know neither the network nor the data set."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lowcost.train.state import TrainState
 
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
 Metrics = dict[str, jax.Array]
 PATIENCE = 10
 
 
+class Draw(NamedTuple):
+    """What the augmentation of a batch may depend on.
+
+    Attributes:
+        run: key that stays the same all through the run.
+        step: key of this step.
+        indices: the images' places in the data set, int32 [B].
+        epoch: counts from 0, int32.
+    """
+
+    run: jax.Array
+    step: jax.Array
+    indices: jax.Array
+    epoch: jax.Array
+
+
+Augment = Callable[[jax.Array, Draw], jax.Array]
+
+
 def make_train_step(
-    net: nn.Module, optimizer: optax.GradientTransformation, augment: Augment, seed: int, steps_per_epoch: int
-) -> Callable[[TrainState, jax.Array, jax.Array], TrainState]:
+    net: nn.Module,
+    optimizer: optax.GradientTransformation,
+    augment: Augment,
+    steps_per_epoch: int,
+    *,
+    average: float | None = None,
+) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
     """θ ← θ - optimiser(∇ (1/s) Σ L(S(net(augmented images)), labels)), L the cross entropy: Section 2.
 
-    A step whose loss or gradient is not finite is skipped: it is counted, and leaves weights, statistics, optimiser and
-    metrics as they were. After `PATIENCE` of them in a row the state stands still, its step being the next one.
+    A step whose loss or gradient is not finite is skipped: it is counted, and leaves weights, statistics, average,
+    optimiser and metrics as they were. After `PATIENCE` of them in a row the state stands still, its step being the
+    next one.
 
     Args:
         net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
         optimizer: of the weights.
-        augment: (key, images) → images.
-        seed: of the augmentation; a step's randomness depends on (seed, step) alone, so that a resumed run repeats it.
+        augment: (images in [0, 1], what to draw from) → images.
         steps_per_epoch: after so many steps the running metrics start again.
+        average: largest decay d of the moving average a ← d·a + (1 - d)·variables, whose decay after t steps is
+            min(d, (1 + t) / (10 + t)), so that the first weights are soon forgotten; None for a state without one.
 
     Returns:
-        (state, images uint8 [B, *grid, C], labels [B]) → state, to be jitted with the state donated. Over a sharded
-        batch it means the whole batch: the normalisation's statistics are global.
+        (state, images uint8 [B, *grid, C], labels [B], indices [B]) → state. Over a sharded batch it means the whole
+        batch: the normalisation's statistics are global.
     """
 
-    def train_step(state: TrainState, images: jax.Array, labels: jax.Array) -> TrainState:
+    def train_step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array) -> TrainState:
         chex.assert_rank(labels, 1)
-        chex.assert_equal_shape_prefix([images, labels], 1)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        inputs = augment(key, to_unit_range(images))
+        chex.assert_equal_shape_prefix([images, labels, indices], 1)
+        key = jax.random.wrap_key_data(state.key)
+        draw = Draw(key, jax.random.fold_in(key, state.step), indices, state.step // steps_per_epoch)
+        inputs = augment(to_unit_range(images), draw)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -51,6 +78,7 @@ def make_train_step(
 
         grads, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         first = state.step % steps_per_epoch == 0
         metrics = {name: jnp.where(first, 0.0, total) for name, total in state.metrics.items()}
         skipped = state.replace(
@@ -61,8 +89,9 @@ def make_train_step(
         )
         done = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
+            average=_averaged(state, {"params": params, "batch_stats": batch_stats}, average),
             opt_state=opt_state,
             metrics={name: metrics[name] + sums[name] for name in sums},
             skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
@@ -74,19 +103,31 @@ def make_train_step(
     return train_step
 
 
+def repeat(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
+    """(state, n, *batches [K, ...]) → the state after a step with each of the first n ≤ K batches, in one dispatch.
+
+    One program serves every n: however a run is cut into dispatches, its bits are the same. To be jitted with the
+    state donated.
+    """
+
+    def train_steps(state: TrainState, n: jax.Array, *batches: jax.Array) -> TrainState:
+        def body(i: jax.Array, state: TrainState) -> TrainState:
+            batch = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in batches]
+            return train_step(state, *batch)
+
+        return jax.lax.fori_loop(0, n, body, state)
+
+    return train_steps
+
+
 def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, Metrics], Metrics]:
     """(state, images uint8, labels, weight, sums) → sums with this batch added; weight 0 leaves a padded image out."""
 
     def eval_step(state: TrainState, images: jax.Array, labels: jax.Array, weight: jax.Array, sums: Metrics) -> Metrics:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits = net.apply(variables, to_unit_range(images), train=False)
+        logits = net.apply(state.variables, to_unit_range(images), train=False)
         return jax.tree.map(jnp.add, sums, _sums(logits, labels, weight))
 
     return eval_step
-
-
-def _select(condition: jax.Array, one: TrainState, other: TrainState) -> TrainState:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def to_unit_range(images: jax.Array) -> jax.Array:
@@ -97,10 +138,22 @@ def to_unit_range(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
 
 
-def mean_metrics(sums: Metrics) -> dict[str, float]:
-    """{"loss", "accuracy"} of one image on average, NaN of none."""
-    count = float(sums["count"]) or math.nan
-    return {"loss": float(sums["loss"]) / count, "accuracy": float(sums["correct"]) / count}
+def mean_metrics(sums: Metrics) -> dict[str, np.ndarray]:
+    """{"loss", "accuracy"} of one image on average, NaN of none; with several seeds, of each of them."""
+    count = np.asarray(sums["count"], float)
+    count = np.where(count == 0, math.nan, count)
+    return {"loss": np.asarray(sums["loss"]) / count, "accuracy": np.asarray(sums["correct"]) / count}
+
+
+def _averaged(state: TrainState, variables: Any, most: float | None) -> Any:
+    if most is None:
+        return state.average
+    decay = jnp.minimum(most, (1 + state.step) / (10 + state.step))
+    return jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, state.average, variables)
+
+
+def _select(condition: jax.Array, one: TrainState, other: TrainState) -> TrainState:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def _sums(logits, labels, weight):

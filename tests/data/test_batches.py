@@ -27,6 +27,12 @@ def test_epochs_and_seeds_differ():
     assert len(orders) == 100
 
 
+def test_several_seeds_are_each_alone():
+    for step in (0, 3, 4):
+        alone = [batch_indices(seed, step, 20, 5) for seed in (7, 8)]
+        np.testing.assert_array_equal(batch_indices((7, 8), step, 20, 5), alone)
+
+
 def test_each_place_is_equally_likely():
     """Where example 0 stands, over 4000 epochs of ten: χ² with 9 degrees of freedom."""
     counts = np.bincount([np.argmin(epoch_order(0, epoch, 10)) for epoch in range(4000)], minlength=10)
@@ -40,8 +46,9 @@ def test_the_order_sorts_philox():
 
 
 def test_a_caller_cannot_change_the_order():
-    with pytest.raises(ValueError, match="read-only"):
-        batch_indices(0, 0, 10, 5)[0] = 1
+    for seed in 0, (0, 1):
+        with pytest.raises(ValueError, match="read-only"):
+            batch_indices(seed, 0, 10, 5)[0] = 1
 
 
 @pytest.mark.parametrize(

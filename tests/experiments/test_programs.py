@@ -2,32 +2,21 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments import evaluate, spectra, train
 from experiments.config import TrainConfig
+from experiments.subject import write_pictures
 
 ROOT = Path(__file__).parents[2]
-
-
-def write_pictures(directory, size=16, train=24, test=9, names=("dark", "light")):
-    rng = np.random.default_rng(0)
-    for part, count in {"train": train, "test": test}.items():
-        for label, name in enumerate(names):
-            (directory / part / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 128, (size, size, 3)) + 100 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(directory / part / name / f"{i}.png")
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -62,54 +51,30 @@ def finish(process):
 def rows(workdir):
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if "second" not in k and "share" not in k} for line in lines]
 
 
-def wait_for_rows(process, workdir, count):
-    deadline = time.monotonic() + 240
-    while not (workdir / "metrics.jsonl").exists() or len((workdir / "metrics.jsonl").read_text().splitlines()) < count:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_interrupted_and_killed_it_ends_as_undisturbed(program, pictures, tmp_path):
-    """Ctrl-C, then kill -9, then to the end: the metrics of the uninterrupted run, bit for bit."""
-
-    def arguments(workdir):
-        return "folder", "--data-dir", pictures, "--epochs", 4, "--batch-size", 8, "--workdir", workdir
-
-    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
-    code, output = finish(program("train", *arguments(whole)))
+def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path):
+    """Trained, found finished, evaluated, looked at, damaged and mended; with TensorBoard's file."""
+    whole = tmp_path / "whole"
+    arguments = ("folder", "--data-dir", pictures, "--epochs", 4, "--batch-size", 8, "--workdir", whole)
+    code, output = finish(program("train", *arguments, "--tensorboard"))
     assert code == 0, output
     result = json.loads((whole / "result.json").read_text())
     assert result["weights"] == 101_066 - 8 * 257  # Table 2's count with two classes instead of ten
     assert result["test_accuracy"] == rows(whole)[-1]["test_accuracy"]
     assert result["test_images"] == 18
+    assert result["peak_memory_gib"] < 3
     assert (whole / "curves.png").stat().st_size > 1000
     assert "test accuracy" in output
-
-    process = program("train", *arguments(disturbed))
-    wait_for_rows(process, disturbed, 1)
-    process.send_signal(signal.SIGINT)
-    code, output = finish(process)
-    assert code == 130, output
-    assert "the same command goes on from there" in output
-
-    process = program("train", *arguments(disturbed))
-    wait_for_rows(process, disturbed, 2)
-    process.kill()
-    finish(process)
-
-    code, output = finish(program("train", *arguments(disturbed)))
-    assert code == 0, output
-    assert rows(disturbed) == rows(whole)
-    assert json.loads((disturbed / "result.json").read_text())["test_accuracy"] == result["test_accuracy"]
+    [events] = (whole / "tensorboard").iterdir()
+    assert b"test_accuracy" in events.read_bytes()
+    undisturbed = rows(whole)
 
     before = (whole / "result.json").read_bytes()
-    code, output = finish(program("train", *arguments(whole)))  # finished: says so again, and changes nothing
+    code, output = finish(program("train", *arguments))  # finished: says so again, and changes nothing
     assert code == 0, output
-    assert "test accuracy" in output
+    assert "this run is finished" in output
     assert (whole / "result.json").read_bytes() == before
 
     code, output = finish(program("evaluate", "--workdir", whole))
@@ -125,24 +90,59 @@ def test_interrupted_and_killed_it_ends_as_undisturbed(program, pictures, tmp_pa
     assert "was trained on classes ['dark', 'light'], the data has ['day', 'night']" in output
 
     empty_newest_checkpoint(whole)
-    code, output = finish(program("train", *arguments(whole)))
+    code, output = finish(program("train", *arguments))
     assert code == 0, output
     assert "is damaged (" in output
     assert "set aside as damaged-24-1, going on from step 18" in output
     assert f"going on from step 18 in {whole}" in output
     assert [row["epoch"] for row in rows(whole)] == [1, 2, 3, 4]
-    assert rows(whole) == rows(disturbed)
-    assert json.loads((whole / "result.json").read_text())["test_accuracy"] == result["test_accuracy"]
+    assert rows(whole) == undisturbed
+    assert json.loads((whole / "result.json").read_text())["digest"] == result["digest"]
 
     assert empty_newest_checkpoint(whole) == "24"
     assert empty_newest_checkpoint(whole, but="24") == "18"
-    code, output = finish(program("train", *arguments(whole)))
+    code, output = finish(program("evaluate", "--workdir", whole))
     assert code == 2
-    assert f"error: all checkpoints in {whole / 'checkpoints'} are damaged" in output
+    assert f"error: all checkpoints in {whole / 'checkpoints'} are damaged: 2" in output
+    code, output = finish(program("train", *arguments))
+    assert code == 2
+    assert f"error: all checkpoints in {whole / 'checkpoints'} are damaged, and now named damaged-*: 2" in output
     assert {path.name for path in (whole / "checkpoints").iterdir()} == {"damaged-24-1", "damaged-24-2", "damaged-18-1"}
     code, output = finish(program("evaluate", "--workdir", whole))
     assert code == 2
     assert "holds no checkpoint yet" in output
+
+
+def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
+    """Mean and deviation in the result, the networks' own figures beside, and each that of its seed alone."""
+
+    def train(*flags):
+        workdir = tmp_path / "-".join(map(str, flags))
+        fixed = ("folder", "--data-dir", pictures, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
+        code, output = finish(program("train", *fixed, "--workdir", workdir, *flags))
+        assert code == 0, output
+        return json.loads((workdir / "result.json").read_text()), rows(workdir), output
+
+    both, log, output = train("--seeds", 2, "--seed", 5)
+    alone = [train("--seed", seed) for seed in (5, 6)]
+    assert both["weights"] == alone[0][0]["weights"]
+    assert both["test_accuracy"] == np.mean(both["test_accuracies"])
+    assert both["test_accuracy_std"] == pytest.approx(np.std(both["test_accuracies"], ddof=1))
+    assert "± " in output
+    for i, (_, own, _) in enumerate(alone):  # of the first epoch: rounding has not yet grown
+        assert log[0]["train_loss_seeds"][i] == pytest.approx(own[0]["train_loss"], rel=0.02)
+
+
+def test_what_one_run_compiled_the_next_one_reads(pictures, tmp_path):
+    """Beside the work directories, where the user chose no other place."""
+    from experiments.config import TrainConfig
+
+    code = "import sys; from experiments.setup import prepare; from experiments.config import TrainConfig; import jax;"
+    code += "from pathlib import Path; prepare(TrainConfig(workdir=Path(sys.argv[1]), batch_size=8));"
+    code += "print(jax.config.values['jax_compilation_cache_dir'])"
+    run = [sys.executable, "-c", code, str(TrainConfig(workdir=tmp_path / "a").directory())]
+    output = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.strip() == str(tmp_path / ".lowcost-cache" / "compiled")
 
 
 def empty_newest_checkpoint(workdir, but=None):
@@ -208,7 +208,7 @@ def test_devices_that_do_not_divide_the_batch(error):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("seed", -1), ("seed", 2**64), ("epochs", 0), ("batch_size", 0), ("image_size", 8), ("keep", 0)],
+    [("seed", -1), ("seed", 2**64), ("epochs", 0), ("batch_size", 0), ("image_size", 8), ("keep", 0), ("seeds", 0)],
 )
 def test_numbers_out_of_range(error, tmp_path, option, value):
     assert str(value) in error(**{option: value})
@@ -237,10 +237,16 @@ def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path
     from experiments.config import write_or_compare
 
     config = TrainConfig(workdir=tmp_path / "run", batch_size=8, width="B")
-    write_or_compare(config, {"train": 1})
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*")}
+    (tmp_path / "run").mkdir()
+    write_or_compare(config, {"schedule": "halving", "flip": "never"}, {"train": 1})
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*")} | {tmp_path / "run" / "lock": ANY}
     message = error()
-    assert "width is B there and A here" in message
+    for difference in (
+        "width is B there and A here",
+        "data.train is 1 there and 1437 here",
+        "ingredients.flip is never there and random here",
+    ):
+        assert difference in message
     assert "--workdir" in message
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*")} == before
 

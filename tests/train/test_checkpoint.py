@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lowcost.train.checkpoint import Checkpoints
+from lowcost.train.checkpoint import Checkpoints, digest
 
 # Reads of tensorstore that fail after the first one has failed complain that their event loop is gone.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -152,6 +152,23 @@ def test_all_damaged(saved, tmp_path, capsys):
     assert restore(tmp_path / "run") is None
 
 
+def test_who_does_not_own_the_run_mends_nothing(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / "run")
+    flip(0.5)(tmp_path / "run" / "7" / "meta" / "metadata")
+    before = contents(tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert_is(checkpoints.restore_newest(like(), mend=False), 3)
+    checkpoints.close()
+    assert contents(tmp_path / "run") == before
+    assert "is damaged (" in capsys.readouterr().err
+
+
+def test_digest_is_of_the_values():
+    """Wherever they lie, and of nothing else."""
+    spread = jax.device_put(state_of(1), jax.tree.map(lambda x: x.sharding, like(4)))
+    assert digest(spread) == digest(jax.device_put(state_of(1))) != digest(jax.device_put(state_of(2)))
+
+
 def test_no_checkpoint(tmp_path):
     assert restore(tmp_path) is None
 
@@ -172,7 +189,7 @@ def test_after_a_fall_back_the_same_object_saves_again(saved, tmp_path):
     truncate(0)(tmp_path / "run" / "7" / "meta" / "metadata")
     checkpoints = Checkpoints(tmp_path / "run")
     assert_is(checkpoints.restore_newest(like()), 3)
-    checkpoints.save(7, state_of(7), {"seconds": 7 / 3})
+    checkpoints.save(7, jax.device_put(state_of(7)), {"seconds": 7 / 3})
     checkpoints.close()
     assert_is(restore(tmp_path / "run"), 7)
 
@@ -237,7 +254,7 @@ def test_a_full_disk(saved, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
     try:
-        checkpoints.save(9, state_of(9), {"seconds": 3.0})
+        checkpoints.save(9, jax.device_put(state_of(9)), {"seconds": 3.0})
         with pytest.raises(OSError, match=r"no checkpoint could be written to .*/run \(.*\); the older ones") as error:
             checkpoints.close()
     finally:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lowcost.data import batch_indices
-from lowcost.train.feed import AHEAD, feed, fits
+from lowcost.train.feed import feed, fits
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 4, 6, 3), np.uint8)
@@ -24,43 +24,54 @@ def resident(request):
     return request.param
 
 
+def several(step):
+    """Of two seeds."""
+    return np.stack([rows(step), batch_indices(1, step, len(LABELS), 8)])
+
+
+@pytest.mark.parametrize("rows", [rows, several])
 @pytest.mark.parametrize("devices", MESHES)
-@pytest.mark.parametrize("steps", [range(7), [5, 6, 7], [3, 9, 4, 4, 0]], ids=["all", "resumed", "any order"])
-def test_a_batch_is_its_rows(resident, devices, steps):
-    """Over the borders of epochs, from the middle, and in any order."""
-    batch = feed(IMAGES, LABELS, rows, MESHES[devices], resident=resident)
-    for step in steps:
-        images, labels = batch(step)
-        np.testing.assert_array_equal(images, IMAGES[rows(step)], strict=True)
-        np.testing.assert_array_equal(labels, LABELS[rows(step)], strict=True)
-        assert len(images.addressable_shards) == devices
-        assert {shard.data.shape[0] for shard in images.addressable_shards} == {8 // devices}
+@pytest.mark.parametrize(
+    "calls", [[(0, 3), (3, 3), (6, 1)], [(5, 2), (7, 2)], [(3, 1), (9, 3), (4, 2), (4, 2), (0, 1)]], ids=str
+)
+def test_batches_are_their_rows(resident, devices, calls, rows):
+    """Over the borders of epochs, from the middle, and in any order, foreseen or not."""
+    batches = feed(IMAGES, LABELS, rows, MESHES[devices], most=3, resident=resident)
+    for step, n in calls:
+        arrays = batches(step, n, 1)
+        for i in range(n):
+            expected = rows(step + i)
+            for array, values in zip(arrays, (IMAGES[expected], LABELS[expected], expected), strict=True):
+                np.testing.assert_array_equal(array[i], values.astype(array.dtype), strict=True)
+        for array in arrays:
+            assert len(array) == 3
+            shards = {shard.data.shape[rows(0).ndim] for shard in array.addressable_shards}
+            assert (len(array.addressable_shards), shards) == (devices, {8 // devices})
 
 
 def test_from_a_memory_map(resident, tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    batch = feed(images, LABELS, rows, MESHES[4], resident=resident)
-    np.testing.assert_array_equal(batch(2)[0], IMAGES[rows(2)])
+    batches = feed(images, LABELS, rows, MESHES[4], most=1, resident=resident)
+    np.testing.assert_array_equal(batches(2, 1, 0)[0][0], IMAGES[rows(2)])
 
 
 def test_the_host_works_ahead():
-    """While a batch is used the next ones are made, in order, and none twice."""
-    made, enough = [], threading.Event()
+    """While batches are used the next ones are made, in order, and none twice."""
+    made, ahead = [], threading.Event()
 
     def noting(step):
         made.append(step)
-        if step == AHEAD:
-            enough.set()
+        if step == 3:
+            ahead.set()
         return rows(step)
 
-    batch = feed(IMAGES, LABELS, noting, MESHES[1], resident=False)
-    batch(0)
-    assert enough.wait(10)
-    for step in range(1, 4):
-        batch(step)
-    assert made == list(range(len(made)))
-    assert len(made) <= 4 + AHEAD
+    batches = feed(IMAGES, LABELS, noting, MESHES[1], most=2, resident=False)
+    batches(0, 2, 2)
+    assert ahead.wait(10)
+    batches(2, 2, 1)
+    batches(4, 1, 0)
+    assert made == list(range(5))
 
 
 def test_an_error_on_the_way_is_raised():
@@ -68,7 +79,7 @@ def test_an_error_on_the_way_is_raised():
         raise OSError(f"step {step} cannot be read")
 
     with pytest.raises(OSError, match="step 3 cannot be read"):
-        feed(IMAGES, LABELS, failing, MESHES[1], resident=False)(3)
+        feed(IMAGES, LABELS, failing, MESHES[1], most=1, resident=False)(3, 1, 1)
 
 
 def test_a_cpu_keeps_no_second_copy():
@@ -90,6 +101,6 @@ class Accelerator:
 )
 def test_an_accelerator_keeps_what_fits(stats, expected):
     class Mesh:
-        devices = np.array([Accelerator(stats)])
+        local_devices = (Accelerator(stats),)
 
     assert fits(IMAGES, Mesh()) is expected

@@ -15,11 +15,12 @@ from lowcost.train.interruption import Interruption
 from lowcost.train.loop import fit
 from lowcost.train.metrics_log import MetricsLog
 from lowcost.train.state import create_state
-from lowcost.train.step import PATIENCE, make_train_step, mean_metrics
+from lowcost.train.step import PATIENCE, make_train_step, mean_metrics, repeat
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0, 255, (4, 8, 12, 8, 1)).astype(np.float32)
 LABELS = RNG.integers(0, 3, (4, 8)).astype(np.int32)
+ROWS = np.arange(8)
 OPTIMIZER = optax.adam(1e-2)
 KEY = jax.random.key(0)
 
@@ -33,13 +34,15 @@ class Cusp(nn.Module):
         return images.mean((1, 2)) + jnp.sqrt(jnp.abs(p))
 
 
-def unchanged(key, images):
+def unchanged(images, draw):
     return images
 
 
-def program(net):
-    step = jax.jit(make_train_step(net, OPTIMIZER, unchanged, 0, steps_per_epoch=100))
-    return step, create_state(net, OPTIMIZER, KEY, (12, 8, 1))
+def program(net, steps_per_epoch=100):
+    """(state, images, labels) → state, and an initial state, with a moving average."""
+    step = jax.jit(make_train_step(net, OPTIMIZER, unchanged, steps_per_epoch, average=0.9))
+    state = create_state(net, OPTIMIZER, KEY, (12, 8, 1), average=True)
+    return lambda state, images, labels: step(state, images, labels, ROWS), state
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def small():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("skipped", [(0,), (1, 2), (3,)], ids=str)
 def test_a_bad_batch_is_as_if_it_never_came(small, bad, skipped):
-    """Weights, statistics, optimiser and metrics bit for bit; only the step counts on."""
+    """Weights, statistics, average, optimiser and metrics bit for bit; only the step counts on."""
     step, state = small
     without = state
     for i, (images, labels) in enumerate(zip(IMAGES, LABELS, strict=True)):
@@ -76,31 +79,32 @@ def test_a_gradient_that_is_not_finite_is_enough():
 
 
 def test_a_new_epoch_starts_its_metrics_also_with_a_bad_batch():
-    step = jax.jit(make_train_step(Cusp(), OPTIMIZER, unchanged, 0, steps_per_epoch=2))
-    state = create_state(Cusp(), OPTIMIZER, KEY, (12, 8, 1))
+    step, state = program(Cusp(), steps_per_epoch=2)
     state = state.replace(step=jnp.int32(2), metrics={name: jnp.float32(7) for name in state.metrics})
     state = step(state, IMAGES[0], LABELS[0])
     assert state.metrics == {"loss": 0, "correct": 0, "count": 0}
     assert all(np.isnan(value) for value in mean_metrics(state.metrics).values())
 
 
-def test_when_it_does_not_end_the_run_stops(tmp_path):
+@pytest.mark.parametrize("most", [1, 8])
+def test_when_it_does_not_end_the_run_stops(tmp_path, most):
     """The state stands still after so many steps, the run names the step, and saves nothing of it."""
-    step, state = program(Cusp())
-    still = state
-    for _ in range(PATIENCE + 3):
-        still = step(still, IMAGES[0], LABELS[0])
+    train_step = make_train_step(Cusp(), OPTIMIZER, unchanged, 100)
+    steps, state = jax.jit(repeat(train_step)), create_state(Cusp(), OPTIMIZER, KEY, (12, 8, 1))
+    batches = [np.stack([x] * 20) for x in (IMAGES[0], LABELS[0], ROWS)]
+    still = steps(state, PATIENCE + 3, *batches)
     assert still.step == still.skipped == PATIENCE
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with pytest.raises(FloatingPointError, match=f"step {PATIENCE}: .* not finite, for the {PATIENCE}th time in a row"):
         fit(
             state,
-            step,
-            lambda step: (IMAGES[0], LABELS[0]),
+            steps,
+            lambda step, n, following: batches,
             lambda state: None,
             steps_per_epoch=100,
             epochs=1,
-            log=MetricsLog(tmp_path / "metrics.jsonl", 0),
+            most=most,
+            log=MetricsLog([], tmp_path / "metrics.jsonl"),
             checkpoints=checkpoints,
             interruption=Interruption(),
             console=Console(quiet=True),

@@ -13,12 +13,13 @@ from rich.console import Console
 from lowcost import fully_coupled
 from lowcost.nn import network
 from lowcost.train.checkpoint import Checkpoints
+from lowcost.train.feed import feed
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import evaluate_all, fit
-from lowcost.train.mesh import data_mesh, replicated, shard_batch
-from lowcost.train.metrics_log import MetricsLog
+from lowcost.train.mesh import data_mesh, replicated
+from lowcost.train.metrics_log import MetricsLog, read_rows
 from lowcost.train.state import create_state
-from lowcost.train.step import make_eval_step, make_train_step, mean_metrics, to_unit_range
+from lowcost.train.step import Draw, make_eval_step, make_train_step, mean_metrics, repeat, to_unit_range
 
 NET = network("implicit_rd", (2, 4), 3, steps_per_block=1)
 OPTIMIZER = optax.adam(1e-2)
@@ -32,35 +33,40 @@ BATCH, STEPS_PER_EPOCH = 8, 4
 TRACES = []
 
 
-def augment(key, images):
-    return images + 0.1 * jax.random.normal(key, images.shape)
+def augment(images, draw):
+    return images + 0.1 * jax.random.normal(draw.step, images.shape)
 
 
-def counting(key, images):
+def counting(images, draw):
     """`augment`, which notes each time that the train step is traced."""
     TRACES.append(images.shape)
-    return augment(key, images)
+    return augment(images, draw)
 
 
 @functools.cache
 def programs(devices):
     """The mesh over the first so many devices, the jitted programs of training and evaluation, an initial state."""
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
-    step = jax.jit(make_train_step(NET, OPTIMIZER, counting, 0, STEPS_PER_EPOCH))
-    create = jax.jit(lambda key: create_state(NET, OPTIMIZER, key, SHAPE), out_shardings=replicated(mesh))
-    return mesh, step, jax.jit(make_eval_step(NET)), create(jax.random.key(0))
+    step = make_train_step(NET, OPTIMIZER, counting, STEPS_PER_EPOCH, average=0.9)
+    create = jax.jit(lambda key: create_state(NET, OPTIMIZER, key, SHAPE, average=True), out_shardings=replicated(mesh))
+    return mesh, jax.jit(repeat(step)), jax.jit(make_eval_step(NET)), create(jax.random.key(0))
 
 
-def batch(mesh, step):
-    rows = slice(step % 4 * BATCH, step % 4 * BATCH + BATCH)
-    return shard_batch(mesh, IMAGES[rows], LABELS[rows])
+def rows(step):
+    return np.arange(BATCH) + step % 4 * BATCH
 
 
-def run(devices, steps):
+def feeding(mesh):
+    return feed(IMAGES, LABELS, rows, mesh, most=3, resident=False)
+
+
+def run(devices, steps, dispatch=1):
     mesh, step, _, state = programs(devices)
+    batches = feeding(mesh)
     with jax.set_mesh(mesh):
-        for i in range(steps):
-            state = jax.block_until_ready(step(state, *batch(mesh, i)))
+        for i in range(0, steps, dispatch):
+            n = min(dispatch, steps - i)
+            state = jax.block_until_ready(step(state, n, *batches(i, n, 0)))
     return state
 
 
@@ -73,7 +79,8 @@ def test_four_devices_do_what_one_does():
 def test_the_statistics_are_those_of_the_global_batch():
     """Running mean after one step = (1 - momentum) · mean of the opening's output over the whole batch."""
     before, after = run(4, 0), run(4, 1)
-    inputs = augment(jax.random.fold_in(jax.random.key(0), 0), to_unit_range(jnp.asarray(IMAGES[:BATCH])))
+    draw = Draw(None, jax.random.fold_in(jax.random.key(0), 0), None, None)
+    inputs = augment(to_unit_range(jnp.asarray(IMAGES[:BATCH])), draw)
     opened = fully_coupled(jax.device_get(before.params["opening"]["stencil"]), inputs)
     running = after.batch_stats["opening"]["normalize"]["statistics"]["mean"]
     np.testing.assert_allclose(running, 0.1 * opened.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
@@ -85,6 +92,46 @@ def test_a_run_compiles_once():
     run(2, 3)
     assert before > 0
     assert len(TRACES) == before
+
+
+@pytest.mark.parametrize("dispatch", [2, 3])
+def test_how_a_run_is_cut_into_dispatches_changes_no_bit(dispatch):
+    chex.assert_trees_all_equal(run(2, 5), run(2, 5, dispatch))
+
+
+def test_the_average_is_that_of_the_steps():
+    """a ← d·a + (1 - d)·variables with d = min(0.9, (1 + t) / (10 + t)), of weights and statistics alike."""
+    states = [run(1, steps) for steps in range(4)]
+    average = {"params": states[0].params, "batch_stats": states[0].batch_stats}
+    for t, state in enumerate(states[1:]):
+        d = (1 + t) / (10 + t)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        average = jax.tree.map(lambda a, x, d=d: d * a + (1 - d) * x, average, variables)
+    chex.assert_trees_all_close(states[-1].average, average, rtol=1e-5, atol=1e-6)
+    assert states[-1].variables is states[-1].average
+
+
+def test_many_seeds_are_each_what_it_is_alone():
+    """`vmap` over seeds: initial weights, augmentation, steps and evaluation of each."""
+    mesh, alone, eval_alone, _ = programs(1)
+    step = jax.vmap(make_train_step(NET, OPTIMIZER, augment, STEPS_PER_EPOCH, average=0.9))
+    keys = [jax.random.key(seed) for seed in (3, 4)]
+    states = [create_state(NET, OPTIMIZER, key, SHAPE, average=True) for key in keys]
+    both = jax.vmap(lambda key: create_state(NET, OPTIMIZER, key, SHAPE, average=True))(jnp.stack(keys))
+    batches = [rows(0), rows(1)]
+    with jax.set_mesh(mesh):
+        for i, own in enumerate(batches):
+            states[i] = alone(states[i], 1, *[x[None] for x in (IMAGES[own], LABELS[own], own)])
+        both = jax.jit(repeat(step))(
+            both, 1, *[np.stack([x[own] for own in batches])[None] for x in (IMAGES, LABELS)], np.stack(batches)[None]
+        )
+        expected = jax.tree.map(lambda *x: np.stack(x), *states)
+        chex.assert_trees_all_close(jax.device_get(both), jax.device_get(expected), rtol=1e-4, atol=1e-5)
+        evaluate = functools.partial(evaluate_all, images=IMAGES, labels=LABELS, batch_size=16, mesh=mesh)
+        together = evaluate(jax.jit(jax.vmap(make_eval_step(NET), in_axes=(0, None, None, None, 0))), both)
+        for i, state in enumerate(states):
+            for name, value in evaluate(eval_alone, state).items():
+                np.testing.assert_allclose(together[name][i], value, rtol=1e-4)
 
 
 def test_metrics_start_again_with_the_epoch():
@@ -109,14 +156,13 @@ class _StopAfter(Interruption):
     def __init__(self, looks):
         self._looks = looks
 
-    @property
-    def signal(self):
+    def wanted(self):
         self._looks -= 1
-        return 2 if self._looks < 0 else None
+        return self._looks < 0
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 6, 10])
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
+@pytest.mark.parametrize(("stop_after", "most"), [(1, 1), (3, 3), (4, 1), (6, 3), (10, 1)])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after, most):
     """State and metrics bit for bit, wherever it stops: in an epoch, at its end, in the evaluation."""
 
     mesh, step, eval_step, initial = programs(2)
@@ -125,7 +171,8 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
         checkpoints = Checkpoints(workdir / "checkpoints")
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), initial)
         begin, state, _ = checkpoints.restore_newest(like) or (0, initial, {})
-        log = MetricsLog(workdir / "metrics.jsonl", begin // STEPS_PER_EPOCH)
+        path = workdir / "metrics.jsonl"
+        log = MetricsLog(read_rows(path, begin // STEPS_PER_EPOCH), path)
 
         def evaluate(state):
             return evaluate_all(eval_step, state, IMAGES, LABELS, batch_size=16, mesh=mesh, interruption=interruption)
@@ -134,17 +181,18 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after):
             state = fit(
                 state,
                 step,
-                lambda step: batch(mesh, step),
+                feeding(mesh),
                 evaluate,
                 steps_per_epoch=STEPS_PER_EPOCH,
                 epochs=2,
+                most=most,
                 log=log,
                 checkpoints=checkpoints,
                 interruption=interruption,
                 console=Console(quiet=True),
             )
         checkpoints.close()
-        rows = [{k: v for k, v in row.items() if "second" not in k} for row in log.rows]
+        rows = [{k: v for k, v in row.items() if "second" not in k and "share" not in k} for row in log.rows]
         return jax.device_get(state), rows
 
     whole = train(tmp_path / "whole", Interruption())
@@ -168,10 +216,10 @@ def test_the_log_survives_a_kill(tmp_path, text, epochs):
     """metrics.jsonl holds whole rows up to the checkpoint, and takes the next."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
-    log = MetricsLog(path, 1)
+    log = MetricsLog(read_rows(path, 1), path)
     assert [row["epoch"] for row in log.rows] == epochs
     log.append({"epoch": 2})
-    assert [row["epoch"] for row in MetricsLog(path, 2).rows] == [*epochs, 2]
+    assert [row["epoch"] for row in read_rows(path, 2)] == [*epochs, 2]
 
 
 def test_devices_that_do_not_divide_the_batch_are_an_error():

@@ -1,0 +1,142 @@
+"""A small training run to be disturbed, as users start it: `python -m experiments.train` in processes of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 240
+"""Seconds after which whatever is waited for has failed."""
+
+
+class Subject:
+    """Runs on a few random pictures, all with the same data, configuration and compiled programs.
+
+    Args:
+        directory: where everything is.
+        epochs: of every run; one has 15 steps, more than a dispatch.
+    """
+
+    steps_per_epoch = 15
+
+    def __init__(self, directory: Path, epochs: int):
+        self.directory, self.epochs, self.pictures = directory, epochs, directory / "pictures"
+        write_pictures(self.pictures, train=60)
+        self.environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def command(self, workdir: Path, *flags: Any) -> list[str]:
+        """What a user would type."""
+        fixed = ("folder", "--data-dir", self.pictures, "--epochs", self.epochs, "--batch-size", 8)
+        return [sys.executable, "-m", "experiments.train", *map(str, (*fixed, "--workdir", workdir, *flags))]
+
+    def start(
+        self, workdir: Path, *flags: Any, devices: int = 2, wrap: tuple[str, ...] = ()
+    ) -> "subprocess.Popen[str]":
+        """A process that trains, on so many virtual CPU devices, started by the command `wrap` if given."""
+        return subprocess.Popen(
+            [*wrap, *self.command(workdir, *flags)],
+            cwd=ROOT,
+            env={**self.environment, "JAX_NUM_CPU_DEVICES": str(devices)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def start_two(self, workdir: Path, *flags: Any) -> list["subprocess.Popen[str]"]:
+        """Two processes with a device each that train as one."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        flags = (*flags, "--coordinator", f"localhost:{port}", "--num-processes", 2, "--heartbeat-seconds", 10)
+        return [self.start(workdir, *flags, "--process-id", i, devices=1) for i in range(2)]
+
+    def finish(self, workdir: Path, *flags: Any, devices: int = 2) -> dict[str, Any]:
+        """Train to the end.
+
+        Returns:
+            result.json, without what depends on the time.
+        """
+        code, output = outcome(self.start(workdir, *flags, devices=devices))
+        if code:
+            raise RuntimeError(f"the undisturbed run ended with {code}: {output}")
+        return json.loads((workdir / "result.json").read_text())
+
+
+def write_pictures(directory: Path, size: int = 16, train: int = 24, test: int = 9, names=("dark", "light")) -> Path:
+    """Pictures of random pixels, brighter in the second class, in directory/train and directory/test."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, count in {"train": train, "test": test}.items():
+        for label, name in enumerate(names):
+            (directory / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 128, (size, size, 3)) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(directory / part / name / f"{i}.png")
+    return directory
+
+
+def outcome(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Exit status and output of a process, which is waited for."""
+    output, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, output
+
+
+def error_of(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Exit status and the one line that says what is wrong; fails if there is a traceback or another line."""
+    code, output = outcome(process)
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    if len(lines) != 1 or "Traceback" in output:
+        raise RuntimeError(f"expected one line of error, got: {output}")
+    return code, lines[0]
+
+
+def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:
+    """Whether it came true while the process lived."""
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None:
+        if condition():
+            return True
+        if time.monotonic() > deadline:
+            process.kill()
+            raise TimeoutError(f"nothing happened for {PATIENCE} s: {outcome(process)[1]}")
+        time.sleep(0.001)
+    return condition()
+
+
+def epochs_done(workdir: Path) -> int:
+    """Rows of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    """The checkpoints that are there, the newest last."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+def is_saving(workdir: Path) -> bool:
+    """Whether a checkpoint is being written, or was when the process was killed."""
+    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def stop(process: "subprocess.Popen[str]", *signals: signal.Signals) -> tuple[int, str, float]:
+    """Send the signals, one right after the other: exit status, output, seconds until it was gone."""
+    begin = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.05)
+    code, output = outcome(process)
+    return code, output, time.monotonic() - begin

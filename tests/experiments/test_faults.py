@@ -1,0 +1,15 @@
+"""Faults that really happen, to processes as users start them; `make faults` does more of each."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_every_fault_ends_in_the_same_numbers_or_a_clear_error(tmp_path):
+    command = [sys.executable, "-m", "experiments.faults", "--short", "--out", str(tmp_path / "faults")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "faults.md").read_text()
+    assert len((tmp_path / "faults.jsonl").read_text().splitlines()) == table.count("\n") - 2 >= 9
+    for fault in ("kill -9", "SIGTERM", "SIGINT", "bit flipped", "read-only", "disk full", "processes", "two runs"):
+        assert fault in table
