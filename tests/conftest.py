@@ -12,3 +12,10 @@ def x64():
     """Float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_mesh_stays():
+    """A mesh that a test leaves behind would shard, and compile anew, what later tests do."""
+    yield
+    assert jax.sharding.get_abstract_mesh().empty

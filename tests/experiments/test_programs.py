@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from unittest.mock import ANY
 
-import jax
 import numpy as np
 import pytest
 
@@ -165,9 +164,8 @@ def test_help_needs_no_heavy_imports():
 
 
 @pytest.fixture
-def error(monkeypatch, capsys, tmp_path):
+def error(capsys, tmp_path):
     """Runs `train` in this process and returns its one-line error."""
-    monkeypatch.setattr(jax, "set_mesh", lambda mesh: None)
 
     def run(**options):
         config = TrainConfig(**{"workdir": tmp_path / "run", "batch_size": 8, **options})
