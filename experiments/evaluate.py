@@ -28,8 +28,10 @@ def run(arguments: EvaluateConfig) -> int:
     Returns:
         The exit status: 0, or 2 where there is nothing to evaluate.
     """
+    import numpy as np
+
     from experiments import setup
-    from lowcost.train.loop import evaluate_all
+    from lowcost.train.loop import evaluate_all, first_step
     from lowcost.train.state import count_weights
 
     try:
@@ -47,11 +49,16 @@ def run(arguments: EvaluateConfig) -> int:
         mesh=ready.mesh,
     )
     assert metrics is not None
+    accuracies, losses = np.atleast_1d(metrics["accuracy"]), np.atleast_1d(metrics["loss"])
+    weights = count_weights(state.params) // config.seeds
     print(
-        f"{config.architecture} {config.width} ({count_weights(state.params):,} weights) after {state.step} steps: "
-        f"accuracy {metrics['accuracy']:.2%}, loss {metrics['loss']:.4f} on all {len(test):,} test images of "
-        f"{ready.dataset.name}"
+        f"{config.architecture} {config.width} ({weights:,} weights) after {first_step(state)} steps, "
+        f"on all {len(test):,} test images of {ready.dataset.name}:"
     )
+    for i, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True)):
+        print(f"seed {config.seed + i}: accuracy {accuracy:.2%}, loss {loss:.4f}")
+    if config.seeds > 1:
+        print(f"mean: accuracy {accuracies.mean():.2%} ± {accuracies.std(ddof=1):.2%}")
     return 0
 
 

@@ -204,12 +204,10 @@ def damaged_files(lab: Laboratory) -> Iterator[Row]:
         "truncated at 99 %:": lambda content: content[: len(content) * 99 // 100],
         "deleted:": lambda content: None,
     }
-    if lab.short:
-        kinds = {name: damage for name, damage in kinds.items() if damage is flip}
     files = sorted(path.relative_to(source) for path in (source / str(newest)).rglob("*") if path.is_file())
     for name, damage in kinds.items():
         counts: Counter[str] = Counter()
-        repeats = 5 if damage is flip and not lab.short else 1
+        repeats = 5 if damage is flip else 1
         for file in [f for f in files for _ in range(repeats)]:
             content = (source / file).read_bytes()
             changed = damage(content) if content else None if damage(b"") is None else content
@@ -456,7 +454,7 @@ FAULTS = (
     damaged_programs,
 )
 
-TESTED_ELSEWHERE = (bad_batches, other_configurations, damaged_programs)
+TESTED_ELSEWHERE = (damaged_files, bad_batches, other_configurations, damaged_programs)
 """What the short form leaves out."""
 
 if __name__ == "__main__":

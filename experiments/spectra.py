@@ -28,17 +28,25 @@ def run(arguments: SpectraConfig) -> int:
     Returns:
         The exit status: 0, or 2 where there is nothing to report on.
     """
+    import jax
+
     from experiments import setup
     from lowcost.nn import stability_report
+    from lowcost.train.loop import first_step
 
     try:
         ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    config = ready.config
-    report = stability_report(ready.net, state.variables, ready.dataset.image_shape)
-    print(f"{config.architecture} {config.width} on {ready.dataset.name} after {int(state.step)} steps, h = {config.h}")
+    config, variables = ready.config, state.variables
+    if config.seeds > 1:
+        variables = jax.tree.map(lambda x: x[0], variables)
+        print(f"the first of {config.seeds} networks, seed {config.seed}")
+    report = stability_report(ready.net, variables, ready.dataset.image_shape)
+    print(
+        f"{config.architecture} {config.width} on {ready.dataset.name} after {first_step(state)} steps, h = {config.h}"
+    )
     print(report)
     return 0
 

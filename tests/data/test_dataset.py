@@ -56,3 +56,21 @@ def test_mean_and_deviation_are_those_of_the_training_images():
     data = Dataset("any", split, other, ("one",), flip=False)
     np.testing.assert_allclose(data.mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(data.deviation, (images / 255).std((0, 1, 2)), rtol=1e-12)
+
+
+def test_a_sample_is_drawn_once_and_for_all():
+    """Some of the training images with their labels, each once, in their order; all test images."""
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    labels = (images.ravel() % 3).astype(np.int32)
+    whole = Dataset("counted", Split(images, labels), Split(images[:5], labels[:5]), ("a", "b", "c"), False)
+    some = whole.sample(10)
+    rows = some.train.images.ravel()
+    assert len(some.train) == 10
+    assert np.all(np.diff(rows.astype(int)) > 0)
+    assert rows[-1] > 10
+    np.testing.assert_array_equal(some.train.labels, rows % 3)
+    np.testing.assert_array_equal(some.train.images, whole.sample(10).train.images)
+    assert some.test is whole.test
+    for count in 0, 41:
+        with pytest.raises(ValueError, match=f"counted has 40 training images, got {count}"):
+            whole.sample(count)

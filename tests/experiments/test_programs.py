@@ -113,23 +113,24 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path):
 
 
 def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
-    """Mean and deviation in the result, the networks' own figures beside, and each that of its seed alone."""
-
-    def train(*flags):
-        workdir = tmp_path / "-".join(map(str, flags))
-        fixed = ("folder", "--data-dir", pictures, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
-        code, output = finish(program("train", *fixed, "--workdir", workdir, *flags))
-        assert code == 0, output
-        return json.loads((workdir / "result.json").read_text()), rows(workdir), output
-
-    both, log, output = train("--seeds", 2, "--seed", 5)
-    alone = [train("--seed", seed) for seed in (5, 6)]
-    assert both["weights"] == alone[0][0]["weights"]
-    assert both["test_accuracy"] == np.mean(both["test_accuracies"])
-    assert both["test_accuracy_std"] == pytest.approx(np.std(both["test_accuracies"], ddof=1))
-    assert "± " in output
-    for i, (_, own, _) in enumerate(alone):  # of the first epoch: rounding has not yet grown
-        assert log[0]["train_loss_seeds"][i] == pytest.approx(own[0]["train_loss"], rel=0.02)
+    """Mean and deviation in the result and on the screen, the networks' own figures beside."""
+    fixed = ("folder", "--data-dir", pictures, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
+    code, output = finish(program("train", *fixed, "--workdir", tmp_path, "--seeds", 2, "--seed", 5))
+    assert code == 0, output
+    result, last = json.loads((tmp_path / "result.json").read_text()), rows(tmp_path)[-1]
+    assert result["weights"] == 101_066 - 8 * 257  # of one network
+    assert result["test_accuracies"] == last["test_accuracy_seeds"]
+    assert result["test_accuracy"] == last["test_accuracy"] == np.mean(result["test_accuracies"])
+    assert result["test_accuracy_std"] == pytest.approx(np.std(result["test_accuracies"], ddof=1))
+    assert f"{result['test_accuracy']:.2%} ± {result['test_accuracy_std']:.2%} of 18 images, 2 seeds" in output
+    assert last["train_loss_seeds"][0] != last["train_loss_seeds"][1]
+    code, output = finish(program("evaluate", "--workdir", tmp_path))
+    assert code == 0, output
+    for i, accuracy in enumerate(result["test_accuracies"]):
+        assert f"seed {5 + i}: accuracy {accuracy:.2%}" in output
+    code, output = finish(program("spectra", "--workdir", tmp_path))
+    assert code == 0, output
+    assert "the first of 2 networks, seed 5" in output
 
 
 def test_what_one_run_compiled_the_next_one_reads(pictures, tmp_path):

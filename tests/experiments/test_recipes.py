@@ -1,0 +1,95 @@
+"""Recipes: the paper's is Section 4's, and each ingredient does what it says."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.ablation import VARIANTS, markdown
+from experiments.recipes import RECIPES, Recipe
+from lowcost.nn import network
+from lowcost.train.step import Draw
+
+
+def rates(recipe, steps):
+    """The learning rate of each step: what Adam does to a weight whose gradient never changes."""
+    optimizer = recipe.transformation(steps)
+    weights, moved = jnp.zeros((1,)), []
+    state, update = optimizer.init(weights), jax.jit(optimizer.update)
+    for _ in range(steps):
+        change, state = update(jnp.ones((1,)), state, weights)
+        moved.append(-float(change[0]))
+    return np.array(moved)
+
+
+def test_the_paper_halves_its_rate_every_sixty_of_three_hundred_epochs():
+    assert RECIPES["paper"].epochs == 300
+    expected = 0.01 * 0.5 ** (np.arange(300) // 60)
+    np.testing.assert_allclose(rates(RECIPES["paper"], 300), expected, rtol=1e-4)
+
+
+def test_one_cycle_rises_and_falls():
+    recipe = Recipe(optimizer="adam", schedule="one_cycle", learning_rate=0.02)
+    moved = rates(recipe, 100)
+    assert np.argmax(moved) == 5
+    assert moved[[0, 5]] == pytest.approx([0.002, 0.02], rel=1e-3)
+    assert np.all(np.diff(moved[5:]) < 0)
+    assert 0.002 <= moved[-1] < 0.0021
+
+
+def test_muon_orthogonalises_the_matrices_alone():
+    """The update of M has singular values alike, whatever the gradient's; stencils and classifier get Adam's."""
+    net = network("linear_mix", (8,), 3, steps_per_block=1)
+    params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+    grads = jax.tree.unflatten(
+        jax.tree.structure(params),
+        [jax.random.normal(k, x.shape) for k, x in zip(keys, jax.tree.leaves(params), strict=True)],
+    )
+    updates = {}
+    for name in "muon", "adamw":
+        optimizer = Recipe(optimizer=name).transformation(10)
+        updates[name], _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    for matrix in "matrix1", "matrix2":
+        before, after = (
+            np.linalg.svd(tree["block1_step1"][matrix], compute_uv=False) for tree in (grads, updates["muon"])
+        )
+        assert before[0] / before[-1] > 5
+        assert after[0] / after[-1] < 3
+    sizes = [float(optax.tree.norm(tree["block1_step1"])) for tree in updates.values()]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.6)  # one learning rate suits both
+    sign = np.sign(updates["muon"]["classifier"]["kernel"])
+    np.testing.assert_array_equal(sign, -np.sign(grads["classifier"]["kernel"]))
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_alternating_flips_show_both_versions_in_two_epochs(mirror):
+    augment = jax.jit(RECIPES["fast"].augmentation(mirror))
+    ramp = jnp.broadcast_to(jnp.arange(12.0)[None, None, :, None], (64, 12, 12, 1))
+    key, rows = jax.random.key(0), jnp.arange(64)
+    first, second = (
+        np.asarray(augment(ramp, Draw(key, jax.random.fold_in(key, epoch), rows, jnp.int32(epoch)))) for epoch in (0, 1)
+    )
+    rising = [images[:, 5, 8, 0] > images[:, 5, 3, 0] for images in (first, second)]
+    assert np.array_equal(rising[0], ~rising[1]) if mirror else rising[0].all() and rising[1].all()
+
+
+def test_every_variant_differs_from_the_fast_recipe_in_one_ingredient():
+    for name, changes in VARIANTS.items():
+        varied = dataclasses.replace(RECIPES["fast"], **changes)
+        assert len(changes) == (0 if name in ("fast", "paper") else 1)
+        assert (varied == RECIPES["fast"]) == (not changes)
+
+
+def test_the_table_compares_seed_by_seed():
+    def row(variant, *accuracies):
+        common = {"architecture": "a", "width": "A", "dataset": "d", "epochs": 2, "train_images": 9, "test_images": 8}
+        spread = {"test_accuracy": np.mean(accuracies), "test_accuracy_std": np.std(accuracies, ddof=1)}
+        return {"variant": variant, "device": "x", "test_accuracies": list(accuracies), **common, **spread}
+
+    table = markdown([row("fast", 0.5, 0.6, 0.7), row("other", 0.4, 0.5, 0.6)])
+    assert "| fast | 60.00 ± 10.00 % |  |" in table
+    assert "| other | 50.00 ± 10.00 % | -10.00 ± 0.00 |" in table
