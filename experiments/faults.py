@@ -124,24 +124,25 @@ def disturb(arguments: FaultsConfig) -> Iterator[Row]:
 def kills(lab: Laboratory) -> Iterator[Row]:
     """One run, killed again and again until it is through: half of the times at any moment, half while it saves."""
     workdir, wanted = lab.subject.directory / "killed", 2 if lab.short else 20
+    long = ("--epochs", lab.subject.epochs * (1 if lab.short else 4))  # enough for so many kills
     killed, saving, resumed = 0, 0, 0
     while killed < wanted:
         begun, before = time.monotonic(), steps_saved(workdir)
-        process = lab.subject.start(workdir)
+        process = lab.subject.start(workdir, *long)
         if killed % 2:
-            wait_until(lambda: is_saving(workdir) and steps_saved(workdir) != before, process)  # noqa: B023
+            wait_until(lambda: steps_saved(workdir) != before and is_saving(workdir), process)  # noqa: B023
             time.sleep(lab.rng.uniform(0, 0.01))
         else:
             moment = begun + lab.rng.uniform(1, 8)
             wait_until(lambda: time.monotonic() > moment, process)  # noqa: B023
         process.kill()
-        _, output = outcome(process)
-        if process.returncode != -signal.SIGKILL:
+        if outcome(process)[0] != -signal.SIGKILL:
             break  # it came to its end before
         killed += 1
         saving += is_saving(workdir)
-        resumed += not before or f"going on from step {before[-1]} " in output or "going on" not in output
-    fine = lab.is_whole(workdir)
+        resumed += steps_saved(workdir)[-1:] >= before[-1:] and not list((workdir / "checkpoints").glob("damaged*"))
+    ends = [lab.subject.finish(run, *long)["digest"] for run in (workdir, lab.subject.directory / "not-killed")]
+    fine = ends[0] == ends[1]
     yield Row(
         f"kill -9 at {wanted} random moments, during saves too",
         f"{resumed}/{killed} resumed, {saving} of them killed while saving; final state "

@@ -177,9 +177,9 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
                 f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}; "
                 "name the folder that belongs to it with --data-dir"
             )
-    saved = Checkpoints(workdir / "checkpoints")
+    saved = Checkpoints(workdir / "checkpoints", owned=False)
     try:
-        restored = saved.restore_newest(ready.abstract_state(), mend=False)
+        restored = saved.restore_newest(ready.abstract_state())
     finally:
         saved.close()
     if restored is None:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,14 +35,17 @@ class Checkpoints:
     Args:
         directory: where they lie; made if missing.
         keep: the newest so many are kept.
+        owned: whether this is the run that writes them; another one only reads, and neither mends nor clears anything.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
-        self._directory = directory.absolute()
+    def __init__(self, directory: Path, keep: int = 2, *, owned: bool = True):
+        self._directory, self._owned = directory.absolute(), owned
         self._writing: Future[None] | None = None
         if not is_first():
             return
         self._directory.mkdir(parents=True, exist_ok=True)
+        for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*") if owned else ():
+            shutil.rmtree(unfinished)  # what a kill left behind
         # A checkpoint appears under its name only when whole: a kill while saving leaves the one before. The thread
         # below takes the place of orbax's own, which cannot hash; lightweight means to open unread what may be damaged.
         options = ocp.CheckpointManagerOptions(
@@ -67,28 +71,27 @@ class Checkpoints:
             whole = jax.device_put(jax.tree.map(_on_one_device, state), may_alias=False)
             self._writing = self._writer.submit(self._write, step, whole, meta)
 
-    def restore_newest(self, like: Any, *, mend: bool = True) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, meta) of the newest valid checkpoint, or None where there is none.
 
         Damaged ones met before it are renamed to damaged-STEP-N, with a line on stderr for each; nothing is deleted.
 
         Args:
             like: a state with the shapes, dtypes and shardings to restore to.
-            mend: rename what is damaged; whoever does not own the run leaves it as it is.
 
         Raises:
             ValueError: one holds another network, and nothing was renamed; or all are damaged.
         """
         self._wait()
         with _quiet():
-            restored = from_first(lambda: self._newest_valid(like, mend))
+            restored = from_first(lambda: self._newest_valid(like))
         if restored is None:
             return None
         step, state, meta = restored
         # On the devices only now: that they lack memory is no damage.
         return step, jax.tree.map(lambda x, y: place(x, y.sharding), state, like), meta
 
-    def _newest_valid(self, like: Any, mend: bool) -> tuple[int, Any, dict[str, Any]] | None:
+    def _newest_valid(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         damaged: dict[Path, _DamageError] = {}
         paths = [path for path in self._directory.iterdir() if path.name.isdecimal()]
         for path in sorted(paths, key=lambda path: int(path.name), reverse=True):
@@ -97,13 +100,14 @@ class Checkpoints:
             except _DamageError as error:
                 damaged[path] = error
                 continue
-            self._set_aside(damaged, f"going on from step {path.name}", mend)
+            self._set_aside(damaged, f"going on from step {path.name}")
             return int(path.name), state, meta
-        self._set_aside(damaged, "no older one is left", mend)
+        self._set_aside(damaged, "no older one is left")
         if damaged:
+            now = ", and now named damaged-*" if self._owned else ""
             raise ValueError(
-                f"all checkpoints in {self._directory} are damaged{', and now named damaged-*' if mend else ''}: "
-                f"{len(damaged)}; put back a copy of one, or train again from the first step"
+                f"all checkpoints in {self._directory} are damaged{now}: {len(damaged)}; "
+                f"put back a copy of one, or train again from the first step"
             )
         return None
 
@@ -161,15 +165,15 @@ class Checkpoints:
         except Exception as error:  # whatever a damaged file makes of itself in the layers below
             raise _DamageError(_first_line(error)) from error
 
-    def _set_aside(self, damaged: dict[Path, _DamageError], outcome: str, mend: bool) -> None:
+    def _set_aside(self, damaged: dict[Path, _DamageError], outcome: str) -> None:
         for path, reason in damaged.items():
-            if not mend:
+            if not self._owned:
                 print(f"warning: {path} is damaged ({reason}), {outcome}", file=sys.stderr)
                 continue
             names = (path.with_name(f"damaged-{path.name}-{n}") for n in itertools.count(1))
             aside = path.rename(next(name for name in names if not name.exists()))
             print(f"warning: {path} is damaged ({reason}); set aside as {aside.name}, {outcome}", file=sys.stderr)
-        if damaged and mend:
+        if damaged and self._owned:
             self._manager.close()
             self._manager = self._open()  # it forgets the steps that are gone
 

@@ -156,11 +156,21 @@ def test_who_does_not_own_the_run_mends_nothing(saved, tmp_path, capsys):
     shutil.copytree(saved, tmp_path / "run")
     flip(0.5)(tmp_path / "run" / "7" / "meta" / "metadata")
     before = contents(tmp_path / "run")
-    checkpoints = Checkpoints(tmp_path / "run")
-    assert_is(checkpoints.restore_newest(like(), mend=False), 3)
+    checkpoints = Checkpoints(tmp_path / "run", owned=False)
+    assert_is(checkpoints.restore_newest(like()), 3)
     checkpoints.close()
     assert contents(tmp_path / "run") == before
     assert "is damaged (" in capsys.readouterr().err
+
+
+def test_what_a_kill_left_behind_is_cleared_by_the_owner(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run" / "9.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    for owned in False, True:
+        checkpoints = Checkpoints(tmp_path / "run", owned=owned)
+        assert_is(checkpoints.restore_newest(like()), 7)
+        checkpoints.close()
+        assert (tmp_path / "run" / "9.orbax-checkpoint-tmp").exists() != owned
 
 
 def test_digest_is_of_the_values():
