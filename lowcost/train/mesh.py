@@ -17,7 +17,13 @@ def use_every_core(batch_size: int) -> None:
 
     XLA's CPU transforms and elementwise loops hardly use a second core; a second device does. Call it before JAX
     touches a device; a number that the user chose (`jax_num_cpu_devices`, XLA_FLAGS) is left alone.
+
+    Devices that are the cores of a busy machine may wait long for one another: XLA, which takes more than 40 s for a
+    deadlock and aborts, is given ten minutes.
     """
+    if "collective_call_terminate" not in os.environ.get("XLA_FLAGS", ""):
+        patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {patience}".strip()
     configured = jax.config.values["jax_num_cpu_devices"] != -1
     if not configured and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
