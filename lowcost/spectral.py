@@ -167,23 +167,24 @@ def _filter_fft(symbol, y, multiply):
     grid = symbol.shape[:-1]
     axes = tuple(range(-len(grid) - 1, -1))
     half = symbol[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
-    spectrum = _per_shard(partial(jnp.fft.rfftn, axes=axes), y, len(grid))
-    return _per_shard(partial(jnp.fft.irfftn, s=grid, axes=axes), multiply(half, spectrum), len(grid))
+    spectrum = per_shard(partial(jnp.fft.rfftn, axes=axes), len(grid), y)
+    return per_shard(partial(jnp.fft.irfftn, s=grid, axes=axes), len(grid), multiply(half, spectrum))
 
 
-def _per_shard(transform, y, dims):
-    """`transform` on each device's own part of the batch.
+def per_shard(transform, dims, y, *weights):
+    """`transform(y, *weights)` on each device's own part of the batch, y being [batch, ..., *grid, C] with dims axes.
 
-    XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), although the transform never mixes images.
+    XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), and for a convolution under `jax.vmap`, although
+    neither mixes images.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if y.ndim <= dims + 1 or BATCH_AXIS not in mesh.axis_names:
-        return transform(y)
+        return transform(y, *weights)
     manual = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[BATCH_AXIS] == AxisType.Manual
     if manual or y.shape[0] % mesh.shape[BATCH_AXIS]:
-        return transform(y)
-    spec = PartitionSpec(BATCH_AXIS)
-    return jax.shard_map(transform, in_specs=spec, out_specs=spec)(y)
+        return transform(y, *weights)
+    batch, whole = PartitionSpec(BATCH_AXIS), PartitionSpec()
+    return jax.shard_map(transform, in_specs=(batch, *[whole] * len(weights)), out_specs=batch)(y, *weights)
 
 
 def _filter_matmul(symbol, y, multiply):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lowcost.arguments import BOUNDARIES, check_choice, check_features
 from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
 from lowcost.operators.methods import fully_coupled_method
-from lowcost.spectral import coupled_symbol, filter_spectrum, widen
+from lowcost.spectral import coupled_symbol, filter_spectrum, per_shard, widen
 
 
 def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -88,11 +88,16 @@ def _convolve(stencil, padded):
     """
     dims = stencil.ndim - 2
     dtype = jnp.result_type(stencil.dtype, padded.dtype)
+    return per_shard(_convolve_shard, dims, padded.astype(dtype), stencil.astype(dtype))
+
+
+def _convolve_shard(padded, stencil):
+    dims = stencil.ndim - 2
     batch, points = padded.shape[: -1 - dims], padded.shape[-1 - dims :]
     spatial = "XYZ"[:dims]
     result = jax.lax.conv_general_dilated(
-        padded.reshape(math.prod(batch), *points).astype(dtype),
-        stencil.astype(dtype),
+        padded.reshape(math.prod(batch), *points),
+        stencil,
         window_strides=(1,) * dims,
         padding="VALID",
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),

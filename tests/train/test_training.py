@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import QUICK
 from rich.console import Console
 
+from experiments.recipes import RECIPES
 from lowcost import fully_coupled
-from lowcost.nn import network
+from lowcost.nn import ARCHITECTURES, network
+from lowcost.operators import methods
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.feed import feed
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import evaluate_all, fit
-from lowcost.train.mesh import data_mesh, replicated
+from lowcost.train.mesh import data_mesh, over_batch, replicated
 from lowcost.train.metrics_log import MetricsLog, read_rows
 from lowcost.train.state import create_state
 from lowcost.train.step import Draw, make_eval_step, make_train_step, mean_metrics, repeat, to_unit_range
@@ -116,8 +119,8 @@ def test_many_seeds_are_each_what_it_is_alone():
     mesh, alone, eval_alone, _ = programs(1)
     step = jax.vmap(make_train_step(NET, OPTIMIZER, augment, STEPS_PER_EPOCH, average=0.9))
     keys = [jax.random.key(seed) for seed in (3, 4)]
-    states = [create_state(NET, OPTIMIZER, key, SHAPE, average=True) for key in keys]
-    both = jax.vmap(lambda key: create_state(NET, OPTIMIZER, key, SHAPE, average=True))(jnp.stack(keys))
+    create = functools.partial(create_state, NET, OPTIMIZER, image_shape=SHAPE, average=True)
+    states, both = [jax.jit(create)(key) for key in keys], jax.jit(jax.vmap(create))(jnp.stack(keys))
     batches = [rows(0), rows(1)]
     with jax.set_mesh(mesh):
         for i, own in enumerate(batches):
@@ -225,3 +228,30 @@ def test_the_log_survives_a_kill(tmp_path, text, epochs):
 def test_devices_that_do_not_divide_the_batch_are_an_error():
     with pytest.raises(ValueError, match=r"batch size 10 is not divisible by the 4 devices .* use e\.g\. 8"):
         data_mesh(10)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_two_seeds_gather_nothing(architecture, on_cpu, monkeypatch):
+    """The compiled steps of the fast recipe, with the methods that "auto" takes on a CPU and on an accelerator."""
+    if on_cpu and architecture not in ("implicit_rd", "resnet"):
+        pytest.skip("one architecture for each way of computing")
+    monkeypatch.setattr(methods, "_on_cpu", lambda: on_cpu)
+    mesh, recipe = data_mesh(8), RECIPES["fast"]
+    net, optimizer = network(architecture, (2, 4), 3, steps_per_block=1), recipe.transformation(8)
+    step = make_train_step(net, optimizer, recipe.augmentation(True), 4, average=recipe.average)
+    keys = jnp.stack([jax.random.key(0)] * 2)
+
+    def placed(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    with jax.set_mesh(mesh):
+        create = jax.vmap(lambda key: create_state(net, optimizer, key, (12, 8, 3), average=True))
+        state = jax.tree.map(lambda x: placed(x, replicated(mesh)), jax.eval_shape(create, keys))
+        shapes = [((12, 8, 3), np.uint8), ((), np.int32), ((), np.int32)]
+        batches = [placed(jax.ShapeDtypeStruct((3, 2, 8, *s), t), over_batch(mesh, 2)) for s, t in shapes]
+        steps = jax.jit(repeat(jax.vmap(step)), out_shardings=replicated(mesh), compiler_options=QUICK)
+        compiled = steps.lower(state, np.int32(1), *batches).compile().as_text()
+    assert "all-reduce" in compiled
+    for gather in "all-gather", "all-to-all", "collective-permute":
+        assert gather not in compiled
