@@ -16,7 +16,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without an average of the weights": {"average": None},
     "AdamW in place of Muon": {"optimizer": "adamw"},
     "halved rate in place of one cycle": {"schedule": "halving"},
-    "half the learning rate": {"learning_rate": 0.01},
     "resized crops in place of translations": {"shift": "resized_crop"},
     "random in place of alternating flips": {"flip": "random"},
     "paper": {},

@@ -141,6 +141,10 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
 def keep_compiled(directory: Path) -> None:
     """Let JAX keep compiled programs in a folder, from which the next run takes them; one that the user chose stays."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return  # where nothing can be written JAX would warn at every program
         jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
 
 

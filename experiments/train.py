@@ -33,8 +33,16 @@ def main() -> None:
     try:
         connect(config.coordinator, config.num_processes, config.process_id, heartbeat_seconds=config.heartbeat_seconds)
     except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}")
-    sys.exit(run(config))
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+    code = run(config)
+    if code == 2:
+        import jax
+
+        if jax.process_count() > 1:
+            sys.stdout.flush()
+            os._exit(code)  # an orderly exit would wait for the others, who may wait for this one
+    sys.exit(code)
 
 
 def run(config: TrainConfig, recipe: "Recipe | None" = None) -> int:

@@ -179,6 +179,13 @@ def error(capsys, tmp_path):
     return run
 
 
+def test_half_of_the_flags_for_many_processes(program):
+    code, output = finish(program("train", "digits", "--num-processes", 2))
+    assert code == 2
+    assert output.startswith("error: several processes need all of --coordinator HOST:PORT")
+    assert output.count("\n") == 1
+
+
 def test_missing_folder(error, tmp_path):
     assert str(tmp_path / "none") in error(dataset="folder", data_dir=tmp_path / "none")
     assert "data_dir" in error(dataset="folder")
