@@ -81,7 +81,6 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
     use_every_core(config.batch_size // (config.num_processes or 1))
     cache = config.directory().parent / CACHE
-    keep_compiled(cache / "compiled")
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
     dataset = data.load(
@@ -99,6 +98,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
             f"--batch-size {config.batch_size} is larger than the {len(dataset.train)} training images of "
             f"{dataset.name}; use a smaller one"
         )
+    keep_compiled(cache / "compiled")
     return _build(config, recipe, dataset, mesh, steps_per_epoch)
 
 
