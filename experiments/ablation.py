@@ -42,6 +42,8 @@ class AblationConfig:
     """The budget of every variant."""
     seeds: int = 3
     """Networks of each variant."""
+    images: str = ""
+    """What the images are, in words, for the table."""
     workdir: Path = Path("runs/ablation")
     """Where the runs are."""
     out: Path = Path("experiments/results/ablation")
@@ -77,7 +79,9 @@ def write(arguments: AblationConfig) -> None:
     for name in VARIANTS:
         path = arguments.workdir / name.replace(" ", "-") / "result.json"
         if path.exists():
-            rows.append({"variant": name, **json.loads(path.read_text())})
+            rows.append(
+                {"variant": name, "images": arguments.images or arguments.dataset, **json.loads(path.read_text())}
+            )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments.out.with_suffix(".md").write_text(markdown(rows))
@@ -88,7 +92,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     first = rows[0]
     fast = first["test_accuracies"]
     lines = [
-        f"{first['architecture']} {first['width']} on {first['dataset']}: {first['epochs']} epochs of "
+        f"{first['architecture']} {first['width']} on {first['images']}: {first['epochs']} epochs of "
         f"{first['train_images']:,} images, accuracy of the last epoch on all {first['test_images']:,} test images, "
         f"mean ± standard deviation of {len(fast)} seeds; difference to the fast recipe seed by seed, ± its standard "
         f"error. {first['device']}.\n",
