@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from experiments.config import DatasetName, TrainConfig
+from experiments.config import DatasetName, RecipeName, TrainConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -56,13 +56,15 @@ def main(arguments: AblationConfig) -> int:
     from experiments.recipes import RECIPES
 
     for name, changes in VARIANTS.items():
-        recipe = dataclasses.replace(RECIPES["paper" if name == "paper" else "fast"], **changes)
+        base: RecipeName = "paper" if name == "paper" else "fast"
+        recipe = dataclasses.replace(RECIPES[base], **changes)
         workdir = arguments.workdir / name.replace(" ", "-")
         config = TrainConfig(
             dataset=arguments.dataset,
             data_dir=arguments.data_dir,
             architecture=arguments.architecture,  # type: ignore[arg-type]
             train_images=arguments.train_images,
+            recipe=base,
             epochs=arguments.epochs,
             seeds=arguments.seeds,
             workdir=workdir,
@@ -79,9 +81,9 @@ def write(arguments: AblationConfig) -> None:
     for name in VARIANTS:
         path = arguments.workdir / name.replace(" ", "-") / "result.json"
         if path.exists():
-            rows.append(
-                {"variant": name, "images": arguments.images or arguments.dataset, **json.loads(path.read_text())}
-            )
+            result = json.loads(path.read_text())
+            del result["recipe"]  # the variant says more
+            rows.append({"variant": name, "images": arguments.images or arguments.dataset, **result})
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments.out.with_suffix(".md").write_text(markdown(rows))
