@@ -9,6 +9,9 @@ import tyro
 
 DatasetName = Literal["digits", "folder", "cifar10", "cifar100", "stl10"]
 RecipeName = Literal["paper", "fast"]
+Architecture = Literal[
+    "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"
+]
 _NOT_OF_THE_RUN = (
     *("workdir", "data_dir", "download", "keep", "tensorboard"),
     *("coordinator", "num_processes", "process_id", "heartbeat_seconds"),
@@ -26,9 +29,7 @@ class TrainConfig:
     """digits: real handwritten digits inside scikit-learn; folder: your pictures, DIR/train/CLASS/* and
     DIR/test/CLASS/* (jpg, png) under --data-dir; cifar10, cifar100, stl10: the published archives, looked for in
     --data-dir, $LOWCOST_DATA and the user's cache folder."""
-    architecture: Literal[
-        "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"
-    ] = "implicit_rd"
+    architecture: Architecture = "implicit_rd"
     """The steps: implicit (Eq. 11), explicit (Eq. 9) or circulant (Eq. 12) reaction-diffusion, the latter also
     implicit; LinearMix (Eq. 7), MobileNet (Eq. 13), or a fully coupled ResNet (Eq. 3)."""
     width: Literal["A", "B", "C"] = "A"

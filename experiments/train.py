@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from experiments.config import TrainConfig, write_or_compare
+from experiments.huge_pages import use_huge_pages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -266,4 +267,5 @@ def _print(console: "Console", result: dict[str, Any], workdir: Path) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

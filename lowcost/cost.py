@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lowcost.arguments import check_choice
-from lowcost.spectral import SPECTRAL_METHODS
+from lowcost.methods import SPECTRAL
 
-METHODS = (*SPECTRAL_METHODS, "direct")
+METHODS = (*SPECTRAL, "direct")
 
 WIDTHS = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 """Channels per block of the networks of Section 4."""
@@ -137,7 +137,7 @@ def implicit_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, me
 
     Args, Returns, Raises: as `fully_coupled`; an inverse has no direct method.
     """
-    check_choice("method", method, SPECTRAL_METHODS)
+    check_choice("method", method, SPECTRAL)
     return explicit_rd(grid, window, channels, method=method)  # the same filter with 1 / (1 + h|λ|²) for |λ|²
 
 
@@ -161,7 +161,7 @@ def implicit_circulant_rd(grid: Sequence[int], window: Sequence[int], channels: 
 
     Args, Returns, Raises: as `fully_coupled`; an inverse has no direct method.
     """
-    check_choice("method", method, SPECTRAL_METHODS)
+    check_choice("method", method, SPECTRAL)
     return circulant_rd(grid, window, channels, method=method)
 
 

@@ -5,6 +5,7 @@ adjoint is λ̄, the normal operator |λ|², a resolvent 1 / (1 + h|λ|²), the 
 `symbol`, a function of it, and `apply_symbol`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial, reduce
 
@@ -13,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
-from lowcost.arguments import check_choice, check_floating, check_stencil
+from lowcost.arguments import check_floating, check_stencil
+from lowcost.methods import choose
 
 BATCH_AXIS = "data"
 """Name of the mesh axis over which a trainer shards the leading axis of the features."""
-
-SPECTRAL_METHODS = ("fft", "matmul")
 
 
 def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
@@ -101,7 +101,8 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
         method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster here, by grid and platform).
 
     Over a batch that is sharded along the mesh axis "data" (`jax.set_mesh`), nothing is gathered: the leading axis of
-    y is the batch. Without that mesh, or under `jax.vmap`, XLA before jax 0.12 gathers for "fft"; take "matmul" there.
+    y is the batch. Without that mesh, or under `jax.vmap`, XLA gathers: before jax 0.12 for "fft", on a CPU for
+    "matmul" too, which there takes one image after another.
 
     Returns:
         Features with the shape and dtype of y, computed in float32 at least.
@@ -133,21 +134,10 @@ def filter_spectrum(
         method: as in `apply_symbol`.
     """
     check_floating("y", y)
-    grid = symbol.shape[: symbol.ndim - 1]
-    method = choose_spectral_method(method, grid)
+    grid = symbol.shape[:-1]
+    method = choose(method, "complex" if jnp.iscomplexobj(symbol) else "real", grid, grid, y.shape[-1])
     apply = _filter_fft if method == "fft" else _filter_matmul
     return apply(symbol, widen(y), multiply).astype(jnp.result_type(y))
-
-
-def choose_spectral_method(method: str, grid: Sequence[int]) -> str:
-    """The spectral method to use: `method` itself, or for "auto" the faster one for this grid and platform."""
-    if method == "auto":
-        # A DFT by matrix product costs n per point and axis instead of log n, but at the speed of a matrix product,
-        # which is an accelerator's strength and not a CPU's.
-        longest = {"cpu": 0, "tpu": 256}.get(jax.default_backend(), 64)
-        return "matmul" if max(grid) <= longest else "fft"
-    check_choice("method", method, ("auto", *SPECTRAL_METHODS))
-    return method
 
 
 def _aligned(λ, y):
@@ -174,8 +164,8 @@ def _filter_fft(symbol, y, multiply):
 def per_shard(transform, dims, y, *weights):
     """`transform(y, *weights)` on each device's own part of the batch, y being [batch, ..., *grid, C] with dims axes.
 
-    XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), and for a convolution under `jax.vmap`, although
-    neither mixes images.
+    XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), for a loop over images, and for a convolution
+    under `jax.vmap`, although none of them mixes images.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if y.ndim <= dims + 1 or BATCH_AXIS not in mesh.axis_names:
@@ -183,8 +173,13 @@ def per_shard(transform, dims, y, *weights):
     manual = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[BATCH_AXIS] == AxisType.Manual
     if manual or y.shape[0] % mesh.shape[BATCH_AXIS]:
         return transform(y, *weights)
+
+    def shard(y, *weights):
+        # Said here, once: inside a loop over images the weights' gradient would be summed over devices for each image.
+        return transform(y, *jax.lax.pcast(weights, BATCH_AXIS, to="varying"))
+
     batch, whole = PartitionSpec(BATCH_AXIS), PartitionSpec()
-    return jax.shard_map(transform, in_specs=(batch, *[whole] * len(weights)), out_specs=batch)(y, *weights)
+    return jax.shard_map(shard, in_specs=(batch, *[whole] * len(weights)), out_specs=batch)(y, *weights)
 
 
 def _filter_matmul(symbol, y, multiply):
@@ -196,19 +191,47 @@ def _filter_matmul(symbol, y, multiply):
     only the even |S| remain.
     """
     grid = symbol.shape[:-1]
-    first = y.ndim - 1 - len(grid)
-    for i, n in enumerate(grid):
-        y = _along(_real_basis(n).astype(y.dtype), y, first + i)
-    result = reduce(
-        jnp.add,
-        (
-            multiply(part.astype(y.dtype), jnp.flip(y, [first + i for i in subset]) if subset else y)
-            for subset, part in _parts(symbol).items()
-        ),
-    )
-    for i, n in enumerate(grid):
-        result = _along(_real_basis(n).T.astype(result.dtype), result, first + i)
-    return result
+    bases = [_real_basis(n).astype(y.dtype) for n in grid]
+    subsets, parts = zip(*((subset, part.astype(y.dtype)) for subset, part in _parts(symbol).items()), strict=True)
+
+    def filter_image(image, *parts):  # [*grid, C]
+        spectrum = image
+        for axis, basis in enumerate(bases):
+            spectrum = _transform(basis, spectrum, axis)
+        products = (multiply(part, jnp.flip(spectrum, s)) for s, part in zip(subsets, parts, strict=True))
+        result = reduce(jnp.add, products)
+        for axis, basis in enumerate(bases):
+            result = _transform(basis.T, result, axis)
+        return result
+
+    def filter_images(y, *parts):
+        batch = y.shape[: -1 - len(grid)]
+        images = y.reshape(math.prod(batch), *y.shape[-1 - len(grid) :])
+        result = _each_image(lambda image: filter_image(image, *parts), images)
+        return result.reshape(*batch, *result.shape[1:])
+
+    return per_shard(filter_images, len(grid), y, *parts)
+
+
+def _each_image(function, images):
+    """`function` of every image: all at once, or on a CPU one after another.
+
+    There what lies between the transforms stays in the cache, and the symbol's gradient is added up in it.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(function, images)
+    return jax.vmap(function)(images)
+
+
+def _transform(matrix, y, axis):
+    """Σ_j matrix[i, j] y[..., j, ...] along `axis`: the matrix product, or the batch of them, that moves no data."""
+    before, after = y.shape[:axis], y.shape[axis + 1 :]
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to fewer bits
+    if math.prod(after) == 1:
+        return product(y.reshape(-1, y.shape[axis]), matrix.T).reshape(*before, -1, *after)
+    batch = math.prod(before)
+    folded = y.reshape(batch, y.shape[axis], math.prod(after))
+    return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(*before, -1, *after)
 
 
 def _parts(symbol):

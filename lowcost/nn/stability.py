@@ -144,7 +144,7 @@ def _normalized(weights, layer):
 
 def _scale(statistics):
     """The factor of each channel in N at evaluation."""
-    return 1 / jnp.sqrt(statistics["normalize"]["statistics"]["var"] + steps.EPSILON)
+    return 1 / jnp.sqrt(statistics["normalize"]["var"] + steps.EPSILON)
 
 
 _BOUNDS: dict[type, Callable[..., tuple]] = {

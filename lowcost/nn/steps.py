@@ -25,25 +25,39 @@ from lowcost.operators.depthwise import depthwise, depthwise_diffusion, depthwis
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
 from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
 from lowcost.operators.pointwise import pointwise
-from lowcost.spectral import circulant_symbol, coupled_symbol, symbol
+from lowcost.spectral import circulant_symbol, coupled_symbol, symbol, widen
 from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion
 
 EPSILON = 1e-5
 """Added to a variance before the root is taken."""
 
+MOMENTUM = 0.9
+"""Of the running means of the statistics."""
+
 
 class Normalize(nn.Module):
-    """N: batch normalisation over batch and grid without learned scale and shift, as Table 2's weight counts imply.
+    """N: (y - μ) / √(σ² + ε) of each channel, without learned scale and shift, as Table 2's weight counts imply.
 
-    In training with the statistics of the (global) batch, at evaluation with their running mean; both float32.
+    In training μ and σ² are those of the (global) batch, at evaluation their running means; all float32. Computed as
+    a·y + b, so that the way back needs nothing but y: `flax.linen.BatchNorm` writes y - μ beside it.
     """
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape, each channel with mean 0 and variance 1."""
-        return nn.BatchNorm(
-            not train, momentum=0.9, epsilon=EPSILON, use_scale=False, use_bias=False, name="statistics"
-        )(y)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, y.shape[-1], jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, y.shape[-1], jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        wide, axes = widen(y), range(y.ndim - 1)
+        if train:
+            mean = wide.mean(axes)
+            var = jnp.maximum((wide**2).mean(axes) - mean**2, 0)
+            if not self.is_initializing():
+                running_mean.value += (1 - MOMENTUM) * (mean - running_mean.value)
+                running_var.value += (1 - MOMENTUM) * (var - running_var.value)
+        a = jax.lax.rsqrt(var + EPSILON)
+        scale, shift = jnp.expand_dims(a, axes), jnp.expand_dims(mean * a, axes)
+        return (wide * scale - shift).astype(y.dtype)
 
 
 class Reaction(nn.Module):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
+from lowcost.methods import choose
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
-from lowcost.operators.methods import circulant_method
 from lowcost.spectral import apply_symbol, circulant_symbol, power, widen
 
 
@@ -31,7 +31,8 @@ def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
     """
     window = _check("y", y, stencil, boundary)
-    if circulant_method(method, window, y.shape[-1]) == "direct":
+    method = _choose(method, stencil, y)
+    if method == "direct":
         return fully_coupled(circulant_stencil(stencil), y, boundary=boundary, method="direct")
     apply = partial(_apply, lambda λ: λ, stencil, method)
     return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
@@ -45,7 +46,8 @@ def circulant_adjoint(
     Args, Returns, Raises: as `circulant`.
     """
     window = _check("z", z, stencil, boundary)
-    if circulant_method(method, window, z.shape[-1]) == "direct":
+    method = _choose(method, stencil, z)
+    if method == "direct":
         return fully_coupled_adjoint(circulant_stencil(stencil), z, boundary=boundary, method="direct")
     apply = partial(_apply, jnp.conj, stencil, method)
     return with_boundary_adjoint(apply, widen(z), window, boundary).astype(jnp.result_type(z))
@@ -58,8 +60,9 @@ def circulant_diffusion(
 
     Args, Returns, Raises: as `circulant`.
     """
-    window = _check("y", y, stencil, boundary)
-    if boundary == "periodic" and circulant_method(method, window, y.shape[-1]) != "direct":
+    _check("y", y, stencil, boundary)
+    method = _choose(method, stencil, y)
+    if boundary == "periodic" and method != "direct":
         return _apply(lambda λ: -power(λ), stencil, method, y)
     convolved = circulant(stencil, widen(y), boundary=boundary, method=method)
     return -circulant_adjoint(stencil, convolved, boundary=boundary, method=method).astype(jnp.result_type(y))
@@ -83,6 +86,7 @@ def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
     """
     check_features("y", y, stencil)
     check_time_step(h)
+    method = _choose(method, stencil, y, "circulant_resolvent")
     return _apply(lambda λ: 1 / (1 + h * power(λ)), stencil, method, y)
 
 
@@ -96,6 +100,10 @@ def _check(name, y, stencil, boundary):
     check_features(name, y, stencil)
     check_choice("boundary", boundary, BOUNDARIES)
     return stencil.shape[:-1]
+
+
+def _choose(method, stencil, y, operator="circulant"):
+    return choose(method, operator, y.shape[-stencil.ndim : -1], stencil.shape[:-1], y.shape[-1])
 
 
 def _apply(function, stencil, method, y):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
+from lowcost.methods import choose
 from lowcost.operators.boundary import pad, pad_adjoint, with_boundary, with_boundary_adjoint
-from lowcost.operators.methods import depthwise_method
 from lowcost.spectral import apply_symbol, power, symbol, widen
 
 
@@ -32,7 +32,8 @@ def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
     check_features("y", y, stencil)
     check_choice("boundary", boundary, BOUNDARIES)
     window = stencil.shape[:-1]
-    if depthwise_method(method, window) == "direct":
+    method = _choose(method, stencil, y)
+    if method == "direct":
         return _slide(widen(stencil), pad(widen(y), window, boundary)).astype(jnp.result_type(y))
     return with_boundary(
         lambda y: apply_symbol(_symbol(stencil, y), y, method=method), widen(y), window, boundary
@@ -49,7 +50,8 @@ def depthwise_adjoint(
     check_features("z", z, stencil)
     check_choice("boundary", boundary, BOUNDARIES)
     window = stencil.shape[:-1]
-    if depthwise_method(method, window) == "direct":
+    method = _choose(method, stencil, z)
+    if method == "direct":
         reach = [(m - 1, m - 1) for m in window]
         extended = jnp.pad(widen(z), [(0, 0)] * (z.ndim - 1 - len(window)) + reach + [(0, 0)])
         mirrored = jnp.flip(widen(stencil), range(len(window)))
@@ -67,7 +69,7 @@ def depthwise_diffusion(
     Args, Returns, Raises: as `depthwise`.
     """
     check_features("y", y, stencil)
-    if boundary == "periodic" and depthwise_method(method, stencil.shape[:-1]) != "direct":
+    if boundary == "periodic" and _choose(method, stencil, y) != "direct":
         return apply_symbol(-power(_symbol(stencil, y)), y, method=method)
     convolved = depthwise(stencil, widen(y), boundary=boundary, method=method)
     return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method).astype(jnp.result_type(y))
@@ -95,6 +97,10 @@ def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
     check_features("y", y, stencil)
     check_time_step(h)
     return apply_symbol(1 / (1 + h * power(_symbol(stencil, y))), y, method=method)
+
+
+def _choose(method, stencil, y):
+    return choose(method, "depthwise", y.shape[-stencil.ndim : -1], stencil.shape[:-1], y.shape[-1])
 
 
 def _symbol(stencil, y):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import BOUNDARIES, check_choice, check_features
+from lowcost.methods import choose
 from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
-from lowcost.operators.methods import fully_coupled_method
 from lowcost.spectral import coupled_symbol, filter_spectrum, per_shard, widen
 
 
@@ -30,7 +30,8 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
     """
     window = _check("y", y, stencil, -2, boundary)
-    if fully_coupled_method(method, window) == "direct":
+    method = _choose(method, stencil, y)
+    if method == "direct":
         return _convolve(stencil, pad(y, window, boundary)).astype(jnp.result_type(y))
     apply = partial(_apply, stencil, "...io,...i->...o", method)
     return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
@@ -53,7 +54,8 @@ def fully_coupled_adjoint(
         TypeError, ValueError: as `fully_coupled`.
     """
     window = _check("z", z, stencil, -1, boundary)
-    if fully_coupled_method(method, window) == "direct":
+    method = _choose(method, stencil, z)
+    if method == "direct":
         y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), widen(z).dtype)
         transpose = jax.linear_transpose(lambda y: _convolve(widen(stencil), pad(y, window, boundary)), y)
         return transpose(widen(z))[0].astype(jnp.result_type(z))  # widened: the padding's adjoint adds after the sum
@@ -65,6 +67,10 @@ def _check(name, y, stencil, channel_axis, boundary):
     check_features(name, y, stencil, channel_axes=2, channel_axis=channel_axis)
     check_choice("boundary", boundary, BOUNDARIES)
     return stencil.shape[:-2]
+
+
+def _choose(method, stencil, y):
+    return choose(method, "coupled", y.shape[1 - stencil.ndim : -1], stencil.shape[:-2], stencil.shape[-2])
 
 
 def _apply(stencil, product, method, y):

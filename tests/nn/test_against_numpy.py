@@ -81,7 +81,7 @@ def normalization(train):
     """N(s, x): with the statistics of the batch, which also move the running ones, or with the running ones."""
 
     def N(s, x):
-        running = s["normalize"]["statistics"]
+        running = s["normalize"]
         mean, var = running["mean"], running["var"]
         if train:
             pixels = x.reshape(-1, x.shape[-1])

@@ -1,5 +1,6 @@
 """Over a sharded batch no operator gathers: every device works on its own images, forward and backward."""
 
+import re
 from functools import partial
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from cases import CASES, assert_close
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import lowcost
 
 WAYS = [(case, way) for case in CASES for way in case.ways]
 
@@ -43,3 +46,20 @@ def test_without_the_remedy_xla_gathers(form, monkeypatch):
     monkeypatch.setattr("lowcost.spectral.BATCH_AXIS", "nothing is called so")
     with pytest.raises(AssertionError):
         test_no_gather(case, {"method": "fft"})
+
+
+def test_no_sum_over_devices_inside_the_loop_over_images():
+    """On a CPU the DFT by matrix product takes image after image; the stencil's gradient crosses devices once."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    y = jnp.ones((8, 5, 4, 2))
+    loss = jax.grad(lambda stencil, y: jnp.sum(lowcost.depthwise_resolvent(stencil, y, 1.0, method="matmul") ** 2))
+    with jax.set_mesh(mesh):
+        y = jax.device_put(y, NamedSharding(mesh, PartitionSpec("data")))
+        text = jax.jit(loss).lower(jnp.ones((3, 3, 2)), y).compile().as_text()
+    bodies = re.findall(r"body=%?([\w.\-]+)", text)
+    assert bodies
+    for name in bodies:
+        body = re.search(rf"^%?{re.escape(name)} .*?^}}", text, re.MULTILINE | re.DOTALL)
+        assert body
+        assert "all-reduce" not in body.group()
+    assert "all-reduce" in text

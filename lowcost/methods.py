@@ -1,0 +1,85 @@
+"""What method="auto" means: the fastest way at the nearest measured point, or a rule where nothing was measured.
+
+`methods_cpu.json` is made by `python -m experiments.autotune`: per line an operator, a size, and the seconds that value
+and gradients take by each method. A file named in the environment variable LOWCOST_METHODS takes its place, on any
+platform. The rules for accelerators follow from what these are built for; they are not measured.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import jax
+
+from lowcost.arguments import check_choice
+
+SPECTRAL = ("fft", "matmul")
+WAYS = {
+    "real": SPECTRAL,
+    "complex": SPECTRAL,
+    "depthwise": (*SPECTRAL, "direct"),
+    "circulant": (*SPECTRAL, "direct"),
+    "circulant_resolvent": SPECTRAL,
+    "coupled": (*SPECTRAL, "direct"),
+}
+"""The methods of each operator: filters with a real symbol (|λ|² and its functions) and with a complex one, K_dw,
+K_circ and its diffusion, its resolvent, and the fully coupled K."""
+
+_MEASURED_AS = {"complex": "depthwise", "circulant_resolvent": "circulant"}
+
+
+def choose(method: str, operator: str, grid: Sequence[int], window: Sequence[int], channels: int) -> str:
+    """The method to use: `method` itself, or for "auto" the fastest one known.
+
+    Args:
+        method: "auto", or one of `WAYS[operator]`.
+        operator: a key of `WAYS`.
+        grid: points per axis.
+        window: the stencil's points per axis; any, e.g. the grid, where there is no stencil.
+        channels: into the operator.
+
+    Raises:
+        ValueError: unknown method; a table that cannot be read.
+    """
+    check_choice("method", method, ("auto", *WAYS[operator]))
+    if method != "auto":
+        return method
+    n, m = (math.prod(sizes) ** (1 / len(sizes)) for sizes in (grid, window))
+    rows = [row for row in _measured(jax.default_backend()) if row["operator"] == _MEASURED_AS.get(operator, operator)]
+    if not rows:
+        return _rule(operator, max(grid), math.prod(window), channels)
+
+    def distance(row: dict) -> float:
+        apart = (math.log2(x / row[key]) for x, key in ((n, "n"), (m, "m"), (channels, "channels")))
+        return 10 * abs(len(grid) - row["dims"]) + sum(map(abs, apart))
+
+    seconds = min(rows, key=distance)["seconds"]
+    return min((way for way in WAYS[operator] if way in seconds), key=seconds.__getitem__)
+
+
+@cache
+def _measured(platform: str) -> list[dict]:
+    own = os.environ.get("LOWCOST_METHODS")
+    path = Path(own) if own else Path(__file__).with_name(f"methods_{platform}.json")
+    if not own and not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"LOWCOST_METHODS={path} cannot be read as a table of `python -m experiments.autotune`: {error}"
+        ) from None
+
+
+def _rule(operator: str, n: int, points: int, channels: int) -> str:
+    """The stencil itself while it has few points (and, circulant, few channels), else the DFT as a matrix product.
+
+    That costs n a point and axis in place of the FFT's log n, but at the speed of matrix products: for small grids.
+    """
+    most = {"depthwise": 25, "circulant": 25, "coupled": 121}.get(operator, 0)
+    if points <= most and (operator != "circulant" or channels <= 64):
+        return "direct"
+    return "matmul" if n <= (256 if jax.default_backend() == "tpu" else 64) else "fft"

@@ -1,0 +1,106 @@
+"""method="auto": the fastest measured method, or a rule."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import lowcost
+from lowcost import methods
+
+GRID, WINDOW = (32, 32), (3, 3)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Writes rows to a table of the user's own."""
+
+    def write(*rows):
+        path = tmp_path / "methods.json"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        monkeypatch.setenv("LOWCOST_METHODS", str(path))
+        methods._measured.cache_clear()
+
+    yield write
+    methods._measured.cache_clear()
+
+
+def row(operator="real", n=32, m=3, channels=32, dims=2, **seconds):
+    return {"operator": operator, "dims": dims, "n": n, "m": m, "channels": channels, "seconds": seconds}
+
+
+def test_the_fastest_at_the_nearest_point(table):
+    """Nearest in octaves of grid, stencil and channels, within as many dimensions."""
+    table(row(n=8, fft=1.0, matmul=0.5), row(n=64, fft=0.5, matmul=1.0), row(n=32, dims=3, fft=0.5, matmul=1.0))
+    assert methods.choose("auto", "real", (16, 16), WINDOW, 32) == "matmul"
+    assert methods.choose("auto", "real", (48, 48), WINDOW, 32) == "fft"
+    assert methods.choose("auto", "real", (8, 8, 8), WINDOW, 32) == "fft"
+
+
+def test_only_methods_that_the_operator_has(table):
+    """A filter has no stencil to apply directly, although depth-wise convolutions are what it is measured by."""
+    table(row("depthwise", fft=2.0, matmul=3.0, direct=1.0))
+    assert methods.choose("auto", "depthwise", GRID, WINDOW, 32) == "direct"
+    assert methods.choose("auto", "complex", GRID, WINDOW, 32) == "fft"
+
+
+def test_what_the_caller_names_is_taken(table):
+    """The table is for "auto"; a method that the operator does not have is refused."""
+    table(row(fft=1.0, matmul=2.0))
+    assert methods.choose("matmul", "real", GRID, WINDOW, 32) == "matmul"
+    with pytest.raises(ValueError, match="method must be one of 'auto', 'fft', 'matmul' here, got 'direct'"):
+        methods.choose("direct", "real", GRID, WINDOW, 32)
+
+
+def test_operators_read_it(table):
+    """The very operators follow: without an FFT in the program, or with."""
+    for fft, matmul in ((1.0, 2.0), (2.0, 1.0)):
+        table(row("depthwise", fft=fft, matmul=matmul, direct=3.0))
+        jax.clear_caches()
+        program = str(jax.make_jaxpr(lowcost.depthwise)(jnp.ones((3, 3, 2)), jnp.ones((2, 8, 8, 2))))
+        assert ("fft" in program) == (fft < matmul)
+
+
+def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
+    """The variable and the file are named."""
+    for content in ("{", None):
+        path = tmp_path / "broken.json"
+        path.write_text(content) if content else path.unlink()
+        monkeypatch.setenv("LOWCOST_METHODS", str(path))
+        methods._measured.cache_clear()
+        with pytest.raises(ValueError, match=r"LOWCOST_METHODS=.*broken\.json cannot be read"):
+            methods.choose("auto", "real", GRID, WINDOW, 32)
+    monkeypatch.delenv("LOWCOST_METHODS")
+    methods._measured.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("operator", "n", "m", "channels", "expected"),
+    [
+        ("depthwise", 32, 3, 32, "direct"),
+        ("depthwise", 32, 7, 32, "matmul"),
+        ("depthwise", 128, 7, 32, "fft"),
+        ("circulant", 32, 3, 64, "direct"),
+        ("circulant", 32, 3, 128, "matmul"),
+        ("coupled", 32, 11, 128, "direct"),
+        ("real", 64, 64, 32, "matmul"),
+        ("real", 65, 65, 32, "fft"),
+    ],
+)
+def test_the_rule_without_measurements(operator, n, m, channels, expected, monkeypatch):
+    """An accelerator's: few points directly, small grids by matrix product, the rest by FFT."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert methods.choose("auto", operator, (n, n), (m, m), channels) == expected
+
+
+def test_the_table_for_cpus():
+    """It is there, for every operator that is measured, in one to three dimensions, with a time for each method."""
+    rows = [json.loads(line) for line in Path(methods.__file__).with_name("methods_cpu.json").read_text().splitlines()]
+    measured = {operator for operator in methods.WAYS if operator not in methods._MEASURED_AS}
+    assert {row["operator"] for row in rows} == measured
+    assert {row["dims"] for row in rows} == {1, 2, 3}
+    for row in rows:
+        assert set(row["seconds"]) == set(methods.WAYS[row["operator"]])
+        assert all(seconds > 0 for seconds in row["seconds"].values())
