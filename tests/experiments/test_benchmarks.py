@@ -1,0 +1,129 @@
+"""The benchmark programs, in small; what they have measured is committed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import autotune, figure1, huge_pages, throughput, timing
+
+RESULTS = Path("experiments/results")
+
+
+def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
+    """Each row has the time of every method of its operator."""
+    from lowcost import methods
+
+    out = tmp_path / "methods.json"
+    row = autotune.measure("depthwise", 2, 4, 3, 2, features=256, rounds=1)
+    assert set(row["seconds"]) == set(methods.WAYS["depthwise"])
+    out.write_text(json.dumps(row))
+    monkeypatch.setenv("LOWCOST_METHODS", str(out))
+    methods._measured.cache_clear()
+    try:
+        fastest = min(row["seconds"], key=row["seconds"].__getitem__)
+        assert methods.choose("auto", "depthwise", (4, 4), (3, 3), 2) == fastest
+    finally:
+        methods._measured.cache_clear()
+
+
+def test_autotune_covers_all_operators_and_dimensions():
+    """One to three dimensions, no stencil larger than its grid, no point twice."""
+    points = list(autotune.points(autotune.Config()))
+    assert {point["operator"] for point in points} == {"real", "depthwise", "circulant", "coupled"}
+    assert {point["dims"] for point in points} == {1, 2, 3}
+    assert all(point["m"] <= point["n"] for point in points)
+    assert len({tuple(point.items()) for point in points}) == len(points)
+
+
+def test_figure1_in_small(tmp_path, monkeypatch):
+    """Three files, a ratio for every operator at every point, in both modes, against XLA where PyTorch is not there."""
+    monkeypatch.setattr(figure1, "_pytorch", lambda *arguments: {})
+    config = figure1.Config(
+        batch_size=2, size=8, channels=4, sizes=(8, 16), kernel_sizes=(3, 5), channel_counts=(2, 4), rounds=1
+    )
+    first, *others = figure1.points(config)
+    measured = figure1.measure(**first, rounds=1)  # one point for all: each takes seconds to compile
+    rows = measured + [{**row, **point} for point in others for row in measured]
+    assert {row["operator"] for row in rows} == set(figure1.OPERATORS)
+    assert all(row["ratio"] > 0 and row["opponent"] == "XLA" for row in rows)
+    page = figure1.markdown(rows)
+    assert all(f"| {name} |" in page for name in figure1.OPERATORS)
+    assert "3-D, 8x8x8" in page
+    figure1.draw(rows, tmp_path / "figure1.png")
+    assert (tmp_path / "figure1.png").stat().st_size > 10_000
+
+
+def test_where_a_ratio_crosses_one():
+    """By log-log interpolation between the last point behind and the next; the better method counts."""
+    base = {"dims": 2, "size": 8, "kernel_size": 3, "mode": "forward"}
+
+    def rows(ratios):
+        return [
+            {**base, "operator": f"depthwise {method}", "channels": c, "ratio": r}
+            for c, r in zip((64, 16, 256), (ratios[1], ratios[0], ratios[2]), strict=True)
+            for method in ("FFT", "matmul")
+        ]
+
+    assert figure1.crossed_at(rows((0.5, 2, 8)), "depthwise", "forward") == "32"
+    assert figure1.crossed_at(rows((2, 2, 2)), "depthwise", "forward") == "below 16"
+    assert figure1.crossed_at(rows((2, 2, 0.5)), "depthwise", "forward") == "above 256"
+
+
+def test_the_committed_page_is_made_of_the_committed_figures():
+    """experiments/results: the Markdown is what the JSONL says."""
+    rows = [json.loads(line) for line in (RESULTS / "throughput.jsonl").read_text().splitlines()]
+    assert (RESULTS / "throughput.md").read_text() == throughput.markdown(rows)
+
+
+def test_what_is_compared_alternates():
+    """Two calls of each a round, the second timed, after one round to warm up."""
+    calls = []
+    seconds = timing.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "a", "b", "b"] * 4
+    assert set(seconds) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "architecture", ["resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd"]
+)
+@pytest.mark.parametrize("train", [False, True])
+def test_the_pytorch_networks_are_the_same_functions(architecture, train):
+    """Same weights and statistics, same logits to 1e-4, in training and at evaluation."""
+    torch = pytest.importorskip("torch")
+    import jax
+
+    from experiments.torch_networks import Network
+    from lowcost import nn
+
+    images = np.random.default_rng(0).random((6, 16, 16, 3), np.float32)
+    net = nn.network(architecture, (8, 16), 10)
+    variables = net.init(jax.random.key(0), images)
+    _, statistics = net.apply(variables, images, train=True, mutable=["batch_stats"])
+    variables = {"params": variables["params"], **statistics}
+    ours, _ = net.apply(variables, images, train=train, mutable=["batch_stats"])
+    theirs = Network(architecture, (8, 16), 10).load(variables).train(train)
+    logits = theirs(torch.tensor(images.transpose(0, 3, 1, 2).copy())).detach().numpy()
+    np.testing.assert_allclose(logits, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_a_program_starts_again_with_huge_pages():
+    """Same process, same arguments, the tunable beside the user's own; once, and not where it would not help."""
+    script = (
+        "import os, sys; from experiments.huge_pages import use_huge_pages; print(os.getpid()); use_huge_pages();"
+        "print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
+    )
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
+    command = [sys.executable, "-c", script, "--flag", "a b"]
+    lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[-1].endswith("['--flag', 'a b']")
+    assert len(set(lines[:-1])) == 1
+    if huge_pages._can_be_asked_for():
+        assert lines[-1].startswith("glibc.malloc.perturb=0:glibc.malloc.hugetlb=1 ")
+        assert len(lines) == 3
+    else:
+        assert len(lines) == 2
