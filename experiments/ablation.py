@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from experiments.config import DatasetName, RecipeName, TrainConfig
+from experiments.config import Architecture, DatasetName, RecipeName, TrainConfig
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -34,7 +34,7 @@ class AblationConfig:
     """As in training."""
     data_dir: Path | None = None
     """Where the pictures or archives are."""
-    architecture: str = "implicit_rd"
+    architecture: Architecture = "implicit_rd"
     """As in training; network A."""
     train_images: int | None = None
     """Train on so many of the images."""
@@ -62,7 +62,7 @@ def main(arguments: AblationConfig) -> int:
         config = TrainConfig(
             dataset=arguments.dataset,
             data_dir=arguments.data_dir,
-            architecture=arguments.architecture,  # type: ignore[arg-type]
+            architecture=arguments.architecture,
             train_images=arguments.train_images,
             recipe=base,
             epochs=arguments.epochs,

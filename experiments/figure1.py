@@ -26,7 +26,9 @@ OPERATORS = {
 }
 """Function and method of each line."""
 
-SPECTRAL = {"depthwise": ("FFT", "matmul"), "implicit": ("FFT", "matmul"), "circulant": ("FFT", "matmul")}
+SPECTRAL = ("depthwise", "implicit", "circulant")
+"""What is computed both by FFT and by matrix product."""
+
 PANELS = {"size": "image size", "kernel_size": "stencil size", "channels": "channels"}
 LABELS = {"forward": "forward", "gradient": "forward and backward"}
 
@@ -244,14 +246,9 @@ def markdown(rows: list[dict]) -> str:
     """The page of the results, all of it from the rows."""
     first = rows[0]
 
-    def at_default(operator: str, mode: str, **other: Any) -> dict | None:
-        where = {key: first[key] for key in ("dims", "size", "channels", "kernel_size")} | other
-        found = [r for r in rows if r["operator"] == operator and r["mode"] == mode and where.items() <= r.items()]
-        return found[0] if found else None
-
     def ratio(operator: str, mode: str) -> str:
-        row = at_default(operator, mode)
-        return f"{row['ratio']:.2f}" if row else ""
+        where = {"operator": operator, "mode": mode, **{key: first[key] for key in ("dims", *PANELS)}}
+        return next(f"{row['ratio']:.2f}" for row in rows if where.items() <= row.items())
 
     defaults = "\n".join(f"| {name} | {ratio(name, 'forward')} | {ratio(name, 'gradient')} |" for name in OPERATORS)
     crossing = "\n".join(
@@ -282,7 +279,7 @@ def crossed_at(rows: list[dict], name: str, mode: str) -> str:
     """The channels from which on the better method of a spectral operator stays ahead, by log-log interpolation."""
     import numpy as np
 
-    lines = [panel(rows, f"{name} {method}", mode, "channels") for method in SPECTRAL[name]]
+    lines = [panel(rows, f"{name} {method}", mode, "channels") for method in ("FFT", "matmul")]
     channels = [row["channels"] for row in lines[0]]
     ratios = [max(row["ratio"] for row in rows) for rows in zip(*lines, strict=True)]
     behind = [i for i, value in enumerate(ratios) if value < 1]
@@ -299,16 +296,11 @@ def _exponents(rows: list[dict], operator: str, mode: str) -> list[str]:
     import numpy as np
 
     fitted = []
-    for over, power in (("size", first_dims(rows)), ("channels", 1), ("kernel_size", 1)):
+    for over, power in (("size", rows[0]["dims"]), ("channels", 1), ("kernel_size", 1)):
         line = panel(rows, operator, mode, over)
         slope = np.polyfit(np.log([r[over] for r in line]), np.log([r["seconds"] for r in line]), 1)[0]
         fitted.append(f"{slope / power:.2f}")
     return fitted
-
-
-def first_dims(rows: list[dict]) -> int:
-    """Of the panels' grids."""
-    return rows[0]["dims"]
 
 
 def _order(operator: str) -> str:

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tyro
 
@@ -41,8 +41,8 @@ GFLOP/s in a large matrix product, {copy:.1f} GB/s read and written in a copy.
 |:--|:--|--:|--:|--:|--:|--:|
 {counts}
 
-Made by `python -m experiments.throughput --width {width} --batch-size {batch_size} --size {size} --rounds
-{rounds}{flag}`.
+Made by `python -m experiments.throughput --width {width} --batch-size {batch_size} --size {size} --rounds {rounds}
+--architectures {architectures}{flag}`.
 """
 ROW = (
     "| {architecture} | {mode} | {ours_images_per_second:,.0f} | {pytorch_images_per_second:,.0f} | {pytorch_form} "
@@ -58,15 +58,7 @@ COUNTS = (
 class Config:
     """What to time, and where to write it."""
 
-    architectures: tuple[Architecture, ...] = (
-        "implicit_rd",
-        "circulant_rd",
-        "explicit_rd",
-        "linear_mix",
-        "mobilenet",
-        "resnet",
-        "implicit_circulant_rd",
-    )
+    architectures: tuple[Architecture, ...] = get_args(Architecture)
     """Which networks."""
     width: str = "A"
     """Channels of the network: A, B or C."""
@@ -333,6 +325,7 @@ def markdown(rows: list[dict]) -> str:
         copy=first["copy_gbytes_per_second"],
         **{key: first[key] for key in ("width", "batch_size", "size", "rounds", "device", "jax_version")},
         pytorch_version=first["pytorch_version"],
+        architectures=" ".join(dict.fromkeys(row["architecture"] for row in rows)),
         compiled="eager or compiled" if first["compile_pytorch"] else "eager, `torch.compile` not tried",
         flag="" if first["compile_pytorch"] else " --no-compile-pytorch",
     )

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 BOUNDARIES = ("periodic", "zeros", "reflect")
-METHODS = ("auto", "fft", "matmul", "direct")
 
 
 def check_floating(name: str, x: jax.Array) -> None:

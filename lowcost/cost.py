@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lowcost.arguments import check_choice
-from lowcost.methods import SPECTRAL
-
-METHODS = (*SPECTRAL, "direct")
+from lowcost.methods import METHODS, SPECTRAL
 
 WIDTHS = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 """Channels per block of the networks of Section 4."""

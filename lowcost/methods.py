@@ -17,13 +17,14 @@ import jax
 from lowcost.arguments import check_choice
 
 SPECTRAL = ("fft", "matmul")
+METHODS = (*SPECTRAL, "direct")
 WAYS = {
     "real": SPECTRAL,
     "complex": SPECTRAL,
-    "depthwise": (*SPECTRAL, "direct"),
-    "circulant": (*SPECTRAL, "direct"),
+    "depthwise": METHODS,
+    "circulant": METHODS,
     "circulant_resolvent": SPECTRAL,
-    "coupled": (*SPECTRAL, "direct"),
+    "coupled": METHODS,
 }
 """The methods of each operator: filters with a real symbol (|λ|² and its functions) and with a complex one, K_dw,
 K_circ and its diffusion, its resolvent, and the fully coupled K."""
@@ -67,10 +68,11 @@ def _measured(platform: str) -> list[dict]:
     if not own and not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        rows = map(json.loads, path.read_text().splitlines())
+        return [{key: row[key] for key in ("operator", "dims", "n", "m", "channels", "seconds")} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"LOWCOST_METHODS={path} cannot be read as a table of `python -m experiments.autotune`: {error}"
+            f"LOWCOST_METHODS={path} cannot be read as a table of `python -m experiments.autotune`: {error!r}"
         ) from None
 
 

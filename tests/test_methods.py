@@ -65,7 +65,7 @@ def test_operators_read_it(table):
 
 def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
     """The variable and the file are named."""
-    for content in ("{", None):
+    for content in ("{", "[]", '{"operator": "real"}', None):
         path = tmp_path / "broken.json"
         path.write_text(content) if content else path.unlink()
         monkeypatch.setenv("LOWCOST_METHODS", str(path))

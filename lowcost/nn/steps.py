@@ -38,8 +38,8 @@ MOMENTUM = 0.9
 class Normalize(nn.Module):
     """N: (y - μ) / √(σ² + ε) of each channel, without learned scale and shift, as Table 2's weight counts imply.
 
-    In training μ and σ² are those of the (global) batch, at evaluation their running means; all float32. Computed as
-    a·y + b, so that the way back needs nothing but y: `flax.linen.BatchNorm` writes y - μ beside it.
+    In training μ and σ² are those of the (global) batch, at evaluation their running means; float32 at least.
+    Computed as a·y + b, so that the way back needs nothing but y: `flax.linen.BatchNorm` writes y - μ beside it.
     """
 
     @nn.compact
