@@ -117,7 +117,7 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
         raise ValueError(
             f"y must end in the symbol's shape [*grid, C] = {list(symbol.shape)}, got y of shape {list(y.shape)}"
         )
-    return filter_spectrum(symbol, y, lambda λ, spectrum: _aligned(λ, spectrum) * spectrum, method=method)
+    return filter_spectrum(symbol, y, _scale, method=method)
 
 
 def filter_spectrum(
@@ -130,7 +130,8 @@ def filter_spectrum(
     Args:
         symbol: λ, [*grid, *channels]; y: features [..., *grid, C]; both may have other trailing axes than one another
             as long as `multiply` accepts them.
-        multiply: bilinear in (λ, ŷ), with the grid axes of λ and ŷ aligned.
+        multiply: bilinear in (λ, ŷ), with the grid axes of λ and ŷ aligned; the same object at every call, since
+            what is compiled is kept by it.
         method: as in `apply_symbol`.
     """
     check_floating("y", y)
@@ -140,8 +141,8 @@ def filter_spectrum(
     return apply(symbol, widen(y), multiply).astype(jnp.result_type(y))
 
 
-def _aligned(λ, y):
-    return jnp.expand_dims(λ, range(y.ndim - λ.ndim))  # said, not left to NumPy's promotion of ranks
+def _scale(λ, spectrum):
+    return jnp.expand_dims(λ, range(spectrum.ndim - λ.ndim)) * spectrum  # said, not left to NumPy's promotion of ranks
 
 
 def widen(x: jax.Array) -> jax.Array:
@@ -190,11 +191,16 @@ def _filter_matmul(symbol, y, multiply):
     the axes; A_S is the part of λ that is odd in the frequencies of S and even in the others, and for a real symbol
     only the even |S| remain.
     """
-    grid = symbol.shape[:-1]
-    bases = [_real_basis(n).astype(y.dtype) for n in grid]
     subsets, parts = zip(*((subset, part.astype(y.dtype)) for subset, part in _parts(symbol).items()), strict=True)
+    return per_shard(partial(_filter_images, multiply, subsets), symbol.ndim - 1, y, *parts)
 
-    def filter_image(image, *parts):  # [*grid, C]
+
+@partial(jax.jit, static_argnums=(0, 1))  # outside of any jit a loop would be compiled at every call
+def _filter_images(multiply, subsets, y, *parts):
+    grid = parts[0].shape[:-1]
+    bases = [_real_basis(n).astype(y.dtype) for n in grid]
+
+    def filter_image(image):  # [*grid, C]
         spectrum = image
         for axis, basis in enumerate(bases):
             spectrum = _transform(basis, spectrum, axis)
@@ -204,13 +210,9 @@ def _filter_matmul(symbol, y, multiply):
             result = _transform(basis.T, result, axis)
         return result
 
-    def filter_images(y, *parts):
-        batch = y.shape[: -1 - len(grid)]
-        images = y.reshape(math.prod(batch), *y.shape[-1 - len(grid) :])
-        result = _each_image(lambda image: filter_image(image, *parts), images)
-        return result.reshape(*batch, *result.shape[1:])
-
-    return per_shard(filter_images, len(grid), y, *parts)
+    batch = y.shape[: -1 - len(grid)]
+    result = _each_image(filter_image, y.reshape(math.prod(batch), *y.shape[-1 - len(grid) :]))
+    return result.reshape(*batch, *result.shape[1:])
 
 
 def _each_image(function, images):

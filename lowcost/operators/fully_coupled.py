@@ -1,7 +1,7 @@
 """K(θ): the usual convolution, every output channel from every input channel, Eq. (4): what the paper does without."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +79,18 @@ def _apply(stencil, product, method, y):
     λ = coupled_symbol(stencil, grid)
     if product.endswith("i"):
         λ = jnp.conj(λ)
+    return filter_spectrum(λ.reshape(*grid, -1), y, _multiply(product, stencil.shape[-2:]), method=method)
+
+
+@cache
+def _multiply(product, channels):
+    """(λ [*grid, C_in·C_out], ŷ) → the product of the matrix of each frequency with what ŷ has there."""
 
     def multiply(λ, spectrum):
-        matrices = λ.reshape(*λ.shape[:-1], *stencil.shape[-2:])
+        matrices = λ.reshape(*λ.shape[:-1], *channels)
         return jnp.einsum(product, matrices, spectrum, precision=jax.lax.Precision.HIGHEST)
 
-    return filter_spectrum(λ.reshape(*grid, -1), y, multiply, method=method)
+    return multiply
 
 
 def _convolve(stencil, padded):

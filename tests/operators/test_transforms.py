@@ -10,6 +10,9 @@ import pytest
 from cases import CASE, CASES, QUICK, H, assert_close, over_all
 from jax.flatten_util import ravel_pytree
 
+import lowcost
+from lowcost import spectral
+
 pytestmark = pytest.mark.usefixtures("x64")
 
 WINDOW, GRID, BATCH = (2, 2), (3, 4), (2,)
@@ -131,3 +134,14 @@ def test_lowers_for_every_platform(case, way):
     point = case.draw(WINDOW, GRID, BATCH, dtype=np.float32)
     exported = jax.export.export(jax.jit(jax.grad(energy(case, way), (0, 1))), platforms=["cpu", "cuda", "tpu"])(*point)
     assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("operator", [lowcost.depthwise, lowcost.fully_coupled])
+def test_what_is_called_twice_is_compiled_once(operator):
+    """Outside of `jax.jit` too, as in a notebook: the loop over images is kept."""
+    stencil = jnp.ones((3, 3, 2) if operator is lowcost.depthwise else (3, 3, 2, 2))
+    y = jnp.ones((2, 6, 5, 2))
+    operator(stencil, y, method="matmul")
+    compiled = spectral._filter_images._cache_size()
+    operator(stencil + 1, y + 1, method="matmul")
+    assert spectral._filter_images._cache_size() == compiled
