@@ -22,14 +22,15 @@ WAYS = {
     "real": SPECTRAL,
     "complex": SPECTRAL,
     "depthwise": METHODS,
+    "diffusion": METHODS,
     "circulant": METHODS,
     "circulant_resolvent": SPECTRAL,
     "coupled": METHODS,
 }
-"""The methods of each operator: filters with a real symbol (|λ|² and its functions) and with a complex one, K_dw,
-K_circ and its diffusion, its resolvent, and the fully coupled K."""
+"""The methods of each operator: filters with a real symbol (|λ|² and its functions) and with a complex one, K_dw, its
+diffusion, K_circ and its diffusion, the resolvent of that, and the fully coupled K."""
 
-_MEASURED_AS = {"complex": "depthwise", "circulant_resolvent": "circulant"}
+_MEASURED_AS = {"real": "diffusion", "complex": "depthwise", "circulant_resolvent": "circulant"}
 
 
 def choose(method: str, operator: str, grid: Sequence[int], window: Sequence[int], channels: int) -> str:
@@ -81,7 +82,7 @@ def _rule(operator: str, n: int, points: int, channels: int) -> str:
 
     That costs n a point and axis in place of the FFT's log n, but at the speed of matrix products: for small grids.
     """
-    most = {"depthwise": 25, "circulant": 25, "coupled": 121}.get(operator, 0)
+    most = {"depthwise": 25, "diffusion": 25, "circulant": 25, "coupled": 121}.get(operator, 0)
     if points <= most and (operator != "circulant" or channels <= 64):
         return "direct"
     return "matmul" if n <= (256 if jax.default_backend() == "tpu" else 64) else "fft"

@@ -12,10 +12,12 @@ from functools import cache, partial, reduce
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import ad
 from jax.sharding import AxisType, PartitionSpec
 
 from lowcost.arguments import check_floating, check_stencil
 from lowcost.methods import choose
+from lowcost.primitive import primitive
 
 BATCH_AXIS = "data"
 """Name of the mesh axis over which a trainer shards the leading axis of the features."""
@@ -121,7 +123,12 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
 
 
 def filter_spectrum(
-    symbol: jax.Array, y: jax.Array, multiply: Callable[[jax.Array, jax.Array], jax.Array], *, method: str = "auto"
+    symbol: jax.Array,
+    y: jax.Array,
+    multiply: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    method: str = "auto",
+    together: bool = False,
 ) -> jax.Array:
     """F⁻¹(multiply(λ, F y)): `apply_symbol` for any product that acts frequency by frequency, e.g. of matrices.
 
@@ -133,12 +140,13 @@ def filter_spectrum(
         multiply: bilinear in (λ, ŷ), with the grid axes of λ and ŷ aligned; the same object at every call, since
             what is compiled is kept by it.
         method: as in `apply_symbol`.
+        together: all images at once on a CPU too, for a λ much larger than an image.
     """
     check_floating("y", y)
     grid = symbol.shape[:-1]
     method = choose(method, "complex" if jnp.iscomplexobj(symbol) else "real", grid, grid, y.shape[-1])
     apply = _filter_fft if method == "fft" else _filter_matmul
-    return apply(symbol, widen(y), multiply).astype(jnp.result_type(y))
+    return apply(symbol, widen(y), (multiply, together)).astype(jnp.result_type(y))
 
 
 def _scale(λ, spectrum):
@@ -154,12 +162,15 @@ def widen(x: jax.Array) -> jax.Array:
 # --- transforms -------------------------------------------------------------------------------------------------------
 
 
-def _filter_fft(symbol, y, multiply):
+def _filter_fft(symbol, y, product):
     grid = symbol.shape[:-1]
-    axes = tuple(range(-len(grid) - 1, -1))
     half = symbol[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
-    spectrum = per_shard(partial(jnp.fft.rfftn, axes=axes), len(grid), y)
-    return per_shard(partial(jnp.fft.irfftn, s=grid, axes=axes), len(grid), multiply(half, spectrum))
+    return per_shard(partial(_over_images, _filter_image_fft, product, grid), len(grid), y, half)
+
+
+def _filter_image_fft(multiply, grid, half, image):
+    axes = tuple(range(len(grid)))
+    return jnp.fft.irfftn(multiply(half, jnp.fft.rfftn(image, axes=axes)), s=grid, axes=axes)
 
 
 def per_shard(transform, dims, y, *weights):
@@ -183,7 +194,7 @@ def per_shard(transform, dims, y, *weights):
     return jax.shard_map(shard, in_specs=(batch, *[whole] * len(weights)), out_specs=batch)(y, *weights)
 
 
-def _filter_matmul(symbol, y, multiply):
+def _filter_matmul(symbol, y, product):
     """Rᵀ Σ_S A_S ⊙ flip_S(R y), R the orthonormal cos/sin basis of each axis: the same filter in real arithmetic.
 
     On the pair (cos kt, sin kt) a convolution acts as a + bJ, J the rotation by a right angle. R is ordered so that
@@ -192,41 +203,45 @@ def _filter_matmul(symbol, y, multiply):
     only the even |S| remain.
     """
     subsets, parts = zip(*((subset, part.astype(y.dtype)) for subset, part in _parts(symbol).items()), strict=True)
-    return per_shard(partial(_filter_images, multiply, subsets), symbol.ndim - 1, y, *parts)
+    return per_shard(partial(_over_images, _filter_image_matmul, product, subsets), symbol.ndim - 1, y, *parts)
 
 
-@partial(jax.jit, static_argnums=(0, 1))  # outside of any jit a loop would be compiled at every call
-def _filter_images(multiply, subsets, y, *parts):
-    grid = parts[0].shape[:-1]
-    bases = [_real_basis(n).astype(y.dtype) for n in grid]
+def _filter_image_matmul(multiply, subsets, *parts_and_image):
+    *parts, spectrum = parts_and_image
+    grid = range(spectrum.ndim - 1)
+    for axis in grid:
+        spectrum = _real_transform.bind(spectrum, axis=axis, inverse=False)
+    result = reduce(jnp.add, (multiply(part, jnp.flip(spectrum, s)) for s, part in zip(subsets, parts, strict=True)))
+    for axis in grid:
+        result = _real_transform.bind(result, axis=axis, inverse=True)
+    return result
 
-    def filter_image(image):  # [*grid, C]
-        spectrum = image
-        for axis, basis in enumerate(bases):
-            spectrum = _transform(basis, spectrum, axis)
-        products = (multiply(part, jnp.flip(spectrum, s)) for s, part in zip(subsets, parts, strict=True))
-        result = reduce(jnp.add, products)
-        for axis, basis in enumerate(bases):
-            result = _transform(basis.T, result, axis)
-        return result
 
-    batch = y.shape[: -1 - len(grid)]
-    result = _each_image(filter_image, y.reshape(math.prod(batch), *y.shape[-1 - len(grid) :]))
+@partial(jax.jit, static_argnums=(0, 1, 2))  # outside of any jit a loop would be compiled at every call
+def _over_images(function, product, how, y, *weights):
+    """function(multiply, how, *weights, image) of every image of y [..., *grid, C]."""
+    multiply, together = product
+    rank = weights[0].ndim
+    batch = y.shape[:-rank]
+    images = y.reshape(math.prod(batch), *y.shape[-rank:])
+    result = each_image(partial(function, multiply, how, *weights), images, together=together)
     return result.reshape(*batch, *result.shape[1:])
 
 
-def _each_image(function, images):
+def each_image(function, images, *, together=False):
     """`function` of every image: all at once, or on a CPU one after another.
 
-    There what lies between the transforms stays in the cache, and the symbol's gradient is added up in it.
+    There what lies between two transforms stays in the cache, and the weights' gradient is added up in it.
     """
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and not together:
         return jax.lax.map(function, images)
     return jax.vmap(function)(images)
 
 
-def _transform(matrix, y, axis):
-    """Σ_j matrix[i, j] y[..., j, ...] along `axis`: the matrix product, or the batch of them, that moves no data."""
+def _transform(y, *, axis, inverse):
+    """R y along `axis`, or Rᵀ y: the matrix product, or the batch of them, that moves no data."""
+    basis = _real_basis(y.shape[axis])
+    matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
     before, after = y.shape[:axis], y.shape[axis + 1 :]
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to fewer bits
     if math.prod(after) == 1:
@@ -234,6 +249,12 @@ def _transform(matrix, y, axis):
     batch = math.prod(before)
     folded = y.reshape(batch, y.shape[axis], math.prod(after))
     return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(*before, -1, *after)
+
+
+# R is orthogonal: its adjoint is its inverse, and is computed as that. JAX's own would contract the first axis of R,
+# for which XLA has no fast product on a CPU.
+_real_transform = primitive("real_transform", _transform, ("axis", "inverse"))
+ad.deflinear2(_real_transform, lambda ct, _, axis, inverse: [_real_transform.bind(ct, axis=axis, inverse=not inverse)])
 
 
 def _parts(symbol):

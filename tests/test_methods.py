@@ -27,7 +27,7 @@ def table(tmp_path, monkeypatch):
     methods._measured.cache_clear()
 
 
-def row(operator="real", n=32, m=3, channels=32, dims=2, **seconds):
+def row(operator="diffusion", n=32, m=3, channels=32, dims=2, **seconds):
     return {"operator": operator, "dims": dims, "n": n, "m": m, "channels": channels, "seconds": seconds}
 
 
@@ -96,11 +96,14 @@ def test_the_rule_without_measurements(operator, n, m, channels, expected, monke
 
 
 def test_the_table_for_cpus():
-    """It is there, for every operator that is measured, in one to three dimensions, with a time for each method."""
+    """It is there, for every operator that is measured, in one to three dimensions.
+
+    Each row has a time for each method, but for the matrix product where it was far behind on a smaller grid.
+    """
     rows = [json.loads(line) for line in Path(methods.__file__).with_name("methods_cpu.json").read_text().splitlines()]
     measured = {operator for operator in methods.WAYS if operator not in methods._MEASURED_AS}
     assert {row["operator"] for row in rows} == measured
     assert {row["dims"] for row in rows} == {1, 2, 3}
     for row in rows:
-        assert set(row["seconds"]) == set(methods.WAYS[row["operator"]])
+        assert set(row["seconds"]) | {"matmul"} == set(methods.WAYS[row["operator"]])
         assert all(seconds > 0 for seconds in row["seconds"].values())

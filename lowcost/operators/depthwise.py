@@ -1,14 +1,12 @@
 """K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit inverse, Eq. (11)."""
 
-import itertools
-from functools import reduce
-
 import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
 from lowcost.methods import choose
-from lowcost.operators.boundary import pad, pad_adjoint, with_boundary, with_boundary_adjoint
+from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
+from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import apply_symbol, power, symbol, widen
 
 
@@ -34,7 +32,7 @@ def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
     window = stencil.shape[:-1]
     method = _choose(method, stencil, y)
     if method == "direct":
-        return _slide(widen(stencil), pad(widen(y), window, boundary)).astype(jnp.result_type(y))
+        return slide(stencil, y, boundary)
     return with_boundary(
         lambda y: apply_symbol(_symbol(stencil, y), y, method=method), widen(y), window, boundary
     ).astype(jnp.result_type(y))
@@ -52,10 +50,7 @@ def depthwise_adjoint(
     window = stencil.shape[:-1]
     method = _choose(method, stencil, z)
     if method == "direct":
-        reach = [(m - 1, m - 1) for m in window]
-        extended = jnp.pad(widen(z), [(0, 0)] * (z.ndim - 1 - len(window)) + reach + [(0, 0)])
-        mirrored = jnp.flip(widen(stencil), range(len(window)))
-        return pad_adjoint(_slide(mirrored, extended), window, boundary).astype(jnp.result_type(z))
+        return slide_adjoint(stencil, z, boundary)
     return with_boundary_adjoint(
         lambda z: apply_symbol(jnp.conj(_symbol(stencil, z)), z, method=method), widen(z), window, boundary
     ).astype(jnp.result_type(z))
@@ -69,7 +64,8 @@ def depthwise_diffusion(
     Args, Returns, Raises: as `depthwise`.
     """
     check_features("y", y, stencil)
-    if boundary == "periodic" and _choose(method, stencil, y) != "direct":
+    method = _choose(method, stencil, y, "diffusion" if boundary == "periodic" else "depthwise")
+    if boundary == "periodic" and method != "direct":
         return apply_symbol(-power(_symbol(stencil, y)), y, method=method)
     convolved = depthwise(stencil, widen(y), boundary=boundary, method=method)
     return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method).astype(jnp.result_type(y))
@@ -99,24 +95,9 @@ def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
     return apply_symbol(1 / (1 + h * power(_symbol(stencil, y))), y, method=method)
 
 
-def _choose(method, stencil, y):
-    return choose(method, "depthwise", y.shape[-stencil.ndim : -1], stencil.shape[:-1], y.shape[-1])
+def _choose(method, stencil, y, operator="depthwise"):
+    return choose(method, operator, y.shape[-stencil.ndim : -1], stencil.shape[:-1], y.shape[-1])
 
 
 def _symbol(stencil, y):
     return symbol(stencil, y.shape[-stencil.ndim : -1])
-
-
-def _slide(stencil, padded):
-    """Σ_j θ_j y_{i+j} over the padded grid: shifted multiply-adds, which XLA fuses into one pass."""
-    window = stencil.shape[:-1]
-    first = padded.ndim - 1 - len(window)
-
-    def tap(offset):
-        piece = padded
-        for axis, (start, m) in enumerate(zip(offset, window, strict=True), start=first):
-            piece = jax.lax.slice_in_dim(piece, start, padded.shape[axis] - (m - 1 - start), axis=axis)
-        return jnp.expand_dims(stencil[offset], range(piece.ndim - 1)) * piece
-
-    # Without a barrier XLA's CPU backend fuses chains of such sums and recomputes them exponentially often.
-    return jax.lax.optimization_barrier(reduce(jnp.add, map(tap, itertools.product(*map(range, window)))))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lowcost.arguments import BOUNDARIES, check_choice, check_features
 from lowcost.methods import choose
 from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
+from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import coupled_symbol, filter_spectrum, per_shard, widen
 
 
@@ -19,8 +20,8 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
         stencil: θ, [*window, C_in, C_out]; one to three window axes, each of any size up to the grid's.
         y: features, [..., *grid, C_in].
         boundary: "periodic", "zeros" or "reflect": what lies beyond the grid.
-        method: "direct" (XLA's convolution), "fft" or "matmul" (one small matrix product a frequency) or "auto". The
-            result is the same.
+        method: "direct" (XLA's convolution, or on a CPU a product with the patches of each image), "fft" or "matmul"
+            (one small matrix product a frequency) or "auto". The result is the same.
 
     Returns:
         Features [..., *grid, C_out] with the dtype of y.
@@ -32,6 +33,8 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
     window = _check("y", y, stencil, -2, boundary)
     method = _choose(method, stencil, y)
     if method == "direct":
+        if _by_patches(stencil):
+            return slide(stencil, y, boundary, coupled=True)
         return _convolve(stencil, pad(y, window, boundary)).astype(jnp.result_type(y))
     apply = partial(_apply, stencil, "...io,...i->...o", method)
     return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
@@ -56,6 +59,8 @@ def fully_coupled_adjoint(
     window = _check("z", z, stencil, -1, boundary)
     method = _choose(method, stencil, z)
     if method == "direct":
+        if _by_patches(stencil):
+            return slide_adjoint(stencil, z, boundary, coupled=True)
         y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), widen(z).dtype)
         transpose = jax.linear_transpose(lambda y: _convolve(widen(stencil), pad(y, window, boundary)), y)
         return transpose(widen(z))[0].astype(jnp.result_type(z))  # widened: the padding's adjoint adds after the sum
@@ -79,7 +84,9 @@ def _apply(stencil, product, method, y):
     λ = coupled_symbol(stencil, grid)
     if product.endswith("i"):
         λ = jnp.conj(λ)
-    return filter_spectrum(λ.reshape(*grid, -1), y, _multiply(product, stencil.shape[-2:]), method=method)
+    return filter_spectrum(
+        λ.reshape(*grid, -1), y, _multiply(product, stencil.shape[-2:]), method=method, together=True
+    )
 
 
 @cache
@@ -91,6 +98,11 @@ def _multiply(product, channels):
         return jnp.einsum(product, matrices, spectrum, precision=jax.lax.Precision.HIGHEST)
 
     return multiply
+
+
+def _by_patches(stencil):
+    """On a CPU a product with the patches of each image, while these stay in the cache, is faster than convolutions."""
+    return jax.default_backend() == "cpu" and math.prod(stencil.shape[:-1]) <= 1200
 
 
 def _convolve(stencil, padded):

@@ -1,0 +1,144 @@
+"""K_dw and K by sliding their stencil over the grid, as primitives of JAX whose derivatives are the same primitives.
+
+⟨z, K(θ) y⟩ = Σ_{i,j} θ_j y_{i+j} z_i is linear in θ, in y and in z. K y, Kᵀ z and the gradient in θ are this form with
+one of the three left open: so derivatives of every order, forward and reverse, are again one of the three. JAX's own
+derivative would add up zero-padded copies of the features, and takes three times as long.
+"""
+
+import itertools
+import math
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import ad
+
+from lowcost.operators.boundary import pad, pad_adjoint
+from lowcost.primitive import primitive
+from lowcost.spectral import each_image, per_shard, widen
+
+
+def slide(stencil: jax.Array, y: jax.Array, boundary: str, *, coupled: bool = False) -> jax.Array:
+    """K(θ) y: Σ_j θ_j y_{i+j}, in the dtype of y, computed in float32 at least.
+
+    Args:
+        stencil: θ, [*window, C], or coupled [*window, C_in, C_out].
+        y: features, [..., *grid, C], or C_in.
+        boundary: "periodic", "zeros" or "reflect".
+        coupled: all channels with each other.
+
+    Returns:
+        [..., *grid, C], or C_out.
+    """
+    return _per_shard(_slide, stencil, y, boundary, coupled)
+
+
+def slide_adjoint(stencil: jax.Array, z: jax.Array, boundary: str, *, coupled: bool = False) -> jax.Array:
+    """K(θ)ᵀ z, with the arguments of `slide`, but C_out and C_in exchanged."""
+    return _per_shard(_slide_adjoint, stencil, z, boundary, coupled)
+
+
+def _per_shard(operator, stencil, y, boundary, coupled):
+    wide = widen(y)
+    stencil = jnp.asarray(stencil, wide.dtype)
+    apply = partial(operator.bind, boundary=boundary, rank=stencil.ndim - 1 - coupled)
+    result = per_shard(lambda y, θ: apply(θ, y), stencil.ndim - 1 - coupled, wide, stencil)
+    return result.astype(jnp.result_type(y))
+
+
+# --- the form of one image --------------------------------------------------------------------------------------------
+
+
+def _slide_image(stencil, y, boundary, rank):
+    return _apply(stencil, pad(y, stencil.shape[:rank], boundary), rank)
+
+
+def _slide_adjoint_image(stencil, z, boundary, rank):
+    window = stencil.shape[:rank]
+    mirrored = jnp.flip(stencil, range(rank))
+    if stencil.ndim > rank + 1:
+        mirrored = mirrored.swapaxes(-1, -2)
+    if boundary == "periodic":
+        reach = [(m - 1 - m // 2, m // 2) for m in window]
+        return _apply(mirrored, jnp.pad(z, [*reach, (0, 0)], mode="wrap"), rank)
+    beyond = jnp.pad(z, [*((m - 1, m - 1) for m in window), (0, 0)])
+    return pad_adjoint(_apply(mirrored, beyond, rank), window, boundary)
+
+
+def _slide_gradient_image(y, z, boundary, shape):
+    """∂⟨z, K(θ) y⟩/∂θ, shaped as θ."""
+    rank = y.ndim - 1
+    window = shape[:rank]
+    padded = jax.lax.optimization_barrier(pad(y, window, boundary))
+    if len(shape) > rank + 1:
+        patches = _patches(padded, window)
+        return jnp.tensordot(patches, z, axes=(tuple(range(rank)),) * 2).reshape(shape)
+    return jnp.stack([jnp.sum(z * piece, range(rank)) for piece in _shifted(padded, window)]).reshape(shape)
+
+
+def _apply(stencil, padded, rank):
+    """Σ_j θ_j y_{i+j} over a padded grid: shifted multiply-adds in one pass, coupled one matrix product."""
+    # The barriers have XLA's CPU backend write the padded image once, not ask in every term where it lies, and keep it
+    # from fusing chains of such sums, which it recomputes exponentially often.
+    padded, window = jax.lax.optimization_barrier(padded), stencil.shape[:rank]
+    if stencil.ndim > rank + 1:
+        return _patches(padded, window) @ stencil.reshape(-1, stencil.shape[-1])
+    weights = stencil.reshape(-1, *(1,) * rank, stencil.shape[-1])
+    return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window))))
+
+
+def _patches(padded, window):
+    """What the stencil meets at each point, [*grid, points·C]."""
+    if padded.shape[-1] < 16:  # pieces shorter than a cache line are first joined along the last axis
+        padded = jnp.concatenate(_shifted(padded, (*(1,) * (len(window) - 1), window[-1])), axis=-1)
+        window = (*window[:-1], 1)
+    return jax.lax.optimization_barrier(jnp.concatenate(_shifted(padded, window), axis=-1))
+
+
+def _shifted(padded, window):
+    """The grid moved by every offset of the window."""
+    grid = [n - (m - 1) for n, m in zip(padded.shape[:-1], window, strict=True)]
+    offsets = itertools.product(*map(range, window))
+    return [padded[tuple(slice(j, j + n) for j, n in zip(offset, grid, strict=True))] for offset in offsets]
+
+
+# --- over a batch, as primitives --------------------------------------------------------------------------------------
+
+
+def _images(function, rank, *features):
+    """`function` of every image of features [..., *grid, C], stacked along one axis."""
+    batch = math.prod(features[0].shape[: -1 - rank])
+    return each_image(lambda one: function(*one), tuple(x.reshape(batch, *x.shape[-1 - rank :]) for x in features))
+
+
+def _operator(function, stencil, y, *, boundary, rank):
+    result = _images(lambda y: function(stencil, y, boundary, rank), rank, y)
+    return result.reshape(*y.shape[: -1 - rank], *result.shape[1:])
+
+
+def _gradient(y, z, *, boundary, rank, shape):
+    return _images(partial(_slide_gradient_image, boundary=boundary, shape=shape), rank, y, z).sum(0)
+
+
+_slide = primitive("slide", partial(_operator, _slide_image), ("boundary", "rank"), leading_axes=True)
+_slide_adjoint = primitive(
+    "slide_adjoint", partial(_operator, _slide_adjoint_image), ("boundary", "rank"), leading_axes=True
+)
+_slide_gradient = primitive("slide_gradient", _gradient, ("boundary", "rank", "shape"))
+
+# Of each the cotangents of its two arguments: the form with them left open.
+ad.defbilinear(
+    _slide,
+    lambda z, θ, y, **how: _slide_gradient.bind(y, z, shape=θ.aval.shape, **how),
+    lambda z, θ, y, **how: _slide_adjoint.bind(θ, z, **how),
+)
+ad.defbilinear(
+    _slide_adjoint,
+    lambda y, θ, z, **how: _slide_gradient.bind(y, z, shape=θ.aval.shape, **how),
+    lambda y, θ, z, **how: _slide.bind(θ, y, **how),
+)
+ad.defbilinear(
+    _slide_gradient,
+    lambda θ, y, z, shape, **how: _slide_adjoint.bind(θ, z, **how),
+    lambda θ, y, z, shape, **how: _slide.bind(θ, y, **how),
+)

@@ -1,0 +1,40 @@
+"""Linear functions as primitives of JAX: where what JAX derives by itself is right but slow, the derivative is told.
+
+Unlike a `jax.custom_vjp` such a function keeps all of JAX: forward and reverse mode of every order, `jax.vmap`,
+`jax.shard_map`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+
+def primitive(
+    name: str, function: Callable[..., jax.Array], options: Sequence[str], *, leading_axes: bool = False
+) -> Primitive:
+    """A primitive that computes function(*arrays, **options); its derivatives are the caller's to define.
+
+    Args:
+        name: as it stands in a jaxpr.
+        function: of arrays, and of options that are hashable.
+        options: their names.
+        leading_axes: of the last array, and of the result, there may be any number. Then `jax.vmap` over it alone adds
+            one; otherwise it maps the plain function.
+    """
+    result = Primitive(name)
+    result.def_impl(jax.jit(function, static_argnames=options))
+    result.def_abstract_eval(lambda *arrays, **how: jax.make_jaxpr(partial(function, **how))(*arrays).out_avals[0])
+    mlir.register_lowering(result, mlir.lower_fun(function, multiple_results=False))
+
+    def batch(arrays, axes, **how):
+        *weights, y = arrays
+        if leading_axes and all(axis is None for axis in axes[:-1]):
+            return result.bind(*weights, jnp.moveaxis(y, axes[-1], 0), **how), 0
+        return jax.vmap(partial(function, **how), in_axes=axes)(*arrays), 0
+
+    batching.primitive_batchers[result] = batch
+    return result
