@@ -47,6 +47,8 @@ class TrainConfig:
     """Of the initial weights, the order of the images and the augmentation."""
     seeds: int = 1
     """Train so many independent networks at once, with seed, seed + 1, …, and report mean ± standard deviation."""
+    steps_per_block: int = 4
+    """Depth: steps in each block."""
     h: float = 1.0
     """Time step; mobilenet has none."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -104,7 +104,12 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
 
 def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh, steps_per_epoch: int) -> Setup:
     assert config.epochs is not None
-    options: dict[str, Any] = {"h": config.h, "dtype": jnp.dtype(config.dtype), "remat": config.remat}
+    options: dict[str, Any] = {
+        "steps_per_block": config.steps_per_block,
+        "h": config.h,
+        "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
+    }
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // 1000)]
         options["opening_init"] = nn.initializers.patch_whitening(some / np.float32(255))

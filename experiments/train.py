@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,8 +239,19 @@ def _result(ready: "Setup", state: "TrainState", log: "MetricsLog") -> dict[str,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "jax_version": jax.__version__,
+        "commit": commit(),
         "digest": digest(state),
     }
+
+
+def commit() -> str | None:
+    """Of the code that runs, "-dirty" where files differ from it; None outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        there = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return there.stdout.strip()
 
 
 def peak_memory() -> int:

@@ -54,6 +54,7 @@ def test_figure1_in_small(tmp_path, monkeypatch):
     page = figure1.markdown(rows)
     assert all(f"| {name} |" in page for name in figure1.OPERATORS)
     assert "3-D, 8x8x8" in page
+    figure1.draw(rows, tmp_path / "figure1_seconds.png", "seconds")
     figure1.draw(rows, tmp_path / "figure1.png")
     assert (tmp_path / "figure1.png").stat().st_size > 10_000
 
@@ -74,10 +75,12 @@ def test_where_a_ratio_crosses_one():
     assert figure1.crossed_at(rows((2, 2, 0.5)), "depthwise", "forward") == "above 256"
 
 
-def test_the_committed_page_is_made_of_the_committed_figures():
+def test_the_committed_pages_are_made_of_the_committed_figures():
     """experiments/results: the Markdown is what the JSONL says."""
     rows = [json.loads(line) for line in (RESULTS / "throughput.jsonl").read_text().splitlines()]
     assert (RESULTS / "throughput.md").read_text() == throughput.markdown(rows)
+    rows = [json.loads(line) for line in (RESULTS / "figure1.jsonl").read_text().splitlines()]
+    assert (RESULTS / "figure1.md").read_text() == figure1.markdown(rows)
 
 
 def test_what_is_compared_alternates():

@@ -1,0 +1,225 @@
+"""Depth and step size (Section 3.2.2): does the forward propagation stay bounded, explicit against implicit?
+
+The features of each step relative to those that come out of the opening, at initialisation and after training on the
+handwritten digits, the time step being changed afterwards. Writes stability.md, stability.jsonl and stability.png.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.config import TrainConfig
+
+LIMIT = 1e3
+"""Features that grew by more than this factor count as unbounded."""
+
+TEMPLATE = """# Depth and step size
+
+Network A on {images} of the handwritten digits, seed {seed}. The weights are those of h = 1: initial ones, normalised
+by the batch, or trained for {epochs} epochs, normalised as at evaluation. Then h alone is changed. *Bounded up to*: the
+largest h of {first:g} … {last:g} ({count} values) up to which no feature after any step is more than {limit:,.0f} times
+as large as those after the opening, in the root mean square; *growth* is that factor. *h·max|λ|²* is the largest of all
+steps at h = 1: the explicit step is linearly stable while it is at most 2, the implicit one always.
+
+| steps a block | weights | architecture | h·max\\|λ\\|² | bounded up to h = | growth at h = 1 | at h = {last:g} |
+|--:|:--|:--|--:|--:|--:|--:|
+{rows}
+
+![growth against step size](stability.png)
+
+Made by `python -m experiments.stability --steps-per-block {numbers} --epochs {epochs} --images {images} --seed {seed}`.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure, and where to write it."""
+
+    steps_per_block: tuple[int, ...] = (4, 16, 64)
+    """Steps in each block."""
+    step_sizes: tuple[float, ...] = tuple(round(10 ** (i / 4 - 1), 3) for i in range(13))
+    """Values of h, 1 among them."""
+    epochs: int = 5
+    """Of training, recipe paper."""
+    images: int = 64
+    """How many the features are taken of."""
+    seed: int = 0
+    """Of weights and training."""
+    workdir: Path = Path("runs/stability")
+    """Where the trained networks are."""
+    out_dir: Path = Path("experiments/results")
+    """Folder of the three files."""
+
+
+def main(config: Config) -> int:
+    """Train what is not trained, measure, write the three files, print the table."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from experiments import train
+
+    rows: list[dict[str, Any]] = []
+    for steps in config.steps_per_block:
+        for architecture in ("explicit_rd", "implicit_rd"):
+            run = TrainConfig(
+                architecture=architecture,
+                steps_per_block=steps,
+                epochs=config.epochs,
+                seed=config.seed,
+                workdir=config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}",
+            )
+            if not (run.directory() / "result.json").exists() and (code := train.run(run)):
+                return code
+            rows += measure(run, config.step_sizes, config.images)
+            config.out_dir.mkdir(parents=True, exist_ok=True)
+            (config.out_dir / "stability.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (config.out_dir / "stability.md").write_text(markdown(rows))
+            draw(rows, config.out_dir / "stability.png")
+    Console().print(Markdown(markdown(rows)))
+    return 0
+
+
+def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[dict[str, Any]]:
+    """Two lines: the growth of the features at each h, with the initial weights and with the trained ones.
+
+    Args:
+        run: a finished one.
+        step_sizes: values of h.
+        images: how many.
+    """
+    from experiments import setup
+    from lowcost import data
+    from lowcost.nn.stability import stability_report
+
+    ready, state = setup.reopen(run.directory(), run.data_dir)
+    some = data.load(run.dataset).train.images[:images] / 255
+    rows = []
+    for weights, variables in {"initial": ready.initial_state().variables, "trained": state.variables}.items():
+        report = stability_report(ready.net, variables, some.shape[1:])
+        growth = [grow(changed(ready.net, h), variables, some, by_batch=weights == "initial") for h in step_sizes]
+        rows.append(
+            {
+                "steps_per_block": run.steps_per_block,
+                "architecture": run.architecture,
+                "weights": weights,
+                "epochs": run.epochs,
+                "seed": run.seed,
+                "images": images,
+                "stiffness": max(layer.stiffness for layer in report.layers if layer.stiffness is not None),
+                "h": list(step_sizes),
+                "growth": [g if math.isfinite(g) else None for g in growth],
+            }
+        )
+    return rows
+
+
+def changed(net: Any, h: float) -> Any:
+    """The same network with another time step."""
+    return net.clone(step=partial(net.step, h=h))
+
+
+def grow(net: Any, variables: Any, images: Any, *, by_batch: bool) -> float:
+    """The root mean square of the features, largest over all steps, over that after the opening.
+
+    Args:
+        net, variables, images: the network on [B, *grid, C].
+        by_batch: normalise as in training.
+    """
+    import jax.numpy as jnp
+
+    # Not jitted as a whole: hundreds of steps of three shapes are compiled once each, not once per step.
+    _, kept = net.apply(
+        variables,
+        jnp.asarray(images, jnp.float32),
+        train=by_batch,
+        mutable=["batch_stats", "intermediates"],
+        capture_intermediates=lambda module, method: (
+            method == "__call__" and ("_step" in (module.name or "") or module.name == "opening")
+        ),
+    )
+    sizes = {
+        name: float(jnp.sqrt(jnp.mean(outputs["__call__"][0] ** 2)))
+        for name, outputs in kept["intermediates"].items()
+        if "__call__" in outputs
+    }
+    opening = sizes.pop("opening")
+    return max((size if math.isfinite(size) else math.inf) for size in sizes.values()) / opening
+
+
+def bounded_up_to(row: dict[str, Any]) -> float | None:
+    """The largest h before the first at which the features outgrow the limit; None where it is the first."""
+    last = None
+    for h, growth in zip(row["h"], row["growth"], strict=True):
+        if growth is None or growth > LIMIT:
+            break
+        last = h
+    return last
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The page."""
+    first = rows[0]
+    sizes = first["h"]
+
+    def shown(growth: float | None) -> str:
+        return "overflow" if growth is None else f"{growth:.3g}"
+
+    def line(row: dict[str, Any]) -> str:
+        at = dict(zip(row["h"], row["growth"], strict=True))
+        largest = bounded_up_to(row)
+        bounded = "none" if largest is None else f"{largest:g}" + (" (all)" if largest == sizes[-1] else "")
+        return (
+            f"| {row['steps_per_block']} | {row['weights']} | {row['architecture']} | {row['stiffness']:.3g} "
+            f"| {bounded} | {shown(at[1.0])} | {shown(row['growth'][-1])} |"
+        )
+
+    return TEMPLATE.format(
+        rows="\n".join(map(line, rows)),
+        first=sizes[0],
+        last=sizes[-1],
+        count=len(sizes),
+        limit=LIMIT,
+        numbers=" ".join(dict.fromkeys(str(row["steps_per_block"]) for row in rows)),
+        **{key: first[key] for key in ("images", "epochs", "seed")},
+    )
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Growth against h: a panel for each depth; what overflows float32 leaves the picture at its top."""
+    from matplotlib.figure import Figure
+
+    panels = sorted({row["steps_per_block"] for row in rows})
+    figure = Figure(figsize=(4 * len(panels), 3.8), layout="constrained")
+    top = 1e8
+    for axes, steps in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for row in rows:
+            if row["steps_per_block"] == steps:
+                axes.loglog(
+                    row["h"],
+                    [min(math.inf if g is None else g, 10 * top) for g in row["growth"]],
+                    color="C3" if row["architecture"] == "explicit_rd" else "C0",
+                    linestyle="--" if row["weights"] == "initial" else "-",
+                    label=f"{row['architecture']}, {row['weights']}",
+                )
+        axes.set(title=f"{steps} steps a block", xlabel="h", ylim=(0.5, top))
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.supylabel("largest features of any step, relative to the opening's")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from experiments.huge_pages import use_huge_pages
+
+    use_huge_pages()
+    try:
+        sys.exit(main(tyro.cli(Config, prog="python -m experiments.stability", description=__doc__)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,308 @@
+"""Table 2: accuracy against weights of all architectures, run by run, beside the paper's figures.
+
+    python -m experiments.table2 cifar10 cifar100 stl10 --recipe paper --seeds 5 --widths A B C   # all of it: a GPU
+    python -m experiments.table2 folder --data-dir DIR --recipe fast --epochs 5                   # what two cores can
+
+Finished runs are skipped, stopped ones go on. `--dry-run` prints the plan and the hours that it needs here.
+"""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tyro
+
+from experiments.config import Architecture, DatasetName, RecipeName, TrainConfig
+
+Width = Literal["A", "B", "C"]
+
+PAPER: dict[str, dict[str, dict[str, float]]] = {
+    "cifar10": {
+        "resnet": {"A": 93.1, "B": 93.0},
+        "mobilenet": {"A": 89.5, "B": 91.6},
+        "linear_mix": {"A": 91.3, "B": 92.1},
+        "explicit_rd": {"A": 88.9, "B": 90.6},
+        "implicit_rd": {"A": 88.7, "B": 90.3},
+        "circulant_rd": {"A": 86.0, "B": 88.0},
+    },
+    "cifar100": {
+        "resnet": {"B": 71.7, "C": 69.9},
+        "mobilenet": {"B": 65.6, "C": 61.9},
+        "linear_mix": {"B": 67.9, "C": 69.2},
+        "explicit_rd": {"B": 66.1, "C": 65.2},
+        "implicit_rd": {"B": 64.6, "C": 64.9},
+        "circulant_rd": {"B": 60.2, "C": 60.0},
+    },
+    "stl10": {
+        "resnet": {"A": 74.9, "B": 75.3},
+        "mobilenet": {"A": 74.9, "B": 77.2},
+        "linear_mix": {"A": 75.6, "B": 75.6},
+        "explicit_rd": {"A": 74.6, "B": 75.9},
+        "implicit_rd": {"A": 73.8, "B": 73.4},
+        "circulant_rd": {"A": 69.6, "B": 70.5},
+    },
+}
+"""The paper's validation accuracy after 300 epochs in percent: data set, architecture, width."""
+
+SHAPES: dict[str, tuple[int, int]] = {"cifar10": (50_000, 32), "cifar100": (50_000, 32), "stl10": (5_000, 96)}
+"""Training images, and their side, for the plan."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The grid of runs, and where their lines go."""
+
+    datasets: tyro.conf.Positional[tuple[DatasetName, ...]] = ("cifar10",)
+    """As in training. Of cifar10, cifar100 and stl10 only the rows that the paper prints are run."""
+    architectures: tuple[Architecture, ...] = (
+        *("resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd"),
+    )
+    """Which networks."""
+    widths: tuple[Width, ...] = ("A",)
+    """Channels: A 32-64-128, B 48-96-192, C 32-64-128-256."""
+    recipe: RecipeName = "fast"
+    """As in training."""
+    epochs: int | None = None
+    """As in training: the recipe's when not given."""
+    seed: int = 0
+    """The first one."""
+    seeds: int = 1
+    """Networks of each kind, trained at once."""
+    train_images: int | None = None
+    """Train on so many of the images."""
+    data_dir: Path | None = None
+    """Where the pictures or archives are."""
+    images: str = ""
+    """What the images are, in words, e.g. "JPEG re-encoded CIFAR-10 pictures": when not given, the data set and
+    whether they are its original pixels."""
+    like: Literal["", "cifar10", "cifar100", "stl10"] = ""
+    """The data set of the paper that a folder's pictures are, whose figures then stand beside."""
+    workdir: Path = Path("runs/table2")
+    """Where the runs are."""
+    out: Path = Path("experiments/results/table2.jsonl")
+    """One line a finished run, kept from earlier ones; the table and the plot are written beside it."""
+    dry_run: bool = False
+    """Print what would be run, and the hours that the missing epochs need at the speed measured now; run nothing."""
+
+
+def main(config: Config) -> int:
+    """Run what is missing, one network after another, each in a process of its own."""
+    if config.dry_run:
+        plan(config)
+        return 0
+    for run in runs(config):
+        workdir = run.directory()
+        if not (workdir / "result.json").exists() and (code := train(run)):
+            return code
+        record(config, json.loads((workdir / "result.json").read_text()))
+        write(config.out)
+    return 0
+
+
+def runs(config: Config) -> Iterator[TrainConfig]:
+    """The grid, the paper's empty places left out."""
+    from experiments.recipes import RECIPES
+
+    epochs = config.epochs or RECIPES[config.recipe].epochs
+    for dataset in config.datasets:
+        for width in config.widths:
+            for architecture in config.architectures:
+                if dataset in PAPER and width not in PAPER[dataset].get(architecture, {}):
+                    continue
+                few = "" if config.train_images is None else f"-{config.train_images}images"
+                name = f"{dataset}-{architecture}-{width}-{config.recipe}-{epochs}epochs{few}"
+                yield TrainConfig(
+                    dataset=dataset,
+                    architecture=architecture,
+                    width=width,
+                    recipe=config.recipe,
+                    epochs=epochs,
+                    seed=config.seed,
+                    seeds=config.seeds,
+                    train_images=config.train_images,
+                    data_dir=config.data_dir,
+                    workdir=config.workdir / f"{name}-seed{config.seed}x{config.seeds}",
+                )
+
+
+def train(run: TrainConfig) -> int:
+    """`python -m experiments.train` with the run's flags; a signal to this program reaches it.
+
+    Returns:
+        Its exit status.
+    """
+    default = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in dataclasses.asdict(run).items() if value != default[name]}
+    dataset = given.pop("dataset", run.dataset)
+    flags = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    with subprocess.Popen([sys.executable, "-m", "experiments.train", dataset, *flags]) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # it came to the whole process group
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return code if code >= 0 else 128 - code
+
+
+def record(config: Config, result: dict[str, Any]) -> None:
+    """One more line, unless this very run has one."""
+    rows = read(config.out)
+    if any(row["digest"] == result["digest"] for row in rows):
+        return
+    like = config.like or (result["dataset"] if result["dataset"] in PAPER else None)
+    original = "original" if result["dataset"] in PAPER else "pictures as they lie in the folder"
+    rows.append({"images": config.images or f"{result['dataset']}, {original}", "like": like, **result})
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of the file, if there is one."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write(out: Path) -> None:
+    """The table and the plot beside the lines."""
+    rows = read(out)
+    out.with_suffix(".md").write_text(markdown(rows))
+    draw(rows, out.with_suffix(".png"))
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """One table for each kind of images, recipe and number of epochs."""
+    text = "# Table 2\n\nAccuracy of the last epoch on all test images; the paper's networks had 300 epochs.\n"
+    for kind, group in _groups(rows).items():
+        images, train_images, recipe, epochs, device = kind
+        most = max(row["seeds"] for row in group)
+        spread = ", mean ± standard deviation" if most > 1 else ""
+        text += (
+            f"\n## {images}, {epochs} epoch{'s' * (epochs > 1)}\n\n{train_images:,} training images, recipe {recipe}, "
+            f"{most} seed{'s' * (most > 1)}{spread}, {device}.\n\n"
+            "| network | width | weights | test accuracy | the paper, 300 epochs | images/s | seconds |\n"
+            "|:--|:--|--:|--:|--:|--:|--:|\n"
+        )
+        for row in group:
+            deviation = row["test_accuracy_std"]
+            accuracy = f"{100 * row['test_accuracy']:.2f}" + (f" ± {100 * deviation:.2f}" if deviation else "")
+            paper = _paper(row)
+            speed = f"{row['images_per_second']:,.0f}" if row["images_per_second"] else ""
+            text += (
+                f"| {row['architecture']} | {row['width']} | {row['weights']:,} | {accuracy} % "
+                f"| {f'{paper} %' if paper else ''} | {speed} | {row['train_seconds']:,.0f} |\n"
+            )
+    return text
+
+
+def _groups(rows: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        kind = (row["images"], row["train_images"], row["recipe"], row["epochs"], row["device"])
+        groups.setdefault(kind, []).append(row)
+    return groups
+
+
+def _paper(row: dict[str, Any]) -> float | None:
+    return PAPER.get(row["like"] or "", {}).get(row["architecture"], {}).get(row["width"])
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against weights, a panel for each table; the paper's figures are hollow."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    groups = _groups(rows)
+    figure = Figure(figsize=(5.2 * len(groups), 4.2), layout="constrained")
+    names = list(get_args(Architecture))
+    for axes, (kind, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        images, _, recipe, epochs, _ = kind
+        for row in group:
+            color = f"C{names.index(row['architecture'])}"
+            axes.errorbar(
+                row["weights"],
+                row["test_accuracy"],
+                yerr=row["test_accuracy_std"],
+                marker="o",
+                linestyle="none",
+                color=color,
+                label=f"{row['architecture']} {row['width']}",
+            )
+            if (paper := _paper(row)) is not None:
+                axes.plot(row["weights"], paper / 100, marker="o", fillstyle="none", linestyle="none", color=color)
+        axes.set_xscale("log")
+        axes.set_xlabel("weights")
+        axes.set_ylabel("test accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_title(f"{images}\nrecipe {recipe}, {epochs} epochs (hollow: the paper, 300)", fontsize=9)
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def plan(config: Config) -> None:
+    """Print the runs and their hours."""
+    total = 0.0
+    speeds: dict[tuple, float] = {}
+    for run in runs(config):
+        epochs = run.epochs or 0
+        images, side = SHAPES.get(run.dataset) or _folder(run)
+        if config.train_images is not None:
+            images = config.train_images
+        done = _epochs_done(run.directory())
+        kind = (run.architecture, run.width, side)
+        if kind not in speeds and done < epochs:
+            speeds[kind] = _images_per_second(*kind, run.batch_size)
+        hours = (epochs - done) * run.seeds * images / speeds[kind] / 3600 if done < epochs else 0.0
+        total += hours
+        print(
+            f"{run.dataset:8} {run.architecture:13} {run.width}  {done}/{epochs} epochs of {images:,} images, "
+            f"{run.seeds} seed{'s' * (run.seeds > 1)}: {hours:.1f} h",
+            flush=True,
+        )
+    print(f"{total:.1f} h in all on this device (several seeds counted as if one followed the other)")
+
+
+def _epochs_done(workdir: Path) -> int:
+    rows = read(workdir / "metrics.jsonl")
+    return rows[-1]["epoch"] if rows else 0
+
+
+def _folder(run: TrainConfig) -> tuple[int, int]:
+    from lowcost import data
+
+    train = data.load(run.dataset, data_dir=run.data_dir, cache_dir=run.directory().parent / ".lowcost-cache").train
+    return len(train), train.images.shape[1]
+
+
+def _images_per_second(architecture: str, width: str, side: int, batch_size: int) -> float:
+    """Of three training steps in a process of its own, which leaves no memory behind."""
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure, (architecture, width, side, batch_size))
+
+
+def _measure(architecture: str, width: str, side: int, batch_size: int) -> float:
+    from experiments import throughput
+    from experiments.timing import interleave
+    from lowcost.train.mesh import use_every_core
+
+    use_every_core(batch_size)
+    ours = throughput.Ours(architecture, throughput.Config(width=width, size=side, batch_size=batch_size))
+    return batch_size / interleave({"train": ours.steps["train"]}, 3)["train"]
+
+
+if __name__ == "__main__":
+    from experiments.huge_pages import use_huge_pages
+
+    use_huge_pages()
+    try:
+        sys.exit(main(tyro.cli(Config, prog="python -m experiments.table2", description=__doc__)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

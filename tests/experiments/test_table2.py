@@ -1,0 +1,135 @@
+"""Table 2's program: the paper's rows and no others, each run once, one line a run."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import tyro
+
+from experiments import table2
+from experiments.config import TrainConfig
+
+RESULTS = Path("experiments/results")
+
+
+def result(run, accuracy=0.5, std=None):
+    """What training leaves behind."""
+    return {
+        "dataset": run.dataset,
+        "architecture": run.architecture,
+        "width": run.width,
+        "recipe": run.recipe,
+        "weights": 101_066,
+        "epochs": run.epochs,
+        "seed": run.seed,
+        "seeds": run.seeds,
+        "test_accuracy": accuracy,
+        "test_accuracy_std": std,
+        "train_images": 50_000,
+        "images_per_second": 300.0,
+        "train_seconds": 1234.5,
+        "device": "2 x cpu",
+        "digest": str(run.directory()),
+    }
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that were started, training being replaced by its result."""
+    started = []
+
+    def train(run):
+        started.append(run)
+        run.directory().mkdir(parents=True)
+        (run.directory() / "result.json").write_text(json.dumps(result(run, 0.5 + 0.01 * len(started), 0.002)))
+        return 0
+
+    monkeypatch.setattr(table2, "train", train)
+    return started
+
+
+def test_all_rows_of_the_paper_and_no_others():
+    """Six architectures in two widths on three data sets."""
+    everything = table2.Config(datasets=("cifar10", "cifar100", "stl10"), widths=("A", "B", "C"), recipe="paper")
+    runs = list(table2.runs(everything))
+    assert len(runs) == 36
+    assert len({run.directory() for run in runs}) == 36
+    assert all(run.epochs == 300 for run in runs)
+    assert {run.width for run in runs if run.dataset == "cifar100"} == {"B", "C"}
+    assert sum(len(widths) for table in table2.PAPER.values() for widths in table.values()) == 36
+
+
+def test_finished_runs_are_skipped_and_lines_stay(tmp_path, trained):
+    """A second call trains nothing and writes nothing twice; other runs' lines are kept."""
+    config = table2.Config(
+        datasets=("cifar10",), architectures=("explicit_rd", "mobilenet"), workdir=tmp_path, out=tmp_path / "t.jsonl"
+    )
+    assert table2.main(config) == 0
+    assert table2.main(config) == 0
+    assert [run.architecture for run in trained] == ["explicit_rd", "mobilenet"]
+    assert table2.main(dataclasses.replace(config, architectures=("resnet",), epochs=2)) == 0
+    rows = table2.read(config.out)
+    assert [(row["architecture"], row["epochs"]) for row in rows] == [
+        ("explicit_rd", 30),
+        ("mobilenet", 30),
+        ("resnet", 2),
+    ]
+    page = config.out.with_suffix(".md").read_text()
+    assert page == table2.markdown(rows)
+    assert "| explicit_rd | A | 101,066 | 51.00 ± 0.20 % | 88.9 % |" in page
+    assert "cifar10, original, 2 epochs" in page
+    assert config.out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_it_ends_with_the_status_of_the_run_that_ended(tmp_path, monkeypatch):
+    """Interrupted training interrupts the table; nothing is written of it."""
+    monkeypatch.setattr(table2, "train", lambda run: 143)
+    config = table2.Config(workdir=tmp_path, out=tmp_path / "t.jsonl")
+    assert table2.main(config) == 143
+    assert not config.out.exists()
+
+
+def test_training_gets_the_runs_flags(monkeypatch, tmp_path):
+    """The command of each run means that run; a run that a signal ended gives 128 + its number."""
+    commands = []
+
+    class Process:
+        def __init__(self, command):
+            commands.append(command)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def wait(self):
+            return -15
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    config = table2.Config(
+        datasets=("folder",), data_dir=tmp_path, epochs=5, seeds=3, train_images=100, architectures=("resnet",)
+    )
+    (run,) = table2.runs(config)
+    assert table2.train(run) == 143
+    assert tyro.cli(TrainConfig, args=commands[0][3:]) == run
+
+
+def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
+    """Hours from a measured speed, epochs that are done taken off."""
+    monkeypatch.setattr(table2, "_images_per_second", lambda *kind: 100.0)
+    config = table2.Config(architectures=("implicit_rd", "resnet"), workdir=tmp_path, dry_run=True)
+    first, _ = table2.runs(config)
+    first.directory().mkdir()
+    (first.directory() / "metrics.jsonl").write_text('{"epoch": 12}\n')
+    assert table2.main(config) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "12/30 epochs of 50,000 images, 1 seed: 2.5 h" in lines[0]
+    assert "0/30 epochs of 50,000 images, 1 seed: 4.2 h" in lines[1]
+    assert lines[2].startswith("6.7 h in all")
+
+
+@pytest.mark.skipif(not (RESULTS / "table2.jsonl").exists(), reason="no run has landed yet")
+def test_the_committed_page_is_made_of_the_committed_lines():
+    assert (RESULTS / "table2.md").read_text() == table2.markdown(table2.read(RESULTS / "table2.jsonl"))
