@@ -20,14 +20,16 @@ LIMIT = 1e3
 
 TEMPLATE = """# Depth and step size
 
-Network A on {images} of the handwritten digits, seed {seed}. The weights are those of h = 1: initial ones, normalised
-by the batch, or trained for {epochs} epochs, normalised as at evaluation. Then h alone is changed. *Bounded up to*: the
-largest h of {first:g} … {last:g} ({count} values) up to which no feature after any step is more than {limit:,.0f} times
-as large as those after the opening, in the root mean square; *growth* is that factor. *h·max|λ|²* is the largest of all
-steps at h = 1: the explicit step is linearly stable while it is at most 2, the implicit one always.
+Network A on {images} of the handwritten digits, seed {seed}. The weights are those of h = 1: initial ones, or trained
+for {epochs} epochs. Then h alone is changed. The reaction is normalised by the statistics of the batch, found anew for
+each h; or by those of training, which no longer fit, so that the reaction grows too, whatever the diffusion does.
+*Bounded to*: the largest h of {first:g} … {last:g} ({count} values) up to which no feature after any step is more
+than {limit:,.0f} times as large as those after the opening, in the root mean square; *growth* is that factor.
+*h·max|λ|²* is the largest of all steps at h = 1: the explicit diffusion is stable while it is at most 2, the implicit
+one always.
 
-| steps a block | weights | architecture | h·max\\|λ\\|² | bounded up to h = | growth at h = 1 | at h = {last:g} |
-|--:|:--|:--|--:|--:|--:|--:|
+| steps | weights | statistics | architecture | h·max\\|λ\\|² | bounded to h = | growth at h = 1 | h = {last:g} |
+|--:|:--|:--|:--|--:|--:|--:|--:|
 {rows}
 
 ![growth against step size](stability.png)
@@ -85,7 +87,7 @@ def main(config: Config) -> int:
 
 
 def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[dict[str, Any]]:
-    """Two lines: the growth of the features at each h, with the initial weights and with the trained ones.
+    """Three lines: the growth of the features at each h, with the initial weights, and with the trained ones twice.
 
     Args:
         run: a finished one.
@@ -99,14 +101,21 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
     ready, state = setup.reopen(run.directory(), run.data_dir)
     some = data.load(run.dataset).train.images[:images] / 255
     rows = []
-    for weights, variables in {"initial": ready.initial_state().variables, "trained": state.variables}.items():
+    for weights, statistics, variables in (
+        ("initial", "of the batch", ready.initial_state().variables),
+        ("trained", "of the batch", state.variables),
+        ("trained", "of training", state.variables),
+    ):
         report = stability_report(ready.net, variables, some.shape[1:])
-        growth = [grow(changed(ready.net, h), variables, some, by_batch=weights == "initial") for h in step_sizes]
+        growth = [
+            grow(changed(ready.net, h), variables, some, by_batch=statistics == "of the batch") for h in step_sizes
+        ]
         rows.append(
             {
                 "steps_per_block": run.steps_per_block,
                 "architecture": run.architecture,
                 "weights": weights,
+                "statistics": statistics,
                 "epochs": run.epochs,
                 "seed": run.seed,
                 "images": images,
@@ -174,8 +183,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         largest = bounded_up_to(row)
         bounded = "none" if largest is None else f"{largest:g}" + (" (all)" if largest == sizes[-1] else "")
         return (
-            f"| {row['steps_per_block']} | {row['weights']} | {row['architecture']} | {row['stiffness']:.3g} "
-            f"| {bounded} | {shown(at[1.0])} | {shown(row['growth'][-1])} |"
+            f"| {row['steps_per_block']} | {row['weights']} | {row['statistics']} | {row['architecture']} "
+            f"| {row['stiffness']:.3g} | {bounded} | {shown(at[1.0])} | {shown(row['growth'][-1])} |"
         )
 
     return TEMPLATE.format(
@@ -194,8 +203,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = sorted({row["steps_per_block"] for row in rows})
-    figure = Figure(figsize=(4 * len(panels), 3.8), layout="constrained")
+    figure = Figure(figsize=(max(7, 4 * len(panels)), 4.6), layout="constrained")
     top = 1e8
+    styles = {("initial", "of the batch"): "--", ("trained", "of the batch"): "-", ("trained", "of training"): ":"}
     for axes, steps in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         for row in rows:
             if row["steps_per_block"] == steps:
@@ -203,12 +213,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     row["h"],
                     [min(math.inf if g is None else g, 10 * top) for g in row["growth"]],
                     color="C3" if row["architecture"] == "explicit_rd" else "C0",
-                    linestyle="--" if row["weights"] == "initial" else "-",
-                    label=f"{row['architecture']}, {row['weights']}",
+                    linestyle=styles[row["weights"], row["statistics"]],
+                    label=f"{row['architecture']}, {row['weights']}, statistics {row['statistics']}",
                 )
         axes.set(title=f"{steps} steps a block", xlabel="h", ylim=(0.5, top))
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
     figure.supylabel("largest features of any step, relative to the opening's")
     figure.savefig(path, dpi=110)
 

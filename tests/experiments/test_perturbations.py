@@ -21,10 +21,10 @@ def test_both_on_a_run(tmp_path):
     )
     assert train.run(run) == 0
     rows = stability.measure(run, (0.1, 1.0, 100.0), 8)
-    assert [row["weights"] for row in rows] == ["initial", "trained"]
+    assert [row["weights"] for row in rows] == ["initial", "trained", "trained"]
     assert all(row["growth"][-1] > stability.LIMIT and row["growth"][0] < 10 for row in rows)
     page = stability.markdown(rows)
-    assert "| 2 | initial | explicit_rd |" in page
+    assert "| 2 | initial | of the batch | explicit_rd |" in page
     stability.draw(rows, tmp_path / "stability.png")
 
     config = robustness.Config(
