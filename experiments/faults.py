@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from experiments.subject import (
     error_of,
     is_saving,
     outcome,
+    saving_anew,
     steps_saved,
     stop,
     wait_until,
+    wait_until_epoch,
     write_pictures,
 )
 
@@ -130,11 +133,11 @@ def kills(lab: Laboratory) -> Iterator[Row]:
         begun, before = time.monotonic(), steps_saved(workdir)
         process = lab.subject.start(workdir, *long)
         if killed % 2:
-            wait_until(lambda: steps_saved(workdir) != before and is_saving(workdir), process)  # noqa: B023
+            wait_until(partial(saving_anew, workdir, before), process)
             time.sleep(lab.rng.uniform(0, 0.01))
         else:
             moment = begun + lab.rng.uniform(1, 8)
-            wait_until(lambda: time.monotonic() > moment, process)  # noqa: B023
+            wait_until(partial(_is_past, moment), process)
         process.kill()
         if outcome(process)[0] != -signal.SIGKILL:
             break  # it came to its end before
@@ -152,6 +155,10 @@ def kills(lab: Laboratory) -> Iterator[Row]:
     )
 
 
+def _is_past(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
 def signals(lab: Laboratory) -> Iterator[Row]:
     """SIGTERM, SIGINT, and each twice."""
     kinds = [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)]
@@ -159,7 +166,7 @@ def signals(lab: Laboratory) -> Iterator[Row]:
         names = ", ".join(number.name for number in kind)
         workdir = lab.subject.directory / names
         process = lab.subject.start(workdir)
-        wait_until(lambda: epochs_done(workdir) > 0, process)  # noqa: B023
+        wait_until_epoch(1, workdir, process)
         code, output, seconds = stop(process, *kind)
         said = re.findall(r"stopped at step (\d+), saved", output)
         saved = steps_saved(workdir)[-1]
@@ -243,7 +250,7 @@ def hostile_disks(lab: Laboratory) -> Iterator[Row]:
     yield Row("all checkpoints damaged", f"exit {code}, one line, {kept} of 2 set aside and kept", fine)
     half = lab.subject.directory / "half"
     process = lab.subject.start(half)
-    wait_until(lambda: epochs_done(half) > 1, process)
+    wait_until_epoch(2, half, process)
     stop(process, signal.SIGTERM)
     for name, kind in {"work directory read-only": "ro", "disk full while saving": "full"}.items():
         yield _on_disk(lab, half, name, kind)
@@ -329,7 +336,7 @@ def devices(lab: Laboratory) -> Iterator[Row]:
     yield _other_device_counts(directory, subject)
     workdir = directory / "two-then-one"
     pair = subject.start_two(workdir)
-    wait_until(lambda: epochs_done(workdir) > 0, pair[0])
+    wait_until_epoch(1, workdir, pair[0])
     pair[1].send_signal(signal.SIGTERM)
     codes = [outcome(process)[0] for process in pair]
     step, whole = steps_saved(workdir)[-1], lab.is_whole(workdir)
@@ -344,7 +351,7 @@ def _other_device_counts(directory: Path, subject: Subject) -> Row:
     moved, still, told, target = directory / "moved", directory / "still", [], subject.epochs - 8
     for number in (4, 2, 1):
         process = subject.start(moved, devices=number)
-        wait_until(lambda: epochs_done(moved) >= target, process)  # noqa: B023
+        wait_until_epoch(target, moved, process)
         stop(process, signal.SIGTERM)
         if number == 4:
             shutil.copytree(moved, still)
@@ -368,7 +375,7 @@ def a_process_killed(lab: Laboratory) -> Iterator[Row]:
     for number in [signal.SIGKILL] if lab.short else [signal.SIGKILL, signal.SIGSTOP]:
         workdir = lab.subject.directory / f"pair-{number.name}"
         pair = lab.subject.start_two(workdir)
-        wait_until(lambda: epochs_done(workdir) > 0, pair[0])  # noqa: B023
+        wait_until_epoch(1, workdir, pair[0])
         pair[1].send_signal(number)
         begin = time.monotonic()
         code, _ = outcome(pair[0])
@@ -417,7 +424,7 @@ def two_runs(lab: Laboratory) -> Iterator[Row]:
     """A second run in a directory where one is training."""
     workdir = lab.subject.directory / "shared"
     first = lab.subject.start(workdir)
-    wait_until(lambda: epochs_done(workdir) > 0, first)
+    wait_until_epoch(1, workdir, first)
     code, message = error_of(lab.subject.start(workdir))
     lives = first.poll() is None
     first.kill()

@@ -85,91 +85,100 @@ def main(config: Config) -> int:
 
 def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
     """A line for the network as it is, and one for each perturbation."""
+    import jax
     import numpy as np
 
     from experiments import setup
     from experiments.stability import changed
     from lowcost.nn.stability import stability_report
+    from lowcost.train.loop import evaluate_all
+    from lowcost.train.step import make_eval_step
 
     ready, state = setup.reopen(workdir, config.data_dir)
     if ready.config.seeds > 1:
         raise ValueError(f"{workdir} holds {ready.config.seeds} networks; disturb runs of a single seed")
-    net, variables, test = ready.net, state.variables, ready.dataset.test
-    images, labels = test.images / np.float32(255), test.labels
-    shape, some = images.shape[1:], images[: config.images]
-    base = {
-        "architecture": ready.config.architecture,
-        "width": ready.config.width,
-        "dataset": ready.dataset.name,
-        "seed": config.seed,
-        "images": len(some),
-    }
-    predict = _predictor(ready.mesh, ready.config.batch_size)
-    report = stability_report(net, variables, shape)
-    clean = features(net, variables, some)
-    logits = clean["classifier"]
+    net, variables, labels = ready.net, state.variables, ready.dataset.test.labels
+    images = ready.dataset.test.images.astype(np.float32)  # in grey levels, as evaluation takes them
+    some, shape = images[: config.images], images.shape[1:]
+    report, clean = stability_report(net, variables, shape), features(net, variables, some)
+    size = _norms(clean["classifier"])
 
-    def row(kind: str, strength: float, net: Any, variables: Any, images: Any, **more: Any) -> dict[str, Any]:
-        accuracy = float(np.mean(predict(net, variables, images).argmax(-1) == labels))
-        there = features(net, variables, images[: config.images])
-        change = _norms(there["classifier"] - logits) / _norms(logits)
+    def row(kind: str, strength: float, there: dict[str, Any], images: Any, **changes: Any) -> dict[str, Any]:
+        """changes: an eval_step in place of the network's, or variables."""
+        metrics = evaluate_all(
+            changes.get("eval_step", ready.eval_step),
+            state.replace(average=None, **changes.get("variables", variables)),
+            images,
+            labels,
+            batch_size=ready.config.batch_size,
+            mesh=ready.mesh,
+        )
+        assert metrics is not None
         return {
-            **base,
+            "architecture": ready.config.architecture,
+            "width": ready.config.width,
+            "dataset": ready.dataset.name,
+            "seed": config.seed,
+            "images": len(some),
             "kind": kind,
             "strength": strength,
-            "accuracy": accuracy,
-            "change": float(change.mean()),
-            **more,
+            "accuracy": float(metrics["accuracy"]),
+            "change": float(np.mean(_norms(there["classifier"] - clean["classifier"]) / size)),
         }
 
-    yield row("as it is", 0, net, variables, images)
-    for kind, strength, disturbed in disturbed_weights(variables["params"], config):
-        there = {**variables, "params": disturbed}
-        yield row(kind, strength, net, there, images, bound=weights_bound(net, variables, there, some, logits))
-    for kind, strength, disturbed in disturbed_images(images, config):
-        distance = _norms(disturbed[: len(some)] - some)
-        there = features(net, variables, disturbed[: len(some)])
-        yield row(
-            kind,
-            strength,
-            net,
-            variables,
-            disturbed,
-            bound=float(np.mean(report.lipschitz * distance / _norms(logits))),
-            layers=list(there),
-            differences=[float(np.mean(_norms(there[name] - clean[name]) / _norms(clean[name]))) for name in there],
-            ratios=[float(np.max(_norms(there[name] - clean[name]) / distance)) for name in there],
-            lipschitz=list(np.cumprod([layer.lipschitz for layer in report.layers])),
-        )
-    if base["architecture"] in ("explicit_rd", "implicit_rd", "circulant_rd", "implicit_circulant_rd"):
+    yield row("as it is", 0, clean, images)
+    for kind, strength, params in disturbed_weights(variables["params"], config):
+        disturbed = {**variables, "params": params}
+        bound = weights_bound(net, disturbed, some, clean)
+        there = features(net, disturbed, some)
+        yield {**row(kind, strength, there, images, variables=disturbed), "bound": float(np.mean(bound / size))}
+    for kind, strength, noisy in disturbed_images(images, config):
+        there = features(net, variables, noisy[: len(some)])
+        distance = _norms(noisy[: len(some)] - some) / 255
+        apart = {name: _norms(there[name] - clean[name]) for name in clean}
+        yield {
+            **row(kind, strength, there, noisy),
+            "bound": float(np.mean(report.lipschitz * distance / size)),
+            "layers": list(clean),
+            "differences": [float(np.mean(apart[name] / _norms(clean[name]))) for name in clean],
+            "ratios": [float(np.max(apart[name] / distance)) for name in clean],
+            "lipschitz": list(np.cumprod([layer.lipschitz for layer in report.layers])),
+        }
+    if any(layer.amplification for layer in report.layers):  # steps in time
         for factor in config.steps:
             other = changed(net, factor * ready.config.h)
             layers = stability_report(other, variables, shape).layers
             largest = max(max(map(abs, layer.amplification)) for layer in layers if layer.amplification)
-            yield row("h times", factor, other, variables, images, bound=largest)
+            there = features(other, variables, some)
+            eval_step = jax.jit(make_eval_step(other))
+            yield {**row("h times", factor, there, images, eval_step=eval_step), "bound": largest}
 
 
 def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
-    """What comes out of each layer at evaluation, in order; the last is "classifier", the logits."""
-    import jax.numpy as jnp
+    """What comes out of each layer for images in grey levels, in order; the last is "classifier", the logits."""
     import numpy as np
+
+    from lowcost.nn.network import bound_layers
+    from lowcost.train.step import to_unit_range
 
     _, kept = net.apply(
         variables,
-        jnp.asarray(images),
+        to_unit_range(images),
         train=False,
         mutable=["intermediates"],
         capture_intermediates=lambda module, method: method == "__call__" and len(module.path) == 1,
     )
-    outputs = {name: value["__call__"][0] for name, value in kept["intermediates"].items() if name != "__call__"}
-    from lowcost.nn.network import bound_layers
-
     order = [layer.name for layer in bound_layers(net, variables, images.shape[1:])]
-    return {name: np.asarray(outputs[name], np.float32) for name in order}
+    return {name: np.asarray(kept["intermediates"][name]["__call__"][0], np.float32) for name in order}
 
 
-def weights_bound(net: Any, variables: Any, disturbed: Any, images: Any, logits: Any) -> float:
-    """Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j / ‖logits‖, the mean over the images."""
+def weights_bound(net: Any, disturbed: Any, images: Any, clean: dict[str, Any]) -> Any:
+    """Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j for each image.
+
+    Args:
+        net: the network; disturbed: its other variables.
+        images: in grey levels; clean: what comes out of each layer as it was.
+    """
     import inspect
 
     import jax.numpy as jnp
@@ -177,16 +186,16 @@ def weights_bound(net: Any, variables: Any, disturbed: Any, images: Any, logits:
 
     from lowcost.nn.network import bound_layers
     from lowcost.nn.stability import stability_report
+    from lowcost.train.step import to_unit_range
 
-    outputs = features(net, variables, images)
-    y, total = images, np.zeros(len(images))
+    y, total = to_unit_range(images), np.zeros(len(images))
     report = stability_report(net, disturbed, images.shape[1:])
     for layer, bounds in zip(bound_layers(net, disturbed, images.shape[1:]), report.layers, strict=True):
         takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
-        there = layer.module(jnp.asarray(y), **({"train": False} if takes_train else {}))
-        total = bounds.lipschitz * total + _norms(np.asarray(there) - outputs[layer.name])
-        y = outputs[layer.name]
-    return float(np.mean(total / _norms(logits)))
+        there = layer.module(y, **({"train": False} if takes_train else {}))
+        total = bounds.lipschitz * total + _norms(np.asarray(there) - clean[layer.name])
+        y = jnp.asarray(clean[layer.name])
+    return total
 
 
 def disturbed_weights(params: Any, config: Config) -> Iterator[tuple[str, float, Any]]:
@@ -196,7 +205,7 @@ def disturbed_weights(params: Any, config: Config) -> Iterator[tuple[str, float,
 
     def rounded(w: jax.Array, bits: int) -> jax.Array:
         step = jnp.max(jnp.abs(w)) / (2 ** (bits - 1) - 1)
-        return jnp.round(w / step) * step
+        return jnp.where(step > 0, jnp.round(w / jnp.where(step > 0, step, 1)) * step, w)
 
     yield "bfloat16", 16, jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype), params)
     for bits in config.bits:
@@ -212,35 +221,16 @@ def disturbed_weights(params: Any, config: Config) -> Iterator[tuple[str, float,
 
 
 def disturbed_images(images: Any, config: Config) -> Iterator[tuple[str, float, Any]]:
-    """(kind, strength, images in [0, 1])."""
+    """(kind, strength, images), both in grey levels."""
     import numpy as np
     from scipy.ndimage import gaussian_filter
 
     noise = np.random.default_rng(config.seed).standard_normal(images.shape, np.float32)
     for level in config.image_noise:
-        yield "image noise", level, np.clip(images + np.float32(level / 255) * noise, 0, 1)
+        yield "image noise", level, np.clip(images + np.float32(level) * noise, 0, 255)
     for pixels in config.blur:
         sigma = (0, *(pixels,) * (images.ndim - 2), 0)
         yield "blur", pixels, gaussian_filter(images, sigma, mode="reflect")
-
-
-def _predictor(mesh: Any, batch_size: int) -> Callable[[Any, Any, Any], Any]:
-    """(net, variables, images) → logits of all images, batch by batch."""
-    import jax
-    import numpy as np
-
-    from lowcost.train.mesh import over_batch
-
-    apply = jax.jit(lambda net, variables, images: net.apply(variables, images, train=False), static_argnums=0)
-
-    def predict(net: Any, variables: Any, images: Any) -> Any:
-        short = -len(images) % batch_size
-        padded = np.concatenate([images, images[:1].repeat(short, 0)]) if short else images
-        batches = padded.reshape(-1, batch_size, *images.shape[1:])
-        logits = [np.asarray(apply(net, variables, jax.device_put(x, over_batch(mesh)))) for x in batches]
-        return np.concatenate(logits)[: len(images)]
-
-    return predict
 
 
 def _norms(x: Any) -> Any:

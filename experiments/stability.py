@@ -95,11 +95,10 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
         images: how many.
     """
     from experiments import setup
-    from lowcost import data
     from lowcost.nn.stability import stability_report
 
     ready, state = setup.reopen(run.directory(), run.data_dir)
-    some = data.load(run.dataset).train.images[:images] / 255
+    some = ready.dataset.train.images[:images] / 255
     rows = []
     for weights, statistics, variables in (
         ("initial", "of the batch", ready.initial_state().variables),

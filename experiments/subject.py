@@ -132,6 +132,16 @@ def is_saving(workdir: Path) -> bool:
     return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
 
 
+def saving_anew(workdir: Path, before: list[int]) -> bool:
+    """Other checkpoints are there than before, and one is being written."""
+    return steps_saved(workdir) != before and is_saving(workdir)
+
+
+def wait_until_epoch(epoch: int, workdir: Path, process: "subprocess.Popen[str]") -> None:
+    """`wait_until` so many epochs are done."""
+    wait_until(lambda: epochs_done(workdir) >= epoch, process)
+
+
 def stop(process: "subprocess.Popen[str]", *signals: signal.Signals) -> tuple[int, str, float]:
     """Send the signals, one right after the other: exit status, output, seconds until it was gone."""
     begin = time.monotonic()

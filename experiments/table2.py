@@ -247,6 +247,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def plan(config: Config) -> None:
     """Print the runs and their hours."""
+    from experiments.subject import epochs_done
+
     total = 0.0
     speeds: dict[tuple, float] = {}
     for run in runs(config):
@@ -254,7 +256,7 @@ def plan(config: Config) -> None:
         images, side = SHAPES.get(run.dataset) or _folder(run)
         if config.train_images is not None:
             images = config.train_images
-        done = _epochs_done(run.directory())
+        done = epochs_done(run.directory())
         kind = (run.architecture, run.width, side)
         if kind not in speeds and done < epochs:
             speeds[kind] = _images_per_second(*kind, run.batch_size)
@@ -266,11 +268,6 @@ def plan(config: Config) -> None:
             flush=True,
         )
     print(f"{total:.1f} h in all on this device (several seeds counted as if one followed the other)")
-
-
-def _epochs_done(workdir: Path) -> int:
-    rows = read(workdir / "metrics.jsonl")
-    return rows[-1]["epoch"] if rows else 0
 
 
 def _folder(run: TrainConfig) -> tuple[int, int]:

@@ -13,14 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad
-from jax.sharding import AxisType, PartitionSpec
 
 from lowcost.arguments import check_floating, check_stencil
+from lowcost.images import each_image, per_shard
 from lowcost.methods import choose
 from lowcost.primitive import primitive
-
-BATCH_AXIS = "data"
-"""Name of the mesh axis over which a trainer shards the leading axis of the features."""
 
 
 def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
@@ -103,8 +100,8 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
         method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster here, by grid and platform).
 
     Over a batch that is sharded along the mesh axis "data" (`jax.set_mesh`), nothing is gathered: the leading axis of
-    y is the batch. Without that mesh, or under `jax.vmap`, XLA gathers: before jax 0.12 for "fft", on a CPU for
-    "matmul" too, which there takes one image after another.
+    y is the batch. Without that mesh, or under `jax.vmap`, XLA gathers: on a CPU, which takes one image after another,
+    and before jax 0.12 for "fft" everywhere.
 
     Returns:
         Features with the shape and dtype of y, computed in float32 at least.
@@ -146,7 +143,7 @@ def filter_spectrum(
     grid = symbol.shape[:-1]
     method = choose(method, "complex" if jnp.iscomplexobj(symbol) else "real", grid, grid, y.shape[-1])
     apply = _filter_fft if method == "fft" else _filter_matmul
-    return apply(symbol, widen(y), (multiply, together)).astype(jnp.result_type(y))
+    return apply(symbol, widen(y), multiply, together).astype(jnp.result_type(y))
 
 
 def _scale(λ, spectrum):
@@ -162,10 +159,10 @@ def widen(x: jax.Array) -> jax.Array:
 # --- transforms -------------------------------------------------------------------------------------------------------
 
 
-def _filter_fft(symbol, y, product):
+def _filter_fft(symbol, y, multiply, together):
     grid = symbol.shape[:-1]
     half = symbol[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
-    return per_shard(partial(_over_images, _filter_image_fft, product, grid), len(grid), y, half)
+    return per_shard(partial(_over_images, _filter_image_fft, multiply, grid, together), len(grid), y, half)
 
 
 def _filter_image_fft(multiply, grid, half, image):
@@ -173,28 +170,7 @@ def _filter_image_fft(multiply, grid, half, image):
     return jnp.fft.irfftn(multiply(half, jnp.fft.rfftn(image, axes=axes)), s=grid, axes=axes)
 
 
-def per_shard(transform, dims, y, *weights):
-    """`transform(y, *weights)` on each device's own part of the batch, y being [batch, ..., *grid, C] with dims axes.
-
-    XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), for a loop over images, and for a convolution
-    under `jax.vmap`, although none of them mixes images.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if y.ndim <= dims + 1 or BATCH_AXIS not in mesh.axis_names:
-        return transform(y, *weights)
-    manual = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[BATCH_AXIS] == AxisType.Manual
-    if manual or y.shape[0] % mesh.shape[BATCH_AXIS]:
-        return transform(y, *weights)
-
-    def shard(y, *weights):
-        # Said here, once: inside a loop over images the weights' gradient would be summed over devices for each image.
-        return transform(y, *jax.lax.pcast(weights, BATCH_AXIS, to="varying"))
-
-    batch, whole = PartitionSpec(BATCH_AXIS), PartitionSpec()
-    return jax.shard_map(shard, in_specs=(batch, *[whole] * len(weights)), out_specs=batch)(y, *weights)
-
-
-def _filter_matmul(symbol, y, product):
+def _filter_matmul(symbol, y, multiply, together):
     """Rᵀ Σ_S A_S ⊙ flip_S(R y), R the orthonormal cos/sin basis of each axis: the same filter in real arithmetic.
 
     On the pair (cos kt, sin kt) a convolution acts as a + bJ, J the rotation by a right angle. R is ordered so that
@@ -203,7 +179,8 @@ def _filter_matmul(symbol, y, product):
     only the even |S| remain.
     """
     subsets, parts = zip(*((subset, part.astype(y.dtype)) for subset, part in _parts(symbol).items()), strict=True)
-    return per_shard(partial(_over_images, _filter_image_matmul, product, subsets), symbol.ndim - 1, y, *parts)
+    filter_images = partial(_over_images, _filter_image_matmul, multiply, subsets, together)
+    return per_shard(filter_images, symbol.ndim - 1, y, *parts)
 
 
 def _filter_image_matmul(multiply, subsets, *parts_and_image):
@@ -217,25 +194,14 @@ def _filter_image_matmul(multiply, subsets, *parts_and_image):
     return result
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))  # outside of any jit a loop would be compiled at every call
-def _over_images(function, product, how, y, *weights):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))  # outside of any jit a loop would be compiled at every call
+def _over_images(function, multiply, how, together, y, *weights):
     """function(multiply, how, *weights, image) of every image of y [..., *grid, C]."""
-    multiply, together = product
     rank = weights[0].ndim
     batch = y.shape[:-rank]
     images = y.reshape(math.prod(batch), *y.shape[-rank:])
     result = each_image(partial(function, multiply, how, *weights), images, together=together)
     return result.reshape(*batch, *result.shape[1:])
-
-
-def each_image(function, images, *, together=False):
-    """`function` of every image: all at once, or on a CPU one after another.
-
-    There what lies between two transforms stays in the cache, and the weights' gradient is added up in it.
-    """
-    if jax.default_backend() == "cpu" and not together:
-        return jax.lax.map(function, images)
-    return jax.vmap(function)(images)
 
 
 def _transform(y, *, axis, inverse):

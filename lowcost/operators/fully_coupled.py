@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import BOUNDARIES, check_choice, check_features
+from lowcost.images import per_shard
 from lowcost.methods import choose
 from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
 from lowcost.operators.sliding import slide, slide_adjoint
-from lowcost.spectral import coupled_symbol, filter_spectrum, per_shard, widen
+from lowcost.spectral import coupled_symbol, filter_spectrum, widen
 
 
 def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:

@@ -2,7 +2,7 @@
 
 ⟨z, K(θ) y⟩ = Σ_{i,j} θ_j y_{i+j} z_i is linear in θ, in y and in z. K y, Kᵀ z and the gradient in θ are this form with
 one of the three left open: so derivatives of every order, forward and reverse, are again one of the three. JAX's own
-derivative would add up zero-padded copies of the features, and takes three times as long.
+derivative would add up zero-padded copies of the features, and takes twice as long.
 """
 
 import itertools
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad
 
+from lowcost.images import each_image, per_shard
 from lowcost.operators.boundary import pad, pad_adjoint
 from lowcost.primitive import primitive
-from lowcost.spectral import each_image, per_shard, widen
+from lowcost.spectral import widen
 
 
 def slide(stencil: jax.Array, y: jax.Array, boundary: str, *, coupled: bool = False) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lowcost.spectral import BATCH_AXIS
+from lowcost.images import BATCH_AXIS
 
 
 def use_every_core(batch_size: int) -> None:
