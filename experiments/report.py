@@ -12,7 +12,7 @@ import tyro
 
 PAGES = (
     *("table1", "table2", "ablation", "throughput", "figure1"),
-    *("depth", "stability", "robustness", "faults"),
+    *("depth", "stability", "robustness", "deploy", "faults"),
 )
 """In the order of the report; what has no page yet is left out."""
 

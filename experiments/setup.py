@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from experiments.config import TrainConfig, read
@@ -104,28 +106,17 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
 
 def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh, steps_per_epoch: int) -> Setup:
     assert config.epochs is not None
-    options: dict[str, Any] = {
-        "steps_per_block": config.steps_per_block,
-        "h": config.h,
-        "dtype": jnp.dtype(config.dtype),
-        "remat": config.remat,
-    }
+    options = {}
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // 1000)]
         options["opening_init"] = nn.initializers.patch_whitening(some / np.float32(255))
-    net = nn.network(config.architecture, config.width, len(dataset.classes), **options)
+    net = _network(config, len(dataset.classes), **options)
     optimizer = recipe.transformation(config.epochs * steps_per_epoch)
     augment = recipe.augmentation(dataset.flip)
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average)
     eval_step = make_eval_step(net)
-
-    def create(seed_key: jax.Array) -> TrainState:
-        return create_state(net, optimizer, seed_key, dataset.image_shape, average=recipe.average is not None)
-
-    keys = jax.random.key(config.seed)
     if config.seeds > 1:
-        keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
-        create, train_step = jax.vmap(create), jax.vmap(train_step)
+        train_step = jax.vmap(train_step)
         eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None, 0))
     everywhere = replicated(mesh)
     setup = Setup(
@@ -137,10 +128,42 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
         steps_per_epoch,
         train_steps=jax.jit(repeat(train_step), donate_argnums=0, out_shardings=everywhere),
         eval_step=jax.jit(eval_step, out_shardings=everywhere),
-        initial_state=jax.jit(lambda: create(keys), out_shardings=everywhere),
+        initial_state=jax.jit(
+            partial(_create, config, recipe, net, optimizer, dataset.image_shape), out_shardings=everywhere
+        ),
     )
     setup.abstract_state()  # raises where the network cannot take the images
     return setup
+
+
+def _network(config: TrainConfig, num_classes: int, **options: Any) -> nn.Network:
+    return nn.network(
+        config.architecture,
+        config.width,
+        num_classes,
+        steps_per_block=config.steps_per_block,
+        h=config.h,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        **options,
+    )
+
+
+def _create(
+    config: TrainConfig,
+    recipe: Recipe,
+    net: nn.Network,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    """The state before the first step, of every seed."""
+
+    def create(seed_key: jax.Array) -> TrainState:
+        return create_state(net, optimizer, seed_key, image_shape, average=recipe.average is not None)
+
+    if config.seeds == 1:
+        return create(jax.random.key(config.seed))
+    return jax.vmap(create)(jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)]))
 
 
 def keep_compiled(directory: Path) -> None:
@@ -165,6 +188,60 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
+class Trained(NamedTuple):
+    """A network with its weights, without its data.
+
+    Attributes:
+        config: of its run.
+        net: the network.
+        variables: {"params", "batch_stats"}; of several seeds those of the first.
+        classes: their names.
+        image_shape: [H, W, C].
+        step: optimiser steps done.
+    """
+
+    config: TrainConfig
+    net: nn.Network
+    variables: dict[str, Any]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    step: int
+
+
+def trained(workdir: Path) -> Trained:
+    """The network of a run's newest valid checkpoint, for which its data set need not be there.
+
+    Raises:
+        ValueError, OSError: what the user can mend, in one line.
+    """
+    config, ingredients, about = read(workdir)
+    assert config.epochs is not None
+    recipe, image_shape = Recipe(**ingredients), tuple(about["image_shape"])
+    net = _network(config, len(about["classes"]))
+    optimizer = recipe.transformation(config.epochs * (about["train"] // config.batch_size))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        jax.eval_shape(partial(_create, config, recipe, net, optimizer, image_shape)),
+    )
+    step, state = _newest(workdir, like)
+    variables = state.variables
+    if config.seeds > 1:
+        variables = jax.tree.map(lambda x: x[0], variables)
+    return Trained(config, net, variables, tuple(about["classes"]), image_shape, step)
+
+
+def _newest(workdir: Path, like: TrainState) -> tuple[int, TrainState]:
+    saved = Checkpoints(workdir / "checkpoints", owned=False)
+    try:
+        restored = saved.restore_newest(like)
+    finally:
+        saved.close()
+    if restored is None:
+        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
+    return restored[:2]
+
+
 def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
     """The set-up and newest valid state of a run, which may be training meanwhile.
 
@@ -186,11 +263,4 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
                 f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}; "
                 "name the folder that belongs to it with --data-dir"
             )
-    saved = Checkpoints(workdir / "checkpoints", owned=False)
-    try:
-        restored = saved.restore_newest(ready.abstract_state())
-    finally:
-        saved.close()
-    if restored is None:
-        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
-    return ready, restored[1]
+    return ready, _newest(workdir, ready.abstract_state())[1]

@@ -13,8 +13,6 @@ class SpectraConfig:
 
     workdir: Path
     """The work directory of a run."""
-    data_dir: Path | None = None
-    """Where the pictures are now, if no longer where they were."""
 
 
 def main() -> None:
@@ -28,26 +26,18 @@ def run(arguments: SpectraConfig) -> int:
     Returns:
         The exit status: 0, or 2 where there is nothing to report on.
     """
-    import jax
-
     from experiments import setup
     from lowcost.nn import stability_report
-    from lowcost.train.loop import first_step
 
     try:
-        ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
+        config, net, variables, _, image_shape, step = setup.trained(arguments.workdir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    config, variables = ready.config, state.variables
     if config.seeds > 1:
-        variables = jax.tree.map(lambda x: x[0], variables)
         print(f"the first of {config.seeds} networks, seed {config.seed}")
-    report = stability_report(ready.net, variables, ready.dataset.image_shape)
-    print(
-        f"{config.architecture} {config.width} on {ready.dataset.name} after {first_step(state)} steps, h = {config.h}"
-    )
-    print(report)
+    print(f"{config.architecture} {config.width} on {config.dataset} after {step} steps, h = {config.h}")
+    print(stability_report(net, variables, image_shape))
     return 0
 
 

@@ -178,7 +178,7 @@ def _filter_matmul(symbol, y, multiply, together):
     the axes; A_S is the part of λ that is odd in the frequencies of S and even in the others, and for a real symbol
     only the even |S| remain.
     """
-    subsets, parts = zip(*((subset, part.astype(y.dtype)) for subset, part in _parts(symbol).items()), strict=True)
+    subsets, parts = zip(*((subset, part.astype(y.dtype)) for subset, part in real_parts(symbol).items()), strict=True)
     filter_images = partial(_over_images, _filter_image_matmul, multiply, subsets, together)
     return per_shard(filter_images, symbol.ndim - 1, y, *parts)
 
@@ -206,7 +206,7 @@ def _over_images(function, multiply, how, together, y, *weights):
 
 def _transform(y, *, axis, inverse):
     """R y along `axis`, or Rᵀ y: the matrix product, or the batch of them, that moves no data."""
-    basis = _real_basis(y.shape[axis])
+    basis = real_basis(y.shape[axis])
     matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
     before, after = y.shape[:axis], y.shape[axis + 1 :]
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to fewer bits
@@ -223,7 +223,7 @@ _real_transform = primitive("real_transform", _transform, ("axis", "inverse"))
 ad.deflinear2(_real_transform, lambda ct, _, axis, inverse: [_real_transform.bind(ct, axis=axis, inverse=not inverse)])
 
 
-def _parts(symbol):
+def real_parts(symbol: jax.Array) -> dict[tuple[int, ...], jax.Array]:
     """{S: A_S} with A_S = 2⁻ᵈ Σ_s λ(s·k) Π_{i in S}(-i s_i) over sign patterns s: real, in the order of the basis."""
     is_real = not jnp.iscomplexobj(symbol)
     parts: dict[tuple[int, ...], jax.Array] = {(): symbol}
@@ -231,16 +231,16 @@ def _parts(symbol):
         split = {}
         for subset, part in parts.items():
             mirrored = jnp.roll(jnp.flip(part, axis), 1, axis)  # λ(-k)
-            split[subset] = _slots(part + mirrored, axis, n) / 2
-            split[(*subset, axis)] = _slots(part - mirrored, axis, n) / 2
+            split[subset] = slots(part + mirrored, axis, n) / 2
+            split[(*subset, axis)] = slots(part - mirrored, axis, n) / 2
         parts = split
     if is_real:
         return {s: part * (-1) ** (len(s) // 2) for s, part in parts.items() if len(s) % 2 == 0}
     return {s: jnp.real(part * (-1j) ** len(s)) for s, part in parts.items()}
 
 
-def _slots(spectrum, axis, n):
-    """From FFT order to that of `_real_basis`: frequency k at cos kt, frequency n-k at sin kt."""
+def slots(spectrum: jax.Array, axis: int, n: int) -> jax.Array:
+    """From FFT order to that of `real_basis`: frequency k at cos kt, frequency n-k at sin kt."""
     piece, half = partial(jax.lax.slice_in_dim, spectrum, axis=axis), n // 2
     if n % 2:
         return jnp.concatenate([piece(1, half + 1), piece(0, 1), piece(half + 1, n)], axis)
@@ -248,7 +248,7 @@ def _slots(spectrum, axis, n):
 
 
 @cache
-def _real_basis(n):
+def real_basis(n: int) -> np.ndarray:
     """R, [n, n] orthonormal: rows cos kt and sin kt, each cosine mirrored to its sine.
 
     Even n: c₀ c₁ … c_{n/2-1} s_{n/2-1} … s₁ c_{n/2}; odd n: c₁ … c_m c₀ s_m … s₁.

@@ -184,11 +184,11 @@ class _CirculantDiffusion(nn.Module):
     @nn.nowrap  # no method of its own to Flax, which would report θ among the features
     def _stencil(self, y: jax.Array) -> jax.Array:
         shape = (*_window(self, y), y.shape[-1])
-        return _unshared(self.param("shared_stencil", stable_shared_stencil(self.h), shape))
+        return unshared(self.param("shared_stencil", stable_shared_stencil(self.h), shape))
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_circ(θ), [*grid, C], the last axis being the frequency along the channels."""
-        return circulant_symbol(_unshared(_weights(self)["shared_stencil"]), grid)
+        return circulant_symbol(unshared(_weights(self)["shared_stencil"]), grid)
 
 
 class ExplicitRDStep(_DepthwiseDiffusion):
@@ -260,7 +260,7 @@ class ImplicitCirculantRDStep(_CirculantDiffusion):
         return imex_euler(resolvent, reaction, y, self.h)
 
 
-def _unshared(φ):
+def unshared(φ):
     """θ = φ / √C."""
     return φ / math.sqrt(φ.shape[-1])
 

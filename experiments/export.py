@@ -1,0 +1,124 @@
+"""A trained network as a single file for other machines: `python -m experiments.export --workdir DIR --out FILE`.
+
+--format onnx       standard operators only; classes and preprocessing are in the file's metadata
+--format stablehlo  for jax.export.deserialize, on CPU, CUDA and TPU; the metadata is beside it, FILE.json
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+Format = Literal["onnx", "stablehlo"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Which run, and what to make of it."""
+
+    workdir: Path
+    """The work directory of a finished run."""
+    out: Path
+    """The file to write."""
+    format: Format = "onnx"
+    """Of the file."""
+    tolerance: float | None = None
+    """Cut each implicit step to a stencil that loses at most this share of its features, where that is less work than
+    the exact filter; every filter is exact when not given."""
+    bits: Literal[32, 8] = 32
+    """onnx: bits of a weight in the file."""
+
+
+def main(config: ExportConfig) -> int:
+    """Fold, write, say what was written."""
+    if config.bits == 8 and config.format != "onnx":
+        raise ValueError("--bits 8 is for --format onnx; leave it out for stablehlo")
+    if not config.out.parent.is_dir():
+        raise FileNotFoundError(f"{config.out.parent} is no folder to write to; make it, or choose another --out")
+    folded, metadata = folded_run(config.workdir, config.tolerance)
+    for file, content in serialized(folded, metadata, config).items():
+        write_whole(file, content)
+        print(f"{file}: {len(content):,} bytes")
+    for layer in folded.layers if config.tolerance is not None else ():
+        print(f"{layer.name:20} {_choice(layer.operations)}")
+    return 0
+
+
+def folded_run(workdir: Path, tolerance: float | None) -> tuple[Any, dict[str, str]]:
+    """The folded network of a finished run, and what its users must know.
+
+    Raises:
+        ValueError, OSError: there is no run, it has not finished, it is damaged, or tolerance is not above 0.
+    """
+    from experiments import setup
+    from experiments.subject import epochs_done
+    from lowcost import __version__, deploy
+
+    run = setup.trained(workdir)
+    if not (workdir / "result.json").exists():
+        raise ValueError(
+            f"{workdir} has not finished training: {epochs_done(workdir)} of {run.config.epochs} epochs are done; "
+            "run its training again to the end"
+        )
+    result = json.loads((workdir / "result.json").read_text())
+    folded = deploy.fold(run.net, run.variables, run.image_shape)
+    metadata = {
+        "classes": json.dumps(run.classes),
+        "image_shape": json.dumps(run.image_shape),
+        "preprocessing": "images float32 [batch, H, W, C], grey levels divided by 255; RGB where C = 3, grey where 1; "
+        "the normalisation is inside",
+        "network": f"{run.config.architecture} {run.config.width}",
+        "dataset": run.config.dataset,
+        "epochs": str(run.config.epochs),
+        "seed": str(run.config.seed),
+        "test_accuracy": str(result["test_accuracy"]),
+        "lowcost": __version__,
+    }
+    if tolerance is not None:
+        folded = deploy.truncate(folded, tolerance)
+        metadata["tolerance"] = str(tolerance)
+    return folded, metadata
+
+
+def serialized(folded: Any, metadata: dict[str, str], config: ExportConfig) -> dict[Path, bytes]:
+    """The files and their content."""
+    from lowcost import deploy
+
+    if config.format == "onnx":
+        return {config.out: deploy.to_onnx(folded, metadata=metadata, bits=config.bits).SerializeToString()}
+    beside = config.out.with_name(config.out.name + ".json")
+    return {beside: (json.dumps(metadata, indent=2) + "\n").encode(), config.out: deploy.to_stablehlo(folded)}
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file with this content, or as it was before."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _choice(operations: tuple[Any, ...]) -> str:
+    """How the implicit step of a layer is done."""
+    from lowcost.deploy.operations import Depthwise, Filter
+
+    for operation in operations:
+        if isinstance(operation, Filter):
+            return "exact: by matrix product"
+        if isinstance(operation, Depthwise) and operation.dropped is not None:
+            size = "x".join(map(str, operation.stencil.shape[:-1]))
+            return f"stencil of {size}, loses at most {operation.dropped.max():.1e}"
+    return ""
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(ExportConfig, prog="python -m experiments.export", description=__doc__)))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

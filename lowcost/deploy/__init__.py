@@ -1,0 +1,15 @@
+"""A trained network as constants, without FFT if wished, for machines without JAX.
+
+    folded = fold(net, variables, image_shape)
+    logits = jax.jit(folded)(images)
+    model = to_onnx(truncate(folded, tolerance=1e-3))
+
+The operations that a folded network consists of are in `lowcost.deploy.operations`.
+"""
+
+from lowcost.deploy.fold import Folded, FoldedLayer, fold
+from lowcost.deploy.onnx_graph import to_onnx
+from lowcost.deploy.stablehlo import to_stablehlo
+from lowcost.deploy.truncate import Certified, certified, truncate
+
+__all__ = ["Certified", "Folded", "FoldedLayer", "certified", "fold", "to_onnx", "to_stablehlo", "truncate"]

@@ -1,0 +1,258 @@
+"""What a trained network is made of once nothing is learned: constants applied to features [B, *grid, C].
+
+Plain JAX, all images at once and without a choice by platform, so that one trace serves every device. The stencils are
+periodic, as in the paper, and an axis of m points is centred at index m // 2.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial, reduce
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from lowcost.spectral import real_basis, real_parts
+
+FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """K y + b: Eq. (4).
+
+    Attributes:
+        stencil: [*window, C_in, C_out].
+        bias: [C_out].
+    """
+
+    stencil: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C_in] → [B, *grid, C_out]."""
+        window = self.stencil.shape[:-2]
+
+        def product(padded: jax.Array) -> jax.Array:
+            patches = jnp.concatenate(_shifted(padded, window), axis=-1)
+            return jnp.matmul(patches, self.stencil.reshape(-1, self.stencil.shape[-1]), precision=FULL)
+
+        padded = _wrap(y, window)
+        convolved = jax.lax.platform_dependent(padded, cpu=product, default=partial(_convolve, self.stencil))
+        return convolved + _rows(self.bias, y)
+
+
+@dataclass(frozen=True, eq=False)
+class Depthwise:
+    """K_dw y + b: Eq. (5).
+
+    Attributes:
+        stencil: [*window, C].
+        bias: [C].
+        dropped: [C], ℓ¹ norm of what this stencil leaves out of the map that it stands for.
+    """
+
+    stencil: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    dropped: NDArray[np.float64] | None = None
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        *window, c = self.stencil.shape
+
+        def shift_and_add(padded: jax.Array) -> jax.Array:
+            weights = [_rows(x, y) for x in self.stencil.reshape(-1, c)]
+            return reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window)))
+
+        convolve = partial(_convolve, self.stencil[..., None, :], groups=c)
+        few = math.prod(window) <= 49  # each is a term to compile
+        convolved = jax.lax.platform_dependent(
+            _wrap(y, window), cpu=shift_and_add if few else convolve, default=convolve
+        )
+        return convolved + _rows(self.bias, y)
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise:
+    """M y + b, Eq. (6); on features without a grid, [B, C_in], the classifier.
+
+    Attributes:
+        matrix: [C_in, C_out].
+        bias: [C_out].
+    """
+
+    matrix: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C_in] → [B, *grid, C_out]."""
+        return jnp.matmul(y, self.matrix, precision=FULL) + _rows(self.bias, y)
+
+
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """F⁻¹(R(h|λ|²) ⊙ F y), R(z) = 1 / (1 + z) or 1 - z: Eq. (11), or Eq. (9), by the DFT as a matrix product.
+
+    Attributes:
+        stencil: θ of K, [*window, C].
+        h: time step.
+        integrator: "imex_euler" or "forward_euler".
+        grid: points per axis.
+        circulant: whether K = K_circ(θ), Eq. (12), whose F has the channels as one more axis.
+    """
+
+    stencil: NDArray[np.float32]
+    h: float
+    integrator: Literal["imex_euler", "forward_euler"]
+    grid: tuple[int, ...]
+    circulant: bool = False
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Points along each axis of F."""
+        return (*self.grid, self.stencil.shape[-1]) if self.circulant else self.grid
+
+    @cached_property
+    def symbol(self) -> NDArray[np.float64]:
+        """R(h|λ|²), [*grid, C]."""
+        # The place of the stencil's centre turns the phase of λ alone.
+        λ = np.fft.fftn(np.float64(self.stencil), s=self.axes, axes=range(len(self.axes)))
+        z = self.h * (λ.real**2 + λ.imag**2)
+        return 1 / (1 + z) if self.integrator == "imex_euler" else 1 - z
+
+    @cached_property
+    def response(self) -> NDArray[np.float64]:
+        """Response to an impulse, [*grid, C], centred at n // 2: of the implicit step, its Green's function."""
+        axes = range(len(self.axes))
+        return np.fft.fftshift(np.fft.ifftn(self.symbol, axes=axes).real, axes)
+
+    @cached_property
+    def parts(self) -> dict[tuple[int, ...], NDArray[np.float32]]:
+        """{S: A_S} of `lowcost.spectral.real_parts`, each [*axes, channels that F leaves alone]."""
+        with jax.ensure_compile_time_eval():
+            parts = real_parts(jnp.asarray(self.symbol.reshape(*self.axes, -1)))
+            return {subset: np.asarray(part, np.float32) for subset, part in parts.items()}
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        spectrum = y[..., None] if self.circulant else y
+        bases = [np.float32(real_basis(n)) for n in self.axes]
+        for axis, basis in enumerate(bases):
+            spectrum = _along(basis, spectrum, axis + 1)
+        mirrored = (jnp.flip(spectrum, [i + 1 for i in subset]) * part[None] for subset, part in self.parts.items())
+        result = reduce(jnp.add, mirrored)
+        for axis, basis in enumerate(bases):
+            result = _along(basis.T, result, axis + 1)
+        return result.reshape(y.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Relu:
+    """max(y, 0)."""
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """Any shape."""
+        return jnp.maximum(y, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Halve:
+    """The average of every 2 x 2 pixels."""
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → [B, *(grid / 2), C]."""
+        corners = itertools.product(*[(slice(0, None, 2), slice(1, None, 2))] * (y.ndim - 2))
+        return reduce(jnp.add, [y[:, *corner] for corner in corners]) / 2 ** (y.ndim - 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The average over the grid."""
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → [B, C]."""
+        return jnp.mean(y, axis=range(1, y.ndim - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Σ of what its branches make of y; a branch without operations is y itself.
+
+    Attributes:
+        branches: operations to apply one after another.
+    """
+
+    branches: tuple[tuple["Operation", ...], ...]
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """Shaped as each branch's result."""
+        return reduce(jnp.add, [run(branch, y) for branch in self.branches])
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenate:
+    """What its branches make of y side by side: [x; K x] of a connecting layer.
+
+    Attributes:
+        branches: operations to apply one after another.
+    """
+
+    branches: tuple[tuple["Operation", ...], ...]
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → [B, *grid, Σ of the branches' channels]."""
+        return jnp.concatenate([run(branch, y) for branch in self.branches], axis=-1)
+
+
+Operation = Convolution | Depthwise | Pointwise | Filter | Relu | Halve | Mean | Sum | Concatenate
+
+
+def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
+    """The operations one after another."""
+    for operation in operations:
+        y = operation(y)
+    return y
+
+
+def _wrap(y, window):
+    """y continued periodically as far as the window reaches."""
+    return jnp.pad(y, [(0, 0), *((m // 2, m - 1 - m // 2) for m in window), (0, 0)], mode="wrap")
+
+
+def _shifted(padded, window):
+    """The grid moved by every offset of the window."""
+    grid = [n - (m - 1) for n, m in zip(padded.shape[1:-1], window, strict=True)]
+    offsets = itertools.product(*map(range, window))
+    return [padded[:, *(slice(j, j + n) for j, n in zip(offset, grid, strict=True))] for offset in offsets]
+
+
+def _convolve(stencil, padded, *, groups=1):
+    spatial = "XYZ"[: padded.ndim - 2]
+    return jax.lax.conv_general_dilated(
+        padded,
+        stencil,
+        window_strides=(1,) * len(spatial),
+        padding="VALID",
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+        feature_group_count=groups,
+        precision=FULL,
+    )
+
+
+def _rows(x, y):
+    """x [C], with axes for those of y before the last."""
+    return x.reshape(*(1,) * (y.ndim - 1), -1)
+
+
+def _along(matrix, y, axis):
+    """Σ_j matrix[i, j] y[..., j, ...] along `axis`, no other axis moved."""
+    before, after = math.prod(y.shape[:axis]), math.prod(y.shape[axis + 1 :])
+    product = partial(jnp.matmul, precision=FULL)
+    if after == 1:
+        return product(y.reshape(before, -1), matrix.T).reshape(y.shape)
+    stacked = jnp.broadcast_to(matrix, (before, *matrix.shape))  # not copied
+    return product(stacked, y.reshape(before, -1, after)).reshape(y.shape)

@@ -1,0 +1,29 @@
+"""A folded network as StableHLO: one file for CPU, CUDA and TPU, and any batch."""
+
+import jax
+import jax.numpy as jnp
+
+from lowcost.deploy.fold import Folded
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def to_stablehlo(folded: Folded) -> bytes:
+    """What `jax.export.deserialize(bytearray(...)).call(images)` takes: images float32 [batch, *grid, C] → logits.
+
+    Args:
+        folded: from `fold` or `truncate`.
+
+    Returns:
+        The program for `PLATFORMS`, with a batch of any size; JAX keeps such files readable for six months at least.
+
+    Raises:
+        ImportError: the package flatbuffers is missing.
+    """
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *folded.image_shape), jnp.float32)
+    exported = jax.export.export(jax.jit(folded), platforms=PLATFORMS)(images)
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise ImportError("to write StableHLO flatbuffers is needed: pip install 'lowcost[export]'") from error

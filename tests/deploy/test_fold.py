@@ -1,0 +1,75 @@
+"""A folded network says what the network says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowcost.deploy import fold
+from lowcost.deploy.operations import Depthwise, Filter, Sum
+from lowcost.nn import ARCHITECTURES
+from lowcost.operators.depthwise import depthwise_resolvent
+
+CASES = [
+    *[(architecture, (8, 6, 3), 3) for architecture in ARCHITECTURES],
+    ("resnet", (6, 8, 1), 2),  # stencils of an even size, whose adjoint is not centred
+    ("linear_mix", (6, 6, 2), 2),
+    ("explicit_rd", (6, 8, 3), 2),
+    ("explicit_rd", (6, 6, 3), 3),  # 5 points of I - hKᵀK on 3 of the grid
+    ("implicit_rd", (12, 2), 3),
+    ("implicit_circulant_rd", (6, 6, 6, 1), 3),
+    ("explicit_rd", (6, 6, 6, 1), 3),
+]
+
+
+@pytest.mark.parametrize(("architecture", "image_shape", "kernel_size"), CASES)
+def test_logits_are_the_same(trained, architecture, image_shape, kernel_size):
+    net, variables = trained(architecture, image_shape, kernel_size=kernel_size)
+    images = np.random.default_rng(1).uniform(size=(3, *image_shape)).astype(np.float32)
+    want = jax.jit(net.apply)(variables, images)
+    got = jax.jit(fold(net, variables, image_shape))(images)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_nothing_is_left_to_normalise_and_steps_are_what_is_said(trained):
+    net, variables = trained("explicit_rd", (8, 8, 3))
+    layers = {layer.name: layer.operations for layer in fold(net, variables, (8, 8, 3)).layers}
+    (step,) = layers["block1_step1"]
+    assert isinstance(step, Sum)
+    (stencil,), (_, _) = step.branches
+    assert isinstance(stencil, Depthwise)
+    assert stencil.stencil.shape == (5, 5, 4)
+    net, variables = trained("implicit_rd", (8, 8, 3))
+    layers = {layer.name: layer.operations for layer in fold(net, variables, (8, 8, 3)).layers}
+    assert isinstance(layers["block1_step1"][-1], Filter)
+
+
+def test_a_filter_is_the_resolvent_and_its_response_the_green_function():
+    rng = np.random.default_rng(0)
+    stencil = rng.normal(size=(3, 3, 2)).astype(np.float32)
+    y = rng.normal(size=(2, 6, 5, 2)).astype(np.float32)
+    step = Filter(stencil, 0.7, "imex_euler", (6, 5))
+    np.testing.assert_allclose(step(jnp.asarray(y)), depthwise_resolvent(jnp.asarray(stencil), y, 0.7), atol=2e-6)
+    impulse = np.zeros((1, 6, 5, 2), np.float32)
+    impulse[:, 3, 2] = 1
+    np.testing.assert_allclose(step(jnp.asarray(impulse))[0], step.response, atol=1e-6)
+
+
+def test_less_is_computed(trained):
+    """XLA's count for one image: the diffusions lose their transforms, the reactions a multiplication a feature."""
+
+    def operations(function):
+        return jax.jit(function).lower(jnp.zeros((1, 16, 16, 3))).cost_analysis()["flops"]
+
+    for architecture, most in {"explicit_rd": 0.9, "implicit_rd": 0.98, "mobilenet": 1}.items():
+        net, variables = trained(architecture, (16, 16, 3), width=(16, 32))
+        folded = fold(net, variables, (16, 16, 3))
+        assert operations(folded) < most * operations(lambda x, net=net, variables=variables: net.apply(variables, x))
+
+
+def test_other_images_are_refused(trained):
+    folded = fold(*trained("implicit_rd", (8, 8, 3)), (8, 8, 3))
+    with pytest.raises(ValueError, match=r"images must be \[B, 8, 8, 3\].*got shape \[1, 16, 16, 3\]"):
+        folded(jnp.zeros((1, 16, 16, 3)))
+    with pytest.raises(ValueError, match="divisible by 2"):
+        fold(*trained("implicit_rd", (8, 8, 3)), (7, 8, 3))

@@ -1,0 +1,115 @@
+"""The certificate holds, and the worst case reaches it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowcost.deploy import certified, fold, truncate
+from lowcost.deploy.fold import Folded, FoldedLayer, cut
+from lowcost.deploy.operations import Depthwise, Filter
+
+GRID, H = (8, 12), 2.0
+
+
+def step(seed, scale):
+    stencil = scale * np.random.default_rng(seed).normal(size=(3, 3, 2)).astype(np.float32)
+    return Filter(stencil, H, "imex_euler", GRID)
+
+
+def norm(y):
+    return np.linalg.norm(np.asarray(y, np.float64).reshape(len(y), -1), axis=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**16), st.floats(0.1, 2), st.integers(0, 5), st.sampled_from(["random", "sign", "wave"]))
+def test_a_cut_step_never_errs_more_than_its_bound(seed, scale, radius, kind):
+    """Random features, the sign pattern that meets the dropped tail at a pixel, and the frequency that it changes most.
+
+    The last one reaches a good part of the bound: ‖g - g_r‖₁ bounds the largest eigenvalue of the difference.
+    """
+    whole = step(seed, scale)
+    short = cut(whole, [radius] * 2)
+    if kind == "random":
+        y = np.random.default_rng(seed).normal(size=(1, *GRID, 2)).astype(np.float32)
+    else:
+        rest = whole.response.copy()
+        box = tuple(
+            slice(n // 2 - m // 2, n // 2 - m // 2 + m) for n, m in zip(GRID, short.stencil.shape, strict=False)
+        )
+        rest[box] = 0
+        y = np.sign(rest)[None].astype(np.float32)
+        if kind == "wave":
+            spectrum = np.abs(np.fft.fft2(rest, axes=(0, 1)))
+            places = [np.unravel_index(spectrum[..., c].argmax(), GRID) for c in range(2)]
+            grids = np.indices(GRID)
+            phases = [sum(k * x / n for k, x, n in zip(place, grids, GRID, strict=True)) for place in places]
+            y = np.cos(2 * np.pi * np.stack(phases, -1))[None].astype(np.float32)
+    error = norm(short(jnp.asarray(y)) - whole(jnp.asarray(y)))
+    folded = Folded((FoldedLayer("step", (short,), 1.0),), (*GRID, 2))
+    result = certified(folded, jnp.asarray(y))
+    assert error <= result.error * (1 + 1e-5) + 1e-6 * norm(y)
+    # The same in the largest norm, channel by channel, which the sign pattern reaches.
+    change = np.abs(np.asarray(short(jnp.asarray(y)) - whole(jnp.asarray(y)))).max((0, 1, 2))
+    assert np.all(change <= short.dropped * np.abs(y).max() + 1e-5)
+    if kind == "sign":
+        centre = np.asarray(short(jnp.asarray(y)) - whole(jnp.asarray(y)))
+        np.testing.assert_allclose(np.abs(centre).max((0, 1, 2)), short.dropped, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def network(trained):
+    """Implicit, with a certificate that is compiled once for all tolerances' shapes."""
+    net, variables = trained("implicit_rd", (16, 16, 3), h=0.3)
+    return fold(net, variables, (16, 16, 3))
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 0.03, 0.003])
+def test_a_network_never_errs_more_than_its_certificate(network, tolerance):
+    """On random images, black, white, and those that a few steps uphill on the error made worse."""
+    truncated = truncate(network, tolerance)
+    stencils = [
+        x for layer in truncated.layers for x in layer.operations if isinstance(x, Depthwise) and x.dropped is not None
+    ]
+    assert len(stencils) == 2
+    assert all(x.dropped.max() <= tolerance for x in stencils)
+
+    @jax.jit
+    def error(images):
+        return jnp.sqrt(jnp.sum((truncated(images) - network(images)) ** 2, axis=1) + 1e-20)
+
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(6, 16, 16, 3)).astype(np.float32))
+    images = images.at[0].set(0).at[1].set(1)
+    uphill = jax.jit(jax.grad(lambda images: error(images).sum()))
+    for _ in range(8):
+        images = jnp.clip(images.at[3:].add(0.1 * jnp.sign(uphill(images)[3:])), 0, 1)
+    result = jax.jit(lambda images: certified(truncated, images))(images)
+    np.testing.assert_allclose(result.logits, truncated(images), rtol=1e-5, atol=1e-5)
+    assert np.all(error(images) <= result.error + 1e-5)
+    assert np.all(result.error > 0)
+
+
+def test_smaller_tolerances_take_larger_stencils(network):
+    def points(tolerance):
+        layers = truncate(network, tolerance).layers
+        return [
+            x.stencil.size
+            for layer in layers
+            for x in layer.operations
+            if isinstance(x, Depthwise) and x.dropped is not None
+        ]
+
+    assert points(0.3) < points(0.03) <= points(0.003)
+    whole = truncate(network, 1e-12)
+    images = jnp.full((1, 16, 16, 3), 0.3).at[:, :5].set(0.9)
+    np.testing.assert_allclose(whole(images), network(images), rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_truncated(trained, network):
+    with pytest.raises(ValueError, match="tolerance must be above 0, got 0"):
+        truncate(network, 0)
+    folded = fold(*trained("implicit_circulant_rd", (8, 8, 3)), (8, 8, 3))
+    for before, after in zip(folded.layers, truncate(folded, 0.1).layers, strict=True):
+        assert before.operations == after.operations

@@ -1,0 +1,212 @@
+"""Export and predict as a user runs them, and the table that compares all forms of a network."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import deploy, export, predict, train
+from experiments.config import TrainConfig
+from experiments.export import ExportConfig
+from experiments.predict import PredictConfig
+from experiments.subject import write_pictures
+from lowcost.data.pictures import read_picture
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    """A finished run that tells dark from light pictures."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jax.set_mesh", lambda mesh: None)
+        config = TrainConfig("folder", data_dir=pictures, epochs=2, batch_size=8, recipe="fast", workdir=workdir)
+        assert train.run(config) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    file = tmp_path_factory.mktemp("exported") / "net.onnx"
+    assert export.main(ExportConfig(run, file)) == 0
+    return file
+
+
+def test_predict_from_run_and_files_agree(run, exported, pictures, capsys, tmp_path):
+    """The same classes and probabilities from the run by both runtimes and from both kinds of file; a table too."""
+    stablehlo = tmp_path / "net.stablehlo"
+    assert export.main(ExportConfig(run, stablehlo, "stablehlo")) == 0
+    capsys.readouterr()
+    tables = []
+    for i, source in enumerate(
+        (
+            {"workdir": run},
+            {"workdir": run, "runtime": "onnx"},
+            {"model": exported},
+            {"model": stablehlo},
+        )
+    ):
+        assert predict.main(PredictConfig((pictures / "test",), csv=tmp_path / f"{i}.csv", **source)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 18
+        with (tmp_path / f"{i}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert lines[0].split("  ")[:2] == [rows[0]["file"], rows[0]["class"]]
+        assert all(float(row["milliseconds"]) > 0 for row in rows)
+        tables.append([(row["file"], row["class"], float(row["probability"])) for row in rows])
+    assert {label for _, label, _ in tables[0]} <= {"dark", "light"}
+    for table in tables[1:]:
+        for (file, label, p), (other_file, other_label, q) in zip(tables[0], table, strict=True):
+            assert (file, label) == (other_file, other_label)
+            assert p == pytest.approx(q, abs=1e-4)
+
+
+def test_onnx_needs_no_jax(exported, pictures):
+    """A process in which JAX and this library cannot be imported classifies a picture from the file alone."""
+    picture = next((pictures / "test" / "dark").iterdir())
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('jax', 'flax', 'lowcost')));"
+        "from experiments import predict; from pathlib import Path;"
+        f"sys.exit(predict.main(predict.PredictConfig((Path({str(picture)!r}),), model=Path({str(exported)!r}))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{picture}  ")
+    assert done.stdout.rstrip().endswith(" ms")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16", "LA"])
+@pytest.mark.parametrize("size", [(16, 16), (40, 23)])
+def test_pictures_are_read_as_in_training(mode, size, tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels, "RGBA")
+    if mode == "I;16":
+        picture = Image.fromarray(rng.integers(0, 2**16, size[::-1], dtype=np.uint16))
+    elif mode != "RGBA":
+        picture = picture.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture.save(tmp_path / "picture.png", exif=exif)
+    want = read_picture(tmp_path / "picture.png", (16, 16)) / np.float32(255)
+    np.testing.assert_array_equal(predict.read(tmp_path / "picture.png", (16, 16, 3)), want)
+    Image.fromarray(pixels[..., :3]).resize((200, 150)).save(tmp_path / "picture.jpg")
+    want = read_picture(tmp_path / "picture.jpg", (16, 16)) / np.float32(255)
+    np.testing.assert_array_equal(predict.read(tmp_path / "picture.jpg", (16, 16, 3)), want)
+    assert predict.read(tmp_path / "picture.jpg", (16, 16, 1)).shape == (16, 16, 1)
+
+
+def test_a_damaged_picture_is_told_and_the_others_go_on(exported, pictures, capsys, tmp_path):
+    whole = next((pictures / "test" / "light").iterdir()).read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b.png").write_bytes(whole)
+    (tmp_path / "c.png").write_text("no picture")
+    assert predict.main(PredictConfig((tmp_path,), model=exported)) == 2
+    out, err = capsys.readouterr()
+    assert [line.split("  ")[0] for line in out.splitlines()] == [str(tmp_path / "b.png")]
+    assert len(err.splitlines()) == 2
+
+
+def test_bad_exports_leave_one_line_and_no_file(run, pictures, tmp_path):
+    """Damaged and unfinished runs, an unknown format, a file that cannot be written: and an older file stays."""
+    out = tmp_path / "net.onnx"
+    unfinished, damaged, broken = (tmp_path / name for name in ("unfinished", "damaged", "broken"))
+    for copy in (unfinished, damaged, broken):
+        subprocess.run(["cp", "-r", run, copy], check=True)
+    (unfinished / "result.json").unlink()
+    (damaged / "config.json").write_text("{")
+    for leaf in (broken / "checkpoints").rglob("*"):
+        if leaf.is_file() and leaf.stat().st_size > 100:
+            leaf.write_bytes(leaf.read_bytes()[:50])
+    out.write_text("an older one")
+    cases = [
+        (("--workdir", tmp_path / "nowhere", "--out", out), "holds no run"),
+        (("--workdir", unfinished, "--out", out), "has not finished training: 2 of 2 epochs"),
+        (("--workdir", damaged, "--out", out), "is damaged"),
+        (("--workdir", broken, "--out", out), "damaged"),
+        (("--workdir", run, "--out", tmp_path / "none" / "net.onnx"), "is no folder to write to"),
+        (("--workdir", run, "--out", tmp_path), "irectory"),
+        (("--workdir", run, "--out", out, "--tolerance", "0"), "tolerance must be above 0"),
+        (("--workdir", run, "--out", out, "--format", "stablehlo", "--bits", "8"), "--bits 8 is for --format onnx"),
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.export", *map(str, flags)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for flags, _ in cases
+    ]
+    for process, (_, message) in zip(processes, cases, strict=True):
+        _, err = process.communicate(timeout=240)
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert process.returncode == 2
+        assert len(lines) == 1, err
+        assert message in lines[0]
+        assert "Traceback" not in err
+    assert out.read_text() == "an older one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "damaged", "net.onnx", "unfinished"]
+    unknown = subprocess.run(
+        [sys.executable, "-m", "experiments.export", "--workdir", run, "--out", out, "--format", "tflite"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert unknown.returncode == 2
+    assert "tflite" in unknown.stderr
+
+
+def test_bad_models_are_told(exported, tmp_path):
+    (tmp_path / "cut.onnx").write_bytes(exported.read_bytes()[:1000])
+    (tmp_path / "cut.stablehlo").write_bytes(b"nothing")
+    for source, message in (
+        ({}, "either a run with --workdir or a file with --model"),
+        ({"model": tmp_path / "cut.onnx"}, r"cut\.onnx is no ONNX file"),
+        ({"model": tmp_path / "cut.stablehlo"}, r"cut\.stablehlo\.json is missing"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            predict.load(PredictConfig((), **source))
+    (tmp_path / "cut.stablehlo.json").write_text('{"classes": "[]", "image_shape": "[]"}')
+    with pytest.raises(ValueError, match=r"cut\.stablehlo is no StableHLO file"):
+        predict.load(PredictConfig((), model=tmp_path / "cut.stablehlo"))
+    with pytest.raises(ValueError, match=r"no \.png"):
+        predict.main(PredictConfig((), model=exported))
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        predict.main(PredictConfig((tmp_path / "nothing.png",), model=exported))
+
+
+def test_the_table_of_all_forms(run, tmp_path):
+    """Its short form; every file says what the network says."""
+    out = tmp_path / "deploy"
+    assert deploy.main(deploy.Config((run,), rounds=1, singles=3, tolerance=0.1, out=out)) == 0
+    rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert out.with_suffix(".md").read_text() == deploy.markdown(rows)
+    *forms, agreement = rows
+    assert [row["form"] for row in forms][:3] == ["JAX", "JAX, folded", "StableHLO"]
+    assert len(forms) == 6
+    for name in ("StableHLO", "ONNX, exact"):
+        assert agreement[name]["difference"] < 1e-4
+        assert agreement[name]["predictions"] == 0
+    assert 0 < forms[0]["layer_ratio"] <= 1
+    assert 0 < forms[0]["observed"] <= forms[0]["bound"]
+
+
+def test_committed_page_is_of_its_figures():
+    page = ROOT / "experiments/results/deploy.md"
+    if not page.exists():
+        pytest.skip("not measured yet")
+    rows = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()]
+    assert page.read_text() == deploy.markdown(rows)
