@@ -15,6 +15,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without whitening of the opening": {"whitening": False},
     "without an average of the weights": {"average": None},
     "AdamW in place of Muon": {"optimizer": "adamw"},
+    "one learning rate for all weights": {"stencil_rate": 1.0},
     "halved rate in place of one cycle": {"schedule": "halving"},
     "resized crops in place of translations": {"shift": "resized_crop"},
     "random in place of alternating flips": {"flip": "random"},

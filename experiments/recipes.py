@@ -20,6 +20,7 @@ class Recipe:
         optimizer: "adam"; "adamw", with weight decay; or "muon", AdamW but for the matrices M, whose updates are
             orthogonalised.
         learning_rate: the largest.
+        stencil_rate: muon: learning rate of all but the matrices M, over theirs.
         schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise, then a cosine down to a tenth.
         weight_decay: of adamw and muon.
         whitening: the opening layer starts with the principal components of image patches.
@@ -31,6 +32,7 @@ class Recipe:
     epochs: int = 300
     optimizer: Literal["adam", "adamw", "muon"] = "adam"
     learning_rate: float = 0.01
+    stencil_rate: float = 1.0
     schedule: Literal["halving", "one_cycle"] = "halving"
     weight_decay: float = 0.0
     whitening: bool = False
@@ -53,7 +55,7 @@ class Recipe:
             rate,
             weight_decay=self.weight_decay,
             adam_weight_decay=self.weight_decay,
-            adam_learning_rate=rate,
+            adam_learning_rate=lambda step: self.stencil_rate * rate(step),
             consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate suits both
             muon_weight_dimension_numbers=_matrices,
         )
@@ -82,6 +84,7 @@ RECIPES = {
         epochs=30,
         optimizer="muon",
         learning_rate=0.02,
+        stencil_rate=0.3,
         schedule="one_cycle",
         weight_decay=1e-5,
         whitening=True,
