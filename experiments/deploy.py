@@ -63,6 +63,8 @@ class Config:
     """Test images that are also classified one by one."""
     out: Path = Path("experiments/results/deploy")
     """Writes OUT.jsonl and OUT.md."""
+    page: Path | None = None
+    """Set the tables between the two marks of this page too: docs/deploy.md."""
 
 
 def main(config: Config) -> int:
@@ -74,6 +76,8 @@ def main(config: Config) -> int:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config.out.with_suffix(".md").write_text(markdown(rows))
+    if config.page is not None:
+        config.page.write_text(between_marks(config.page.read_text(), rows))
     Console().print(Markdown(markdown(rows)))
     return 0
 
@@ -196,6 +200,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         singles=kinds["agreement"][0]["singles"],
         workdirs=" ".join(row["workdir"] for row in kinds["agreement"]),
     )
+
+
+def between_marks(page: str, rows: list[dict[str, Any]]) -> str:
+    """The page with what `markdown` says, but for its title, where its marks stand."""
+    before, rest = page.split("<!-- table -->")
+    _, after = rest.split("<!-- end -->")
+    _, tables = markdown(rows).split("\n", 1)
+    return f"{before}<!-- table -->\n{tables}<!-- end -->{after}"
 
 
 def _load(workdir: Path, config: Config):

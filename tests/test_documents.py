@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_readme_examples(capsys):
-    """The library, the network and the layers, one after the other, on random images."""
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """The library, the network, the layers, and its deployment, one after the other, on random images."""
+    pages = (ROOT / "README.md", ROOT / "docs/deploy.md")
+    examples = [x for page in pages for x in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
     names, outputs = {}, []
     for example in examples:
         example = re.sub(r"(\w+)\.(init|apply)\(", r"jax.jit(\1.\2)(", example)  # compile once
@@ -24,8 +25,10 @@ def test_readme_examples(capsys):
         names["images"] = jax.random.uniform(jax.random.key(0), (2, 12, 12, 3))
     assert 0 < float(outputs[0]) < 1
     assert "classifier" in outputs[1]
-    assert len(outputs) == 3
+    assert len(outputs) == 4
+    assert names["model"].graph.input[0].name == "images"
     assert names["logits"].shape == (2, 10)
+    assert names["answer"].error.shape == (2,)
     assert set(names["params"]["conv"]) == {"stencil", "matrix", "bias"}
 
 

@@ -31,8 +31,8 @@ def run(pictures, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jax.set_mesh", lambda mesh: None)
-        config = TrainConfig("folder", data_dir=pictures, epochs=2, batch_size=8, recipe="fast", workdir=workdir)
-        assert train.run(config) == 0
+        few = {"epochs": 2, "batch_size": 8, "steps_per_block": 1}
+        assert train.run(TrainConfig("folder", data_dir=pictures, recipe="fast", workdir=workdir, **few)) == 0
     return workdir
 
 
@@ -210,3 +210,5 @@ def test_committed_page_is_of_its_figures():
         pytest.skip("not measured yet")
     rows = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()]
     assert page.read_text() == deploy.markdown(rows)
+    docs = (ROOT / "docs/deploy.md").read_text()
+    assert docs == deploy.between_marks(docs, rows)

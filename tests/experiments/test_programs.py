@@ -14,6 +14,7 @@ import pytest
 from experiments import evaluate, spectra, train
 from experiments.config import TrainConfig
 from experiments.subject import write_pictures
+from lowcost import cost
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,10 +116,11 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path):
 def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
     """Mean and deviation in the result and on the screen, the networks' own figures beside."""
     fixed = ("folder", "--data-dir", pictures, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
+    fixed += ("--steps-per-block", 1)
     code, output = finish(program("train", *fixed, "--workdir", tmp_path, "--seeds", 2, "--seed", 5))
     assert code == 0, output
     result, last = json.loads((tmp_path / "result.json").read_text()), rows(tmp_path)[-1]
-    assert result["weights"] == 101_066 - 8 * 257  # of one network
+    assert result["weights"] == cost.network("implicit_rd", "A", 2, (16, 16, 3), steps_per_block=1).weights  # of one
     assert result["test_accuracies"] == last["test_accuracy_seeds"]
     assert result["test_accuracy"] == last["test_accuracy"] == np.mean(result["test_accuracies"])
     assert result["test_accuracy_std"] == pytest.approx(np.std(result["test_accuracies"], ddof=1))
