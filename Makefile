@@ -16,7 +16,7 @@ test: .venv/installed-test  ## everything that CI checks
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 format: .venv/installed-test
 	$(BIN)/ruff format .

@@ -8,7 +8,6 @@ The first run is measured in full; of each the exported files are compared with 
 import dataclasses
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy as np
 import tyro
 
 from experiments import predict
+from experiments.train import peak_memory
 
 TEMPLATE = """# A trained network outside of training
 
@@ -31,8 +31,8 @@ File: what `experiments.export` writes. Operations: floating point operations of
 program before it is optimised, of an ONNX file those of the same operations in JAX. Latency: of one image, median of
 {rounds} interleaved calls, compilation apart. Memory: largest resident size of a process that loads this form and
 nothing else and classifies one image. Accuracy: of all {images:,} test images. Truncated: each implicit step as the
-smallest stencil that loses at most {tolerance:g} of its features in the ℓ¹ norm: {windows}. On one test image after
-another its logits lie at most {observed:.2g} from the exact ones in the Euclidean norm; the certificate says at most
+smallest stencil that loses at most {tolerance:g} of its features in the ℓ¹ norm: {windows}. On the first {singles} test
+images its logits lie at most {observed:.2g} from the exact ones in the Euclidean norm; the certificate says at most
 {bound:.1e}, the Lipschitz bounds of all layers multiplied, of which ReLU and the data leave little: at most
 {ratio:.1e} of it is seen. Layer by layer at most {layer_ratio:.2g} of the bound is seen.
 
@@ -45,6 +45,9 @@ Largest difference of a logit from the network's over all test images, in batche
 
 Made by `python -m experiments.deploy --workdirs {workdirs}`.
 """
+
+MARKS = ("<!-- table -->", "<!-- end -->")
+"""Between these a page has the tables."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,13 @@ def main(config: Config) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
+    for name in ("rounds", "singles"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
+    if not config.workdirs:
+        raise ValueError("--workdirs must name a finished run")
+    if config.page is not None and MARKS[0] not in config.page.read_text():
+        raise ValueError(f"{config.page} has no line {MARKS[0]!r} to set the tables in")
     rows = [*forms(config), *(agreement(workdir, config) for workdir in config.workdirs)]
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -204,10 +214,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def between_marks(page: str, rows: list[dict[str, Any]]) -> str:
     """The page with what `markdown` says, but for its title, where its marks stand."""
-    before, rest = page.split("<!-- table -->")
-    _, after = rest.split("<!-- end -->")
+    before, rest = page.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
     _, tables = markdown(rows).split("\n", 1)
-    return f"{before}<!-- table -->\n{tables}<!-- end -->{after}"
+    return f"{before}{MARKS[0]}\n{tables}{MARKS[1]}{after}"
 
 
 def _load(workdir: Path, config: Config):
@@ -222,6 +232,7 @@ def _load(workdir: Path, config: Config):
         image_size=run.config.image_size,
         cache_dir=workdir.parent / setup.CACHE,
     )
+    setup.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
     exact = deploy.fold(run.net, run.variables, run.image_shape)
     return run, exact, deploy.truncate(exact, config.tolerance), dataset.test
 
@@ -257,7 +268,9 @@ def _certificate(exact, truncated, images) -> dict[str, float]:
         for layer, cut in zip(exact.layers, truncated.layers, strict=True):
             if layer.operations != cut.operations:
                 change = run(cut.operations, y) - run(layer.operations, y)
-                bound = certified(dataclasses.replace(truncated, layers=(cut,)), y).layers[layer.name]
+                bound = certified(dataclasses.replace(truncated, layers=(cut,), image_shape=y.shape[1:]), y).layers[
+                    layer.name
+                ]
                 norms = (change**2).sum(range(1, change.ndim)) ** 0.5
                 ratios.append((norms / bound.clip(1e-6 * (y**2).sum() ** 0.5)).max())
             y = run(cut.operations, y)
@@ -305,11 +318,12 @@ def _peak(form: str, path: str) -> float:
     else:
         call, _, shape = predict.load(predict.PredictConfig((), model=Path(path)))
     np.asarray(call(np.zeros((1, *shape), np.float32)))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Config, prog="python -m experiments.deploy", description=__doc__)))
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -26,8 +26,8 @@ class ExportConfig:
     format: Format = "onnx"
     """Of the file."""
     tolerance: float | None = None
-    """Cut each implicit step to a stencil that loses at most this share of its features, where that is less work than
-    the exact filter; every filter is exact when not given."""
+    """Cut the filter of each implicit step to the smallest stencil that loses at most this share of its features (a
+    circulant one stays); exact when not given."""
     bits: Literal[32, 8] = 32
     """onnx: bits of a weight in the file."""
 
@@ -38,6 +38,8 @@ def main(config: ExportConfig) -> int:
         raise ValueError("--bits 8 is for --format onnx; leave it out for stablehlo")
     if not config.out.parent.is_dir():
         raise FileNotFoundError(f"{config.out.parent} is no folder to write to; make it, or choose another --out")
+    if config.out.is_dir():
+        raise IsADirectoryError(f"{config.out} is a folder; name a file in it with --out")
     folded, metadata = folded_run(config.workdir, config.tolerance)
     for file, content in serialized(folded, metadata, config).items():
         write_whole(file, content)
@@ -63,6 +65,11 @@ def folded_run(workdir: Path, tolerance: float | None) -> tuple[Any, dict[str, s
             f"{workdir} has not finished training: {epochs_done(workdir)} of {run.config.epochs} epochs are done; "
             "run its training again to the end"
         )
+    if run.step != run.steps:
+        raise ValueError(
+            f"the last checkpoint of {workdir}, of step {run.steps}, is damaged, and the newest before it of step "
+            f"{run.step}; run its training again to the end"
+        )
     result = json.loads((workdir / "result.json").read_text())
     folded = deploy.fold(run.net, run.variables, run.image_shape)
     metadata = {
@@ -74,7 +81,7 @@ def folded_run(workdir: Path, tolerance: float | None) -> tuple[Any, dict[str, s
         "dataset": run.config.dataset,
         "epochs": str(run.config.epochs),
         "seed": str(run.config.seed),
-        "test_accuracy": str(result["test_accuracy"]),
+        "test_accuracy": str(result["test_accuracies"][0]),
         "lowcost": __version__,
     }
     if tolerance is not None:
@@ -90,7 +97,7 @@ def serialized(folded: Any, metadata: dict[str, str], config: ExportConfig) -> d
     if config.format == "onnx":
         return {config.out: deploy.to_onnx(folded, metadata=metadata, bits=config.bits).SerializeToString()}
     beside = config.out.with_name(config.out.name + ".json")
-    return {beside: (json.dumps(metadata, indent=2) + "\n").encode(), config.out: deploy.to_stablehlo(folded)}
+    return {config.out: deploy.to_stablehlo(folded), beside: (json.dumps(metadata, indent=2) + "\n").encode()}
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,19 +1,24 @@
 """Classify pictures: `python -m experiments.predict PICTURE_OR_FOLDER... --workdir DIR` (or `--model FILE`).
 
-With `--model FILE.onnx` nothing but NumPy, Pillow and onnxruntime is needed.
+With `--model FILE.onnx` nothing but NumPy, Pillow, tyro and onnxruntime is needed.
 """
 
 import csv
 import dataclasses
+import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
+
+from experiments.export import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -55,15 +60,14 @@ def main(config: PredictConfig) -> int:
         0, or 2 where a picture could not be read.
     """
     files = list(find(config.pictures))
-    if not files:
-        raise ValueError(f"no {', '.join(SUFFIXES)} in {', '.join(map(str, config.pictures)) or 'nothing'}; name some")
+    if config.csv is not None and not config.csv.parent.is_dir():
+        raise FileNotFoundError(f"{config.csv.parent} is no folder to write to; make it, or choose another --csv")
     classifier = load(config)
-    np.asarray(classifier.logits(np.zeros((1, *classifier.image_shape), np.float32)))  # compile, and touch the memory
     rows, code = [], 0
     for file in files:
         try:
             image = read(file, classifier.image_shape)
-        except (OSError, ValueError, SyntaxError) as error:  # the last one is Pillow's for a damaged PNG
+        except Exception as error:  # a damaged file raises whatever the decoder stumbles over
             print(f"error: {file}: cannot be read as a picture: {error}", file=sys.stderr)
             code = 2
             continue
@@ -76,18 +80,28 @@ def main(config: PredictConfig) -> int:
         print("{}  {}  {:.1%}  {:.1f} ms".format(*row), flush=True)
         rows.append(row)
     if config.csv is not None:
-        with config.csv.open("w", newline="") as out:
-            table = csv.writer(out)
-            table.writerow(("file", "class", "probability", "milliseconds"))
-            table.writerows((name, label, f"{p:.6f}", f"{ms:.3f}") for name, label, p, ms in rows)
+        text = io.StringIO(newline="")
+        table = csv.writer(text)
+        table.writerow(("file", "class", "probability", "milliseconds"))
+        table.writerows((name, label, f"{p:.6f}", f"{ms:.3f}") for name, label, p, ms in rows)
+        write_whole(config.csv, text.getvalue().encode())
     return code
 
 
 def find(pictures: tuple[Path, ...]) -> Iterator[Path]:
-    """Files as they are, folders as the pictures in them and below, by name."""
+    """Files as they are, folders as the pictures in them and below, by name.
+
+    Raises:
+        ValueError, OSError: there is nothing to classify in one of them.
+    """
+    if not pictures:
+        raise ValueError("name pictures, or folders of them")
     for path in pictures:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not files:
+                raise ValueError(f"{path}: no {', '.join(SUFFIXES)} in this folder or below")
+            yield from files
         elif path.exists():
             yield path
         else:
@@ -100,6 +114,8 @@ def read(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
 
     height, width, channels = image_shape
     with Image.open(path, formats=("PNG", "JPEG")) as opened:
+        if math.prod(opened.size) > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself allows twice as many
+            raise ValueError(f"{opened.width} x {opened.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}")
         opened.draft("RGB", (2 * max(height, width),) * 2)
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I;16"):
@@ -126,28 +142,27 @@ def load(config: PredictConfig) -> Classifier:
     if config.workdir is not None:
         return _of_run(config.workdir, onnx=config.runtime == "onnx")
     assert config.model is not None
+    is_onnx = config.model.suffix.lower() == ".onnx"
+    if is_onnx and config.runtime == "jax":
+        raise ValueError(f"JAX does not run {config.model}; leave --runtime out, or export with --format stablehlo")
     content = config.model.read_bytes()
-    if config.runtime == "onnx" or (config.runtime == "auto" and config.model.suffix == ".onnx"):
-        return of_onnx(content, str(config.model))
-    return of_stablehlo(content, config.model)
+    return (
+        of_onnx(content, config.model) if is_onnx or config.runtime == "onnx" else of_stablehlo(content, config.model)
+    )
 
 
-def of_onnx(content: bytes, name: str) -> Classifier:
+def of_onnx(content: bytes, path: Path) -> Classifier:
     """By onnxruntime, with what the file's metadata tell."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError("onnxruntime is needed: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    try:
+    options.log_severity_level = 4  # what goes wrong is raised
+    with _readable(path, "ONNX"):
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         told = session.get_modelmeta().custom_metadata_map
-        classes, image_shape = json.loads(told["classes"]), json.loads(told["image_shape"])
-    except Exception as error:  # onnxruntime has an exception class for each status
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{name} is no ONNX file of `experiments.export` ({first}); export it again") from error
-    return Classifier(lambda images: session.run(None, {"images": images})[0], classes, tuple(image_shape))
+        return _tried(lambda images: session.run(None, {"images": images})[0], told)
 
 
 def of_stablehlo(content: bytes, path: Path) -> Classifier:
@@ -157,12 +172,31 @@ def of_stablehlo(content: bytes, path: Path) -> Classifier:
     beside = path.with_name(path.name + ".json")
     if not beside.exists():
         raise FileNotFoundError(f"{beside} is missing, which holds the names of the classes; copy it with {path.name}")
-    told = json.loads(beside.read_text())
-    try:
+    with _readable(path, "StableHLO"):
         exported = jax.export.deserialize(bytearray(content))
-    except Exception as error:  # whatever the decoder stumbles over
-        raise ValueError(f"{path} is no StableHLO file of `experiments.export`; export it again") from error
-    return Classifier(jax.jit(exported.call), json.loads(told["classes"]), tuple(json.loads(told["image_shape"])))
+        return _tried(jax.jit(exported.call), json.loads(beside.read_text()))
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """Every error as one line: decoders raise whatever they stumble over."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{path} cannot be used as {kind} file of `experiments.export` ({type(error).__name__}: {first}); "
+            "export it again"
+        ) from error
+
+
+def _tried(logits: Callable[[Any], Any], told: dict[str, str]) -> Classifier:
+    """The classifier after a first image, which compiles and touches the memory, and shows that all fits together."""
+    classes, image_shape = json.loads(told["classes"]), tuple(json.loads(told["image_shape"]))
+    got = np.asarray(logits(np.zeros((1, *image_shape), np.float32))).shape
+    if got != (1, len(classes)):
+        raise ValueError(f"logits of shape {list(got)} for one image and {len(classes)} classes")
+    return Classifier(logits, classes, image_shape)
 
 
 def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
@@ -174,11 +208,11 @@ def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
     from lowcost import deploy
 
     run = setup.trained(workdir)
+    told = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
     if onnx:
-        told = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
         model = deploy.to_onnx(deploy.fold(run.net, run.variables, run.image_shape), metadata=told)
-        return of_onnx(model.SerializeToString(), str(workdir))
-    return Classifier(jax.jit(partial(run.net.apply, run.variables)), list(run.classes), run.image_shape)
+        return of_onnx(model.SerializeToString(), workdir)
+    return _tried(jax.jit(partial(run.net.apply, run.variables)), told)
 
 
 if __name__ == "__main__":

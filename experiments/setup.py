@@ -198,6 +198,7 @@ class Trained(NamedTuple):
         classes: their names.
         image_shape: [H, W, C].
         step: optimiser steps done.
+        steps: of the whole run.
     """
 
     config: TrainConfig
@@ -206,6 +207,7 @@ class Trained(NamedTuple):
     classes: tuple[str, ...]
     image_shape: tuple[int, ...]
     step: int
+    steps: int
 
 
 def trained(workdir: Path) -> Trained:
@@ -214,11 +216,11 @@ def trained(workdir: Path) -> Trained:
     Raises:
         ValueError, OSError: what the user can mend, in one line.
     """
-    config, ingredients, about = read(workdir)
+    config, recipe, about = _read(workdir)
     assert config.epochs is not None
-    recipe, image_shape = Recipe(**ingredients), tuple(about["image_shape"])
+    image_shape, steps = tuple(about["image_shape"]), config.epochs * (about["train"] // config.batch_size)
     net = _network(config, len(about["classes"]))
-    optimizer = recipe.transformation(config.epochs * (about["train"] // config.batch_size))
+    optimizer = recipe.transformation(steps)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
@@ -228,7 +230,29 @@ def trained(workdir: Path) -> Trained:
     variables = state.variables
     if config.seeds > 1:
         variables = jax.tree.map(lambda x: x[0], variables)
-    return Trained(config, net, variables, tuple(about["classes"]), image_shape, step)
+    return Trained(config, net, variables, tuple(about["classes"]), image_shape, step, steps)
+
+
+def _read(workdir: Path) -> tuple[TrainConfig, Recipe, dict[str, Any]]:
+    """Configuration, recipe, and what `describe` told of the data."""
+    config, ingredients, about = read(workdir)
+    try:
+        return config, Recipe(**ingredients), {name: about[name] for name in ("classes", "image_shape", "train")}
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"{workdir / 'config.json'} is not of this version ({error}); train in another --workdir"
+        ) from error
+
+
+def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -> None:
+    """ValueError unless the data set has the classes and the image shape of the run's."""
+    got = describe(dataset)
+    for field in ("classes", "image_shape"):
+        if got[field] != expected[field]:
+            raise ValueError(
+                f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}; "
+                "name the folder that belongs to it with --data-dir"
+            )
 
 
 def _newest(workdir: Path, like: TrainState) -> tuple[int, TrainState]:
@@ -252,15 +276,9 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
     Raises:
         ValueError, OSError: what the user can mend, in one line.
     """
-    config, ingredients, expected = read(workdir)
+    config, recipe, expected = _read(workdir)
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
-    ready = prepare(config, Recipe(**ingredients))
-    got = describe(ready.dataset)
-    for field in ("classes", "image_shape"):
-        if got[field] != expected[field]:
-            raise ValueError(
-                f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}; "
-                "name the folder that belongs to it with --data-dir"
-            )
+    ready = prepare(config, recipe)
+    check_data(workdir, ready.dataset, expected)
     return ready, _newest(workdir, ready.abstract_state())[1]

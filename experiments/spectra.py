@@ -30,14 +30,15 @@ def run(arguments: SpectraConfig) -> int:
     from lowcost.nn import stability_report
 
     try:
-        config, net, variables, _, image_shape, step = setup.trained(arguments.workdir)
+        run = setup.trained(arguments.workdir)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    config = run.config
     if config.seeds > 1:
         print(f"the first of {config.seeds} networks, seed {config.seed}")
-    print(f"{config.architecture} {config.width} on {config.dataset} after {step} steps, h = {config.h}")
-    print(stability_report(net, variables, image_shape))
+    print(f"{config.architecture} {config.width} on {config.dataset} after {run.step} steps, h = {config.h}")
+    print(stability_report(run.net, run.variables, run.image_shape))
     return 0
 
 

@@ -62,15 +62,19 @@ class Folded:
         Raises:
             ValueError: images of another shape.
         """
+        y = self.checked(images)
+        for layer in self.layers:
+            y = run(layer.operations, y)
+        return y
+
+    def checked(self, images: jax.Array) -> jax.Array:
+        """The images in float32, if they are of the size that the network was folded for."""
         if images.ndim == 0 or images.shape[1:] != self.image_shape:
             raise ValueError(
                 f"images must be [B, {', '.join(map(str, self.image_shape))}], the size that the network was folded "
                 f"for, got shape {list(images.shape)}"
             )
-        y = images.astype(jnp.float32)
-        for layer in self.layers:
-            y = run(layer.operations, y)
-        return y
+        return images.astype(jnp.float32)
 
 
 def fold(net: Network, variables: Any, image_shape: Sequence[int]) -> Folded:

@@ -5,12 +5,13 @@
 """
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lowcost.analysis import green_tail
 from lowcost.deploy.fold import Folded, FoldedLayer, cut
 from lowcost.deploy.operations import Depthwise, Filter
 
@@ -28,7 +29,7 @@ def truncate(folded: Folded, tolerance: float) -> Folded:
         The network with stencils that tell what they drop, for `certified`.
 
     Raises:
-        ValueError: tolerance is not above 0.
+        ValueError: tolerance is not above 0; weights are not finite.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, got {tolerance}")
@@ -43,8 +44,14 @@ def truncate(folded: Folded, tolerance: float) -> Folded:
 def _stencil(filter_: Filter, tolerance: float) -> Filter | Depthwise:
     if filter_.circulant:
         return filter_
-    tail = green_tail(jnp.asarray(filter_.response)).max(axis=1)
-    return cut(filter_, [int((tail > tolerance).sum())] * len(filter_.grid))
+    if not np.isfinite(filter_.response).all():
+        raise ValueError("variables must be finite to be truncated, got a stencil with NaN or infinity")
+
+    def box(radius: int) -> Depthwise:
+        return cut(filter_, [radius] * len(filter_.grid))
+
+    # Ends with the whole grid at the latest, which drops nothing.
+    return box(next(r for r in itertools.count() if np.asarray(box(r).dropped).max() <= tolerance))
 
 
 class Certified(NamedTuple):
@@ -73,8 +80,11 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
 
     Returns:
         Logits and bounds.
+
+    Raises:
+        ValueError: images of another shape than the network was folded for.
     """
-    y, error, layers = images, jnp.zeros(len(images)), {}
+    y, error, layers = truncated.checked(images), jnp.zeros(len(images)), {}
     for layer in truncated.layers:
         new = jnp.zeros(len(images))
         for operation in layer.operations:

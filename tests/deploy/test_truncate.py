@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lowcost.deploy import certified, fold, truncate
 from lowcost.deploy.fold import Folded, FoldedLayer, cut
-from lowcost.deploy.operations import Depthwise, Filter
+from lowcost.deploy.operations import Depthwise, Filter, Pointwise
 
 GRID, H = (8, 12), 2.0
 
@@ -28,7 +28,7 @@ def norm(y):
 def test_a_cut_step_never_errs_more_than_its_bound(seed, scale, radius, kind):
     """Random features, the sign pattern that meets the dropped tail at a pixel, and the frequency that it changes most.
 
-    The last one reaches a good part of the bound: ‖g - g_r‖₁ bounds the largest eigenvalue of the difference.
+    The last one meets the largest eigenvalue of the difference.
     """
     whole = step(seed, scale)
     short = cut(whole, [radius] * 2)
@@ -59,9 +59,25 @@ def test_a_cut_step_never_errs_more_than_its_bound(seed, scale, radius, kind):
         np.testing.assert_allclose(np.abs(centre).max((0, 1, 2)), short.dropped, rtol=1e-3, atol=1e-5)
 
 
+def test_what_a_layer_adds_is_carried_on_by_the_bounds_of_the_next():
+    """Constant features lose what the tail sums up to, and ten times the features ten times that: the bound is met."""
+    whole = Filter(np.array([0.1, 1, 0.1], np.float32)[:, None], 1.0, "imex_euler", (16,))
+    short = cut(whole, [1])
+    tail = whole.response.sum() - short.stencil.sum()
+    tenfold = Pointwise(np.float32([[10]]), np.zeros(1, np.float32))
+    layers = (FoldedLayer("step", (short,), 1.0), FoldedLayer("tenfold", (tenfold,), 10.0))
+    result = certified(Folded(layers, (16, 1)), jnp.ones((1, 16, 1)))
+    np.testing.assert_allclose(result.error, 10 * short.dropped.sum() * 4, rtol=1e-5)  # ‖1‖ = 4
+    np.testing.assert_allclose(result.layers["step"], short.dropped.sum() * 4, rtol=1e-5)
+    exact = 10 * np.asarray(whole(jnp.ones((1, 16, 1))))
+    assert norm(result.logits - exact) == pytest.approx(10 * abs(tail) * 4, rel=1e-3)
+    assert norm(result.logits - exact) <= result.error * (1 + 1e-4)
+    with pytest.raises(ValueError, match=r"images must be \[B, 16, 1\]"):
+        certified(Folded(layers, (16, 1)), jnp.ones((1, 20, 1)))
+
+
 @pytest.fixture(scope="module")
 def network(trained):
-    """Implicit, with a certificate that is compiled once for all tolerances' shapes."""
     net, variables = trained("implicit_rd", (16, 16, 3), h=0.3)
     return fold(net, variables, (16, 16, 3))
 
@@ -102,6 +118,16 @@ def test_smaller_tolerances_take_larger_stencils(network):
         ]
 
     assert points(0.3) < points(0.03) <= points(0.003)
+    filters = [x for layer in network.layers for x in layer.operations if isinstance(x, Filter)]
+    cuts = [
+        x
+        for layer in truncate(network, 0.03).layers
+        for x in layer.operations
+        if getattr(x, "dropped", None) is not None
+    ]
+    for whole, short in zip(filters, cuts, strict=True):  # one pixel less would drop too much
+        radius = short.stencil.shape[0] // 2
+        assert cut(whole, [radius] * 2).dropped.max() <= 0.03 < cut(whole, [radius - 1] * 2).dropped.max()
     whole = truncate(network, 1e-12)
     images = jnp.full((1, 16, 16, 3), 0.3).at[:, :5].set(0.9)
     np.testing.assert_allclose(whole(images), network(images), rtol=1e-5, atol=1e-6)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -18,6 +19,8 @@ from experiments.subject import write_pictures
 from lowcost.data.pictures import read_picture
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.xdist_group("deployment")  # one worker, which trains one network
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,8 @@ def test_onnx_needs_no_jax(exported, pictures):
     """A process in which JAX and this library cannot be imported classifies a picture from the file alone."""
     picture = next((pictures / "test" / "dark").iterdir())
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(('jax', 'flax', 'lowcost')));"
+        "import sys; others = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'lowcost', 'sklearn', 'matplotlib');"
+        "sys.modules.update(dict.fromkeys(others));"
         "from experiments import predict; from pathlib import Path;"
         f"sys.exit(predict.main(predict.PredictConfig((Path({str(picture)!r}),), model=Path({str(exported)!r}))))"
     )
@@ -106,36 +110,42 @@ def test_pictures_are_read_as_in_training(mode, size, tmp_path):
     assert predict.read(tmp_path / "picture.jpg", (16, 16, 1)).shape == (16, 16, 1)
 
 
-def test_a_damaged_picture_is_told_and_the_others_go_on(exported, pictures, capsys, tmp_path):
+def test_a_damaged_picture_is_told_and_the_others_go_on(exported, pictures, capsys, tmp_path, monkeypatch):
     whole = next((pictures / "test" / "light").iterdir()).read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "b.png").write_bytes(whole)
     (tmp_path / "c.png").write_text("no picture")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (2000, 20)).save(tmp_path / "d.png")  # Pillow raises an error of its own
+    Image.new("RGB", (60, 20)).save(tmp_path / "e.png")
     assert predict.main(PredictConfig((tmp_path,), model=exported)) == 2
     out, err = capsys.readouterr()
     assert [line.split("  ")[0] for line in out.splitlines()] == [str(tmp_path / "b.png")]
-    assert len(err.splitlines()) == 2
+    assert len(err.splitlines()) == 4
 
 
 def test_bad_exports_leave_one_line_and_no_file(run, pictures, tmp_path):
     """Damaged and unfinished runs, an unknown format, a file that cannot be written: and an older file stays."""
     out = tmp_path / "net.onnx"
-    unfinished, damaged, broken = (tmp_path / name for name in ("unfinished", "damaged", "broken"))
-    for copy in (unfinished, damaged, broken):
+    unfinished, damaged, broken, older = (tmp_path / name for name in ("unfinished", "damaged", "broken", "older"))
+    for copy in (unfinished, damaged, broken, older):
         subprocess.run(["cp", "-r", run, copy], check=True)
     (unfinished / "result.json").unlink()
     (damaged / "config.json").write_text("{")
     for leaf in (broken / "checkpoints").rglob("*"):
         if leaf.is_file() and leaf.stat().st_size > 100:
             leaf.write_bytes(leaf.read_bytes()[:50])
+    (newest,) = (path for path in (older / "checkpoints").iterdir() if path.name == "12")
+    subprocess.run(["rm", "-r", newest], check=True)
     out.write_text("an older one")
     cases = [
         (("--workdir", tmp_path / "nowhere", "--out", out), "holds no run"),
         (("--workdir", unfinished, "--out", out), "has not finished training: 2 of 2 epochs"),
         (("--workdir", damaged, "--out", out), "is damaged"),
         (("--workdir", broken, "--out", out), "damaged"),
+        (("--workdir", older, "--out", out), "the last checkpoint of"),
         (("--workdir", run, "--out", tmp_path / "none" / "net.onnx"), "is no folder to write to"),
-        (("--workdir", run, "--out", tmp_path), "irectory"),
+        (("--workdir", run, "--out", tmp_path, "--format", "stablehlo"), "is a folder"),
         (("--workdir", run, "--out", out, "--tolerance", "0"), "tolerance must be above 0"),
         (("--workdir", run, "--out", out, "--format", "stablehlo", "--bits", "8"), "--bits 8 is for --format onnx"),
     ]
@@ -157,7 +167,9 @@ def test_bad_exports_leave_one_line_and_no_file(run, pictures, tmp_path):
         assert message in lines[0]
         assert "Traceback" not in err
     assert out.read_text() == "an older one"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "damaged", "net.onnx", "unfinished"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("broken", "damaged", "net.onnx", "older", "unfinished")
+    ]
     unknown = subprocess.run(
         [sys.executable, "-m", "experiments.export", "--workdir", run, "--out", out, "--format", "tflite"],
         cwd=ROOT,
@@ -170,26 +182,42 @@ def test_bad_exports_leave_one_line_and_no_file(run, pictures, tmp_path):
 
 
 def test_bad_models_are_told(exported, tmp_path):
+    model = onnx.load(exported)
+    onnx.helper.set_model_props(model, {"classes": "[]", "image_shape": "[16, 16, 3]"})
+    onnx.save(model, tmp_path / "other.onnx")
     (tmp_path / "cut.onnx").write_bytes(exported.read_bytes()[:1000])
     (tmp_path / "cut.stablehlo").write_bytes(b"nothing")
     for source, message in (
         ({}, "either a run with --workdir or a file with --model"),
-        ({"model": tmp_path / "cut.onnx"}, r"cut\.onnx is no ONNX file"),
+        ({"model": tmp_path / "cut.onnx"}, r"cut\.onnx cannot be used as ONNX file"),
+        ({"model": tmp_path / "other.onnx"}, r"logits of shape \[1, 2\] for one image and 0 classes"),
+        ({"model": exported, "runtime": "jax"}, "JAX does not run"),
         ({"model": tmp_path / "cut.stablehlo"}, r"cut\.stablehlo\.json is missing"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             predict.load(PredictConfig((), **source))
     (tmp_path / "cut.stablehlo.json").write_text('{"classes": "[]", "image_shape": "[]"}')
-    with pytest.raises(ValueError, match=r"cut\.stablehlo is no StableHLO file"):
+    with pytest.raises(ValueError, match=r"cut\.stablehlo cannot be used as StableHLO file"):
         predict.load(PredictConfig((), model=tmp_path / "cut.stablehlo"))
-    with pytest.raises(ValueError, match=r"no \.png"):
-        predict.main(PredictConfig((), model=exported))
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        predict.main(PredictConfig((tmp_path / "nothing.png",), model=exported))
+    (tmp_path / "empty").mkdir()
+    for pictures, options, message in (
+        ((), {}, "name pictures"),
+        ((tmp_path / "empty",), {}, r"no \.png"),
+        ((tmp_path / "nothing.png",), {}, "no such file or folder"),
+        ((exported,), {"csv": tmp_path / "none" / "table.csv"}, "is no folder to write to"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            predict.main(PredictConfig(pictures, model=exported, **options))
 
 
-def test_the_table_of_all_forms(run, tmp_path):
+def test_the_table_of_all_forms(run, tmp_path, monkeypatch):
     """Its short form; every file says what the network says."""
+    in_a_process = deploy._in_a_process
+
+    def once(function, form, path):  # JAX takes its time to start
+        return in_a_process(function, form, path) if form == "ONNX, exact" else 1000.0
+
+    monkeypatch.setattr(deploy, "_in_a_process", once)
     out = tmp_path / "deploy"
     assert deploy.main(deploy.Config((run,), rounds=1, singles=3, tolerance=0.1, out=out)) == 0
     rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
@@ -197,6 +225,7 @@ def test_the_table_of_all_forms(run, tmp_path):
     *forms, agreement = rows
     assert [row["form"] for row in forms][:3] == ["JAX", "JAX, folded", "StableHLO"]
     assert len(forms) == 6
+    assert 20 < forms[3]["peak_mib"] < 500
     for name in ("StableHLO", "ONNX, exact"):
         assert agreement[name]["difference"] < 1e-4
         assert agreement[name]["predictions"] == 0
