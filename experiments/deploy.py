@@ -1,6 +1,6 @@
 """What a trained network is outside of training: size, operations, latency, memory and accuracy of every form of it.
 
-    python -m experiments.deploy --workdirs DIR...
+    python -m experiments.deploy WORKDIR...
 
 The first run is measured in full; of each the exported files are compared with the network on all test images.
 """
@@ -43,7 +43,7 @@ Largest difference of a logit from the network's over all test images, in batche
 
 {agreement}
 
-Made by `python -m experiments.deploy --workdirs {workdirs}`.
+Made by `python -m experiments.deploy {workdirs}`.
 """
 
 MARKS = ("<!-- table -->", "<!-- end -->")
@@ -54,10 +54,12 @@ MARKS = ("<!-- table -->", "<!-- end -->")
 class Config:
     """Which runs, and where to write."""
 
-    workdirs: tuple[Path, ...]
+    workdirs: tyro.conf.Positional[tuple[Path, ...]]
     """Work directories of finished runs; the first is measured in full."""
     data_dir: Path | None = None
     """Where the pictures are now, if no longer where they were."""
+    images: str = ""
+    """What a folder's pictures are, in words."""
     tolerance: float = 0.01
     """Of the truncated form."""
     rounds: int = 50
@@ -79,7 +81,7 @@ def main(config: Config) -> int:
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
     if not config.workdirs:
-        raise ValueError("--workdirs must name a finished run")
+        raise ValueError("name the work directory of a finished run")
     if config.page is not None and MARKS[0] not in config.page.read_text():
         raise ValueError(f"{config.page} has no line {MARKS[0]!r} to set the tables in")
     rows = [*forms(config), *(agreement(workdir, config) for workdir in config.workdirs)]
@@ -141,7 +143,7 @@ def forms(config: Config) -> list[dict[str, Any]]:
         "workdir": str(workdir),
         "network": f"{run.config.architecture} {run.config.width}",
         "weights": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
-        "dataset": run.config.dataset,
+        "dataset": _words(run, config),
         "image_shape": run.image_shape,
         "images": len(images),
         "rounds": config.rounds,
@@ -165,7 +167,7 @@ def agreement(workdir: Path, config: Config) -> dict[str, Any]:
         "kind": "agreement",
         "workdir": str(workdir),
         "network": f"{run.config.architecture} {run.config.width}",
-        "dataset": run.config.dataset,
+        "dataset": _words(run, config),
         "images": len(images),
         "singles": min(config.singles, len(images)),
         "operations": _operations(jax.jit(exact), images[:1]) / _operations(network, images[:1]),
@@ -218,6 +220,10 @@ def between_marks(page: str, rows: list[dict[str, Any]]) -> str:
     _, after = rest.split(MARKS[1])
     _, tables = markdown(rows).split("\n", 1)
     return f"{before}{MARKS[0]}\n{tables}{MARKS[1]}{after}"
+
+
+def _words(run, config: Config) -> str:
+    return config.images or run.config.dataset if run.config.dataset == "folder" else run.config.dataset
 
 
 def _load(workdir: Path, config: Config):

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 TEMPLATE = """# Trained networks under small perturbations
 
 Accuracy on all test images in percent, of the weights or images as they are and as they are disturbed. Weights: rounded
@@ -40,7 +42,7 @@ Made by `python -m experiments.robustness {workdirs}`.
 class Config:
     """What to disturb, and where to write it."""
 
-    workdirs: tuple[Path, ...] = ()
+    workdirs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Work directories of finished runs; all under runs/ when not given."""
     data_dir: Path | None = None
     """Where the pictures are now, if no longer where they were."""
@@ -296,8 +298,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
     from experiments.huge_pages import use_huge_pages
 
     use_huge_pages()

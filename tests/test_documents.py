@@ -1,14 +1,18 @@
 """What the README and the notebooks show works as printed."""
 
+import dataclasses
+import importlib
 import operator
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+import tyro
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +34,21 @@ def test_readme_examples(capsys):
     assert names["logits"].shape == (2, 10)
     assert names["answer"].error.shape == (2,)
     assert set(names["params"]["conv"]) == {"stencil", "matrix", "bias"}
+
+
+def commands():
+    """(program, arguments) of every line that the pages have one type."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
+            for name, arguments in re.findall(r"-m experiments\.(\w+)(.*)", block):
+                yield name, shlex.split(arguments, comments=True)
+
+
+@pytest.mark.parametrize(("name", "arguments"), commands(), ids=lambda x: x if isinstance(x, str) else " ".join(x))
+def test_programs_take_the_flags_that_pages_show(name, arguments):
+    module = importlib.import_module(f"experiments.{name}")
+    configs = {key: x for key, x in vars(module).items() if key.endswith("Config") and dataclasses.is_dataclass(x)}
+    assert tyro.cli(configs.get("Config") or next(iter(configs.values())), args=arguments)
 
 
 def test_readme_names_only_what_exists():
