@@ -290,9 +290,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             left.semilogy(depth, row["differences"], marker=".", label=row["run"])
             right.semilogy(depth, [r / b for r, b in zip(row["ratios"], row["lipschitz"], strict=True)], marker=".")
     left.set(xlabel="layer", ylabel="‖difference‖ / ‖features‖")
-    right.set(xlabel="layer", ylabel="largest ‖difference‖ / ‖change of the image‖, over its bound")
+    right.set(xlabel="layer", ylabel="share of the Lipschitz bound")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=7, ncols=3)
     figure.savefig(path, dpi=110)
 

@@ -133,3 +133,14 @@ def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(not (RESULTS / "table2.jsonl").exists(), reason="no run has landed yet")
 def test_the_committed_page_is_made_of_the_committed_lines():
     assert (RESULTS / "table2.md").read_text() == table2.markdown(table2.read(RESULTS / "table2.jsonl"))
+
+
+def test_the_readme_shows_rows_of_the_committed_table():
+    page = (RESULTS / "table2.md").read_text().splitlines()
+    shown = [
+        line
+        for line in Path("README.md").read_text().splitlines()
+        if line.startswith(("| network | width", "| implicit_rd"))
+    ]
+    assert len(shown) >= 2
+    assert set(shown) <= set(page)
