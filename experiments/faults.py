@@ -115,7 +115,7 @@ def markdown(rows: list[Row]) -> str:
 def disturb(arguments: FaultsConfig) -> Iterator[Row]:
     """One row after another."""
     with tempfile.TemporaryDirectory() as directory:
-        subject = Subject(Path(directory), epochs=12 if arguments.short else 40)
+        subject = Subject(Path(directory), epochs=40)
         whole = Path(directory) / "whole"
         digest = subject.finish(whole)["digest"]
         lab = Laboratory(subject, whole, digest, random.Random(arguments.seed), arguments.short)
@@ -136,7 +136,7 @@ def kills(lab: Laboratory) -> Iterator[Row]:
             wait_until(partial(saving_anew, workdir, before), process)
             time.sleep(lab.rng.uniform(0, 0.01))
         else:
-            moment = begun + lab.rng.uniform(1, 8)
+            moment = begun + lab.rng.uniform(1, 5)
             wait_until(partial(_is_past, moment), process)
         process.kill()
         if outcome(process)[0] != -signal.SIGKILL:
