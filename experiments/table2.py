@@ -177,7 +177,10 @@ def write(out: Path) -> None:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """One table for each kind of images, recipe and number of epochs."""
-    text = "# Table 2\n\nAccuracy of the last epoch on all test images; the paper's networks had 300 epochs.\n"
+    text = (
+        "# Table 2\n\nAccuracy of the last epoch on all test images; the paper's networks had 300 epochs. Seconds are "
+        "those of the clock,\nwith pauses and whatever else the machine did.\n"
+    )
     for kind, group in _groups(rows).items():
         images, train_images, recipe, epochs, device = kind
         most = max(row["seeds"] for row in group)
