@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -105,7 +105,8 @@ def forms(config: Config) -> list[dict[str, Any]]:
     run, exact, truncated, test = _load(workdir, config)
     images = test.images.astype(np.float32) / 255
     with tempfile.TemporaryDirectory() as folder:
-        files = _write(exact, truncated, run, Path(folder))
+        exported = {"StableHLO": exact, "ONNX, exact": exact, "ONNX, truncated": truncated, "ONNX, 8 bit": exact}
+        files = _write(exported, run, Path(folder))
         calls: dict[str, Callable[[Any], Any]] = {
             "JAX": jax.jit(lambda images: run.net.apply(run.variables, images)),
             "JAX, folded": jax.jit(exact),
@@ -159,7 +160,7 @@ def agreement(workdir: Path, config: Config) -> dict[str, Any]:
     """How far the files' logits are from the network's."""
     import jax
 
-    run, exact, truncated, test = _load(workdir, config)
+    run, exact, _, test = _load(workdir, config)
     images = test.images.astype(np.float32) / 255
     network = jax.jit(lambda images: run.net.apply(run.variables, images))
     want = _in_batches(network, images, 100)
@@ -173,9 +174,7 @@ def agreement(workdir: Path, config: Config) -> dict[str, Any]:
         "operations": _operations(jax.jit(exact), images[:1]) / _operations(network, images[:1]),
     }
     with tempfile.TemporaryDirectory() as folder:
-        for name, file in _write(exact, truncated, run, Path(folder)).items():
-            if name not in ("StableHLO", "ONNX, exact"):
-                continue
+        for name, file in _write({"StableHLO": exact, "ONNX, exact": exact}, run, Path(folder)).items():
             call = predict.load(predict.PredictConfig((), model=file)).logits
             got, single = _in_batches(call, images, 37), _in_batches(call, images[: config.singles], 1)
             row[name] = {
@@ -243,21 +242,19 @@ def _load(workdir: Path, config: Config):
     return run, exact, deploy.truncate(exact, config.tolerance), dataset.test
 
 
-def _write(exact, truncated, run, folder: Path) -> dict[str, Path]:
-    """The exported files, as `experiments.export` writes them."""
+def _write(forms, run, folder: Path) -> dict[str, Path]:
+    """Folded networks by the form's name, exported as `experiments.export` writes them."""
     from experiments.export import ExportConfig, serialized, write_whole
 
     told = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
-    made = {
-        "StableHLO": (exact, ExportConfig(Path(), folder / "exact.stablehlo", "stablehlo")),
-        "ONNX, exact": (exact, ExportConfig(Path(), folder / "exact.onnx")),
-        "ONNX, truncated": (truncated, ExportConfig(Path(), folder / "truncated.onnx")),
-        "ONNX, 8 bit": (exact, ExportConfig(Path(), folder / "exact8.onnx", bits=8)),
-    }
-    for folded, how in made.values():
+    files = {}
+    for i, (name, folded) in enumerate(forms.items()):
+        kind: Literal["onnx", "stablehlo"] = "stablehlo" if name == "StableHLO" else "onnx"
+        how = ExportConfig(Path(), folder / f"{i}.{kind}", kind, bits=8 if name == "ONNX, 8 bit" else 32)
         for file, content in serialized(folded, told, how).items():
             write_whole(file, content)
-    return {name: how.out for name, (_, how) in made.items()}
+        files[name] = how.out
+    return files
 
 
 def _certificate(exact, truncated, images) -> dict[str, float]:

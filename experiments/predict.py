@@ -109,7 +109,10 @@ def find(pictures: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def read(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
-    """A picture as training reads it: float32 [H, W, C] in [0, 1]."""
+    """A picture as training reads it: float32 [H, W, C] in [0, 1].
+
+    Said again here, since `lowcost.data.pictures.read_picture` cannot be imported without JAX; a test compares the two.
+    """
     from PIL import Image, ImageOps
 
     height, width, channels = image_shape

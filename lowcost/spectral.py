@@ -204,8 +204,8 @@ def _over_images(function, multiply, how, together, y, *weights):
     return result.reshape(*batch, *result.shape[1:])
 
 
-def _transform(y, *, axis, inverse):
-    """R y along `axis`, or Rᵀ y: the matrix product, or the batch of them, that moves no data."""
+def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
+    """R y along `axis`, or Rᵀ y, R being `real_basis`: the matrix product, or the batch of them, that moves no data."""
     basis = real_basis(y.shape[axis])
     matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
     before, after = y.shape[:axis], y.shape[axis + 1 :]
@@ -219,7 +219,7 @@ def _transform(y, *, axis, inverse):
 
 # R is orthogonal: its adjoint is its inverse, and is computed as that. JAX's own would contract the first axis of R,
 # for which XLA has no fast product on a CPU.
-_real_transform = primitive("real_transform", _transform, ("axis", "inverse"))
+_real_transform = primitive("real_transform", real_transform, ("axis", "inverse"))
 ad.deflinear2(_real_transform, lambda ct, _, axis, inverse: [_real_transform.bind(ct, axis=axis, inverse=not inverse)])
 
 

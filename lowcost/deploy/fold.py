@@ -80,7 +80,7 @@ class Folded:
 def fold(net: Network, variables: Any, image_shape: Sequence[int]) -> Folded:
     """The network with running statistics, as constants: logits the same to about 1e-5 of their size.
 
-    N(K y) becomes K'y + b with one weight less a channel to apply; h σ(r) becomes σ(h r); the explicit step's
+    N(K y) becomes K'y + b; h σ(r) becomes σ(h r); the explicit step's
     y - hKᵀK y a single stencil of 2m - 1 points per axis; the implicit step keeps R = 1 / (1 + h|λ|²), for this grid.
     Computed in float64, kept in float32; a network that computes in bfloat16 is folded to float32 too.
 

@@ -155,7 +155,7 @@ class _Graph:
 
     @singledispatchmethod
     def add(self, operation, y: str) -> str:
-        raise NotImplementedError(type(operation))
+        raise TypeError(f"to_onnx knows nothing of {type(operation).__name__}")
 
     @add.register
     def _(self, operation: Convolution, y: str) -> str:

@@ -1,7 +1,8 @@
 """What a trained network is made of once nothing is learned: constants applied to features [B, *grid, C].
 
-Plain JAX, all images at once and without a choice by platform, so that one trace serves every device. The stencils are
-periodic, as in the paper, and an axis of m points is centred at index m // 2.
+All images at once, and what differs by platform is chosen when a program is lowered: so one trace serves every device,
+where the operators of `lowcost` choose while they are traced. The stencils are periodic, as in the paper; an axis of m
+points is centred at index m // 2.
 """
 
 import itertools
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcost.spectral import real_basis, real_parts
+from lowcost.operators.boundary import pad
+from lowcost.spectral import real_parts, real_transform
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
 
@@ -41,7 +43,7 @@ class Convolution:
             patches = jnp.concatenate(_shifted(padded, window), axis=-1)
             return jnp.matmul(patches, self.stencil.reshape(-1, self.stencil.shape[-1]), precision=FULL)
 
-        padded = _wrap(y, window)
+        padded = pad(y, window, "periodic")
         convolved = jax.lax.platform_dependent(padded, cpu=product, default=partial(_convolve, self.stencil))
         return convolved + _rows(self.bias, y)
 
@@ -71,7 +73,7 @@ class Depthwise:
         convolve = partial(_convolve, self.stencil[..., None, :], groups=c)
         few = math.prod(window) <= 49  # each is a term to compile
         convolved = jax.lax.platform_dependent(
-            _wrap(y, window), cpu=shift_and_add if few else convolve, default=convolve
+            pad(y, window, "periodic"), cpu=shift_and_add if few else convolve, default=convolve
         )
         return convolved + _rows(self.bias, y)
 
@@ -140,13 +142,13 @@ class Filter:
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         spectrum = y[..., None] if self.circulant else y
-        bases = [np.float32(real_basis(n)) for n in self.axes]
-        for axis, basis in enumerate(bases):
-            spectrum = _along(basis, spectrum, axis + 1)
+        axes = range(1, 1 + len(self.axes))
+        for axis in axes:
+            spectrum = real_transform(spectrum, axis=axis, inverse=False)
         mirrored = (jnp.flip(spectrum, [i + 1 for i in subset]) * part[None] for subset, part in self.parts.items())
         result = reduce(jnp.add, mirrored)
-        for axis, basis in enumerate(bases):
-            result = _along(basis.T, result, axis + 1)
+        for axis in axes:
+            result = real_transform(result, axis=axis, inverse=True)
         return result.reshape(y.shape)
 
 
@@ -218,11 +220,6 @@ def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
     return y
 
 
-def _wrap(y, window):
-    """y continued periodically as far as the window reaches."""
-    return jnp.pad(y, [(0, 0), *((m // 2, m - 1 - m // 2) for m in window), (0, 0)], mode="wrap")
-
-
 def _shifted(padded, window):
     """The grid moved by every offset of the window."""
     grid = [n - (m - 1) for n, m in zip(padded.shape[1:-1], window, strict=True)]
@@ -246,13 +243,3 @@ def _convolve(stencil, padded, *, groups=1):
 def _rows(x, y):
     """x [C], with axes for those of y before the last."""
     return x.reshape(*(1,) * (y.ndim - 1), -1)
-
-
-def _along(matrix, y, axis):
-    """Σ_j matrix[i, j] y[..., j, ...] along `axis`, no other axis moved."""
-    before, after = math.prod(y.shape[:axis]), math.prod(y.shape[axis + 1 :])
-    product = partial(jnp.matmul, precision=FULL)
-    if after == 1:
-        return product(y.reshape(before, -1), matrix.T).reshape(y.shape)
-    stacked = jnp.broadcast_to(matrix, (before, *matrix.shape))  # not copied
-    return product(stacked, y.reshape(before, -1, after)).reshape(y.shape)

@@ -260,8 +260,8 @@ class ImplicitCirculantRDStep(_CirculantDiffusion):
         return imex_euler(resolvent, reaction, y, self.h)
 
 
-def unshared(φ):
-    """θ = φ / √C."""
+def unshared(φ: jax.Array) -> jax.Array:
+    """θ = φ / √C, [*window, C]: the stencil of K_circ from the weights that are trained."""
     return φ / math.sqrt(φ.shape[-1])
 
 
