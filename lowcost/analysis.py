@@ -1,4 +1,4 @@
-"""What an operator does, read off its impulse responses: spectra, norms, stable steps, Green's functions.
+"""What an operator of Section 3 does, read off its impulse responses: spectra, norms, stable steps, Green's functions.
 
 Any linear map y ↦ K y of features [*grid, C] that commutes with shifts of the grid is, in the Fourier basis, one small
 matrix a frequency. It follows from the responses to an impulse in each channel, so the functions below take the map
@@ -51,7 +51,7 @@ def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
 
 
 def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
-    """The eigenvalues of K, those of K̂_k frequency by frequency.
+    """{μ : det(K̂_k - μ I) = 0}, the eigenvalues of K, frequency by frequency those of `transfer_matrix`.
 
     LAPACK computes them on the host, since accelerators have no general eigensolver; so not under `jax.jit`.
 
@@ -74,7 +74,7 @@ def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
 
 
 def singular_values(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
-    """The singular values of K, those of K̂_k frequency by frequency: how much K stretches.
+    """√(eigenvalues of K̂_kᴴ K̂_k), the singular values of K, frequency by frequency: how much K stretches.
 
     Args:
         operator, grid, channels: as `transfer_matrix`.
@@ -112,6 +112,11 @@ def max_stable_step(symbol: jax.Array) -> jax.Array:
 
     Returns:
         h, a scalar; infinite if λ = 0.
+
+    Example:
+        >>> laplacian = jnp.array([1.0, -2.0, 1.0])[:, None]
+        >>> print(max_stable_step(symbol(laplacian, (4,))))  # max|λ|² = 16
+        0.125
     """
     return 2 / jnp.max(power(symbol))
 
@@ -198,7 +203,7 @@ def support_radius(green: jax.Array, tolerance: float) -> jax.Array:
 
 
 def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-    """The dense matrix of a linear map, column j its response to the j-th unit vector: for small grids and tests.
+    """A_ij = (K e_j)_i, the dense matrix of a linear map by its responses to unit vectors: for small grids and tests.
 
     Args:
         operator: y ↦ K y, linear; it need not commute with shifts nor keep the shape.
@@ -210,6 +215,16 @@ def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DType
 
     Raises:
         ValueError: y has more than `LARGEST_MATRIX` entries.
+
+    Example:
+        >>> from functools import partial
+        >>> from lowcost import depthwise
+        >>> laplacian = jnp.array([1.0, -2.0, 1.0])[:, None]
+        >>> print(operator_matrix(partial(depthwise, laplacian), (4, 1)).round())
+        [[-2.  1.  0.  1.]
+         [ 1. -2.  1.  0.]
+         [ 0.  1. -2.  1.]
+         [ 1.  0.  1. -2.]]
     """
     size = math.prod(shape)
     if size > LARGEST_MATRIX:

@@ -71,6 +71,11 @@ def to_linear_mix(stencil: jax.Array) -> LinearMixFit:
 
     Raises:
         TypeError, ValueError: as `to_depthwise`.
+
+    Example:
+        >>> kernel = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.array([[1.0, 2.0], [3.0, 4.0]]))  # a 1x1 convolution
+        >>> print(to_linear_mix(kernel).error)
+        0.0
     """
     _check_square(stencil)
     centre = tuple(m // 2 for m in stencil.shape[:-2])

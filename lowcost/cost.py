@@ -19,7 +19,7 @@ WIDTHS = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 
 
 def block_channels(width: str | Sequence[int]) -> tuple[int, ...]:
-    """The channels of each block: those of "A", "B" or "C", or the ones given.
+    """(c₁, 2c₁, 4c₁, …), the channels of each block: those of a width "A", "B" or "C" of Section 4, or the ones given.
 
     Raises:
         ValueError: an unknown letter, or channels that do not double from block to block.
@@ -173,7 +173,7 @@ def network(
     steps_per_block: int = 4,
     method: str | None = None,
 ) -> Cost:
-    """The whole network of Section 4 on one image: opening, steps, connecting layers, classifier.
+    """Σ over the layers of Section 4's network on one image: opening, steps, connecting layers, classifier.
 
     Args:
         architecture: "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd" or
@@ -192,6 +192,10 @@ def network(
     Raises:
         ValueError: unknown architecture, width or method, a size below one, a grid that cannot be halved or gets
             smaller than the stencil.
+
+    Example:
+        >>> network("implicit_rd", "A", 10, (32, 32, 3)).weights
+        101066
     """
     check_choice("architecture", architecture, tuple(_STEPS))
     *grid, c = image_shape

@@ -36,6 +36,11 @@ def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     Raises:
         TypeError: the stencil is not real floating point.
         ValueError: the ranks differ, or the stencil is larger than the grid.
+
+    Example:
+        >>> laplacian = jnp.array([1.0, -2.0, 1.0])[:, None]  # one channel
+        >>> print(symbol(laplacian, (4,)).real.round(3)[:, 0])
+        [ 0. -2. -4. -2.]
     """
     grid = tuple(grid)
     check_stencil(stencil, grid)
@@ -109,6 +114,11 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
     Raises:
         TypeError: y is not real floating point.
         ValueError: y does not end in the symbol's shape; unknown method.
+
+    Example:
+        >>> y = jnp.arange(4.0)[:, None]
+        >>> bool(jnp.allclose(apply_symbol(jnp.full((4, 1), 2.0), y), 2 * y, atol=1e-5))  # λ = 2: twice the features
+        True
     """
     check_floating("y", y)
     symbol = jnp.asarray(symbol)

@@ -27,6 +27,14 @@ def forward_euler(f: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
 
     With diffusion in f it is stable only while h·max|λ|² ≤ 2.
 
+    Args:
+        f: y ↦ f(y), e.g. from `reaction_diffusion`.
+        y: features, of any shape.
+        h: time step, h ≥ 0.
+
+    Returns:
+        Features with the shape and dtype of y.
+
     Raises:
         ValueError: h < 0 or not finite.
     """
@@ -42,11 +50,22 @@ def imex_euler(
     Args:
         resolvent: (y, h) ↦ (I + h KᵀK)⁻¹ y, e.g. `partial(depthwise_resolvent, stencil)`.
         reaction: y ↦ r(y).
-        y: features.
+        y: features, of the shape that the resolvent takes.
         h: time step, h ≥ 0.
+
+    Returns:
+        Features with the shape and dtype of y.
 
     Raises:
         ValueError: h < 0 or not finite.
+
+    Example:
+        >>> from functools import partial
+        >>> from lowcost import depthwise_resolvent
+        >>> difference = jnp.array([0.0, -1.0, 1.0])[:, None]
+        >>> step = partial(imex_euler, partial(depthwise_resolvent, difference), jax.nn.relu)
+        >>> print(step(jnp.array([1.0, -1.0, 1.0, -1.0])[:, None], 1.0)[:, 0].round(3))
+        [0.8 0.2 0.8 0.2]
     """
     check_time_step(h)
     return resolvent(y + h * reaction(y), h).astype(jnp.result_type(y))

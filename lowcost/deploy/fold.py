@@ -1,4 +1,4 @@
-"""From a trained network to constants: N folded into the weights before it, h into the reaction, |λ|² computed once."""
+"""From a trained network of Section 4 to constants: N folded into the weights before it, h into the reaction."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ class Folded:
 
 
 def fold(net: Network, variables: Any, image_shape: Sequence[int]) -> Folded:
-    """The network with running statistics, as constants: logits the same to about 1e-5 of their size.
+    """N(K y) = (a·K) y + b: the network with running statistics as constants, its logits to about 1e-5 of their size.
 
     N(K y) becomes K'y + b; h σ(r) becomes σ(h r); the explicit step's
     y - hKᵀK y a single stencil of 2m - 1 points per axis; the implicit step keeps R = 1 / (1 + h|λ|²), for this grid.

@@ -1,4 +1,4 @@
-"""A folded network as an ONNX graph of standard operators: Conv, MatMul, Add, Mul, Relu, pooling, Gemm.
+"""A folded network of Section 4 as an ONNX graph of standard operators: Conv, MatMul, Add, Mul, Relu, pooling, Gemm.
 
 Features are channels last as everywhere, which makes most of the work large matrix products; a Conv, which ONNX wants
 channels first, stands between two transpositions. The symbols of the filters are computed in the graph from their

@@ -1,4 +1,4 @@
-"""What a trained network is made of once nothing is learned: constants applied to features [B, *grid, C].
+"""What a trained network of Section 4 is made of once nothing is learned: constants applied to features [B, *grid, C].
 
 All images at once, and what differs by platform is chosen when a program is lowered: so one trace serves every device,
 where the operators of `lowcost` choose while they are traced. The stencils are periodic, as in the paper; an axis of m
@@ -163,7 +163,7 @@ class Relu:
 
 @dataclass(frozen=True, eq=False)
 class Halve:
-    """The average of every 2 x 2 pixels."""
+    """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels."""
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → [B, *(grid / 2), C]."""
@@ -173,7 +173,7 @@ class Halve:
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """The average over the grid."""
+    """Σ_x y_x / n: the average over the grid."""
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → [B, C]."""
@@ -197,7 +197,7 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Concatenate:
-    """What its branches make of y side by side: [x; K x] of a connecting layer.
+    """[A(y); B(y)]: what its branches make of y side by side, [x; K x] of a connecting layer.
 
     Attributes:
         branches: operations to apply one after another.
@@ -214,7 +214,7 @@ Operation = Convolution | Depthwise | Pointwise | Filter | Relu | Halve | Mean |
 
 
 def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
-    """The operations one after another."""
+    """(f_n ∘ … ∘ f₁)(y): the operations one after another on features y [B, *grid, C]."""
     for operation in operations:
         y = operation(y)
     return y

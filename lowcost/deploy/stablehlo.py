@@ -1,4 +1,4 @@
-"""A folded network as StableHLO: one file for CPU, CUDA and TPU, and any batch."""
+"""A folded network of Section 4 as StableHLO: one file for CPU, CUDA and TPU, and any batch."""
 
 import jax
 import jax.numpy as jnp

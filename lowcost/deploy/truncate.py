@@ -1,4 +1,4 @@
-"""The implicit step without a transform: its Green's function cut to a stencil, and a certificate of what that costs.
+"""Eq. (11) without a transform: its Green's function cut to a stencil, and a certificate of what that costs.
 
 (I + hKᵀK)⁻¹ y = g ∗ y couples every pixel with every other, but g decays. Within the box |x|_∞ ≤ r it is a stencil of
 (2r + 1)^d points, and by Young's inequality ‖g ∗ y - g_r ∗ y‖ ≤ t_r ‖y‖ with t_r = Σ_{|x|_∞ > r} |g_x|, in any p-norm.

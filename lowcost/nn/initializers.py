@@ -84,6 +84,11 @@ def near_identity(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> ja
 
     Twelve MobileNet steps after one another keep nothing of y beside them; with stencils of zero mean the images become
     alike to one another on the way, with these they do not.
+
+    Args:
+        key: of the draw.
+        shape: of θ, [*window, C].
+        dtype: of θ.
     """
     θ = stable_stencil()(key, shape, dtype)
     return θ.at[tuple(m // 2 for m in shape[:-1])].add(1)

@@ -67,6 +67,12 @@ def network(
     Raises:
         TypeError: dtype is not real floating point.
         ValueError: unknown architecture or width, a count below one, h negative or given to "mobilenet".
+
+    Example:
+        >>> net = network("implicit_rd", (8, 16), num_classes=10)
+        >>> images = jnp.zeros((1, 16, 16, 3))
+        >>> net.apply(net.init(jax.random.key(0), images), images).shape
+        (1, 10)
     """
     check_choice("architecture", architecture, tuple(ARCHITECTURES))
     channels = block_channels(width)
@@ -89,7 +95,7 @@ def network(
 
 
 class Network(nn.Module):
-    """Opening, blocks of steps with their connecting layers, classifier; use `network` to make one.
+    """W · mean(blocks(opening(y))) + μ, Section 4: opening, blocks of steps, classifier; use `network` to make one.
 
     Attributes:
         step: (name) → the module of a step.
@@ -150,12 +156,15 @@ class Layer(NamedTuple):
 
 
 def bound_layers(net: Network, variables: Any, image_shape: Sequence[int]) -> list[Layer]:
-    """The layers of a network in the order in which they are applied.
+    """net = layer_L ∘ … ∘ layer₁: the layers of Section 4's network in the order in which they are applied.
 
     Args:
         net: the network.
         variables: {"params", "batch_stats"}, trained or not.
         image_shape: [*grid, C].
+
+    Returns:
+        Each layer's name, its module bound to its weights, and the grid that goes into it.
 
     Raises:
         ValueError: the network cannot take images of this shape.

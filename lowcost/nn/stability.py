@@ -1,4 +1,4 @@
-"""Stability read off a trained network: exact linear bounds layer by layer, and a Lipschitz bound of the whole.
+"""Stability, Section 3.2.2, of a trained network: exact linear bounds of each layer, a Lipschitz bound of the whole.
 
 At evaluation every layer but ReLU is linear and its norm exact, by its symbol or a small singular value problem; ReLU
 never stretches. So each step is bounded by its symbol and the norm of its reaction, and the network by the product.
@@ -67,7 +67,7 @@ class StabilityReport(NamedTuple):
 
 
 def stability_report(net: Network, variables: Any, image_shape: Sequence[int]) -> StabilityReport:
-    """The bounds of every layer of a network on images of this shape, with its weights and running statistics.
+    """‖f_l(y) - f_l(z)‖ ≤ L_l ‖y - z‖: the bounds of every layer f_l of a network on images of this shape.
 
     Args:
         net: the network.

@@ -29,6 +29,12 @@ def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
     Raises:
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
+
+    Example:
+        >>> stencil = jnp.array([[0.0, 1.0, 0.0]])  # a window of one point; slice 1 couples channel i to channel i + 1
+        >>> print(circulant(stencil, jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])))
+        [[2. 3. 1.]
+         [5. 6. 4.]]
     """
     window = _check("y", y, stencil, boundary)
     method = _choose(method, stencil, y)

@@ -26,6 +26,11 @@ def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
     Raises:
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
+
+    Example:
+        >>> difference = jnp.array([0.0, -1.0, 1.0])[:, None]  # y_{i+1} - y_i, one channel
+        >>> print(depthwise(difference, jnp.array([0.0, 1.0, 4.0, 9.0])[:, None])[:, 0])
+        [ 1.  3.  5. -9.]
     """
     check_features("y", y, stencil)
     check_choice("boundary", boundary, BOUNDARIES)
@@ -89,6 +94,12 @@ def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
     Raises:
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown method.
+
+    Example:
+        >>> difference = jnp.array([0.0, -1.0, 1.0])[:, None]
+        >>> y = jnp.array([1.0, 0.0, 0.0, 0.0])[:, None]
+        >>> print(depthwise_resolvent(difference, y, 1.0)[:, 0].round(3))  # smoother, the mean as before
+        [0.467 0.2   0.133 0.2  ]
     """
     check_features("y", y, stencil)
     check_time_step(h)

@@ -19,6 +19,12 @@ def pointwise(matrix: jax.Array, y: jax.Array) -> jax.Array:
     Raises:
         TypeError: matrix or y is not real floating point.
         ValueError: the matrix is not of rank 2, or the channels differ.
+
+    Example:
+        >>> swap = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+        >>> print(pointwise(swap, jnp.array([[1.0, 2.0], [3.0, 4.0]])))
+        [[2. 1.]
+         [4. 3.]]
     """
     return _product(matrix, "y", y, transpose=False)
 

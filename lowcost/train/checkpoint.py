@@ -183,7 +183,7 @@ def _on_one_device(x: jax.Array) -> jax.Array:
 
 
 def digest(state: Any) -> str:
-    """sha256 of all leaves, names and values: two runs with the same digest are the same, bit for bit."""
+    """sha256 of all leaves of state, names and values: two runs with the same digest are the same, bit for bit."""
     host = jax.tree.map(lambda x: np.asarray(_on_one_device(x)), state)
     return hashlib.sha256(json.dumps(_digests(host), sort_keys=True).encode()).hexdigest()
 

@@ -127,7 +127,7 @@ def fit(
 
 
 def first_step(state: TrainState) -> int:
-    """The number of steps a state has done, which with several seeds is the same for all."""
+    """state.step, the number of steps done, which with several seeds is the same for all."""
     return int(_host(state.step).min())
 
 
@@ -148,6 +148,18 @@ def evaluate_all(
     """{"loss", "accuracy"} over all images, each counted once; None when interrupted.
 
     The last, smaller batch is filled up with images of weight zero, so that one compiled program serves all.
+
+    Args:
+        eval_step: jitted, see `make_eval_step`.
+        state: to evaluate.
+        images: uint8 [N, *grid, C].
+        labels: int32 [N].
+        batch_size: images at once.
+        mesh: of all devices.
+        interruption: looked at after every batch.
+
+    Returns:
+        Mean metrics, of each seed where there are several.
     """
     nothing = np.zeros(state.step.shape, np.float32)
     sums = {name: place(nothing, replicated(mesh)) for name in zero_metrics()}

@@ -13,7 +13,7 @@ from lowcost.images import BATCH_AXIS
 
 
 def use_every_core(batch_size: int) -> None:
-    """Let a CPU appear as one device per core, as many as divide the batch and get at least 8 images each.
+    """Let a CPU appear as one device per core, as many as divide batch_size and get at least 8 images each.
 
     XLA's CPU transforms and elementwise loops hardly use a second core; a second device does. Call it before JAX
     touches a device; a number that the user chose (`jax_num_cpu_devices`, XLA_FLAGS) is left alone.
@@ -32,10 +32,10 @@ def use_every_core(batch_size: int) -> None:
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """All devices of all processes along the axis "data".
+    """All devices of all processes along the axis "data": the mesh → `jax.set_mesh`.
 
     Raises:
-        ValueError: the devices do not divide the batch.
+        ValueError: the devices do not divide batch_size.
     """
     devices = jax.devices()
     if batch_size % len(devices):
@@ -48,20 +48,20 @@ def data_mesh(batch_size: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Every device of mesh holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Each device holds its part of the array's axis of the batch."""
+    """Each device of mesh holds its part of the array's axis of the batch."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
 
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """A host array that all processes have alike, on the devices; each process moves what its own devices hold."""
+    """A host array that all processes have alike, on the devices by a sharding; each moves what its devices hold."""
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def shard_batch(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
-    """Host arrays [B, ...] → device arrays, each device holding its part of the leading axis."""
+    """Host arrays [B, ...] → device arrays, each device of mesh holding its part of the leading axis."""
     return [place(array, over_batch(mesh)) for array in arrays]

@@ -65,6 +65,9 @@ def from_first(make: Callable[[], T]) -> T:
 
     Args:
         make: called in process 0 alone; its result, or exception, must be picklable.
+
+    Raises:
+        Exception: what make raised.
     """
     if jax.process_count() == 1:
         return make()
@@ -84,7 +87,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def agree(number: int) -> int:
-    """The largest of all processes' numbers, in all of them; each must call it at the same point."""
+    """max number over all processes, in all of them; each must call it at the same point."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())

@@ -83,5 +83,5 @@ def zero_metrics() -> dict[str, jax.Array]:
 
 
 def count_weights(params: Any) -> int:
-    """Learned numbers, as Table 2 counts them."""
+    """Numbers in params, all of them learned, as Table 2 counts them."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

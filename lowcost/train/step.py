@@ -104,7 +104,7 @@ def make_train_step(
 
 
 def repeat(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
-    """(state, n, *batches [K, ...]) → the state after a step with each of the first n ≤ K batches, in one dispatch.
+    """(state, n, *batches [K, ...]) → the state after train_step with each of the first n ≤ K batches, in one dispatch.
 
     One program serves every n: however a run is cut into dispatches, its bits are the same. To be jitted with the
     state donated.
@@ -121,7 +121,7 @@ def repeat(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
 
 
 def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, Metrics], Metrics]:
-    """(state, images uint8, labels, weight, sums) → sums with this batch added; weight 0 leaves a padded image out."""
+    """(state, images uint8, labels, weight, sums) → sums with net's on this batch added; weight 0 leaves one out."""
 
     def eval_step(state: TrainState, images: jax.Array, labels: jax.Array, weight: jax.Array, sums: Metrics) -> Metrics:
         logits = net.apply(state.variables, to_unit_range(images), train=False)
@@ -131,7 +131,7 @@ def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array
 
 
 def to_unit_range(images: jax.Array) -> jax.Array:
-    """uint8 0 … 255 → float32 in [0, 1].
+    """images / 255: uint8 0 … 255 → float32 in [0, 1], of any shape.
 
     No mean is subtracted: behind a periodic opening layer without bias the normalisation removes any constant exactly.
     """
@@ -139,7 +139,7 @@ def to_unit_range(images: jax.Array) -> jax.Array:
 
 
 def mean_metrics(sums: Metrics) -> dict[str, np.ndarray]:
-    """{"loss", "accuracy"} of one image on average, NaN of none; with several seeds, of each of them."""
+    """sums / count: {"loss", "accuracy"} of one image on average, NaN of none; with several seeds, of each of them."""
     count = np.asarray(sums["count"], float)
     count = np.where(count == 0, math.nan, count)
     return {"loss": np.asarray(sums["loss"]) / count, "accuracy": np.asarray(sums["correct"]) / count}

@@ -1,0 +1,224 @@
+"""Pictures of the operators of Section 3 and of what they do: each function draws into one axes and returns it.
+
+Needs matplotlib, the extra `plots`. Colours can be told apart by colour-blind readers: one-signed values from dark to
+bright (viridis), signed ones from blue through white to red, white being zero (or, for a factor, one).
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowcost.analysis import amplification
+from lowcost.spectral import power
+
+try:
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm, TwoSlopeNorm
+except ImportError as error:
+    raise ImportError("to draw matplotlib is needed: pip install 'lowcost[plots]'") from error
+
+MOST_TILES = 64
+"""Channels that are drawn of a layer at most."""
+
+
+def stencils(stencil: jax.Array, *, ax: Axes | None = None) -> Axes:
+    """θ_{j,c}, channel by channel: blue is negative, white zero, red positive, Eq. (5).
+
+    Args:
+        stencil: θ, [m, C] or [m, m, C]; of more than 64 channels the first 64 are drawn.
+        ax: where to draw; a new figure if not given.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the stencil is not that of signals or images.
+    """
+    ax = _axes(ax)
+    θ = _two_dimensional("stencil", stencil)
+    largest = np.abs(θ).max() or 1.0
+    _mosaic(ax, θ, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    ax.set_title(f"stencils θ, {'x'.join(map(str, stencil.shape[:-1]))} points")
+    return ax
+
+
+def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
+    """|λ_k|² over the frequencies k, zero in the middle: what KᵀK does to each mode, Eq. (10).
+
+    Args:
+        symbol: λ, [n, C] as curves, or [n₁, n₂, C] as pictures; from `lowcost.symbol`, `lowcost.circulant_symbol` or
+            `step.symbol(grid)`. Of more than 64 channels the first 64 are drawn.
+        ax: where to draw; a new figure if not given.
+
+    Returns:
+        The axes; frequencies are in cycles a pixel, from -1/2 to 1/2.
+
+    Raises:
+        ValueError: the symbol is not that of signals or images.
+    """
+    ax = _axes(ax)
+    values = np.asarray(power(symbol))
+    if values.ndim == 2:
+        frequencies = np.fft.fftshift(np.fft.fftfreq(len(values)))
+        ax.plot(frequencies, np.fft.fftshift(values, 0)[:, :MOST_TILES], color="C0", alpha=_alpha(values.shape[-1]))
+        ax.set(xlabel="frequency, cycles a pixel", ylabel="|λ|²", xlim=(-0.5, 0.5), ylim=(0, None))
+        return ax
+    values = np.fft.fftshift(_two_dimensional("symbol", values), (0, 1))
+    single = values.shape[-1] == 1
+    _mosaic(ax, values, cmap="viridis", vmin=0, extent=(-0.5, 0.5, 0.5, -0.5) if single else None)
+    ax.set_title("|λ|² of each frequency")
+    if single:
+        ax.set(xlabel="cycles a pixel", xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
+    return ax
+
+
+def spectrum(eigenvalues: jax.Array, *, ax: Axes | None = None, **style: Any) -> Axes:
+    """Eigenvalues μ in the complex plane, and |μ| = 1, the circle beyond which a mode grows at each application.
+
+    Args:
+        eigenvalues: complex, of any shape, e.g. a symbol λ, or from `lowcost.analysis.spectrum`.
+        ax: where to draw; a new figure if not given. Drawn into again, it holds several spectra.
+        style: of the points, as `matplotlib.axes.Axes.plot` takes it, e.g. `label="K"`.
+
+    Returns:
+        The axes, both of whose directions have one scale.
+    """
+    ax = _axes(ax)
+    values = np.asarray(eigenvalues).ravel()
+    if not ax.patches:
+        ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="black", linewidth=1, zorder=3))
+        ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
+    points: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 4, "alpha": 0.7}
+    ax.plot(values.real, values.imag, **points | style)
+    ax.set(xlabel="real part", ylabel="imaginary part", title="eigenvalues and the unit circle")
+    ax.set_aspect("equal")
+    return ax
+
+
+def green_function(green: jax.Array, *, channel: int = 0, ax: Axes | None = None) -> Axes:
+    """|g_x| on a logarithmic scale: how far, and how much, the implicit step (11) couples pixels.
+
+    Args:
+        green: g, [n, C] as a curve or [n₁, n₂, C] as a picture, from `lowcost.analysis.green_function`.
+        channel: the one to draw.
+        ax: where to draw; a new figure if not given.
+
+    Returns:
+        The axes; distances are in pixels. What is below 10⁻⁶ of the largest is drawn as dark as that.
+
+    Raises:
+        ValueError: the function is not that of signals or images.
+    """
+    ax = _axes(ax)
+    g = np.abs(np.asarray(green)[..., channel])
+    floor = g.max() * 1e-6
+    if g.ndim == 1:
+        ax.semilogy(np.arange(len(g)) - len(g) // 2, np.maximum(g, floor))
+        ax.set(xlabel="distance, pixels", ylabel="|g|")
+        return ax
+    _two_dimensional("green", green)
+    low, left = (-(n // 2) - 0.5 for n in g.shape)
+    extent = (left, left + g.shape[1], low + g.shape[0], low)
+    picture = ax.imshow(np.maximum(g, floor), norm=LogNorm(floor, g.max()), extent=extent, cmap="viridis")
+    ax.figure.colorbar(picture, ax=ax, fraction=0.046, pad=0.04)
+    ax.set(title="Green's function |g|", xlabel="pixels")
+    return ax
+
+
+def stability_map(integrator: str, symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
+    """|R(h|λ|²)| over the time step h and the modes: blue is damped, white kept, red amplified at each step.
+
+    The black line is |R| = 1, the limit of stability; where there is none, no h is too large.
+
+    Args:
+        integrator: "forward_euler" (9), "imex_euler" (11), "crank_nicolson" or "exponential_euler".
+        symbol: λ, of any shape.
+        ax: where to draw; a new figure if not given.
+
+    Returns:
+        The axes: h from 1/100 to 100 times the explicit step's limit 2 / max|λ|², and |λ|² from 0 to its largest.
+
+    Raises:
+        ValueError: unknown integrator, or λ = 0.
+    """
+    ax = _axes(ax)
+    largest = float(power(symbol).max())
+    if not largest:
+        raise ValueError("symbol must have a λ other than 0 to have modes to draw")
+    steps = np.geomspace(0.01, 100, 201) * 2 / largest
+    modes = np.linspace(0, largest, 101)
+    λ = jnp.sqrt(modes) + 0j
+    factors = np.abs(np.stack([amplification(integrator, λ, float(h)) for h in steps], axis=1))
+    norm = TwoSlopeNorm(1, 0, 2)
+    picture = ax.pcolormesh(steps, modes, factors, norm=norm, cmap="RdBu_r", shading="gouraud", rasterized=True)
+    if (factors > 1 + 1e-6).any():
+        ax.contour(steps, modes, factors, levels=[1], colors="black", linewidths=1)
+    ax.set(xscale="log", xlabel="time step h", ylabel="|λ|²", title=integrator.replace("_", " "))
+    ax.figure.colorbar(picture, ax=ax, extend="max", ticks=(0, 0.5, 1, 1.5, 2), label="factor |R| of one step")
+    return ax
+
+
+def matrix(matrix: jax.Array, *, block: int | None = None, ax: Axes | None = None) -> Axes:
+    """A_ij as a picture, entry by entry: the printed matrices of Eqs. (4), (5), (6), (7) and (12).
+
+    Args:
+        matrix: real, [rows, columns], e.g. from `lowcost.analysis.operator_matrix`.
+        block: rows and columns of a block, e.g. the pixels of a channel; lines are drawn between them.
+        ax: where to draw; a new figure if not given.
+
+    Returns:
+        The axes: blue is negative, white zero, red positive.
+    """
+    ax = _axes(ax)
+    entries = np.asarray(matrix)
+    largest = np.abs(entries).max() or 1.0
+    ax.imshow(entries, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    for line in range(block, len(entries), block) if block else ():
+        ax.axhline(line - 0.5, color="0.6", linewidth=0.7)
+        ax.axvline(line - 0.5, color="0.6", linewidth=0.7)
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(figsize=(4.5, 4), layout="constrained")[1] if ax is None else ax
+
+
+def _two_dimensional(name: str, array: jax.typing.ArrayLike) -> np.ndarray:
+    """[H, W, C]; a signal's as one row."""
+    values = np.asarray(array)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3:
+        raise ValueError(
+            f"{name} must be [n, C] or [n, n, C] to be drawn, got shape {list(values.shape)}; draw a slice of a volume"
+        )
+    return values
+
+
+def _mosaic(ax: Axes, values: np.ndarray, **style: Any) -> None:
+    """The channels of [H, W, C] side by side, in a square as far as they go, with a color bar."""
+    values = values[..., :MOST_TILES]
+    height, width, count = values.shape
+    gap = 0 if count == 1 else max(1, round(0.08 * max(height, width)))
+    columns = math.ceil(math.sqrt(count * height / width))
+    rows = math.ceil(count / columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    for i in range(count):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        canvas[top : top + height, left : left + width] = values[..., i]
+    picture = ax.imshow(canvas, interpolation="nearest", **style)
+    ax.set(xticks=[], yticks=[])
+    ax.set_facecolor("0.88")  # between the channels
+    for spine in ax.spines.values():
+        spine.set_visible(count == 1)
+    ax.figure.colorbar(picture, ax=ax, fraction=0.046, pad=0.04)
+
+
+def _alpha(curves: int) -> float:
+    return max(0.2, 1 / math.sqrt(curves))

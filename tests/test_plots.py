@@ -1,0 +1,114 @@
+"""The pictures show the numbers that they are given."""
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import lowcost
+from lowcost import analysis
+
+mpl.use("Agg")
+from lowcost import plots
+
+
+@pytest.fixture(autouse=True)
+def figures_are_closed():
+    yield
+    mpl.pyplot.close("all")
+
+
+STENCIL = jax.random.normal(jax.random.key(0), (3, 3, 5))
+GRID = (8, 6)
+SYMBOL = lowcost.symbol(STENCIL, GRID)
+
+
+def canvas(ax):
+    """The picture's values."""
+    return np.ma.filled(ax.images[0].get_array(), np.nan)
+
+
+@pytest.mark.parametrize(
+    ("draw", "values", "tiles"),
+    [
+        (lambda: plots.stencils(STENCIL), STENCIL, (2, 3)),
+        (lambda: plots.symbol(SYMBOL), jnp.fft.fftshift(lowcost.power(SYMBOL), (0, 1)), (2, 3)),
+    ],
+    ids=["stencils", "symbol"],
+)
+def test_every_channel_is_drawn_once(draw, values, tiles):
+    ax = draw()
+    height, width, channels = values.shape
+    gap = max(1, round(0.08 * max(height, width)))
+    picture = canvas(ax)
+    assert picture.shape == tuple(n * (m + gap) - gap for n, m in zip(tiles, (height, width), strict=True))
+    for i in range(channels):
+        top, left = i // tiles[1] * (height + gap), i % tiles[1] * (width + gap)
+        np.testing.assert_array_equal(picture[top : top + height, left : left + width], values[..., i])
+    assert np.isfinite(picture).sum() == values.size
+
+
+def test_zero_frequency_stands_in_the_middle():
+    """A blur answers to constants most, so the largest |λ|² is at frequency (0, 0)."""
+    λ = lowcost.symbol(jnp.ones((3, 3, 1)), (16, 16))
+    ax = plots.symbol(λ)
+    row, column = np.unravel_index(canvas(ax).argmax(), (16, 16))
+    left, right, bottom, top = ax.images[0].get_extent()
+    assert left + (column + 0.5) / 16 * (right - left) == pytest.approx(0, abs=1 / 32)
+    assert top + (row + 0.5) / 16 * (bottom - top) == pytest.approx(0, abs=1 / 32)
+
+
+def test_spectra_share_an_axes():
+    ax = plots.spectrum(SYMBOL, label="K")
+    assert plots.spectrum(lowcost.power(SYMBOL), ax=ax, label="KᵀK") is ax
+    drawn = [line for line in ax.lines if line.get_label() in ("K", "KᵀK")]
+    assert [len(line.get_xdata()) for line in drawn] == [SYMBOL.size, SYMBOL.size]
+    np.testing.assert_array_equal(drawn[0].get_ydata(), np.asarray(SYMBOL).ravel().imag)
+    assert len(ax.patches) == 1
+
+
+@pytest.mark.parametrize("integrator", lowcost.time_stepping.INTEGRATORS)
+def test_stability_map_draws_the_limit_where_there_is_one(integrator):
+    """Red somewhere, and the line |R| = 1, for the explicit step alone; there it passes through (limit, max|λ|²)."""
+    ax = plots.stability_map(integrator, SYMBOL)
+    factors = np.asarray(ax.collections[0].get_array())
+    assert (factors.max() > 1 + 1e-6) == (integrator == "forward_euler") == (len(ax.collections) == 2)
+    if integrator == "forward_euler":
+        line = max(ax.collections[1].get_paths(), key=lambda path: len(path.vertices)).vertices
+        largest, limit = float(lowcost.power(SYMBOL).max()), float(analysis.max_stable_step(SYMBOL))
+        assert line[line[:, 1].argmax()] == pytest.approx((limit, largest), rel=0.05)
+
+
+def test_green_function_keeps_its_centre():
+    green = analysis.green_function(STENCIL, GRID, 1.0)
+    ax = plots.green_function(green, channel=2)
+    picture, (left, _, _, top) = canvas(ax), ax.images[0].get_extent()
+    row, column = np.unravel_index(np.abs(picture).argmax(), GRID)
+    assert left + column + 0.5 == 0 == top + row + 0.5
+    np.testing.assert_allclose(picture, np.maximum(np.abs(green[..., 2]), picture.min()), rtol=1e-6)
+
+
+def test_matrix_is_drawn_entry_by_entry():
+    dense = analysis.operator_matrix(lambda y: lowcost.depthwise(STENCIL[:, 0], y), (4, 5))
+    ax = plots.matrix(dense, block=5)
+    np.testing.assert_array_equal(canvas(ax), dense)
+    assert len(ax.lines) == 6  # between four blocks, both ways
+
+
+def test_signals_are_curves():
+    λ = lowcost.symbol(STENCIL[:, 0], (12,))
+    assert len(plots.symbol(λ).lines) == 5
+    assert plots.green_function(analysis.green_function(STENCIL[:, 0], (12,), 1.0)).get_yscale() == "log"
+    assert canvas(plots.stencils(STENCIL[:, 0])).shape[0] > 1
+
+
+@pytest.mark.parametrize("draw", [plots.stencils, plots.symbol, plots.green_function])
+def test_volumes_are_refused(draw):
+    with pytest.raises(ValueError, match="draw a slice"):
+        draw(jnp.ones((3, 3, 3, 2)))
+
+
+def test_no_modes_are_refused():
+    with pytest.raises(ValueError, match="other than 0"):
+        plots.stability_map("imex_euler", jnp.zeros((4, 1)))
