@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test faults format clean
+.PHONY: train test faults notebooks docs format clean
 
 train: .venv/installed  ## train an implicit reaction-diffusion network on real handwritten digits
 	$(BIN)/python -m experiments.train digits --epochs 40
@@ -18,20 +18,35 @@ test: .venv/installed-test  ## everything that CI checks
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+notebooks: $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py))  ## notebooks/*.ipynb, executed (a few minutes)
+
+docs: notebooks  ## the pages, docs/_build/html/index.html
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 format: .venv/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build *.egg-info docs/_build docs/notebooks docs/results notebooks/*.ipynb
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+notebooks/%.ipynb: notebooks/%.py .venv/installed-docs
+	$(BIN)/jupytext --quiet --to ipynb --output $@.new.ipynb $<
+	$(BIN)/jupyter-execute --inplace $@.new.ipynb
+	mv $@.new.ipynb $@
+
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[experiments]'
+	touch $@
+
+.venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) --editable '.[docs,experiments]'
 	touch $@
 
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP_INSTALL) --editable '.[test]'
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-docs

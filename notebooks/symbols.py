@@ -10,42 +10,127 @@
 # ---
 
 # %% [markdown]
-# # From a stencil to its symbol
+# # Symbols: what "diagonal in Fourier space" buys
 #
-# A periodic convolution is diagonal in the Fourier basis. Its diagonal, the symbol λ, says what the operator does to
-# every frequency: `depthwise` multiplies by λ, diffusion by -|λ|², the implicit step by 1 / (1 + h|λ|²).
-#
-# Open this file as a notebook with jupytext, or run it as a program.
+# A convolution on a periodic grid does one thing to a wave: it multiplies it by a number. These numbers, one for each
+# frequency, are the *symbol* λ of the stencil; they are all the eigenvalues of the operator, and everything else
+# follows from them. This notebook goes from stencils to symbols, and looks at the operators of the paper.
 
 # %%
+import time
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 import lowcost
-from lowcost import analysis
-
-stencil = jnp.array([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[..., None] / 4  # a Laplacian, one channel
-grid = (64, 64)
-symbol = lowcost.symbol(stencil, grid)
-print("max|λ|² =", float(lowcost.power(symbol).max()))
-print("the explicit step is stable up to h =", float(analysis.max_stable_step(symbol)))
+from lowcost import analysis, plots
 
 # %% [markdown]
-# The mean has frequency zero, where λ = 0: its factor is exactly 1 in every scheme, so ρ ≤ 1 and not < 1.
+# ## From a stencil to its symbol
+#
+# Three stencils, of three channels: the Laplacian, an edge, a blur. `lowcost.symbol` has the exact λ on any grid, Eq.
+# (10). In the middle of a picture is frequency zero, what a stencil does to a constant; at its rim are the finest
+# patterns that the grid holds. The Laplacian and the edge have no answer to a constant, the blur no answer to the
+# finest pattern.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-picture = axes[0].imshow(jnp.fft.fftshift(lowcost.power(symbol)[..., 0]), extent=(-0.5, 0.5, -0.5, 0.5))
-axes[0].set(title="|λ|²", xlabel="frequency", ylabel="frequency")
-figure.colorbar(picture, ax=axes[0])
-z = jnp.linspace(0, 4, 200)
-for name, integrator in lowcost.time_stepping.INTEGRATORS.items():
-    axes[1].plot(z, integrator.factor(z), label=name.replace("_", " "))
-axes[1].axhline(-1, color="grey", linewidth=0.5)
-axes[1].set(title="factor of one step", xlabel="h|λ|²")
-axes[1].legend(fontsize=8)
-for h in (0.1, 1.0, 10.0, 100.0):
-    axes[2].semilogy(analysis.green_tail(analysis.green_function(stencil, grid, h))[:, 0], label=f"h = {h:g}")
-axes[2].set(title="implicit step: weight beyond r", xlabel="r, pixels", ylim=(1e-6, 2))
-axes[2].legend(fontsize=8)
+laplacian = jnp.array([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]) / 4
+edge = jnp.array([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 4
+blur = jnp.array([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
+stencil = jnp.stack([laplacian, edge, blur], axis=-1)  # θ [3, 3, C]
+symbol = lowcost.symbol(stencil, (64, 64))  # λ [64, 64, C]
+
+figure, axes = plt.subplots(2, 3, figsize=(9, 5.4), layout="constrained")
+for i, name in enumerate(("Laplacian", "edge", "blur")):
+    plots.stencils(stencil[..., i : i + 1], ax=axes[0, i]).set_title(name)
+    plots.symbol(symbol[..., i : i + 1], ax=axes[1, i])
 plt.show()
+
+# %% [markdown]
+# ## The printed matrices
+#
+# The operators of Eqs. (4), (5), (6), (7) and (12) as the paper prints them: matrices of blocks, one block for a pair
+# of channels, here 4 channels of 4x4 pixels. Each block C(θ) is a circulant matrix. Depth-wise there is one for each
+# channel, M has multiples of the identity, and in K_circ the same few blocks come again, shifted, in every row.
+
+# %%
+grid, channels = (4, 4), 4
+keys = jax.random.split(jax.random.key(0), 3)
+θ = jax.random.normal(keys[0], (3, 3, channels)) / 3
+M = jax.random.normal(keys[1], (channels, channels)) / 2
+operators = {
+    "K, Eq. (4)": partial(lowcost.fully_coupled, jax.random.normal(keys[2], (3, 3, channels, channels)) / 6),
+    "K_dw, Eq. (5)": partial(lowcost.depthwise, θ),
+    "M, Eq. (6)": partial(lowcost.pointwise, M),
+    "K_lm = K_dw + M, Eq. (7)": partial(lowcost.linear_mix, θ, M),
+    "K_circ, Eq. (12)": partial(lowcost.circulant, θ / 2),
+}
+figure, axes = plt.subplots(1, 5, figsize=(12, 2.9), layout="constrained")
+for ax, (name, operator) in zip(axes, operators.items(), strict=True):
+    dense = analysis.operator_matrix(operator, (*grid, channels))
+    by_channel = jnp.arange(dense.shape[0]).reshape(-1, channels).T.ravel()  # the paper counts pixels first
+    plots.matrix(dense[by_channel][:, by_channel], block=16, ax=ax).set_title(name, fontsize=10)
+plt.show()
+
+# %% [markdown]
+# ## Their spectra
+#
+# `analysis.spectrum` has the eigenvalues of any operator that commutes with shifts, here on 16x16 pixels. Those of
+# K_dw and K_circ are their symbols; M has four eigenvalues, each of which belongs to all frequencies.
+
+# %%
+figure, axes = plt.subplots(1, 5, figsize=(12, 2.9), layout="constrained", sharex=True, sharey=True)
+for ax, (name, operator) in zip(axes, operators.items(), strict=True):
+    plots.spectrum(analysis.spectrum(operator, (16, 16), channels), ax=ax).set_title(name, fontsize=10)
+    ax.label_outer()
+plt.show()
+
+# %% [markdown]
+# ## What it buys
+#
+# Once λ is known, the adjoint, the normal operator, the inverse of Eq. (11) and the norm are functions of it. The
+# dense matrix has to be built, factorised and searched for its singular values to say the same.
+
+# %%
+grid, h = (16, 16), 1.0
+λ = lowcost.symbol(θ, grid)
+y = jax.random.normal(jax.random.key(1), (*grid, channels))
+K = analysis.operator_matrix(partial(lowcost.depthwise, θ), (*grid, channels))
+
+
+def difference(ours, dense):
+    """Largest difference, relative to the largest entry."""
+    return f"{float(jnp.abs(ours - dense.reshape(ours.shape)).max() / jnp.abs(dense).max()):.1e}"
+
+
+normal = K.T @ K
+print("adjoint   λ̄               ", difference(lowcost.apply_symbol(λ.conj(), y), K.T @ y.ravel()))
+print("KᵀK       |λ|²            ", difference(lowcost.apply_symbol(lowcost.power(λ), y), normal @ y.ravel()))
+solved = jnp.linalg.solve(jnp.eye(len(K)) + h * normal, y.ravel())
+print("implicit  1 / (1 + h|λ|²) ", difference(lowcost.depthwise_resolvent(θ, y, h), solved))
+print(f"norm      max|λ|           {float(jnp.abs(λ).max()):.5f} = {float(jnp.linalg.norm(K, 2)):.5f}")
+
+# %% [markdown]
+# The same implicit step, as a dense solve and as a filter. The matrix grows with the square of the image, its
+# factorisation with the cube; the filter takes its n log n.
+
+
+# %%
+def milliseconds(f, *arguments):
+    """Best of five, compiled before."""
+    f = jax.jit(f)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        jax.block_until_ready(f(*arguments))
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times[1:])
+
+
+dense = milliseconds(lambda A, y: jnp.linalg.solve(A, y.ravel()), jnp.eye(len(K)) + h * normal, y)
+spectral = milliseconds(partial(lowcost.depthwise_resolvent, θ, h=h), y)
+print(
+    f"{K.shape[0]} x {K.shape[1]} matrix: {dense:.0f} ms    filter: {spectral:.2f} ms    {dense / spectral:,.0f} times"
+)

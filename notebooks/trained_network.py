@@ -1,0 +1,139 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A trained network
+#
+# Train two networks of the paper on handwritten digits, explicit and implicit reaction-diffusion, and look inside:
+# the stencils and symbols that they learned, how far their pixels see, and how stable they are.
+
+# %%
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import optax
+
+import lowcost
+from lowcost import data, nn, plots
+from lowcost.train.state import count_weights, create_state
+from lowcost.train.step import make_eval_step, make_train_step, mean_metrics
+
+digits = data.load("digits")
+print(f"{len(digits.train):,} training and {len(digits.test)} test images of {digits.image_shape}")
+
+# %% [markdown]
+# ## Train
+#
+# `make_train_step` is a pure function (state, batch) → state. The programs in `experiments/` add checkpoints, many
+# devices and recipes; for a look the bare step and a loop are enough. The network is a small one, of 16 and 32
+# channels.
+
+# %%
+EPOCHS, BATCH = 8, 100
+
+
+def train(architecture):
+    """The network, and its state after so many epochs."""
+    net = nn.network(architecture, (16, 32), len(digits.classes))
+    batches = len(digits.train) // BATCH
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.01, EPOCHS * batches))
+    step = jax.jit(make_train_step(net, optimizer, lambda images, draw: images, batches))
+    evaluate = jax.jit(make_eval_step(net))
+    state = jax.jit(lambda key: create_state(net, optimizer, key, digits.image_shape))(jax.random.key(0))
+    for i in range(EPOCHS * batches):
+        rows = data.batch_indices(0, i, len(digits.train), BATCH)
+        state = step(state, digits.train.images[rows], digits.train.labels[rows], rows)
+        if (i + 1) % batches == 0:
+            done = (i + 1) // batches
+            bar = "█" * done + "·" * (EPOCHS - done)
+            print(f"\r{architecture}  {bar}  loss {mean_metrics(state.metrics)['loss']:.4f}", end="")
+    some = digits.test
+    weight = jnp.ones(len(some))
+    sums = evaluate(state, some.images, some.labels, weight, {"loss": 0.0, "correct": 0.0, "count": 0.0})
+    accuracy = mean_metrics(sums)["accuracy"]
+    print(f"\n{count_weights(state.params):,} weights, test accuracy {accuracy:.2%} of {len(some)} images")
+    return net, {"params": state.params, "batch_stats": state.batch_stats}
+
+
+networks = {name: train(name) for name in ("explicit_rd", "implicit_rd")}
+
+# %% [markdown]
+# ## What the stencils became
+#
+# One stencil for each channel of the first block's first step, and their symbols. Those that are dark in the middle
+# leave what is constant alone and diffuse edges along some direction, the two bright places; those that are bright
+# there draw everything towards zero.
+
+# %%
+net, variables = networks["implicit_rd"]
+layers = [layer for layer in nn.bound_layers(net, variables, digits.image_shape) if "step" in layer.name]
+figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+plots.stencils(variables["params"][layers[0].name]["stencil"], ax=axes[0])
+plots.symbol(layers[0].module.symbol((32, 32)), ax=axes[1])
+plt.show()
+
+# %% [markdown]
+# ## Stiffness
+#
+# h·max|λ|² of every step. Beyond 2, the black line, an explicit step amplifies some mode. Nothing keeps training from
+# going there; the implicit step does not mind.
+
+# %%
+figure, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
+for marker, (name, (net, variables)) in zip("os", networks.items(), strict=True):
+    steps = [layer for layer in nn.bound_layers(net, variables, digits.image_shape) if "step" in layer.name]
+    stiffness = [layer.module.h * float(lowcost.power(layer.module.symbol(layer.grid)).max()) for layer in steps]
+    ax.plot(range(1, len(steps) + 1), stiffness, marker + "-", label=name)
+ax.axhline(2, color="black", linewidth=1)
+ax.set(xlabel="step", ylabel="h max|λ|²", xticks=range(1, len(steps) + 1), ylim=(0, 4))
+ax.legend(loc="upper left", ncols=2)
+plt.show()
+
+# %% [markdown]
+# ## How far a pixel sees
+#
+# The gradient of the features at one pixel, after the four steps of the first block, with respect to the image. A
+# network has no fixed image size, so it can be asked on 48x48 pixels. The explicit one cannot see farther than 10
+# pixels, 2 for the opening's stencil and 2 for KᵀK in each step; the implicit one has no such limit, its influence
+# falls off.
+
+
+# %%
+def influence(net, variables, size=48):
+    """Mean over ten images of Σ |∂ features at the middle / ∂ image|, [size, size]."""
+
+    def features(image):
+        _, state = net.apply(variables, image[None], capture_intermediates=True, mutable=["intermediates"])
+        return state["intermediates"]["block1_step4"]["__call__"][0][0, size // 2, size // 2]
+
+    images = jax.random.uniform(jax.random.key(0), (10, size, size, 1))
+    return jnp.abs(jax.jit(jax.vmap(jax.jacrev(features)))(images)).mean(0).sum((0, 3))
+
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+for ax, (name, (net, variables)) in zip(axes, networks.items(), strict=True):
+    seen = influence(net, variables)
+    plots.green_function(seen[..., None], ax=ax).set_title(name)
+    distance = jnp.abs(jnp.stack(jnp.nonzero(seen > 1e-7 * seen.max())) - 24).max()
+    print(f"{name}: an influence of more than 10⁻⁷ of the largest up to {distance} pixels away")
+plt.show()
+
+# %% [markdown]
+# ## The stability report
+#
+# For every layer: the stiffness h·max|λ|², the smallest and the largest factor of its diffusion, and a bound on how
+# much it can stretch the difference of two images. The last line bounds the whole network. `python -m
+# experiments.spectra` prints the same for a trained work directory.
+
+# %%
+for name, (net, variables) in networks.items():
+    print(name)
+    print(nn.stability_report(net, variables, digits.image_shape), end="\n\n")
