@@ -34,7 +34,7 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-notebooks/%.ipynb: notebooks/%.py .venv/installed-docs
+notebooks/%.ipynb: notebooks/%.py $(wildcard lowcost/*.py lowcost/*/*.py) .venv/installed-docs
 	$(BIN)/jupytext --quiet --to ipynb --output $@.new.ipynb $<
 	$(BIN)/jupyter-execute --inplace $@.new.ipynb
 	mv $@.new.ipynb $@

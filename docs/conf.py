@@ -49,7 +49,8 @@ nb_merge_streams = True
 
 def bring_notebooks() -> None:
     """Into docs/notebooks: those that `make notebooks` executed; of the others the text."""
-    (DOCS / "notebooks").mkdir(exist_ok=True)
+    shutil.rmtree(DOCS / "notebooks", ignore_errors=True)
+    (DOCS / "notebooks").mkdir()
     for source in (ROOT / "notebooks").glob("*.py"):
         executed, page = source.with_suffix(".ipynb"), DOCS / "notebooks" / f"{source.stem}.ipynb"
         if executed.exists():
@@ -62,7 +63,8 @@ def bring_notebooks() -> None:
 
 def bring_results() -> None:
     """Into docs/results: the report, its pictures and figures."""
-    (DOCS / "results").mkdir(exist_ok=True)
+    shutil.rmtree(DOCS / "results", ignore_errors=True)
+    (DOCS / "results").mkdir()
     for source in (ROOT / "experiments" / "results").iterdir():
         if source.suffix in {".png", ".jsonl"} or source.name == "README.md":
             shutil.copy(source, DOCS / "results" / source.name.replace("README", "index"))
@@ -74,8 +76,15 @@ def link_results(app, docname, source):
 
 
 def escape(app, what, name, obj, options, lines):
-    """|λ|² and [*grid, C] as they stand: outside of backticks * and | are no markup in our docstrings."""
+    """|λ|² and [*grid, C] as they stand: outside of code * and | are no markup in our docstrings."""
+    literal = False  # within an example, or an indented block behind "::"
     for i, line in enumerate(lines):
+        if line.lstrip().startswith(">>>") or (i > 1 and lines[i - 2].endswith("::") and line.startswith(" ")):
+            literal = True
+        elif not line.strip() or not line.startswith(" "):
+            literal = literal and not line.strip() and any(x.startswith("    ") for x in lines[i + 1 : i + 2])
+        if literal:
+            continue
         parts = re.split(r"(`+[^`]*`+)", line)
         lines[i] = "".join(part if part[:1] == "`" else re.sub(r"([*|])", r"\\\1", part) for part in parts)
 

@@ -9,7 +9,7 @@ import tyro
 
 TITLES = (
     ("a stencil θ", "9 weights"),
-    ("lowcost.symbol(θ, grid)", "all eigenvalues of K, exactly: |λ|²"),
+    ("lowcost.symbol(θ, grid)", "|λ|², the eigenvalues of KᵀK, exactly"),
     ("green_function(θ, grid, h=1)", "(I + hKᵀK)⁻¹ as a convolution"),
     ("green_function(θ, grid, h=100)", "farther, and never amplifies"),
     ("imex_euler(…, reaction, y, h)", "Gray–Scott, 3 times the explicit limit"),

@@ -23,7 +23,7 @@ LARGEST_MATRIX = 2**14
 def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
     """K̂_k = Σ_x G_x exp(-2πi k·x / n), G the impulse responses: the block of K at frequency k, F(K y)_k = K̂_k (F y)_k.
 
-    For K_dw it is diagonal and holds `symbol(stencil, grid)`; for K_circ it is a circulant matrix.
+    For K_dw, Eq. (5), it is diagonal and holds `symbol(stencil, grid)`; for K_circ, Eq. (12), it is a circulant matrix.
 
     Args:
         operator: y ↦ K y, linear, commuting with shifts of the periodic grid; [*grid, C_in] to [*grid, C_out].
@@ -53,7 +53,8 @@ def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
 def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
     """{μ : det(K̂_k - μ I) = 0}, the eigenvalues of K, frequency by frequency those of `transfer_matrix`.
 
-    LAPACK computes them on the host, since accelerators have no general eigensolver; so not under `jax.jit`.
+    What Section 3.2.2 says of the forward propagation rests on them. LAPACK computes them on the host, since
+    accelerators have no general eigensolver; so not under `jax.jit`.
 
     Args:
         operator, grid, channels: as `transfer_matrix`, with C_out = C_in.
@@ -74,7 +75,8 @@ def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
 
 
 def singular_values(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
-    """√(eigenvalues of K̂_kᴴ K̂_k), the singular values of K, frequency by frequency: how much K stretches.
+    """σ = √(eigenvalues of K̂_kᴴ K̂_k), the singular values of K, frequency by frequency: how much K stretches,
+    for K of Eqs. (4) to (7) and (12), their inverses and adjoints.
 
     Args:
         operator, grid, channels: as `transfer_matrix`.
@@ -89,7 +91,7 @@ def singular_values(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
 
 
 def spectral_radius(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
-    """ρ(K) = max |eigenvalue|: the growth per step when K is applied again and again.
+    """ρ(K) = max |eigenvalue|, Section 3.2.2: the growth per step when K is applied again and again.
 
     Args, Raises: as `spectrum`.
     """
@@ -122,7 +124,7 @@ def max_stable_step(symbol: jax.Array) -> jax.Array:
 
 
 def amplification(integrator: str, symbol: jax.Array, h: float | jax.Array) -> jax.Array:
-    """R(h|λ|²): the factor by which a step without reaction multiplies each mode; stable while |R| ≤ 1.
+    """R(h|λ|²): the factor by which a step without reaction multiplies each mode, Eqs. (9), (11); stable while |R| ≤ 1.
 
     Args:
         integrator: "forward_euler" (1 - z), "imex_euler" (1 / (1 + z)), "crank_nicolson" ((1 - z/2) / (1 + z/2)) or
@@ -168,7 +170,7 @@ def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array
 def green_tail(green: jax.Array) -> jax.Array:
     """t_r = Σ |g_x| over |x|_∞ > r: how much of a Green's function lies outside the box of (2r + 1)^d points.
 
-    Cut off at that box, the implicit step changes by at most t_r max|y| (or, in any p-norm, t_r ‖y‖).
+    Cut off at that box, the implicit step (11) changes by at most t_r max|y| (or, in any p-norm, t_r ‖y‖).
 
     Args:
         green: g, [*grid, C], centred as by `green_function`.
@@ -203,7 +205,8 @@ def support_radius(green: jax.Array, tolerance: float) -> jax.Array:
 
 
 def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-    """A_ij = (K e_j)_i, the dense matrix of a linear map by its responses to unit vectors: for small grids and tests.
+    """A_ij = (K e_j)_i, the dense matrix of a linear map by its responses to unit vectors: for small grids and tests,
+    and to see the printed matrices of Eqs. (4) to (7) and (12).
 
     Args:
         operator: y ↦ K y, linear; it need not commute with shifts nor keep the shape.

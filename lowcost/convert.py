@@ -105,7 +105,7 @@ def to_circulant(stencil: jax.Array) -> StencilFit:
 
 
 def dense_stencil(operator: Map, window: Sequence[int], channels: int) -> jax.Array:
-    """θ_{j,c,o} = ∂(K y)_{centre,o} / ∂y_{j,c} on a grid of the window's size: any operator as a `fully_coupled` one.
+    """θ_{j,c,o} = ∂(K y)_{centre,o} / ∂y_{j,c} on a grid of the window's size: any operator as K, Eq. (4).
 
     `fully_coupled(dense_stencil(operator, window, C), y)` is `operator(y)` on every grid at least as large as the
     window, provided the window holds the operator's reach: that of its stencil, 2m - 1 points for KᵀK, the whole grid

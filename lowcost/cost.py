@@ -19,7 +19,7 @@ WIDTHS = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 
 
 def block_channels(width: str | Sequence[int]) -> tuple[int, ...]:
-    """(c₁, 2c₁, 4c₁, …), the channels of each block: those of a width "A", "B" or "C" of Section 4, or the ones given.
+    """c_{i+1} = 2c_i, the channels of each block: those of a width "A", "B" or "C" of Section 4, or the ones given.
 
     Raises:
         ValueError: an unknown letter, or channels that do not double from block to block.
@@ -47,7 +47,7 @@ class Cost(NamedTuple):
 
 
 def total(costs: Sequence[Cost]) -> Cost:
-    """Σ of the costs, entry by entry."""
+    """Σ of the costs, entry by entry: a row of Table 1 from its parts."""
     return Cost(sum(cost.weights for cost in costs), sum(cost.multiply_adds for cost in costs))
 
 

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.analysis import amplification
+from lowcost.arguments import check_choice, check_floating
 from lowcost.spectral import power
+from lowcost.time_stepping import INTEGRATORS
 
 try:
     import matplotlib.pyplot as plt
@@ -36,10 +38,11 @@ def stencils(stencil: jax.Array, *, ax: Axes | None = None) -> Axes:
         The axes.
 
     Raises:
-        ValueError: the stencil is not that of signals or images.
+        TypeError: the stencil is not real.
+        ValueError: it is not that of signals or images.
     """
-    ax = _axes(ax)
     θ = _two_dimensional("stencil", stencil)
+    ax = _axes(ax)
     largest = np.abs(θ).max() or 1.0
     _mosaic(ax, θ, cmap="RdBu_r", vmin=-largest, vmax=largest)
     ax.set_title(f"stencils θ, {'x'.join(map(str, stencil.shape[:-1]))} points")
@@ -51,7 +54,7 @@ def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
 
     Args:
         symbol: λ, [n, C] as curves, or [n₁, n₂, C] as pictures; from `lowcost.symbol`, `lowcost.circulant_symbol` or
-            `step.symbol(grid)`. Of more than 64 channels the first 64 are drawn.
+            the `symbol(grid)` of a step whose symbol has no matrices. Of more than 64 channels the first 64 are drawn.
         ax: where to draw; a new figure if not given.
 
     Returns:
@@ -60,16 +63,19 @@ def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
     Raises:
         ValueError: the symbol is not that of signals or images.
     """
+    values = np.asarray(power(symbol), float)
+    pictures = np.fft.fftshift(_two_dimensional("symbol", values), (0, 1))
     ax = _axes(ax)
-    values = np.asarray(power(symbol))
     if values.ndim == 2:
         frequencies = np.fft.fftshift(np.fft.fftfreq(len(values)))
         ax.plot(frequencies, np.fft.fftshift(values, 0)[:, :MOST_TILES], color="C0", alpha=_alpha(values.shape[-1]))
         ax.set(xlabel="frequency, cycles a pixel", ylabel="|λ|²", xlim=(-0.5, 0.5), ylim=(0, None))
         return ax
-    values = np.fft.fftshift(_two_dimensional("symbol", values), (0, 1))
-    single = values.shape[-1] == 1
-    _mosaic(ax, values, cmap="viridis", vmin=0, extent=(-0.5, 0.5, 0.5, -0.5) if single else None)
+    single = pictures.shape[-1] == 1
+    (top, bottom), (left, right) = ((-(n // 2 + 0.5) / n, ((n + 1) // 2 - 0.5) / n) for n in pictures.shape[:2])
+    _mosaic(ax, pictures, cmap="viridis", vmin=0, extent=(left, right, bottom, top) if single else None)
+    if single:
+        ax.set_aspect("equal")
     ax.set_title("|λ|² of each frequency")
     if single:
         ax.set(xlabel="cycles a pixel", xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
@@ -77,7 +83,7 @@ def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
 
 
 def spectrum(eigenvalues: jax.Array, *, ax: Axes | None = None, **style: Any) -> Axes:
-    """Eigenvalues μ in the complex plane, and |μ| = 1, the circle beyond which a mode grows at each application.
+    """Eigenvalues μ in the complex plane, and |μ| = 1, beyond which a mode grows at each application, Section 3.2.2.
 
     Args:
         eigenvalues: complex, of any shape, e.g. a symbol λ, or from `lowcost.analysis.spectrum`.
@@ -89,8 +95,8 @@ def spectrum(eigenvalues: jax.Array, *, ax: Axes | None = None, **style: Any) ->
     """
     ax = _axes(ax)
     values = np.asarray(eigenvalues).ravel()
-    if not ax.patches:
-        ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="black", linewidth=1, zorder=3))
+    if not any(patch.get_gid() == "unit circle" for patch in ax.patches):
+        ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="black", linewidth=1, zorder=3, gid="unit circle"))
         ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
         ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
     points: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 4, "alpha": 0.7}
@@ -112,19 +118,19 @@ def green_function(green: jax.Array, *, channel: int = 0, ax: Axes | None = None
         The axes; distances are in pixels. What is below 10⁻⁶ of the largest is drawn as dark as that.
 
     Raises:
-        ValueError: the function is not that of signals or images.
+        TypeError: the function is not real.
+        ValueError: it is not that of signals or images.
     """
+    g = np.abs(_two_dimensional("green", green)[..., channel])
+    floor = g.max() * 1e-6 or 1e-6
     ax = _axes(ax)
-    g = np.abs(np.asarray(green)[..., channel])
-    floor = g.max() * 1e-6
-    if g.ndim == 1:
-        ax.semilogy(np.arange(len(g)) - len(g) // 2, np.maximum(g, floor))
+    if np.ndim(green) == 2:
+        ax.semilogy(np.arange(g.size) - g.size // 2, np.maximum(g[0], floor))
         ax.set(xlabel="distance, pixels", ylabel="|g|")
         return ax
-    _two_dimensional("green", green)
     low, left = (-(n // 2) - 0.5 for n in g.shape)
     extent = (left, left + g.shape[1], low + g.shape[0], low)
-    picture = ax.imshow(np.maximum(g, floor), norm=LogNorm(floor, g.max()), extent=extent, cmap="viridis")
+    picture = ax.imshow(np.maximum(g, floor), norm=LogNorm(floor, 1e6 * floor), extent=extent, cmap="viridis")
     ax.figure.colorbar(picture, ax=ax, fraction=0.046, pad=0.04)
     ax.set(title="Green's function |g|", xlabel="pixels")
     return ax
@@ -146,10 +152,11 @@ def stability_map(integrator: str, symbol: jax.Array, *, ax: Axes | None = None)
     Raises:
         ValueError: unknown integrator, or λ = 0.
     """
-    ax = _axes(ax)
+    check_choice("integrator", integrator, tuple(INTEGRATORS))
     largest = float(power(symbol).max())
     if not largest:
         raise ValueError("symbol must have a λ other than 0 to have modes to draw")
+    ax = _axes(ax)
     steps = np.geomspace(0.01, 100, 201) * 2 / largest
     modes = np.linspace(0, largest, 101)
     λ = jnp.sqrt(modes) + 0j
@@ -164,7 +171,7 @@ def stability_map(integrator: str, symbol: jax.Array, *, ax: Axes | None = None)
 
 
 def matrix(matrix: jax.Array, *, block: int | None = None, ax: Axes | None = None) -> Axes:
-    """A_ij as a picture, entry by entry: the printed matrices of Eqs. (4), (5), (6), (7) and (12).
+    """(i, j) ↦ A_ij as a picture, entry by entry: the printed matrices of Eqs. (4), (5), (6), (7) and (12).
 
     Args:
         matrix: real, [rows, columns], e.g. from `lowcost.analysis.operator_matrix`.
@@ -173,15 +180,19 @@ def matrix(matrix: jax.Array, *, block: int | None = None, ax: Axes | None = Non
 
     Returns:
         The axes: blue is negative, white zero, red positive.
+
+    Raises:
+        TypeError: the matrix is not real.
     """
+    check_floating("matrix", matrix)
+    entries = np.asarray(matrix, float)
     ax = _axes(ax)
-    entries = np.asarray(matrix)
     largest = np.abs(entries).max() or 1.0
     ax.imshow(entries, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
-    for line in range(block, len(entries), block) if block else ():
-        ax.axhline(line - 0.5, color="0.6", linewidth=0.7)
-        ax.axvline(line - 0.5, color="0.6", linewidth=0.7)
+    for size, line in zip(entries.shape, (ax.axhline, ax.axvline), strict=True):
+        for place in range(block, size, block) if block else ():
+            line(place - 0.5, color="0.6", linewidth=0.7)
     return ax
 
 
@@ -189,9 +200,10 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(4.5, 4), layout="constrained")[1] if ax is None else ax
 
 
-def _two_dimensional(name: str, array: jax.typing.ArrayLike) -> np.ndarray:
-    """[H, W, C]; a signal's as one row."""
-    values = np.asarray(array)
+def _two_dimensional(name: str, array: Any) -> np.ndarray:
+    """[H, W, C], real; a signal's as one row."""
+    check_floating(name, array)
+    values = np.asarray(array, float)
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3:
@@ -206,7 +218,7 @@ def _mosaic(ax: Axes, values: np.ndarray, **style: Any) -> None:
     values = values[..., :MOST_TILES]
     height, width, count = values.shape
     gap = 0 if count == 1 else max(1, round(0.08 * max(height, width)))
-    columns = math.ceil(math.sqrt(count * height / width))
+    columns = min(count, math.ceil(math.sqrt(count * height / width)))
     rows = math.ceil(count / columns)
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
     for i in range(count):

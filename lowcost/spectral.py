@@ -89,7 +89,7 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
 
 
 def power(symbol: jax.Array) -> jax.Array:
-    """|λ|² = λ.re² + λ.im²: the symbol of KᵀK, real, shaped as λ.
+    """|λ|² = λ.re² + λ.im²: the symbol of KᵀK in Eqs. (8) to (11), real, shaped as λ.
 
     Not abs(λ)², whose second derivative is wrong where λ = 0.
     """

@@ -47,8 +47,8 @@ plt.show()
 # %% [markdown]
 # ## Fifty steps of it
 #
-# The same noise, fifty steps on. A tenth beyond the limit the explicit step has blown up its finest pattern by a
-# factor of a thousand (mind the scales); the implicit step, forty times beyond, has only smoothed more.
+# The same noise, fifty steps on. A tenth beyond the limit the explicit step has multiplied its finest pattern by
+# 1.2⁵⁰, about nine thousand (mind the scales); the implicit step, forty times beyond, has only smoothed more.
 
 # %%
 noise = jax.random.normal(jax.random.key(0), (*grid, 1))

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
 
-import lowcost
 from lowcost import data, nn, plots
 from lowcost.train.state import count_weights, create_state
 from lowcost.train.step import make_eval_step, make_train_step, mean_metrics
@@ -68,16 +67,16 @@ networks = {name: train(name) for name in ("explicit_rd", "implicit_rd")}
 # %% [markdown]
 # ## What the stencils became
 #
-# One stencil for each channel of the first block's first step, and their symbols. Those that are dark in the middle
-# leave what is constant alone and diffuse edges along some direction, the two bright places; those that are bright
-# there draw everything towards zero.
+# One stencil for each channel of the first block's first step, and their symbols: bright is what a channel's
+# diffusion damps. In the middle that is what is constant, at two places opposite one another edges along some
+# direction, at the rim the finest patterns.
 
 # %%
 net, variables = networks["implicit_rd"]
-layers = [layer for layer in nn.bound_layers(net, variables, digits.image_shape) if "step" in layer.name]
+first = next(x for x in nn.bound_layers(net, variables, digits.image_shape) if x.name == "block1_step1")
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-plots.stencils(variables["params"][layers[0].name]["stencil"], ax=axes[0])
-plots.symbol(layers[0].module.symbol((32, 32)), ax=axes[1])
+plots.stencils(variables["params"][first.name]["stencil"], ax=axes[0])
+plots.symbol(first.module.symbol((32, 32)), ax=axes[1])
 plt.show()
 
 # %% [markdown]
@@ -89,11 +88,11 @@ plt.show()
 # %%
 figure, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
 for marker, (name, (net, variables)) in zip("os", networks.items(), strict=True):
-    steps = [layer for layer in nn.bound_layers(net, variables, digits.image_shape) if "step" in layer.name]
-    stiffness = [layer.module.h * float(lowcost.power(layer.module.symbol(layer.grid)).max()) for layer in steps]
-    ax.plot(range(1, len(steps) + 1), stiffness, marker + "-", label=name)
+    report = nn.stability_report(net, variables, digits.image_shape)
+    stiffness = [layer.stiffness for layer in report.layers if layer.stiffness is not None]
+    ax.plot(range(1, len(stiffness) + 1), stiffness, marker + "-", label=name)
 ax.axhline(2, color="black", linewidth=1)
-ax.set(xlabel="step", ylabel="h max|λ|²", xticks=range(1, len(steps) + 1), ylim=(0, 4))
+ax.set(xlabel="step", ylabel="h max|λ|²", xticks=range(1, len(stiffness) + 1), ylim=(0, 1.25 * ax.get_ylim()[1]))
 ax.legend(loc="upper left", ncols=2)
 plt.show()
 

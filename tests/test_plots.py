@@ -49,14 +49,15 @@ def test_every_channel_is_drawn_once(draw, values, tiles):
     assert np.isfinite(picture).sum() == values.size
 
 
-def test_zero_frequency_stands_in_the_middle():
+@pytest.mark.parametrize("grid", [(16, 16), (64, 32), (9, 15)])
+def test_zero_frequency_stands_in_the_middle(grid):
     """A blur answers to constants most, so the largest |λ|² is at frequency (0, 0)."""
-    λ = lowcost.symbol(jnp.ones((3, 3, 1)), (16, 16))
-    ax = plots.symbol(λ)
-    row, column = np.unravel_index(canvas(ax).argmax(), (16, 16))
+    ax = plots.symbol(lowcost.symbol(jnp.ones((3, 3, 1)), grid))
+    assert canvas(ax).shape == grid
+    row, column = np.unravel_index(canvas(ax).argmax(), grid)
     left, right, bottom, top = ax.images[0].get_extent()
-    assert left + (column + 0.5) / 16 * (right - left) == pytest.approx(0, abs=1 / 32)
-    assert top + (row + 0.5) / 16 * (bottom - top) == pytest.approx(0, abs=1 / 32)
+    assert left + (column + 0.5) / grid[1] * (right - left) == pytest.approx(0, abs=1e-9)
+    assert top + (row + 0.5) / grid[0] * (bottom - top) == pytest.approx(0, abs=1e-9)
 
 
 def test_spectra_share_an_axes():
@@ -94,6 +95,8 @@ def test_matrix_is_drawn_entry_by_entry():
     ax = plots.matrix(dense, block=5)
     np.testing.assert_array_equal(canvas(ax), dense)
     assert len(ax.lines) == 6  # between four blocks, both ways
+    ax = plots.matrix(jnp.ones((16, 8)), block=4)
+    assert (len(ax.lines), ax.get_xlim()) == (3 + 1, (-0.5, 7.5))
 
 
 def test_signals_are_curves():
@@ -103,10 +106,26 @@ def test_signals_are_curves():
     assert canvas(plots.stencils(STENCIL[:, 0])).shape[0] > 1
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 1), (9, 1, 4), (1, 1, 1)])
+def test_mosaics_of_other_shapes_hold_no_more_than_needed(shape):
+    picture = canvas(plots.stencils(jnp.ones(shape, jnp.bfloat16)))
+    assert np.isfinite(picture).sum() == np.prod(shape)
+    assert np.isfinite(picture).any(axis=0).mean() > 0.5
+
+
 @pytest.mark.parametrize("draw", [plots.stencils, plots.symbol, plots.green_function])
-def test_volumes_are_refused(draw):
+def test_zeros_are_drawn_and_volumes_refused(draw):
+    draw(jnp.zeros((4, 4, 2)))
+    before = mpl.pyplot.get_fignums()
     with pytest.raises(ValueError, match="draw a slice"):
         draw(jnp.ones((3, 3, 3, 2)))
+    assert mpl.pyplot.get_fignums() == before  # no empty figure is left
+
+
+@pytest.mark.parametrize("draw", [plots.stencils, plots.green_function, plots.matrix])
+def test_complex_numbers_are_refused(draw):
+    with pytest.raises(TypeError, match="real floating point"):
+        draw(jnp.ones((4, 4), complex))
 
 
 def test_no_modes_are_refused():

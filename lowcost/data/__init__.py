@@ -1,4 +1,4 @@
-"""Data sets, batches and augmentation.
+"""Data sets, batches and augmentation::
 
     data = load("folder", data_dir="pictures", cache_dir="cache")
     indices = batch_indices(seed, step, len(data.train), batch_size)

@@ -46,7 +46,7 @@ class FoldedLayer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folded:
-    """A network at inference: `folded(images)` → logits; jit it as any function.
+    """A network of Section 4 at inference: `folded(images)` → logits; jit it as any function.
 
     Attributes:
         layers: in the order in which they are applied.
@@ -78,7 +78,7 @@ class Folded:
 
 
 def fold(net: Network, variables: Any, image_shape: Sequence[int]) -> Folded:
-    """N(K y) = (a·K) y + b: the network with running statistics as constants, its logits to about 1e-5 of their size.
+    """N(K y) = (a·K) y + b: Section 4's network with running statistics as constants, its logits to 1e-5.
 
     N(K y) becomes K'y + b; h σ(r) becomes σ(h r); the explicit step's
     y - hKᵀK y a single stencil of 2m - 1 points per axis; the implicit step keeps R = 1 / (1 + h|λ|²), for this grid.

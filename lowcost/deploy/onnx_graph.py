@@ -43,7 +43,7 @@ IR_VERSION = 10
 
 
 def to_onnx(folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: int = 32) -> "onnx.ModelProto":
-    """The network as an ONNX model: `images` float32 [batch, *grid, C] in [0, 1] → `logits` [batch, num_classes].
+    """The network of Section 4 as ONNX: `images` float32 [batch, *grid, C] in [0, 1] → `logits` [batch, num_classes].
 
     Args:
         folded: from `fold` or `truncate`.

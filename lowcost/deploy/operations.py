@@ -154,7 +154,7 @@ class Filter:
 
 @dataclass(frozen=True, eq=False)
 class Relu:
-    """max(y, 0)."""
+    """max(y, 0) = σ(y), Eq. (3)."""
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """Any shape."""
@@ -163,7 +163,7 @@ class Relu:
 
 @dataclass(frozen=True, eq=False)
 class Halve:
-    """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels."""
+    """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels: the pooling between blocks, Section 4."""
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → [B, *(grid / 2), C]."""
@@ -173,7 +173,7 @@ class Halve:
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """Σ_x y_x / n: the average over the grid."""
+    """Σ_x y_x / n: the average over the grid, the last pooling of Section 4."""
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → [B, C]."""
@@ -182,7 +182,7 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """Σ of what its branches make of y; a branch without operations is y itself.
+    """Σ of what its branches make of y; a branch without operations is y itself, as in Eq. (1).
 
     Attributes:
         branches: operations to apply one after another.
@@ -197,7 +197,7 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Concatenate:
-    """[A(y); B(y)]: what its branches make of y side by side, [x; K x] of a connecting layer.
+    """[A(y); B(y)]: what its branches make of y side by side, [x; K x] of Section 4's connecting layer.
 
     Attributes:
         branches: operations to apply one after another.
@@ -214,7 +214,7 @@ Operation = Convolution | Depthwise | Pointwise | Filter | Relu | Halve | Mean |
 
 
 def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
-    """(f_n ∘ … ∘ f₁)(y): the operations one after another on features y [B, *grid, C]."""
+    """(f_n ∘ … ∘ f₁)(y): the operations one after another on features y [B, *grid, C], as Section 4's network."""
     for operation in operations:
         y = operation(y)
     return y

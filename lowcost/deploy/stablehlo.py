@@ -11,6 +11,8 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def to_stablehlo(folded: Folded) -> bytes:
     """What `jax.export.deserialize(bytearray(...)).call(images)` takes: images float32 [batch, *grid, C] → logits.
 
+    Beyond the paper.
+
     Args:
         folded: from `fold` or `truncate`.
 

@@ -17,7 +17,7 @@ from lowcost.deploy.operations import Depthwise, Filter
 
 
 def truncate(folded: Folded, tolerance: float) -> Folded:
-    """Each implicit step's filter as the smallest stencil with t_r ≤ tolerance in every channel.
+    """Each implicit step's filter (11) as the smallest stencil with t_r ≤ tolerance in every channel.
 
     Where the channels are coupled (K_circ) the filter stays: its stencil would couple them all.
 
@@ -71,8 +71,9 @@ class Certified(NamedTuple):
 def certified(truncated: Folded, images: jax.Array) -> Certified:
     """f̃(ỹ) - f(y) = (f̃ - f)(ỹ) + f(ỹ) - f(y), layer by layer: e ← L e + √(Σ_c t_c² ‖ỹ_c‖²), from e = 0.
 
-    L is the Lipschitz bound of the layer as it was trained, t_c what its stencil drops of channel c, ỹ the features
-    that meet the stencil. Everything comes from the truncated network's own run: the exact one is not needed.
+    Beyond the paper. L is the Lipschitz bound of the layer as it was trained, t_c what its stencil drops of channel c,
+    ỹ the features that meet the stencil. Everything comes from the truncated network's own run: the exact one is not
+    needed.
 
     Args:
         truncated: from `truncate`.

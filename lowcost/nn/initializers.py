@@ -82,8 +82,8 @@ def stable_shared_stencil(h: float = 1.0) -> Initializer:
 def near_identity(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
     """θ = δ + a draw of `stable_stencil`: K_dw(θ) y is y and a little of its neighbours.
 
-    Twelve MobileNet steps after one another keep nothing of y beside them; with stencils of zero mean the images become
-    alike to one another on the way, with these they do not.
+    Twelve MobileNet steps (13) after one another keep nothing of y beside them; with stencils of zero mean the images
+    become alike to one another on the way, with these they do not.
 
     Args:
         key: of the draw.

@@ -67,7 +67,7 @@ class StabilityReport(NamedTuple):
 
 
 def stability_report(net: Network, variables: Any, image_shape: Sequence[int]) -> StabilityReport:
-    """‖f_l(y) - f_l(z)‖ ≤ L_l ‖y - z‖: the bounds of every layer f_l of a network on images of this shape.
+    """‖f_l(y) - f_l(z)‖ ≤ L_l ‖y - z‖: bounds of every layer f_l on images of this shape, after Section 3.2.2.
 
     Args:
         net: the network.

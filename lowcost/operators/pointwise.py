@@ -30,7 +30,7 @@ def pointwise(matrix: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def pointwise_adjoint(matrix: jax.Array, z: jax.Array) -> jax.Array:
-    """M(θ)ᵀ z, (Mᵀ z)_{i,c} = Σ_o θ_{c,o} z_{i,o}.
+    """M(θ)ᵀ z, (Mᵀ z)_{i,c} = Σ_o θ_{c,o} z_{i,o}: the adjoint of Eq. (6).
 
     Args:
         matrix: θ, [C_in, C_out].

@@ -66,6 +66,9 @@ def from_first(make: Callable[[], T]) -> T:
     Args:
         make: called in process 0 alone; its result, or exception, must be picklable.
 
+    Returns:
+        Its result, in all processes.
+
     Raises:
         Exception: what make raised.
     """

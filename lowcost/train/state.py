@@ -59,6 +59,9 @@ def create_state(
         image_shape: [*grid, C].
         average: whether to carry a moving average.
 
+    Returns:
+        Step 0, the weights drawn, the statistics of none, the optimiser's first state.
+
     Raises:
         ValueError: the network cannot take images of this shape.
     """
