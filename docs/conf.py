@@ -77,16 +77,12 @@ def link_results(app, docname, source):
 
 def escape(app, what, name, obj, options, lines):
     """|λ|² and [*grid, C] as they stand: outside of code * and | are no markup in our docstrings."""
-    literal = False  # within an example, or an indented block behind "::"
-    for i, line in enumerate(lines):
-        if line.lstrip().startswith(">>>") or (i > 1 and lines[i - 2].endswith("::") and line.startswith(" ")):
-            literal = True
-        elif not line.strip() or not line.startswith(" "):
-            literal = literal and not line.strip() and any(x.startswith("    ") for x in lines[i + 1 : i + 2])
-        if literal:
-            continue
-        parts = re.split(r"(`+[^`]*`+)", line)
-        lines[i] = "".join(part if part[:1] == "`" else re.sub(r"([*|])", r"\\\1", part) for part in parts)
+    paragraphs = "\n".join(lines).split("\n\n")
+    for i, text in enumerate(paragraphs):
+        if ">>>" not in text and not (i and paragraphs[i - 1].endswith("::")):
+            parts = re.split(r"(`+[^`]*`+)", text)
+            paragraphs[i] = "".join(part if part[:1] == "`" else re.sub(r"([*|])", r"\\\1", part) for part in parts)
+    lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
 def module_signature(app, what, name, obj, options, signature, returns):
