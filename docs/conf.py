@@ -70,9 +70,10 @@ def bring_results() -> None:
             shutil.copy(source, DOCS / "results" / source.name.replace("README", "index"))
 
 
-def link_results(app, docname, source):
-    """A page of results that is linked from another page is a section of the report here."""
-    source[0] = re.sub(r"\]\(\.\./experiments/results/\w+\.md\)", "](results/index.md)", source[0])
+def link_here(app, docname, source):
+    """Links that are meant for readers of the checkout: a page of results is a section of the report here."""
+    text = re.sub(r"\]\(\.\./experiments/results/\w+\.md\)", "](results/index.md)", source[0])
+    source[0] = re.sub(r"\]\(\.\./notebooks/(\w+)\.py\)", r"](notebooks/\1.ipynb)", text)
 
 
 def escape(app, what, name, obj, options, lines):
@@ -106,7 +107,7 @@ def setup(app):
     """Sphinx's hook."""
     bring_notebooks()
     bring_results()
-    app.connect("source-read", link_results)
+    app.connect("source-read", link_here)
     app.connect("autodoc-process-signature", module_signature)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon

@@ -8,6 +8,7 @@ Finished runs are skipped, stopped ones go on. `--dry-run` prints the plan and t
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -262,15 +263,20 @@ def plan(config: Config) -> None:
         done = epochs_done(run.directory())
         kind = (run.architecture, run.width, side)
         if kind not in speeds and done < epochs:
+            print(f"measuring {run.architecture} {run.width} on {side}x{side} pixels …", file=sys.stderr)
             speeds[kind] = _images_per_second(*kind, run.batch_size)
         hours = (epochs - done) * run.seeds * images / speeds[kind] / 3600 if done < epochs else 0.0
         total += hours
         print(
             f"{run.dataset:8} {run.architecture:13} {run.width}  {done}/{epochs} epochs of {images:,} images, "
-            f"{run.seeds} seed{'s' * (run.seeds > 1)}: {hours:.1f} h",
+            f"{run.seeds} seed{'s' * (run.seeds > 1)}: {_duration(hours)}",
             flush=True,
         )
-    print(f"{total:.1f} h in all on this device (several seeds counted as if one followed the other)")
+    print(f"{_duration(total)} in all on this device (several seeds counted as if one followed the other)")
+
+
+def _duration(hours):
+    return f"{hours:.1f} h" if hours >= 1 or not hours else f"{math.ceil(60 * hours)} min"
 
 
 def _folder(run: TrainConfig) -> tuple[int, int]:

@@ -58,7 +58,8 @@ def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
         ax: where to draw; a new figure if not given.
 
     Returns:
-        The axes; frequencies are in cycles a pixel, from -1/2 to 1/2.
+        The axes; frequencies are in cycles a pixel, from -1/2 to 1/2. Pictures of several channels stand side by side,
+        without ticks.
 
     Raises:
         ValueError: the symbol is not that of signals or images.
@@ -78,7 +79,9 @@ def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
         ax.set_aspect("equal")
     ax.set_title("|λ|² of each frequency")
     if single:
-        ax.set(xlabel="cycles a pixel", xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
+        ticks = (-0.5, -0.25, 0, 0.25, 0.5)
+        ax.set(xlabel="cycles a pixel", xticks=ticks, yticks=ticks)
+        ax.set(xlim=(left, right), ylim=(bottom, top))
     return ax
 
 

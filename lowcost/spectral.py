@@ -23,8 +23,8 @@ from lowcost.primitive import primitive
 def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     """λ_k = Σ_j θ_j exp(2πi k·j / n), j counted from the stencil's centre: the eigenvalues of C(θ), Eqs. (5), (10).
 
-    The convolution of the paper is a correlation, (C y)_i = Σ_j θ_j y_{i+j}, so λ = conj(F C e₁'s stencil), and
-    C y = F⁻¹(λ ⊙ F y).
+    The convolution of the paper is a correlation, (C y)_i = Σ_j θ_j y_{i+j}, so λ = F(C e₁) is the conjugate of
+    the stencil's transform, and C y = F⁻¹(λ ⊙ F y).
 
     Args:
         stencil: θ, real, [*window, C]; the centre of an axis of m points is index m // 2.

@@ -26,28 +26,32 @@ from lowcost.nn import ARCHITECTURES
 ROOT = Path(__file__).parents[1]
 
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/api").glob("*.md")))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_examples_of_the_pages(page, capsys):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
     """Each page's blocks of code, one after the other, with nothing from elsewhere."""
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     for example in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(re.sub(r"(\w+)\.(init|apply)\(", r"jax.jit(\1.\2)(", example), names)  # compile once
     printed = capsys.readouterr().out
-    if page.stem == "README":
+    name = page.relative_to(ROOT).as_posix()
+    if name == "README.md":
         assert 0 < float(printed.splitlines()[0]) < 1
         assert "classifier" in printed
         assert names["logits"].shape == (2, 10)
         assert set(names["params"]["conv"]) == {"stencil", "matrix", "bias"}
-    elif page.stem == "deploy":
+    elif name == "docs/deploy.md":
         assert names["model"].graph.input[0].name == "images"
         assert names["answer"].error.shape == (2,)
-    elif page.stem == "training":
+    elif name == "docs/training.md":
         assert names["state"].params["opening"]["stencil"].shape == (5, 5, 3, 32)
-    elif page.stem == "index":
+    elif name == "docs/index.md":
         assert 0 < float(printed) < 1
+    elif name == "docs/api/plots.md":
+        assert Path("symbol.png").stat().st_size > 10_000
     else:
         assert not names
 
