@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.styles import STYLES
+
 TEMPLATE = """# The signal over depth, before training
 
 Network {width} with h = {h:g} on {images} of the handwritten digits, seed {seed}, normalised as in training: the
@@ -134,7 +136,8 @@ def draw(rows: list[dict], path: Path) -> None:
     for axes, steps in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         for row in rows:
             if row["steps_per_block"] == steps:
-                axes.semilogy(range(1, len(row["variances"]) + 1), row["variances"], label=row["architecture"])
+                style = STYLES[row["architecture"]] | {"markersize": 4, "markevery": max(1, steps // 4)}
+                axes.semilogy(range(1, len(row["variances"]) + 1), row["variances"], label=row["architecture"], **style)
         axes.set(title=f"{steps} steps a block", xlabel="step")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)

@@ -13,6 +13,8 @@ from typing import Any
 
 import tyro
 
+from experiments.styles import STYLES
+
 TEMPLATE = """# Trained networks under small perturbations
 
 Accuracy on all test images in percent, of the weights or images as they are and as they are disturbed. Weights: rounded
@@ -284,11 +286,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
+    datasets = sorted({row["dataset"] for row in rows})
     for row in rows:
         if row["kind"] == "image noise" and row["strength"] == _shown(rows):
             depth = range(1, len(row["layers"]) + 1)
-            left.semilogy(depth, row["differences"], marker=".", label=row["run"])
-            right.semilogy(depth, [r / b for r, b in zip(row["ratios"], row["lipschitz"], strict=True)], marker=".")
+            line = {"markersize": 4, "linestyle": ("-", ":", "--", "-.")[datasets.index(row["dataset"]) % 4]}
+            style = line | STYLES[row["architecture"]]
+            left.semilogy(depth, row["differences"], label=row["run"], **style)
+            right.semilogy(depth, [r / b for r, b in zip(row["ratios"], row["lipschitz"], strict=True)], **style)
     left.set(xlabel="layer", ylabel="‖difference‖ / ‖features‖")
     right.set(xlabel="layer", ylabel="share of the Lipschitz bound")
     for axes in (left, right):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import TrainConfig
+from experiments.styles import STYLES
 
 LIMIT = 1e3
 """Features that grew by more than this factor count as unbounded."""
@@ -211,7 +212,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 axes.loglog(
                     row["h"],
                     [min(math.inf if g is None else g, 10 * top) for g in row["growth"]],
-                    color="C3" if row["architecture"] == "explicit_rd" else "C0",
+                    color=STYLES[row["architecture"]]["color"],
                     linestyle=styles[row["weights"], row["statistics"]],
                     label=f"{row['architecture']}, {row['weights']}, statistics {row['statistics']}",
                 )

@@ -14,11 +14,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tyro
 
 from experiments.config import Architecture, DatasetName, RecipeName, TrainConfig
+from experiments.styles import STYLES
 
 Width = Literal["A", "B", "C"]
 
@@ -223,22 +224,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     groups = _groups(rows)
     figure = Figure(figsize=(5.2 * len(groups), 4.2), layout="constrained")
-    names = list(get_args(Architecture))
     for axes, (kind, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         images, _, recipe, epochs, _ = kind
         for row in group:
-            color = f"C{names.index(row['architecture'])}"
+            style = {"linestyle": "none", "markersize": 7, "alpha": 0.8} | STYLES[row["architecture"]]
             axes.errorbar(
                 row["weights"],
                 row["test_accuracy"],
                 yerr=row["test_accuracy_std"],
-                marker="o",
-                linestyle="none",
-                color=color,
                 label=f"{row['architecture']} {row['width']}",
+                **style,
             )
             if (paper := _paper(row)) is not None:
-                axes.plot(row["weights"], paper / 100, marker="o", fillstyle="none", linestyle="none", color=color)
+                axes.plot(row["weights"], paper / 100, fillstyle="none", **style)
         axes.set_xscale("log")
         axes.set_xlabel("weights")
         axes.set_ylabel("test accuracy")
