@@ -40,7 +40,7 @@ napoleon_custom_sections = [("Attributes", "params_style")]
 python_maximum_signature_line_length = 160
 python_use_unqualified_type_names = True
 
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # `make notebooks` has executed them
 nb_output_stderr = "remove"

@@ -65,7 +65,8 @@ def pattern(steps: int, size: int = 160):
 
     import lowcost
 
-    difference = jnp.sqrt(jnp.array([0.64, 0.32])) * jnp.array([[-1.0], [1.0]])  # θ [2, C]: KᵀK is -D ∂²/∂x²
+    root = jnp.sqrt(jnp.array([0.64, 0.32]))
+    difference = jnp.stack([-root, root])  # θ [2, C]: KᵀK is -D ∂²/∂x²
     F, k = 0.0545, 0.062
 
     def resolvent(y, h):

@@ -69,14 +69,17 @@ def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     if values.ndim == 2:
         frequencies = np.fft.fftshift(np.fft.fftfreq(len(values)))
-        ax.plot(frequencies, np.fft.fftshift(values, 0)[:, :MOST_TILES], color="C0", alpha=_alpha(values.shape[-1]))
+        ax.plot(
+            frequencies,
+            np.fft.fftshift(values, 0)[:, :MOST_TILES],
+            color="C0",
+            alpha=max(0.2, values.shape[-1] ** -0.5),
+        )
         ax.set(xlabel="frequency, cycles a pixel", ylabel="|λ|²", xlim=(-0.5, 0.5), ylim=(0, None))
         return ax
     single = pictures.shape[-1] == 1
     (top, bottom), (left, right) = ((-(n // 2 + 0.5) / n, ((n + 1) // 2 - 0.5) / n) for n in pictures.shape[:2])
     _mosaic(ax, pictures, cmap="viridis", vmin=0, extent=(left, right, bottom, top) if single else None)
-    if single:
-        ax.set_aspect("equal")
     ax.set_title("|λ|² of each frequency")
     if single:
         ticks = (-0.5, -0.25, 0, 0.25, 0.5)
@@ -233,7 +236,3 @@ def _mosaic(ax: Axes, values: np.ndarray, **style: Any) -> None:
     for spine in ax.spines.values():
         spine.set_visible(count == 1)
     ax.figure.colorbar(picture, ax=ax, fraction=0.046, pad=0.04)
-
-
-def _alpha(curves: int) -> float:
-    return max(0.2, 1 / math.sqrt(curves))

@@ -20,7 +20,7 @@ ENGINEERING = (
     *("lowcost.data", "lowcost.train.state", "lowcost.train.step", "lowcost.train.loop"),
     *("lowcost.train.checkpoint", "lowcost.train.mesh", "lowcost.train.processes"),
 )
-FORMULA = re.compile(r"[=↦→·λθΣΠ|‖²ᵀ⁻≤∘⁺]|\w \+ \w|\w\(\w\); ")
+FORMULA = re.compile(r"[=↦→·λθΣΠ|‖²ᵀ⁻≤∘⁺]|\w \+ \w")
 SOURCE = re.compile(r"\bEqs?\.|\(\d+\)|Section|Table|[Bb]eyond the paper")
 
 

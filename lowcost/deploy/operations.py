@@ -197,7 +197,7 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Concatenate:
-    """[A(y); B(y)]: what its branches make of y side by side, [x; K x] of Section 4's connecting layer.
+    """y ↦ [A(y); B(y)]: what its branches make of y side by side, [x; K x] of Section 4's connecting layer.
 
     Attributes:
         branches: operations to apply one after another.
