@@ -7,7 +7,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from lowcost.data import alternating_flip, random_flip, random_resized_crop, random_translate
+from lowcost.data import alternating_flip, cutout, random_flip, random_resized_crop, random_translate
 from lowcost.train.step import Augment, Draw
 
 
@@ -26,6 +26,8 @@ class Recipe:
         whitening: the opening layer starts with the principal components of image patches.
         average: largest decay of a moving average of weights and statistics, which is what is evaluated; None for none.
         shift: "resized_crop", a window of 0.8 to 1.2 times the image's side, or "translate" by up to 2 pixels.
+        heavier_after: after so many epochs, when images begin to be learned by heart, translations reach twice as far
+            and a square of a quarter of the side is hidden; None for never.
         flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
     """
 
@@ -38,6 +40,7 @@ class Recipe:
     whitening: bool = False
     average: float | None = None
     shift: Literal["resized_crop", "translate"] = "resized_crop"
+    heavier_after: int | None = None
     flip: Literal["random", "alternating"] = "random"
 
     def transformation(self, steps: int) -> optax.GradientTransformation:
@@ -63,12 +66,26 @@ class Recipe:
     def augmentation(self, mirror: bool) -> Augment:
         """(images, draw) → images; mirrored only where a mirror image keeps its label."""
 
+        def moved(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
+            if self.shift == "resized_crop":
+                return random_resized_crop(key, images)
+            return random_translate(key, images, pixels=pixels)
+
+        def light(key: jax.Array, images: jax.Array) -> jax.Array:
+            return moved(key, images, 2)
+
+        def heavy(key: jax.Array, images: jax.Array) -> jax.Array:
+            shift_key, hole_key = jax.random.split(key)
+            grey = 0.5  # what is hidden is neither dark nor bright
+            hole = min(images.shape[1:3]) // 4
+            return cutout(hole_key, moved(shift_key, images, 4) - grey, pixels=hole) + grey
+
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)
-            if self.shift == "resized_crop":
-                images = random_resized_crop(shift_key, images)
+            if self.heavier_after is None:
+                images = light(shift_key, images)
             else:
-                images = random_translate(shift_key, images)
+                images = jax.lax.cond(draw.epoch < self.heavier_after, light, heavy, shift_key, images)
             if not mirror:
                 return images
             if self.flip == "random":
@@ -90,6 +107,7 @@ RECIPES = {
         whitening=True,
         average=0.999,
         shift="translate",
+        heavier_after=5,
         flip="alternating",
     ),
 }
