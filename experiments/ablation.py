@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "halved rate in place of one cycle": {"schedule": "halving"},
     "resized crops in place of translations": {"shift": "resized_crop"},
     "random in place of alternating flips": {"flip": "random"},
+    "light augmentation to the end": {"heavier_after": None},
     "paper": {},
 }
 """The fast recipe with one ingredient changed; and both recipes as they are."""

@@ -248,10 +248,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def plan(config: Config) -> None:
-    """Print the runs and their hours."""
+    """Print the runs and their hours, and the multiply-adds of all: what another device's hours can be told from."""
     from experiments.subject import epochs_done
+    from lowcost import cost
 
-    total = 0.0
+    total = work = 0.0
     speeds: dict[tuple, float] = {}
     for run in runs(config):
         epochs = run.epochs or 0
@@ -265,12 +266,17 @@ def plan(config: Config) -> None:
             speeds[kind] = _images_per_second(*kind, run.batch_size)
         hours = (epochs - done) * run.seeds * images / speeds[kind] / 3600 if done < epochs else 0.0
         total += hours
+        forward = cost.network(run.architecture, run.width, 10, (side, side, 3)).multiply_adds
+        work += 3 * forward * max(0, epochs - done) * run.seeds * images  # the way back costs two ways forth
         print(
             f"{run.dataset:8} {run.architecture:13} {run.width}  {done}/{epochs} epochs of {images:,} images, "
             f"{run.seeds} seed{'s' * (run.seeds > 1)}: {_duration(hours)}",
             flush=True,
         )
-    print(f"{_duration(total)} in all on this device (several seeds counted as if one followed the other)")
+    print(
+        f"{_duration(total)} in all on this device (several seeds counted as if one followed the other); "
+        f"{work:.1e} multiply-adds"
+    )
 
 
 def _duration(hours):

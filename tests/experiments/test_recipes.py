@@ -79,6 +79,34 @@ def test_alternating_flips_show_both_versions_in_two_epochs(mirror):
     assert np.array_equal(rising[0], ~rising[1]) if mirror else rising[0].all() and rising[1].all()
 
 
+@pytest.mark.parametrize("shift", ["translate", "resized_crop"])
+def test_a_square_is_hidden_once_the_images_are_known(shift):
+    """Until then all is as without; afterwards an image without contrast shows a square of a quarter of its side."""
+    key, rows = jax.random.key(0), jnp.arange(64)
+    recipe = Recipe(shift=shift, heavier_after=5)
+    plain, heavier = (
+        jax.jit(r.augmentation(mirror=True)) for r in (dataclasses.replace(recipe, heavier_after=None), recipe)
+    )
+    noise = jax.random.uniform(key, (64, 16, 16, 3))
+    draws = [Draw(key, jax.random.fold_in(key, epoch), rows, jnp.int32(epoch)) for epoch in (4, 5)]
+    np.testing.assert_array_equal(heavier(noise, draws[0]), plain(noise, draws[0]))
+    assert not np.array_equal(heavier(noise, draws[1]), plain(noise, draws[1]))
+
+    holes = np.asarray(recipe.augmentation(mirror=True)(jnp.full((64, 16, 16, 1), 0.25), draws[1]) == 0.5)
+    assert holes.sum((1, 2, 3)).max() == 16
+    assert (holes.sum((1, 2, 3)) > 0).all()
+
+
+def test_translations_reach_twice_as_far_once_the_images_are_known():
+    key, rows = jax.random.key(0), jnp.arange(256)
+    augment = Recipe(shift="translate", heavier_after=5).augmentation(mirror=False)
+    column = jnp.zeros((256, 32, 32, 1)).at[:, :, 16].set(1.0)
+    for epoch, reach in (4, 2), (5, 4):
+        images = np.asarray(augment(column, Draw(key, jax.random.fold_in(key, epoch), rows, jnp.int32(epoch))))
+        where = (images[..., 0] == 1).any(1).argmax(1)
+        assert set(where) == set(range(16 - reach, 16 + reach + 1))
+
+
 def test_every_variant_differs_from_the_fast_recipe_in_one_ingredient():
     for name, changes in VARIANTS.items():
         varied = dataclasses.replace(RECIPES["fast"], **changes)

@@ -9,6 +9,7 @@ import tyro
 
 from experiments import table2
 from experiments.config import TrainConfig
+from lowcost import cost
 
 RESULTS = Path("experiments/results")
 
@@ -117,7 +118,7 @@ def test_training_gets_the_runs_flags(monkeypatch, tmp_path):
 
 
 def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
-    """Hours from a measured speed, epochs that are done taken off."""
+    """Hours from a measured speed, multiply-adds from the cost of the networks; epochs that are done taken off."""
     monkeypatch.setattr(table2, "_images_per_second", lambda *kind: 100.0)
     config = table2.Config(architectures=("implicit_rd", "resnet"), workdir=tmp_path, dry_run=True)
     first, _ = table2.runs(config)
@@ -128,6 +129,8 @@ def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
     assert "12/30 epochs of 50,000 images, 1 seed: 2.5 h" in lines[0]
     assert "0/30 epochs of 50,000 images, 1 seed: 4.2 h" in lines[1]
     assert lines[2].startswith("6.7 h in all")
+    forward = [cost.network(name, "A", 10, (32, 32, 3)).multiply_adds for name in config.architectures]
+    assert f"{3 * 50_000 * (18 * forward[0] + 30 * forward[1]):.1e} multiply-adds" in lines[2]
 
 
 @pytest.mark.skipif(not (RESULTS / "table2.jsonl").exists(), reason="no run has landed yet")
