@@ -5,12 +5,12 @@ table for CPUs; for another device, or a better one for this, set the environmen
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.files import write_rows
 from experiments.huge_pages import use_huge_pages
 from experiments.timing import Step, interleave
 
@@ -52,7 +52,7 @@ def main(config: Config) -> None:
             hopeless.add(kind)
         shown = "  ".join(f"{way} {1e3 * seconds:.1f} ms" for way, seconds in row["seconds"].items())
         print(f"{row['operator']:9} {row['dims']}-D n={row['n']} m={row['m']} c={row['channels']}: {shown}", flush=True)
-        config.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(config.out, rows)
 
 
 def points(config: Config) -> Iterator[dict]:

@@ -7,11 +7,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.files import write_whole
+
 DatasetName = Literal["digits", "folder", "cifar10", "cifar100", "stl10"]
 RecipeName = Literal["paper", "fast"]
 Architecture = Literal[
     "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"
 ]
+DIVERGED = 3
+"""Exit status of training when the loss is no longer finite; to go on would be to meet that again."""
+
 _NOT_OF_THE_RUN = (
     *("workdir", "data_dir", "download", "keep", "tensorboard"),
     *("coordinator", "num_processes", "process_id", "heartbeat_seconds"),
@@ -95,24 +100,35 @@ def write_or_compare(config: TrainConfig, recipe: dict[str, Any], data: dict[str
         ValueError: the directory holds another configuration; the message names the fields.
     """
     path = config.directory() / "config.json"
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_OF_THE_RUN}
-    new = json.loads(json.dumps({**fields, "ingredients": recipe, "data": data}))
+    new = {**_fields(config, recipe), "data": data}
     if path.exists():
-        there, here = _flat(_read(path)[0]), _flat(new)
-        differences = [
-            f"{k} is {there.get(k)} there and {here.get(k)} here" for k in here | there if there.get(k) != here.get(k)
-        ]
-        if differences:
-            raise ValueError(
-                f"{path.parent} holds a run with another configuration: {'; '.join(differences)}. "
-                "Choose another --workdir, or the configuration that is there"
-            )
+        _compare(path, _read(path)[0], new)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    data_dir = None if config.data_dir is None else str(config.data_dir.absolute())
-    temporary.write_text(json.dumps({**new, "data_dir": data_dir}, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, (json.dumps({**new, "data_dir": _pictures(config)}, indent=2) + "\n").encode())
+
+
+def finished(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run left in result.json, None of one that is not finished; no data set is read.
+
+    Args:
+        config: the run's, with the number of epochs.
+        recipe: its ingredients.
+
+    Raises:
+        ValueError: the directory holds a finished run of another configuration, or of a folder elsewhere.
+    """
+    path = config.directory() / "config.json"
+    result = path.with_name("result.json")
+    if not result.exists():
+        return None
+    there, data_dir = _read(path)
+    del there["data"]
+    here = _fields(config, recipe)
+    if config.dataset == "folder":  # another's pictures; an archive is the same wherever it lies
+        there, here = {**there, "data_dir": data_dir}, {**here, "data_dir": _pictures(config)}
+    _compare(path, there, here)
+    return json.loads(result.read_text())
 
 
 def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any], dict[str, Any]]:
@@ -133,6 +149,29 @@ def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any], dict[str, Any]]:
         return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None), recipe, data
     except TypeError as error:
         raise ValueError(f"{path} is not of this version ({error}); train in another --workdir") from error
+
+
+def _fields(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any]:
+    """What is written of a configuration and compared with another."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_OF_THE_RUN}
+    return {**fields, "ingredients": recipe}
+
+
+def _pictures(config: TrainConfig) -> str | None:
+    return None if config.data_dir is None else str(config.data_dir.absolute())
+
+
+def _compare(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """ValueError that names what differs."""
+    one, other = _flat(there), _flat(json.loads(json.dumps(here)))
+    differences = [
+        f"{k} is {one.get(k)} there and {other.get(k)} here" for k in other | one if one.get(k) != other.get(k)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path.parent} holds a run with another configuration: {'; '.join(differences)}. "
+            "Choose another --workdir, or the configuration that is there"
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:

@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 
 from experiments import predict
+from experiments.files import write_rows, write_whole
 from experiments.train import peak_memory
 
 TEMPLATE = """# A trained network outside of training
@@ -85,8 +86,7 @@ def main(config: Config) -> int:
     if config.page is not None and MARKS[0] not in config.page.read_text():
         raise ValueError(f"{config.page} has no line {MARKS[0]!r} to set the tables in")
     rows = [*forms(config), *(agreement(workdir, config) for workdir in config.workdirs)]
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(config.out.with_suffix(".jsonl"), rows)
     config.out.with_suffix(".md").write_text(markdown(rows))
     if config.page is not None:
         config.page.write_text(between_marks(config.page.read_text(), rows))
@@ -244,7 +244,7 @@ def _load(workdir: Path, config: Config):
 
 def _write(forms, run, folder: Path) -> dict[str, Path]:
     """Folded networks by the form's name, exported as `experiments.export` writes them."""
-    from experiments.export import ExportConfig, serialized, write_whole
+    from experiments.export import ExportConfig, serialized
 
     told = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
     files = {}

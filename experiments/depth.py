@@ -4,11 +4,11 @@ Writes depth.md, depth.jsonl and depth.png, and prints the table.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.files import write_rows
 from experiments.styles import STYLES
 
 TEMPLATE = """# The signal over depth, before training
@@ -62,14 +62,13 @@ def main(config: Config) -> None:
         for steps in config.steps_per_block
         for architecture in nn.ARCHITECTURES
     ]
-    config.out_dir.mkdir(parents=True, exist_ok=True)
     table = TEMPLATE.format(
         rows="\n".join(ROW.format(ends=" | ".join(f"{x:.2f}" for x in row["block_ends"]), **row) for row in rows),
         numbers=" ".join(map(str, config.steps_per_block)),
         **dataclasses.asdict(config),
     )
+    write_rows(config.out_dir / "depth.jsonl", rows)
     (config.out_dir / "depth.md").write_text(table, encoding="utf-8")
-    (config.out_dir / "depth.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     draw(rows, config.out_dir / "depth.png")
     Console().print(Markdown(table))
 

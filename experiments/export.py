@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import tyro
 
+from experiments.files import write_whole
+
 Format = Literal["onnx", "stablehlo"]
 
 
@@ -56,20 +58,10 @@ def folded_run(workdir: Path, tolerance: float | None) -> tuple[Any, dict[str, s
         ValueError, OSError: there is no run, it has not finished, it is damaged, or tolerance is not above 0.
     """
     from experiments import setup
-    from experiments.subject import epochs_done
     from lowcost import __version__, deploy
 
     run = setup.trained(workdir)
-    if not (workdir / "result.json").exists():
-        raise ValueError(
-            f"{workdir} has not finished training: {epochs_done(workdir)} of {run.config.epochs} epochs are done; "
-            "run its training again to the end"
-        )
-    if run.step != run.steps:
-        raise ValueError(
-            f"the last checkpoint of {workdir}, of step {run.steps}, is damaged, and the newest before it of step "
-            f"{run.step}; run its training again to the end"
-        )
+    setup.check_finished(workdir, run.step, run.steps)
     result = json.loads((workdir / "result.json").read_text())
     folded = deploy.fold(run.net, run.variables, run.image_shape)
     metadata = {
@@ -98,16 +90,6 @@ def serialized(folded: Any, metadata: dict[str, str], config: ExportConfig) -> d
         return {config.out: deploy.to_onnx(folded, metadata=metadata, bits=config.bits).SerializeToString()}
     beside = config.out.with_name(config.out.name + ".json")
     return {config.out: deploy.to_stablehlo(folded), beside: (json.dumps(metadata, indent=2) + "\n").encode()}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """The file with this content, or as it was before."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _choice(operations: tuple[Any, ...]) -> str:

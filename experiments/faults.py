@@ -20,6 +20,7 @@ from typing import Any
 
 import tyro
 
+from experiments.files import write_rows
 from experiments.subject import (
     Subject,
     epochs_done,
@@ -100,8 +101,7 @@ def main(arguments: FaultsConfig) -> int:
         table.add_row(row.fault, row.figure if row.fine else f"WRONG: {row.figure}")
     console.print(table)
     if arguments.out is not None:
-        lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in rows]
-        arguments.out.with_suffix(".jsonl").write_text("".join(lines))
+        write_rows(arguments.out.with_suffix(".jsonl"), [dataclasses.asdict(row) for row in rows])
         arguments.out.with_suffix(".md").write_text(markdown(rows))
     return int(not all(row.fine for row in rows))
 

@@ -7,12 +7,12 @@ process, and the opponent is the faster of XLA's and PyTorch's fully coupled con
 
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.files import write_rows
 from experiments.huge_pages import use_huge_pages
 from experiments.timing import Step, interleave
 
@@ -107,13 +107,12 @@ def main(config: Config) -> None:
     from lowcost.train.mesh import use_every_core
 
     use_every_core(8 * config.batch_size)  # a device gets a single image where there are no more
-    config.out_dir.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[dict] = []
     for point in points(config):
         rows += measure(**point, rounds=config.rounds)
         latest = {row["operator"]: f"{row['ratio']:.2f}" for row in rows[-len(OPERATORS) :]}
         print(point, latest, flush=True)
-        (config.out_dir / "figure1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(config.out_dir / "figure1.jsonl", rows)
     table = markdown(rows)
     (config.out_dir / "figure1.md").write_text(table)
     draw(rows, config.out_dir / "figure1.png")

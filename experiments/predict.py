@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.export import write_whole
+from experiments.files import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -4,11 +4,12 @@ Every page there is made by the program that its last line names; this one only 
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 import tyro
+
+from experiments.files import read_rows
 
 PAGES = (
     *("table1", "table2", "ablation", "throughput", "figure1"),
@@ -45,7 +46,7 @@ def _section(name: str, text: str, figures: Path) -> tuple[str, str]:
     title = lines.pop(0).removeprefix("# ") if lines[0].startswith("# ") else name.capitalize()
     lines = [f"#{line}" if line.startswith("#") else line for line in lines]
     if figures.exists():
-        rows = [json.loads(line) for line in figures.read_text().splitlines()]
+        rows = read_rows(figures)
         told = {key: sorted({str(row[key]) for row in rows if row.get(key)}) for key in ("device", "commit")}
         source = ", ".join(f"{key} {' and '.join(values)}" for key, values in told.items() if values)
         lines += ["", f"Figures: [{figures.name}]({figures.name})" + (f"; {source}." if source else ".")]

@@ -266,6 +266,20 @@ def _newest(workdir: Path, like: TrainState) -> tuple[int, TrainState]:
     return restored[:2]
 
 
+def check_finished(workdir: Path, step: int, steps: int) -> None:
+    """ValueError unless the run has finished and its newest valid checkpoint, of `step`, is its last, of `steps`."""
+    if not (workdir / "result.json").exists():
+        raise ValueError(
+            f"{workdir} has not finished training: its newest checkpoint is of step {step} of {steps}; "
+            "run its training again to the end"
+        )
+    if step != steps:
+        raise ValueError(
+            f"the last checkpoint of {workdir}, of step {steps}, is damaged, and the newest before it of step {step}; "
+            "run its training again to the end"
+        )
+
+
 def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
     """The set-up and newest valid state of a run, which may be training meanwhile.
 

@@ -4,9 +4,10 @@ Writes table1.md and table1.jsonl, and prints the table.
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
+
+from experiments.files import write_rows
 
 ORDERS = {
     "fully coupled": ("O(m²c²)", "O(nm²c²)"),
@@ -57,10 +58,8 @@ def main(config: Config) -> None:
 
     rows = count(config.size, config.kernel_size, config.channels)
     table = TEMPLATE.format(rows="\n".join(ROW.format(**row) for row in rows), **dataclasses.asdict(config))
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    config.out_dir.mkdir(parents=True, exist_ok=True)
+    write_rows(config.out_dir / "table1.jsonl", rows)
     (config.out_dir / "table1.md").write_text(table, encoding="utf-8")
-    (config.out_dir / "table1.jsonl").write_text(lines, encoding="utf-8")
     Console().print(Markdown(table))
 
 

@@ -5,7 +5,6 @@ slows down slows both; medians. PyTorch is not a dependency: `pip install '.[ben
 """
 
 import dataclasses
-import json
 import multiprocessing
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any, get_args
 import tyro
 
 from experiments.config import Architecture
+from experiments.files import write_rows
 from experiments.huge_pages import use_huge_pages
 from experiments.timing import Step, interleave
 
@@ -80,13 +80,12 @@ def main(config: Config) -> None:
     from rich.markdown import Markdown
 
     rows: list[dict] = []
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
     # No network's memory is in the way of another's.
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn, max_tasks_per_child=1) as processes:
         for more in processes.map(partial(measure, config), config.architectures):
             rows += more
-            config.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(config.out, rows)
             config.out.with_suffix(".md").write_text(markdown(rows))
             print(
                 *(f"{row['architecture']} {row['mode']}: ratio {row['ratio']:.2f}" for row in more),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from experiments.config import TrainConfig, write_or_compare
+from experiments.files import write_whole
 from experiments.huge_pages import use_huge_pages
 
 if TYPE_CHECKING:
@@ -197,9 +198,7 @@ def _train(ready: "Setup", interruption: "Interruption") -> int:
         _print(console, json.loads(path.read_text()), workdir)
         return 0
     result = _result(ready, state, log)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
     _print(console, result, workdir)
     return 0
 

@@ -140,7 +140,7 @@ def test_bad_exports_leave_one_line_and_no_file(run, pictures, tmp_path):
     out.write_text("an older one")
     cases = [
         (("--workdir", tmp_path / "nowhere", "--out", out), "holds no run"),
-        (("--workdir", unfinished, "--out", out), "has not finished training: 2 of 2 epochs"),
+        (("--workdir", unfinished, "--out", out), "has not finished training: its newest checkpoint is of step"),
         (("--workdir", damaged, "--out", out), "is damaged"),
         (("--workdir", broken, "--out", out), "damaged"),
         (("--workdir", older, "--out", out), "the last checkpoint of"),
