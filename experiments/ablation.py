@@ -1,14 +1,18 @@
 """What each ingredient of the fast recipe is worth: `python -m experiments.ablation folder --data-dir DIR`."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from experiments.config import Architecture, DatasetName, RecipeName, TrainConfig
+from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
+from experiments.files import write_rows
+from experiments.huge_pages import use_huge_pages
+
+if TYPE_CHECKING:
+    from experiments.recipes import Recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -29,7 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class AblationConfig:
     """Train with the fast recipe, with each of its ingredients taken out, and with the paper's, and compare.
 
-    Variants that are finished are skipped, the one that was stopped goes on.
+    Variants that are finished are skipped, the one that was stopped goes on. What so few epochs cannot tell from the
+    fast recipe is left out.
     """
 
     dataset: tyro.conf.Positional[DatasetName] = "digits"
@@ -55,12 +60,40 @@ class AblationConfig:
 def main(arguments: AblationConfig) -> int:
     """Train all variants, one after another, and write what came of those that are finished."""
     from experiments import train
+
+    rows: list[dict[str, Any]] = []
+    status = 0
+    for name, (config, recipe) in variants(arguments).items():
+        ingredients = dataclasses.asdict(recipe)
+        result = finished(config, ingredients)
+        if result is None:
+            code = train.run(config, recipe)
+            if code == DIVERGED and rows:  # nothing can be compared with a fast recipe that failed
+                status = code
+                continue
+            if code:
+                return code
+            result = finished(config, ingredients)
+            assert result is not None
+        del result["recipe"]  # the variant says more
+        rows.append({"variant": name, "images": arguments.images or arguments.dataset, **result})
+        write_rows(arguments.out.with_suffix(".jsonl"), rows)
+        arguments.out.with_suffix(".md").write_text(markdown(rows))
+    return status
+
+
+def variants(arguments: AblationConfig) -> dict[str, tuple[TrainConfig, "Recipe"]]:
+    """The run and the recipe of each variant."""
     from experiments.recipes import RECIPES
 
+    which = f"{arguments.dataset}-{arguments.architecture}-{arguments.epochs}epochs-{arguments.seeds}seeds"
+    which += "" if arguments.train_images is None else f"-{arguments.train_images}images"
+    runs = {}
     for name, changes in VARIANTS.items():
         base: RecipeName = "paper" if name == "paper" else "fast"
-        recipe = dataclasses.replace(RECIPES[base], **changes)
-        workdir = arguments.workdir / name.replace(" ", "-")
+        after = RECIPES[base].heavier_after
+        if "heavier_after" in changes and after is not None and arguments.epochs <= after:
+            continue
         config = TrainConfig(
             dataset=arguments.dataset,
             data_dir=arguments.data_dir,
@@ -69,31 +102,16 @@ def main(arguments: AblationConfig) -> int:
             recipe=base,
             epochs=arguments.epochs,
             seeds=arguments.seeds,
-            workdir=workdir,
+            workdir=arguments.workdir / which / name.replace(" ", "-"),
         )
-        if not (workdir / "result.json").exists() and (code := train.run(config, recipe)):
-            return code
-        write(arguments)
-    return 0
-
-
-def write(arguments: AblationConfig) -> None:
-    """OUT.jsonl and OUT.md from the results that are there."""
-    rows = []
-    for name in VARIANTS:
-        path = arguments.workdir / name.replace(" ", "-") / "result.json"
-        if path.exists():
-            result = json.loads(path.read_text())
-            del result["recipe"]  # the variant says more
-            rows.append({"variant": name, "images": arguments.images or arguments.dataset, **result})
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments.out.with_suffix(".md").write_text(markdown(rows))
+        runs[name] = config, dataclasses.replace(RECIPES[base], **changes)
+    return runs
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table, each variant beside the fast recipe."""
+    """The table, each variant beside the fast recipe, which is the first; and what of VARIANTS is not in it."""
     first = rows[0]
+    missing = [name for name in VARIANTS if name not in {row["variant"] for row in rows}]
     fast = first["test_accuracies"]
     lines = [
         f"{first['architecture']} {first['width']} on {first['images']}: {first['epochs']} epochs of "
@@ -108,6 +126,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         difference = "" if row is first else _with_error(apart)
         spread = f" ± {100 * row['test_accuracy_std']:.2f}" if row["test_accuracy_std"] is not None else ""
         lines.append(f"| {row['variant']} | {100 * row['test_accuracy']:.2f}{spread} % | {difference} |\n")
+    if missing:
+        lines.append(f"\nNot measured: {', '.join(missing)}.\n")
+    lines.append("\nMade by `python -m experiments.ablation`.\n")
     return lines[0] + "\n" + "".join(lines[1:])
 
 
@@ -119,4 +140,10 @@ def _with_error(apart: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(AblationConfig, description=AblationConfig.__doc__)))
+    use_huge_pages()
+    try:
+        sys.exit(
+            main(tyro.cli(AblationConfig, prog="python -m experiments.ablation", description=AblationConfig.__doc__))
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

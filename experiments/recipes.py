@@ -1,6 +1,7 @@
 """How to train: a recipe is data, so that each of its ingredients can be taken out and measured (`ablation`)."""
 
 import dataclasses
+import operator
 from typing import Literal
 
 import jax
@@ -20,14 +21,14 @@ class Recipe:
         optimizer: "adam"; "adamw", with weight decay; or "muon", AdamW but for the matrices M, whose updates are
             orthogonalised.
         learning_rate: the largest.
-        stencil_rate: muon: learning rate of all but the matrices M, over theirs.
+        stencil_rate: of adamw and muon: learning rate of all but the matrices M, over theirs.
         schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise, then a cosine down to a tenth.
         weight_decay: of adamw and muon.
         whitening: the opening layer starts with the principal components of image patches.
         average: largest decay of a moving average of weights and statistics, which is what is evaluated; None for none.
         shift: "resized_crop", a window of 0.8 to 1.2 times the image's side, or "translate" by up to 2 pixels.
-        heavier_after: after so many epochs, when images begin to be learned by heart, translations reach twice as far
-            and a square of a quarter of the side is hidden; None for never.
+        heavier_after: after so many epochs, against learning the images by heart, translations reach twice as far and a
+            square of a quarter of the side is hidden; None for never.
         flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
     """
 
@@ -53,7 +54,12 @@ class Recipe:
         if self.optimizer == "adam":
             return optax.adam(rate)
         if self.optimizer == "adamw":
-            return optax.adamw(rate, weight_decay=self.weight_decay)
+            return optax.chain(
+                optax.adamw(rate, weight_decay=self.weight_decay),
+                optax.masked(
+                    optax.scale(self.stencil_rate), lambda params: jax.tree.map(operator.not_, _is_matrix(params))
+                ),
+            )
         return muon(
             rate,
             weight_decay=self.weight_decay,
@@ -114,10 +120,10 @@ RECIPES = {
 """By name, as the flag --recipe takes them."""
 
 
-def _matrices(params):
+def _is_matrix(params):
     """Which weights are matrices M: all whose name begins so; a stencil or the classifier is not."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key.startswith("matrix"), params)
 
-    def numbers(path, x):
-        return MuonDimensionNumbers() if path[-1].key.startswith("matrix") else None
 
-    return jax.tree_util.tree_map_with_path(numbers, params)
+def _matrices(params):
+    return jax.tree.map(lambda matrix: MuonDimensionNumbers() if matrix else None, _is_matrix(params))

@@ -5,7 +5,6 @@ handwritten digits, the time step being changed afterwards. Writes stability.md,
 """
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, finished
+from experiments.files import write_rows
 from experiments.styles import STYLES
 
 LIMIT = 1e3
@@ -65,7 +65,10 @@ def main(config: Config) -> int:
     from rich.markdown import Markdown
 
     from experiments import train
+    from experiments.recipes import RECIPES
 
+    if sorted(set(config.step_sizes)) != list(config.step_sizes) or 1.0 not in config.step_sizes:
+        raise ValueError(f"--step-sizes must ascend and hold 1, that of training; got {config.step_sizes}")
     rows: list[dict[str, Any]] = []
     for steps in config.steps_per_block:
         for architecture in ("explicit_rd", "implicit_rd"):
@@ -76,11 +79,10 @@ def main(config: Config) -> int:
                 seed=config.seed,
                 workdir=config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}",
             )
-            if not (run.directory() / "result.json").exists() and (code := train.run(run)):
+            if finished(run, dataclasses.asdict(RECIPES[run.recipe])) is None and (code := train.run(run)):
                 return code
             rows += measure(run, config.step_sizes, config.images)
-            config.out_dir.mkdir(parents=True, exist_ok=True)
-            (config.out_dir / "stability.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(config.out_dir / "stability.jsonl", rows)
             (config.out_dir / "stability.md").write_text(markdown(rows))
             draw(rows, config.out_dir / "stability.png")
     Console().print(Markdown(markdown(rows)))

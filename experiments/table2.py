@@ -3,7 +3,8 @@
     python -m experiments.table2 cifar10 cifar100 stl10 --recipe paper --seeds 5 --widths A B C   # all of it: a GPU
     python -m experiments.table2 folder --data-dir DIR --recipe fast --epochs 5                   # what two cores can
 
-Finished runs are skipped, stopped ones go on. `--dry-run` prints the plan and the hours that it needs here.
+Finished runs are skipped, stopped ones go on, one whose loss is no longer finite does not keep the others from theirs.
+`--dry-run` prints the plan and the hours that it needs here.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.config import Architecture, DatasetName, RecipeName, TrainConfig
+from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
+from experiments.files import read_rows, write_rows
 from experiments.styles import STYLES
 
 Width = Literal["A", "B", "C"]
@@ -75,13 +77,18 @@ class Config:
     """The first one."""
     seeds: int = 1
     """Networks of each kind, trained at once."""
+    batch_size: int = 100
+    """As in training."""
     train_images: int | None = None
     """Train on so many of the images."""
+    image_size: int | None = None
+    """As in training, of a folder."""
     data_dir: Path | None = None
     """Where the pictures or archives are."""
+    download: bool = False
+    """As in training."""
     images: str = ""
-    """What the images are, in words, e.g. "JPEG re-encoded CIFAR-10 pictures": when not given, the data set and
-    whether they are its original pixels."""
+    """What a folder's pictures are, in words for the table, e.g. "JPEG re-encoded CIFAR-10 pictures"."""
     like: Literal["", "cifar10", "cifar100", "stl10"] = ""
     """The data set of the paper that a folder's pictures are, whose figures then stand beside."""
     workdir: Path = Path("runs/table2")
@@ -89,35 +96,62 @@ class Config:
     out: Path = Path("experiments/results/table2.jsonl")
     """One line a finished run, kept from earlier ones; the table and the plot are written beside it."""
     dry_run: bool = False
-    """Print what would be run, and the hours that the missing epochs need at the speed measured now; run nothing."""
+    """Print what would be run, and the hours that the missing epochs need at the speed measured now, without
+    augmentation and evaluation; run nothing."""
 
 
 def main(config: Config) -> int:
-    """Run what is missing, one network after another, each in a process of its own."""
+    """Run what is missing, one network after another, each in a process of its own.
+
+    Returns:
+        The exit status of training: 3 if the loss of any network was no longer finite, another as soon as one has it.
+    """
+    from experiments.recipes import RECIPES
+
+    wanted = list(runs(config))
+    if not wanted:
+        raise ValueError(
+            f"the paper has no figures of these networks on {', '.join(config.datasets)}; choose among "
+            + ", ".join(f"{name} {'/'.join(next(iter(table.values())))}" for name, table in PAPER.items())
+            + f" and {', '.join(PAPER['cifar10'])}"
+        )
+    if (config.images or config.like) and set(config.datasets) != {"folder"}:
+        raise ValueError(
+            "--images and --like are for the data set folder alone; leave them out, or the other data sets"
+        )
     if config.dry_run:
         plan(config)
         return 0
-    for run in runs(config):
-        workdir = run.directory()
-        if not (workdir / "result.json").exists() and (code := train(run)):
-            return code
-        record(config, json.loads((workdir / "result.json").read_text()))
+    ingredients, diverged = dataclasses.asdict(RECIPES[config.recipe]), 0
+    for run in wanted:
+        result = finished(run, ingredients)
+        if result is None:
+            code = train(run)
+            if code == DIVERGED:
+                diverged = code
+                continue
+            if code:
+                return code
+            result = json.loads((run.directory() / "result.json").read_text())
+        record(config, result)
         write(config.out)
-    return 0
+    return diverged
 
 
 def runs(config: Config) -> Iterator[TrainConfig]:
     """The grid, the paper's empty places left out."""
     from experiments.recipes import RECIPES
 
-    epochs = config.epochs or RECIPES[config.recipe].epochs
+    epochs = RECIPES[config.recipe].epochs if config.epochs is None else config.epochs
     for dataset in config.datasets:
         for width in config.widths:
             for architecture in config.architectures:
                 if dataset in PAPER and width not in PAPER[dataset].get(architecture, {}):
                     continue
-                few = "" if config.train_images is None else f"-{config.train_images}images"
-                name = f"{dataset}-{architecture}-{width}-{config.recipe}-{epochs}epochs{few}"
+                some = "" if config.batch_size == 100 else f"-batch{config.batch_size}"
+                some += "" if config.train_images is None else f"-{config.train_images}images"
+                some += "" if config.image_size is None else f"-{config.image_size}pixels"
+                name = f"{dataset}-{architecture}-{width}-{config.recipe}-{epochs}epochs{some}"
                 yield TrainConfig(
                     dataset=dataset,
                     architecture=architecture,
@@ -126,7 +160,10 @@ def runs(config: Config) -> Iterator[TrainConfig]:
                     epochs=epochs,
                     seed=config.seed,
                     seeds=config.seeds,
+                    batch_size=config.batch_size,
                     train_images=config.train_images,
+                    image_size=config.image_size,
+                    download=config.download,
                     data_dir=config.data_dir,
                     workdir=config.workdir / f"{name}-seed{config.seed}x{config.seeds}",
                 )
@@ -140,8 +177,9 @@ def train(run: TrainConfig) -> int:
     """
     default = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     given = {name: value for name, value in dataclasses.asdict(run).items() if value != default[name]}
-    dataset = given.pop("dataset", run.dataset)
-    flags = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    dataset, flags = given.pop("dataset", run.dataset), []
+    for name, value in given.items():
+        flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     with subprocess.Popen([sys.executable, "-m", "experiments.train", dataset, *flags]) as process:
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
@@ -154,42 +192,38 @@ def train(run: TrainConfig) -> int:
 
 
 def record(config: Config, result: dict[str, Any]) -> None:
-    """One more line, unless this very run has one."""
-    rows = read(config.out)
-    if any(row["digest"] == result["digest"] for row in rows):
-        return
+    """A line for this run, in place of the one it may have."""
+    rows = read_rows(config.out)
     like = config.like or (result["dataset"] if result["dataset"] in PAPER else None)
     original = "original" if result["dataset"] in PAPER else "pictures as they lie in the folder"
-    rows.append({"images": config.images or f"{result['dataset']}, {original}", "like": like, **result})
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of the file, if there is one."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    new = {"images": config.images or f"{result['dataset']}, {original}", "like": like, **result}
+    there = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
+    if there:
+        rows[there[0]] = new
+    else:
+        rows.append(new)
+    write_rows(config.out, rows)
 
 
 def write(out: Path) -> None:
     """The table and the plot beside the lines."""
-    rows = read(out)
-    out.with_suffix(".md").write_text(markdown(rows))
+    rows = read_rows(out)
+    out.with_suffix(".md").write_text(markdown(rows, out.with_suffix(".png").name))
     draw(rows, out.with_suffix(".png"))
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """One table for each kind of images, recipe and number of epochs."""
+def markdown(rows: list[dict[str, Any]], picture: str) -> str:
+    """One table for each kind of images, recipe, number of epochs and seeds; and the picture, by its file's name."""
     text = (
         "# Table 2\n\nAccuracy of the last epoch on all test images; the paper's networks had 300 epochs. Seconds are "
         "those of the clock,\nwith pauses and whatever else the machine did.\n"
     )
     for kind, group in _groups(rows).items():
-        images, train_images, recipe, epochs, device = kind
-        most = max(row["seeds"] for row in group)
-        spread = ", mean ± standard deviation" if most > 1 else ""
+        images, train_images, recipe, epochs, seed, seeds, device = kind
+        which = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}, mean ± standard deviation"
         text += (
-            f"\n## {images}, {epochs} epoch{'s' * (epochs > 1)}\n\n{train_images:,} training images, recipe {recipe}, "
-            f"{most} seed{'s' * (most > 1)}{spread}, {device}.\n\n"
+            f"\n## {images}, {epochs} epoch{'s' * (epochs > 1)}\n\n"
+            f"{train_images:,} training images, recipe {recipe}, {which}, {device}.\n\n"
             "| network | width | weights | test accuracy | the paper, 300 epochs | images/s | seconds |\n"
             "|:--|:--|--:|--:|--:|--:|--:|\n"
         )
@@ -202,13 +236,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                 f"| {row['architecture']} | {row['width']} | {row['weights']:,} | {accuracy} % "
                 f"| {f'{paper} %' if paper else ''} | {speed} | {row['train_seconds']:,.0f} |\n"
             )
-    return text
+    return f"{text}\n![accuracy against weights]({picture})\n\nMade by `python -m experiments.table2`.\n"
 
 
 def _groups(rows: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        kind = (row["images"], row["train_images"], row["recipe"], row["epochs"], row["device"])
+        kind = tuple(row[x] for x in ("images", "train_images", "recipe", "epochs", "seed", "seeds", "device"))
         groups.setdefault(kind, []).append(row)
     return groups
 
@@ -225,7 +259,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     groups = _groups(rows)
     figure = Figure(figsize=(5.2 * len(groups), 4.2), layout="constrained")
     for axes, (kind, group) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        images, _, recipe, epochs, _ = kind
+        images, _, recipe, epochs, *_ = kind
         for row in group:
             style = {"linestyle": "none", "markersize": 7, "alpha": 0.8} | STYLES[row["architecture"]]
             axes.errorbar(
@@ -274,8 +308,8 @@ def plan(config: Config) -> None:
             flush=True,
         )
     print(
-        f"{_duration(total)} in all on this device (several seeds counted as if one followed the other); "
-        f"{work:.1e} multiply-adds"
+        f"{_duration(total)} in all on this device (several seeds counted as if one followed the other, without "
+        f"augmentation and evaluation); {work:.1e} multiply-adds"
     )
 
 
@@ -286,7 +320,12 @@ def _duration(hours):
 def _folder(run: TrainConfig) -> tuple[int, int]:
     from lowcost import data
 
-    train = data.load(run.dataset, data_dir=run.data_dir, cache_dir=run.directory().parent / ".lowcost-cache").train
+    train = data.load(
+        run.dataset,
+        data_dir=run.data_dir,
+        image_size=run.image_size,
+        cache_dir=run.directory().parent / ".lowcost-cache",
+    ).train
     return len(train), train.images.shape[1]
 
 

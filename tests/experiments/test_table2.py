@@ -8,7 +8,9 @@ import pytest
 import tyro
 
 from experiments import table2
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, write_or_compare
+from experiments.files import read_rows
+from experiments.recipes import RECIPES
 from lowcost import cost
 
 RESULTS = Path("experiments/results")
@@ -42,7 +44,7 @@ def trained(monkeypatch):
 
     def train(run):
         started.append(run)
-        run.directory().mkdir(parents=True)
+        write_or_compare(run, dataclasses.asdict(RECIPES[run.recipe]), {})
         (run.directory() / "result.json").write_text(json.dumps(result(run, 0.5 + 0.01 * len(started), 0.002)))
         return 0
 
@@ -70,17 +72,58 @@ def test_finished_runs_are_skipped_and_lines_stay(tmp_path, trained):
     assert table2.main(config) == 0
     assert [run.architecture for run in trained] == ["explicit_rd", "mobilenet"]
     assert table2.main(dataclasses.replace(config, architectures=("resnet",), epochs=2)) == 0
-    rows = table2.read(config.out)
+    rows = read_rows(config.out)
     assert [(row["architecture"], row["epochs"]) for row in rows] == [
         ("explicit_rd", 30),
         ("mobilenet", 30),
         ("resnet", 2),
     ]
     page = config.out.with_suffix(".md").read_text()
-    assert page == table2.markdown(rows)
+    assert page == table2.markdown(rows, "t.png")
     assert "| explicit_rd | A | 101,066 | 51.00 ± 0.20 % | 88.9 % |" in page
     assert "cifar10, original, 2 epochs" in page
     assert config.out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_run_of_another_recipe_or_of_other_pictures_is_not_taken_for_this_one(tmp_path, trained, monkeypatch):
+    config = table2.Config(
+        datasets=("folder",),
+        data_dir=tmp_path / "a",
+        architectures=("resnet",),
+        workdir=tmp_path,
+        out=tmp_path / "t.jsonl",
+    )
+    assert table2.main(config) == 0
+    with pytest.raises(ValueError, match=r"data_dir is .*/a there and .*/b here"):
+        table2.main(dataclasses.replace(config, data_dir=tmp_path / "b"))
+    monkeypatch.setitem(RECIPES, "fast", dataclasses.replace(RECIPES["fast"], stencil_rate=0.25))
+    with pytest.raises(ValueError, match=r"ingredients.stencil_rate is 0.3 there and 0.25 here"):
+        table2.main(config)
+    assert len(trained) == len(read_rows(config.out)) == 1
+
+
+def test_what_the_pictures_are_can_be_told_later(tmp_path, trained):
+    """The line of a run that is finished takes the new words; a data set with a name of its own has no use for them."""
+    config = table2.Config(datasets=("folder",), architectures=("resnet",), workdir=tmp_path, out=tmp_path / "t.jsonl")
+    for words in "", "small pictures":
+        assert table2.main(dataclasses.replace(config, images=words, like="cifar10" if words else "")) == 0
+    (row,) = read_rows(config.out)
+    assert (row["images"], row["like"], len(trained)) == ("small pictures", "cifar10", 1)
+    with pytest.raises(ValueError, match="folder alone"):
+        table2.main(table2.Config(datasets=("folder", "cifar10"), widths=("A",), like="cifar10"))
+
+
+def test_a_network_that_diverges_keeps_no_other_from_its_run(tmp_path, trained, monkeypatch):
+    train = table2.train
+    monkeypatch.setattr(table2, "train", lambda run: 3 if run.architecture == "explicit_rd" else train(run))
+    config = table2.Config(architectures=("explicit_rd", "mobilenet"), workdir=tmp_path, out=tmp_path / "t.jsonl")
+    assert table2.main(config) == 3
+    assert [row["architecture"] for row in read_rows(config.out)] == ["mobilenet"]
+
+
+def test_a_grid_without_a_run_is_refused():
+    with pytest.raises(ValueError, match="cifar100 B/C"):
+        table2.main(table2.Config(datasets=("cifar100",)))
 
 
 def test_it_ends_with_the_status_of_the_run_that_ended(tmp_path, monkeypatch):
@@ -110,7 +153,15 @@ def test_training_gets_the_runs_flags(monkeypatch, tmp_path):
 
     monkeypatch.setattr("subprocess.Popen", Process)
     config = table2.Config(
-        datasets=("folder",), data_dir=tmp_path, epochs=5, seeds=3, train_images=100, architectures=("resnet",)
+        datasets=("folder",),
+        data_dir=tmp_path,
+        epochs=5,
+        seeds=3,
+        train_images=100,
+        batch_size=96,
+        image_size=64,
+        download=True,
+        architectures=("resnet",),
     )
     (run,) = table2.runs(config)
     assert table2.train(run) == 143
@@ -135,7 +186,7 @@ def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(not (RESULTS / "table2.jsonl").exists(), reason="no run has landed yet")
 def test_the_committed_page_is_made_of_the_committed_lines():
-    assert (RESULTS / "table2.md").read_text() == table2.markdown(table2.read(RESULTS / "table2.jsonl"))
+    assert (RESULTS / "table2.md").read_text() == table2.markdown(read_rows(RESULTS / "table2.jsonl"), "table2.png")
 
 
 def test_the_readme_shows_rows_of_the_committed_table():
