@@ -224,8 +224,8 @@ def markdown(rows: list[dict[str, Any]], picture: str) -> str:
         text += (
             f"\n## {images}, {epochs} epoch{'s' * (epochs > 1)}\n\n"
             f"{train_images:,} training images, recipe {recipe}, {which}, {device}.\n\n"
-            "| network | width | weights | test accuracy | the paper, 300 epochs | images/s | seconds |\n"
-            "|:--|:--|--:|--:|--:|--:|--:|\n"
+            "| network | width | weights | epochs | test accuracy | the paper, 300 epochs | images/s | seconds |\n"
+            "|:--|:--|--:|--:|--:|--:|--:|--:|\n"
         )
         for row in group:
             deviation = row["test_accuracy_std"]
@@ -233,7 +233,7 @@ def markdown(rows: list[dict[str, Any]], picture: str) -> str:
             paper = _paper(row)
             speed = f"{row['images_per_second']:,.0f}" if row["images_per_second"] else ""
             text += (
-                f"| {row['architecture']} | {row['width']} | {row['weights']:,} | {accuracy} % "
+                f"| {row['architecture']} | {row['width']} | {row['weights']:,} | {epochs} | {accuracy} % "
                 f"| {f'{paper} %' if paper else ''} | {speed} | {row['train_seconds']:,.0f} |\n"
             )
     return f"{text}\n![accuracy against weights]({picture})\n\nMade by `python -m experiments.table2`.\n"
