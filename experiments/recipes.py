@@ -72,19 +72,16 @@ class Recipe:
     def augmentation(self, mirror: bool) -> Augment:
         """(images, draw) → images; mirrored only where a mirror image keeps its label."""
 
-        def moved(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
+        def light(key: jax.Array, images: jax.Array, pixels: int = 2) -> jax.Array:
             if self.shift == "resized_crop":
                 return random_resized_crop(key, images)
             return random_translate(key, images, pixels=pixels)
-
-        def light(key: jax.Array, images: jax.Array) -> jax.Array:
-            return moved(key, images, 2)
 
         def heavy(key: jax.Array, images: jax.Array) -> jax.Array:
             shift_key, hole_key = jax.random.split(key)
             grey = 0.5  # what is hidden is neither dark nor bright
             hole = min(images.shape[1:3]) // 4
-            return cutout(hole_key, moved(shift_key, images, 4) - grey, pixels=hole) + grey
+            return cutout(hole_key, light(shift_key, images, 4) - grey, pixels=hole) + grey
 
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)

@@ -192,16 +192,16 @@ def train(run: TrainConfig) -> int:
 
 
 def record(config: Config, result: dict[str, Any]) -> None:
-    """A line for this run, in place of the one it may have."""
+    """A line for this run; the one that it has is written again where the flags tell what its pictures are."""
     rows = read_rows(config.out)
     like = config.like or (result["dataset"] if result["dataset"] in PAPER else None)
     original = "original" if result["dataset"] in PAPER else "pictures as they lie in the folder"
     new = {"images": config.images or f"{result['dataset']}, {original}", "like": like, **result}
     there = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
-    if there:
-        rows[there[0]] = new
-    else:
+    if not there:
         rows.append(new)
+    elif config.images or config.like:
+        rows[there[0]] = new
     write_rows(config.out, rows)
 
 

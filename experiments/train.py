@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from experiments.config import TrainConfig, write_or_compare
+from experiments.config import DIVERGED, TrainConfig, write_or_compare
 from experiments.files import write_whole
 from experiments.huge_pages import use_huge_pages
 
@@ -81,7 +81,7 @@ def run(config: TrainConfig, recipe: "Recipe | None" = None) -> int:
         return 2
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 3
+        return DIVERGED
 
 
 class _RefusedError(Exception):

@@ -104,9 +104,9 @@ def test_a_run_of_another_recipe_or_of_other_pictures_is_not_taken_for_this_one(
 
 
 def test_what_the_pictures_are_can_be_told_later(tmp_path, trained):
-    """The line of a run that is finished takes the new words; a data set with a name of its own has no use for them."""
+    """The line of a finished run takes new words and keeps them; they are for folders alone."""
     config = table2.Config(datasets=("folder",), architectures=("resnet",), workdir=tmp_path, out=tmp_path / "t.jsonl")
-    for words in "", "small pictures":
+    for words in "", "small pictures", "":
         assert table2.main(dataclasses.replace(config, images=words, like="cifar10" if words else "")) == 0
     (row,) = read_rows(config.out)
     assert (row["images"], row["like"], len(trained)) == ("small pictures", "cifar10", 1)
