@@ -27,8 +27,8 @@ class Recipe:
         whitening: the opening layer starts with the principal components of image patches.
         average: largest decay of a moving average of weights and statistics, which is what is evaluated; None for none.
         shift: "resized_crop", a window of 0.8 to 1.2 times the image's side, or "translate" by up to 2 pixels.
-        heavier_after: after so many epochs, against learning the images by heart, translations reach twice as far and a
-            square of a quarter of the side is hidden; None for never.
+        heavier_after: after so many epochs, against learning the images by heart, a square of a quarter of the side is
+            hidden and translations reach twice as far, if the side has 32 pixels at least; None for never.
         flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
     """
 
@@ -80,8 +80,9 @@ class Recipe:
         def heavy(key: jax.Array, images: jax.Array) -> jax.Array:
             shift_key, hole_key = jax.random.split(key)
             grey = 0.5  # what is hidden is neither dark nor bright
-            hole = min(images.shape[1:3]) // 4
-            return cutout(hole_key, light(shift_key, images, 4) - grey, pixels=hole) + grey
+            side = min(images.shape[1:3])
+            far = 4 if side >= 32 else 2
+            return cutout(hole_key, light(shift_key, images, far) - grey, pixels=side // 4) + grey
 
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)
