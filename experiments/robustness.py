@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from experiments.files import write_rows
 from experiments.styles import STYLES
 
 TEMPLATE = """# Trained networks under small perturbations
@@ -24,15 +25,17 @@ h: the time step, multiplied after training. Noise is drawn once, with seed {see
 
 {accuracies}
 
-What becomes of the logits, as the mean over {some} test images of ‖change‖ / ‖logits‖, and the bound on it. For images
+What becomes of the logits, as the mean over {some} test images, spread evenly over the set, of ‖change‖ / ‖logits‖, and
+the bound on it. For images
 that is the network's Lipschitz bound times the change of the image; for weights Σ_k ‖f'_k(y_k) − f_k(y_k)‖ Π_(j>k) L'_j
 over the layers f_k, with the features y_k as they are and the Lipschitz bounds L'_j of the changed layers. For h it is
 the largest amplification R = max|R(h|λ|²)| of any step's linear part, which is stable up to 1.
 
 {bounds}
 
-How a change of the images grows: ‖difference‖ / ‖features‖ after each layer, and the share of the layers' Lipschitz
-bounds that is reached, for noise of {noise:g} grey levels.
+How a change of the images grows, for noise of {noise:g} grey levels. Left: the mean of ‖difference‖ / ‖features‖ after
+each layer. Right: the largest ‖difference‖ after it over ‖difference of the images‖, as a share of the product of the
+Lipschitz bounds of all layers up to it.
 
 ![growth through depth](robustness.png)
 
@@ -45,7 +48,7 @@ class Config:
     """What to disturb, and where to write it."""
 
     workdirs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Work directories of finished runs; all under runs/ when not given."""
+    """Work directories of finished runs; all of a single seed under runs/ when not given."""
     data_dir: Path | None = None
     """Where the pictures are now, if no longer where they were."""
     bits: tuple[int, ...] = (8, 6, 5, 4)
@@ -71,20 +74,28 @@ def main(config: Config) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    workdirs = config.workdirs or tuple(sorted(path.parent for path in Path("runs").glob("**/result.json")))
+    workdirs = config.workdirs or tuple(single_runs(Path("runs")))
     if not workdirs:
-        raise ValueError("there is no finished run under runs/; train one, or name its work directory")
+        raise ValueError("there is no finished run of a single seed under runs/; train one, or name its work directory")
     rows: list[dict[str, Any]] = []
     for workdir in workdirs:
         for row in measure(workdir, config):
-            rows.append({"run": workdir.name, "workdir": str(workdir), **row})
+            rows.append({"workdir": str(workdir), **row})
             print(f"{workdir.name}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True)
-        config.out_dir.mkdir(parents=True, exist_ok=True)
-        (config.out_dir / "robustness.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(config.out_dir / "robustness.jsonl", rows)
         (config.out_dir / "robustness.md").write_text(markdown(rows))
         draw(rows, config.out_dir / "robustness.png")
     Console().print(Markdown(markdown(rows)))
     return 0
+
+
+def single_runs(directory: Path) -> Iterator[Path]:
+    """The work directories of finished runs below, by name; those of several seeds are passed over with a word."""
+    for path in sorted(directory.glob("**/result.json")):
+        if json.loads(path.read_text())["seeds"] == 1:
+            yield path.parent
+        else:
+            print(f"{path.parent}: several seeds, passed over", file=sys.stderr)
 
 
 def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
@@ -94,16 +105,21 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
 
     from experiments import setup
     from experiments.stability import changed
+    from experiments.train import commit
     from lowcost.nn.stability import stability_report
-    from lowcost.train.loop import evaluate_all
+    from lowcost.train.loop import evaluate_all, first_step
     from lowcost.train.step import make_eval_step
 
     ready, state = setup.reopen(workdir, config.data_dir)
     if ready.config.seeds > 1:
         raise ValueError(f"{workdir} holds {ready.config.seeds} networks; disturb runs of a single seed")
+    setup.check_finished(workdir, first_step(state), (ready.config.epochs or 0) * ready.steps_per_epoch)
     net, variables, labels = ready.net, state.variables, ready.dataset.test.labels
     images = ready.dataset.test.images.astype(np.float32)  # in grey levels, as evaluation takes them
-    some, shape = images[: config.images], images.shape[1:]
+    if not 1 <= config.images <= len(images):
+        raise ValueError(f"--images must be from 1 to the {len(images)} of the test set, got {config.images}")
+    chosen = np.linspace(0, len(images) - 1, config.images).astype(int)  # a folder's lie class by class
+    some, shape = images[chosen], images.shape[1:]
     report, clean = stability_report(net, variables, shape), features(net, variables, some)
     size = _norms(clean["classifier"])
 
@@ -124,6 +140,8 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
             "dataset": ready.dataset.name,
             "seed": config.seed,
             "images": len(some),
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "commit": commit(),
             "kind": kind,
             "strength": strength,
             "accuracy": float(metrics["accuracy"]),
@@ -137,8 +155,8 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
         there = features(net, disturbed, some)
         yield {**row(kind, strength, there, images, variables=disturbed), "bound": float(np.mean(bound / size))}
     for kind, strength, noisy in disturbed_images(images, config):
-        there = features(net, variables, noisy[: len(some)])
-        distance = _norms(noisy[: len(some)] - some) / 255
+        there = features(net, variables, noisy[chosen])
+        distance = _norms(noisy[chosen] - some) / 255
         apart = {name: _norms(there[name] - clean[name]) for name in clean}
         yield {
             **row(kind, strength, there, noisy),
@@ -146,7 +164,7 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
             "layers": list(clean),
             "differences": [float(np.mean(apart[name] / _norms(clean[name]))) for name in clean],
             "ratios": [float(np.max(apart[name] / distance)) for name in clean],
-            "lipschitz": list(np.cumprod([layer.lipschitz for layer in report.layers])),
+            "lipschitz_up_to": list(np.cumprod([layer.lipschitz for layer in report.layers])),
         }
     if any(layer.amplification for layer in report.layers):  # steps in time
         for factor in config.steps:
@@ -155,7 +173,7 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
             largest = max(max(map(abs, layer.amplification)) for layer in layers if layer.amplification)
             there = features(other, variables, some)
             eval_step = jax.jit(make_eval_step(other))
-            yield {**row("h times", factor, there, images, eval_step=eval_step), "bound": largest}
+            yield {**row("h times", factor, there, images, eval_step=eval_step), "amplification": largest}
 
 
 def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
@@ -247,11 +265,11 @@ def _norms(x: Any) -> Any:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The page."""
     kinds = list(dict.fromkeys((row["kind"], row["strength"]) for row in rows))
-    runs = list(dict.fromkeys(row["run"] for row in rows))
-    by = {(row["run"], row["kind"], row["strength"]): row for row in rows}
+    runs = _names(rows)
+    by = {(row["workdir"], row["kind"], row["strength"]): row for row in rows}
 
     def table(cell: Callable[[dict[str, Any]], str], kinds: Sequence[tuple[str, float]]) -> str:
-        head = ["| perturbation |" + "".join(f" {run} |" for run in runs), "|:--|" + "--:|" * len(runs)]
+        head = ["| perturbation |" + "".join(f" {name} |" for name in runs.values()), "|:--|" + "--:|" * len(runs)]
         for kind, strength in kinds:
             cells = (by.get((run, kind, strength)) for run in runs)
             name = kind if kind in ("as it is", "bfloat16") else f"{kind} {strength:g}"
@@ -263,16 +281,23 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         bounds=table(
             lambda row: (
                 f"{row['change']:.2g} ≤ {row['bound']:.2g}"
-                if row["kind"] != "h times"
-                else f"{row['change']:.2g}, R {row['bound']:.3g}"
+                if "bound" in row
+                else f"{row['change']:.2g}, R {row['amplification']:.3g}"
             ),
             [k for k in kinds if k[0] != "as it is"],
         ),
         some=rows[0]["images"],
         seed=rows[0]["seed"],
         noise=_shown(rows),
-        workdirs=" ".join(dict.fromkeys(row["workdir"] for row in rows)),
+        workdirs=" ".join(runs),
     )
+
+
+def _names(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Work directory → what it is called: its last part, or all of it if another's is the same."""
+    workdirs = list(dict.fromkeys(row["workdir"] for row in rows))
+    last = [Path(workdir).name for workdir in workdirs]
+    return {w: name if last.count(name) == 1 else w for w, name in zip(workdirs, last, strict=True)}
 
 
 def _shown(rows: list[dict[str, Any]]) -> float:
@@ -286,16 +311,16 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    datasets = sorted({row["dataset"] for row in rows})
+    datasets, names = sorted({row["dataset"] for row in rows}), _names(rows)
     for row in rows:
         if row["kind"] == "image noise" and row["strength"] == _shown(rows):
             depth = range(1, len(row["layers"]) + 1)
             line = {"markersize": 4, "linestyle": ("-", ":", "--", "-.")[datasets.index(row["dataset"]) % 4]}
             style = line | STYLES[row["architecture"]]
-            left.semilogy(depth, row["differences"], label=row["run"], **style)
-            right.semilogy(depth, [r / b for r, b in zip(row["ratios"], row["lipschitz"], strict=True)], **style)
+            left.semilogy(depth, row["differences"], label=names[row["workdir"]], **style)
+            right.semilogy(depth, [r / b for r, b in zip(row["ratios"], row["lipschitz_up_to"], strict=True)], **style)
     left.set(xlabel="layer", ylabel="‖difference‖ / ‖features‖")
-    right.set(xlabel="layer", ylabel="share of the Lipschitz bound")
+    right.set(xlabel="layer", ylabel="share of the product of the bounds")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)

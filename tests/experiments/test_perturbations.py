@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,22 +31,65 @@ def test_both_on_a_run(tmp_path):
     config = robustness.Config(
         bits=(4,), weight_noise=(5,), image_noise=(10,), blur=(1,), steps=(2,), images=8, out_dir=tmp_path
     )
-    rows = [
-        {"run": "explicit", "workdir": "explicit", **row} for row in robustness.measure(tmp_path / "explicit", config)
-    ]
+    rows = [{"workdir": "explicit", **row} for row in robustness.measure(tmp_path / "explicit", config)]
     kinds = ["as it is", "bfloat16", "bits", "weight noise", "image noise", "blur", "h times"]
     assert [row["kind"] for row in rows] == kinds
-    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    result = json.loads((tmp_path / "explicit" / "result.json").read_text())
+    assert rows[0]["accuracy"] == pytest.approx(result["test_accuracy"])
+    assert rows[0]["change"] == 0
     for row in rows[1:-1]:
         assert 0 < row["change"] <= row["bound"]
     noise = rows[4]
     assert noise["layers"][0] == "opening"
     assert noise["layers"][-1] == "classifier"
-    assert all(ratio <= bound * (1 + 1e-5) for ratio, bound in zip(noise["ratios"], noise["lipschitz"], strict=True))
+    assert all(
+        ratio <= bound * (1 + 1e-5) for ratio, bound in zip(noise["ratios"], noise["lipschitz_up_to"], strict=True)
+    )
+    assert noise["ratios"][0] > 0.01 * noise["lipschitz_up_to"][0]  # the opening alone comes near its own bound
     page = robustness.markdown(rows)
     assert "| bits 4 |" in page
     robustness.draw(rows, tmp_path / "robustness.png")
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("stability", "robustness"))
+
+
+def test_the_bound_on_changed_weights_is_exact_where_nothing_follows():
+    """Of the classifier it is the change of the logits; of the layer before, that change times the last two bounds."""
+    from lowcost.nn import network
+    from lowcost.nn.stability import stability_report
+
+    net = network("implicit_rd", (4, 8), 3, steps_per_block=1)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.float32)
+    variables = jax.jit(net.init)(jax.random.key(0), images)
+    clean = robustness.features(net, variables, images)
+    layers = list(clean)
+    for depth in 1, 3:
+        name = layers[-depth]
+        params = {**variables["params"], name: jax.tree.map(lambda w: 1.5 * w + 0.1, variables["params"][name])}
+        disturbed = {**variables, "params": params}
+        there = robustness.features(net, disturbed, images)
+        change = np.linalg.norm((there[name] - clean[name]).reshape(5, -1), axis=1)
+        report = stability_report(net, disturbed, images.shape[1:])
+        factors = [layer.lipschitz for layer in report.layers[len(layers) - depth + 1 :]]
+        bound = robustness.weights_bound(net, disturbed, images, clean)
+        np.testing.assert_allclose(bound, change * np.prod(factors), rtol=1e-4)
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path, capsys):
+    """And those of several seeds are passed over."""
+    for name, seeds in ("a/run", 1), ("b/run", 1), ("c", 3):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "result.json").write_text(json.dumps({"seeds": seeds}))
+    runs = list(robustness.single_runs(tmp_path))
+    assert runs == [tmp_path / "a/run", tmp_path / "b/run"]
+    assert "c: several seeds" in capsys.readouterr().err
+    rows = [{"workdir": "a/run"}, {"workdir": "b/run"}, {"workdir": "b/other"}]
+    assert robustness._names(rows) == {"a/run": "a/run", "b/run": "b/run", "b/other": "other"}
+
+
+def test_step_sizes_ascend_and_hold_that_of_training():
+    for sizes in (0.5, 2.0), (2.0, 1.0):
+        with pytest.raises(ValueError, match="ascend and hold 1"):
+            stability.main(stability.Config(step_sizes=sizes))
 
 
 def test_where_growth_passes_the_limit():
