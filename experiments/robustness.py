@@ -26,10 +26,10 @@ h: the time step, multiplied after training. Noise is drawn once, with seed {see
 {accuracies}
 
 What becomes of the logits, as the mean over {some} test images, spread evenly over the set, of ‖change‖ / ‖logits‖, and
-the bound on it. For images
-that is the network's Lipschitz bound times the change of the image; for weights Σ_k ‖f'_k(y_k) − f_k(y_k)‖ Π_(j>k) L'_j
-over the layers f_k, with the features y_k as they are and the Lipschitz bounds L'_j of the changed layers. For h it is
-the largest amplification R = max|R(h|λ|²)| of any step's linear part, which is stable up to 1.
+the bound on it. For images that is the network's Lipschitz bound times the change of the image; for weights
+Σ_k ‖f'_k(y_k) − f_k(y_k)‖ Π_(j>k) L'_j over the layers f_k, with the features y_k as they are and the Lipschitz bounds
+L'_j of the changed layers. For h it is the largest amplification R = max|R(h|λ|²)| of any step's linear part, which
+is stable up to 1.
 
 {bounds}
 
