@@ -1,6 +1,7 @@
 """What each ingredient of the fast recipe is worth: `python -m experiments.ablation folder --data-dir DIR`."""
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import tyro
 
 from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
 from experiments.files import write_rows
+from experiments.flags import flags
 from experiments.huge_pages import use_huge_pages
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ def main(arguments: AblationConfig) -> int:
     """Train all variants, one after another, and write what came of those that are finished."""
     from experiments import train
 
+    somewhere = dataclasses.replace(arguments, data_dir=arguments.data_dir and Path("DIR"))
+    told = shlex.join([arguments.dataset, *flags(somewhere, "dataset", "workdir", "out")])
     rows: list[dict[str, Any]] = []
     status = 0
     for name, (config, recipe) in variants(arguments).items():
@@ -76,7 +80,7 @@ def main(arguments: AblationConfig) -> int:
             result = finished(config, ingredients)
             assert result is not None
         del result["recipe"]  # the variant says more
-        rows.append({"variant": name, "images": arguments.images or arguments.dataset, **result})
+        rows.append({"variant": name, "images": arguments.images or arguments.dataset, "flags": told, **result})
         write_rows(arguments.out.with_suffix(".jsonl"), rows)
         arguments.out.with_suffix(".md").write_text(markdown(rows))
     return status
@@ -128,7 +132,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {row['variant']} | {100 * row['test_accuracy']:.2f}{spread} % | {difference} |\n")
     if missing:
         lines.append(f"\nNot measured: {', '.join(missing)}.\n")
-    lines.append("\nMade by `python -m experiments.ablation`.\n")
+    lines.append(f"\nMade by `python -m experiments.ablation {first['flags']}`.\n")
     return lines[0] + "\n" + "".join(lines[1:])
 
 

@@ -148,12 +148,20 @@ def test_the_table_compares_seed_by_seed():
     def row(variant, *accuracies):
         common = {"architecture": "a", "width": "A", "images": "d", "epochs": 2, "train_images": 9, "test_images": 8}
         spread = {"test_accuracy": np.mean(accuracies), "test_accuracy_std": np.std(accuracies, ddof=1)}
-        return {"variant": variant, "device": "x", "test_accuracies": list(accuracies), **common, **spread}
+        return {
+            "variant": variant,
+            "device": "x",
+            "flags": "digits --epochs 2",
+            "test_accuracies": list(accuracies),
+            **common,
+            **spread,
+        }
 
     table = markdown([row("fast", 0.5, 0.6, 0.7), row("other", 0.4, 0.5, 0.6)])
     assert "| fast | 60.00 ± 10.00 % |  |" in table
     assert "| other | 50.00 ± 10.00 % | -10.00 ± 0.00 |" in table
     assert "Not measured: without whitening of the opening" in table
+    assert table.endswith("Made by `python -m experiments.ablation digits --epochs 2`.\n")
 
 
 def test_the_committed_table_is_that_of_its_figures():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import table2
+from experiments import table2, table2_page, table2_plan
 from experiments.config import TrainConfig, write_or_compare
 from experiments.files import read_rows
 from experiments.recipes import RECIPES
@@ -61,7 +61,7 @@ def test_all_rows_of_the_paper_and_no_others():
     assert len({run.directory() for run in runs}) == 36
     assert all(run.epochs == 300 for run in runs)
     assert {run.width for run in runs if run.dataset == "cifar100"} == {"B", "C"}
-    assert sum(len(widths) for table in table2.PAPER.values() for widths in table.values()) == 36
+    assert sum(len(widths) for table in table2_page.PAPER.values() for widths in table.values()) == 36
 
 
 def test_finished_runs_are_skipped_and_lines_stay(tmp_path, trained):
@@ -80,8 +80,9 @@ def test_finished_runs_are_skipped_and_lines_stay(tmp_path, trained):
         ("resnet", 2),
     ]
     page = config.out.with_suffix(".md").read_text()
-    assert page == table2.markdown(rows, "t.png")
+    assert page == table2_page.markdown(rows, "t.png")
     assert "| explicit_rd | A | 101,066 | 30 | 51.00 ± 0.20 % | 88.9 % |" in page
+    assert "Made by `python -m experiments.table2 cifar10 --architectures resnet --widths A --epochs 2`." in page
     assert "cifar10, original, 2 epochs" in page
     assert config.out.with_suffix(".png").stat().st_size > 10_000
 
@@ -171,7 +172,7 @@ def test_training_gets_the_runs_flags(monkeypatch, tmp_path):
 
 def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
     """Hours from a measured speed, multiply-adds from the cost of the networks; epochs that are done taken off."""
-    monkeypatch.setattr(table2, "_images_per_second", lambda *kind: 100.0)
+    monkeypatch.setattr(table2_plan, "_images_per_second", lambda *kind: 100.0)
     config = table2.Config(architectures=("implicit_rd", "resnet"), workdir=tmp_path, dry_run=True)
     first, _ = table2.runs(config)
     first.directory().mkdir()
@@ -187,7 +188,9 @@ def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(not (RESULTS / "table2.jsonl").exists(), reason="no run has landed yet")
 def test_the_committed_page_is_made_of_the_committed_lines():
-    assert (RESULTS / "table2.md").read_text() == table2.markdown(read_rows(RESULTS / "table2.jsonl"), "table2.png")
+    assert (RESULTS / "table2.md").read_text() == table2_page.markdown(
+        read_rows(RESULTS / "table2.jsonl"), "table2.png"
+    )
 
 
 def test_the_readme_shows_rows_of_the_committed_table():
