@@ -106,6 +106,7 @@ def variants(arguments: AblationConfig) -> dict[str, tuple[TrainConfig, "Recipe"
             recipe=base,
             epochs=arguments.epochs,
             seeds=arguments.seeds,
+            evaluate_every=arguments.epochs,
             workdir=arguments.workdir / which / name.replace(" ", "-"),
         )
         runs[name] = config, dataclasses.replace(RECIPES[base], **changes)

@@ -18,7 +18,7 @@ DIVERGED = 3
 """Exit status of training when the loss is no longer finite; to go on would be to meet that again."""
 
 _NOT_OF_THE_RUN = (
-    *("workdir", "data_dir", "download", "keep", "tensorboard"),
+    *("workdir", "data_dir", "download", "keep", "evaluate_every", "tensorboard"),
     *("coordinator", "num_processes", "process_id", "heartbeat_seconds"),
 )
 
@@ -64,6 +64,8 @@ class TrainConfig:
     """Where to write; runs/DATASET-ARCHITECTURE-WIDTH-RECIPE-seedN when not given."""
     keep: int = 2
     """Checkpoints that stay in the work directory, the newest."""
+    evaluate_every: int = 1
+    """Epochs from one evaluation on the test images to the next; the last epoch always has one."""
     data_dir: Path | None = None
     """Where the pictures or archives are."""
     download: bool = False

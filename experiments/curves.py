@@ -11,11 +11,11 @@ def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title)
-    epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < 25 else None
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for part in ("train", "test"):
-            axes.plot(epochs, [row[f"{part}_{quantity}"] for row in rows], marker=marker, markersize=3, label=part)
+            there = {row["epoch"]: row[name] for row in rows if (name := f"{part}_{quantity}") in row}
+            axes.plot(*zip(*there.items(), strict=True), marker=marker, markersize=3, label=part)
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

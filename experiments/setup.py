@@ -75,7 +75,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     """
     recipe = recipe or RECIPES[config.recipe]
     config = dataclasses.replace(config, epochs=recipe.epochs if config.epochs is None else config.epochs)
-    for name in ("batch_size", "epochs", "keep", "seeds", "train_images"):
+    for name in ("batch_size", "epochs", "evaluate_every", "keep", "seeds", "train_images"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

@@ -136,6 +136,9 @@ def _train(ready: "Setup", interruption: "Interruption") -> int:
     console = Console(soft_wrap=True, markup=False, quiet=not first)  # a path may look like markup
 
     def evaluate(state: "TrainState") -> Metrics | None:
+        epoch = first_step(state) // ready.steps_per_epoch
+        if epoch % config.evaluate_every and epoch < epochs:
+            return {}
         return evaluate_all(
             ready.eval_step,
             state,

@@ -53,7 +53,8 @@ def fit(
         state: to start from; its buffers are donated.
         train_steps: jitted, (state, n, *batches) → state, see `step.repeat`.
         batches: (step, n, next n) → the batches of n steps, pure functions of the step, see `feed`.
-        evaluate: state → mean metrics of all test images, or None when it was interrupted.
+        evaluate: state → mean metrics of all test images, {} where there is nothing to evaluate, or None when it was
+            interrupted.
         steps_per_epoch, epochs: where to stop.
         most: steps in a dispatch at most; how many there are follows from what they take.
         log, checkpoints: where to write.

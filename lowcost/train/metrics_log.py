@@ -71,6 +71,8 @@ class MetricsLog:
 def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any) -> Row:
     """One epoch's entry: means over its training images and over all test images, and over the seeds if there are many.
 
+    Where test is empty the epoch was not evaluated.
+
     Those of each seed stand beside as a list, "test_accuracy_seeds" for instance.
     """
     row: Row = {"epoch": epoch, "step": step}
@@ -84,12 +86,13 @@ def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any)
 
 def epoch_line(row: Row, epochs: int) -> str:
     """The same for people."""
-    speed = f"  {row['images_per_second']:,.0f} images/s" if row["images_per_second"] else ""
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-        f"train loss {row['train_loss']:.3f} accuracy {row['train_accuracy']:.2%}  "
-        f"test loss {row['test_loss']:.3f} accuracy {row['test_accuracy']:.2%}{speed}"
-    )
+    parts = [
+        f"{part} loss {row[f'{part}_loss']:.3f} accuracy {row[f'{part}_accuracy']:.2%}"
+        for part in ("train", "test")
+        if f"{part}_loss" in row
+    ]
+    speed = [f"{row['images_per_second']:,.0f} images/s"] if row["images_per_second"] else []
+    return "  ".join([f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", *parts, *speed])
 
 
 def _parse(line: str) -> Row | None:

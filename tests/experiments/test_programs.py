@@ -114,12 +114,14 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path):
 
 
 def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
-    """Mean and deviation in the result and on the screen, the networks' own figures beside."""
+    """Mean and deviation in the result and on the screen, the networks' own figures beside; evaluated at the end."""
     fixed = ("folder", "--data-dir", pictures, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
-    fixed += ("--steps-per-block", 1)
+    fixed += ("--steps-per-block", 1, "--evaluate-every", 3)
     code, output = finish(program("train", *fixed, "--workdir", tmp_path, "--seeds", 2, "--seed", 5))
     assert code == 0, output
-    result, last = json.loads((tmp_path / "result.json").read_text()), rows(tmp_path)[-1]
+    result, (first, last) = json.loads((tmp_path / "result.json").read_text()), rows(tmp_path)
+    assert "test_accuracy" not in first
+    assert "train_accuracy" in first
     assert result["weights"] == cost.network("implicit_rd", "A", 2, (16, 16, 3), steps_per_block=1).weights  # of one
     assert result["test_accuracies"] == last["test_accuracy_seeds"]
     assert result["test_accuracy"] == last["test_accuracy"] == np.mean(result["test_accuracies"])
