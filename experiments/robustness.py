@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from experiments.files import write_rows
+from experiments.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
 from experiments.styles import STYLES
 
 TEMPLATE = """# Trained networks under small perturbations
@@ -121,7 +122,7 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
     chosen = np.linspace(0, len(images) - 1, config.images).astype(int)  # a folder's lie class by class
     some, shape = images[chosen], images.shape[1:]
     report, clean = stability_report(net, variables, shape), features(net, variables, some)
-    size = _norms(clean["classifier"])
+    size = norms(clean["classifier"])
 
     def row(kind: str, strength: float, there: dict[str, Any], images: Any, **changes: Any) -> dict[str, Any]:
         """changes: an eval_step in place of the network's, or variables."""
@@ -145,24 +146,24 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
             "kind": kind,
             "strength": strength,
             "accuracy": float(metrics["accuracy"]),
-            "change": float(np.mean(_norms(there["classifier"] - clean["classifier"]) / size)),
+            "change": float(np.mean(norms(there["classifier"] - clean["classifier"]) / size)),
         }
 
     yield row("as it is", 0, clean, images)
-    for kind, strength, params in disturbed_weights(variables["params"], config):
+    for kind, strength, params in disturbed_weights(variables["params"], config.bits, config.weight_noise, config.seed):
         disturbed = {**variables, "params": params}
         bound = weights_bound(net, disturbed, some, clean)
         there = features(net, disturbed, some)
         yield {**row(kind, strength, there, images, variables=disturbed), "bound": float(np.mean(bound / size))}
-    for kind, strength, noisy in disturbed_images(images, config):
+    for kind, strength, noisy in disturbed_images(images, config.image_noise, config.blur, config.seed):
         there = features(net, variables, noisy[chosen])
-        distance = _norms(noisy[chosen] - some) / 255
-        apart = {name: _norms(there[name] - clean[name]) for name in clean}
+        distance = norms(noisy[chosen] - some) / 255
+        apart = {name: norms(there[name] - clean[name]) for name in clean}
         yield {
             **row(kind, strength, there, noisy),
             "bound": float(np.mean(report.lipschitz * distance / size)),
             "layers": list(clean),
-            "differences": [float(np.mean(apart[name] / _norms(clean[name]))) for name in clean],
+            "differences": [float(np.mean(apart[name] / norms(clean[name]))) for name in clean],
             "ratios": [float(np.max(apart[name] / distance)) for name in clean],
             "lipschitz_up_to": list(np.cumprod([layer.lipschitz for layer in report.layers])),
         }
@@ -174,92 +175,6 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
             there = features(other, variables, some)
             eval_step = jax.jit(make_eval_step(other))
             yield {**row("h times", factor, there, images, eval_step=eval_step), "amplification": largest}
-
-
-def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
-    """What comes out of each layer for images in grey levels, in order; the last is "classifier", the logits."""
-    import numpy as np
-
-    from lowcost.nn.network import bound_layers
-    from lowcost.train.step import to_unit_range
-
-    _, kept = net.apply(
-        variables,
-        to_unit_range(images),
-        train=False,
-        mutable=["intermediates"],
-        capture_intermediates=lambda module, method: method == "__call__" and len(module.path) == 1,
-    )
-    order = [layer.name for layer in bound_layers(net, variables, images.shape[1:])]
-    return {name: np.asarray(kept["intermediates"][name]["__call__"][0], np.float32) for name in order}
-
-
-def weights_bound(net: Any, disturbed: Any, images: Any, clean: dict[str, Any]) -> Any:
-    """Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j for each image.
-
-    Args:
-        net: the network; disturbed: its other variables.
-        images: in grey levels; clean: what comes out of each layer as it was.
-    """
-    import inspect
-
-    import jax.numpy as jnp
-    import numpy as np
-
-    from lowcost.nn.network import bound_layers
-    from lowcost.nn.stability import stability_report
-    from lowcost.train.step import to_unit_range
-
-    y, total = to_unit_range(images), np.zeros(len(images))
-    report = stability_report(net, disturbed, images.shape[1:])
-    for layer, bounds in zip(bound_layers(net, disturbed, images.shape[1:]), report.layers, strict=True):
-        takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
-        there = layer.module(y, **({"train": False} if takes_train else {}))
-        total = bounds.lipschitz * total + _norms(np.asarray(there) - clean[layer.name])
-        y = jnp.asarray(clean[layer.name])
-    return total
-
-
-def disturbed_weights(params: Any, config: Config) -> Iterator[tuple[str, float, Any]]:
-    """(kind, strength, weights)."""
-    import jax
-    import jax.numpy as jnp
-
-    def rounded(w: jax.Array, bits: int) -> jax.Array:
-        step = jnp.max(jnp.abs(w)) / (2 ** (bits - 1) - 1)
-        return jnp.where(step > 0, jnp.round(w / jnp.where(step > 0, step, 1)) * step, w)
-
-    yield "bfloat16", 16, jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype), params)
-    for bits in config.bits:
-        yield "bits", bits, jax.tree.map(lambda w, bits=bits: rounded(w, bits), params)
-    leaves, structure = jax.tree.flatten(params)
-    noise = [
-        jax.random.normal(key, w.shape) * jnp.sqrt(jnp.mean(w**2))
-        for key, w in zip(jax.random.split(jax.random.key(config.seed), len(leaves)), leaves, strict=True)
-    ]
-    for percent in config.weight_noise:
-        noisy = [w + percent / 100 * n for w, n in zip(leaves, noise, strict=True)]
-        yield "weight noise", percent, jax.tree.unflatten(structure, noisy)
-
-
-def disturbed_images(images: Any, config: Config) -> Iterator[tuple[str, float, Any]]:
-    """(kind, strength, images), both in grey levels."""
-    import numpy as np
-    from scipy.ndimage import gaussian_filter
-
-    noise = np.random.default_rng(config.seed).standard_normal(images.shape, np.float32)
-    for level in config.image_noise:
-        yield "image noise", level, np.clip(images + np.float32(level) * noise, 0, 255)
-    for pixels in config.blur:
-        sigma = (0, *(pixels,) * (images.ndim - 2), 0)
-        yield "blur", pixels, gaussian_filter(images, sigma, mode="reflect")
-
-
-def _norms(x: Any) -> Any:
-    """‖x_b‖ of each image."""
-    import numpy as np
-
-    return np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=tuple(range(1, x.ndim))))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import robustness, stability, train
+from experiments import perturbations, robustness, stability, train
 from experiments.config import TrainConfig
 
 RESULTS = Path("experiments/results")
@@ -60,17 +60,17 @@ def test_the_bound_on_changed_weights_is_exact_where_nothing_follows():
     net = network("implicit_rd", (4, 8), 3, steps_per_block=1)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.float32)
     variables = jax.jit(net.init)(jax.random.key(0), images)
-    clean = robustness.features(net, variables, images)
+    clean = perturbations.features(net, variables, images)
     layers = list(clean)
     for depth in 1, 3:
         name = layers[-depth]
         params = {**variables["params"], name: jax.tree.map(lambda w: 1.5 * w + 0.1, variables["params"][name])}
         disturbed = {**variables, "params": params}
-        there = robustness.features(net, disturbed, images)
+        there = perturbations.features(net, disturbed, images)
         change = np.linalg.norm((there[name] - clean[name]).reshape(5, -1), axis=1)
         report = stability_report(net, disturbed, images.shape[1:])
         factors = [layer.lipschitz for layer in report.layers[len(layers) - depth + 1 :]]
-        bound = robustness.weights_bound(net, disturbed, images, clean)
+        bound = perturbations.weights_bound(net, disturbed, images, clean)
         np.testing.assert_allclose(bound, change * np.prod(factors), rtol=1e-4)
 
 
@@ -103,8 +103,8 @@ def test_where_growth_passes_the_limit():
 def test_rounded_weights_lie_on_a_grid_of_so_many_bits():
     """2^bits - 1 values at most, symmetric, the largest weight among them."""
     weights = {"w": jnp.linspace(-1, 0.5, 1000)}
-    config = robustness.Config(bits=(4,), weight_noise=(50,))
-    rounded = {kind: tree["w"] for kind, _, tree in robustness.disturbed_weights(weights, config)}
+    disturbed = perturbations.disturbed_weights(weights, bits=(4,), percents=(50,), seed=0)
+    rounded = {kind: tree["w"] for kind, _, tree in disturbed}
     values = np.unique(rounded["bits"])
     assert len(values) <= 15
     assert values[0] == -1

@@ -1,0 +1,108 @@
+"""Small changes of weights and images, and what the bounds of the layers say of them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def disturbed_weights(
+    params: Any, bits: Sequence[int], percents: Sequence[float], seed: int
+) -> Iterator[tuple[str, float, Any]]:
+    """(kind, strength, weights): rounded to bfloat16 and to so many bits, and with normal noise.
+
+    Args:
+        params: the weights.
+        bits: each array has a uniform grid of 2^bits - 1 values, up to its own largest.
+        percents: noise of each array's root mean square.
+        seed: of the noise.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def rounded(w: jax.Array, bits: int) -> jax.Array:
+        step = jnp.max(jnp.abs(w)) / (2 ** (bits - 1) - 1)
+        return jnp.where(step > 0, jnp.round(w / jnp.where(step > 0, step, 1)) * step, w)
+
+    yield "bfloat16", 16, jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype), params)
+    for b in bits:
+        yield "bits", b, jax.tree.map(lambda w, b=b: rounded(w, b), params)
+    leaves, structure = jax.tree.flatten(params)
+    noise = [
+        jax.random.normal(key, w.shape) * jnp.sqrt(jnp.mean(w**2))
+        for key, w in zip(jax.random.split(jax.random.key(seed), len(leaves)), leaves, strict=True)
+    ]
+    for percent in percents:
+        noisy = [w + percent / 100 * n for w, n in zip(leaves, noise, strict=True)]
+        yield "weight noise", percent, jax.tree.unflatten(structure, noisy)
+
+
+def disturbed_images(
+    images: Any, levels: Sequence[float], sigmas: Sequence[float], seed: int
+) -> Iterator[tuple[str, float, Any]]:
+    """(kind, strength, images): with normal noise, cut to 0 … 255, and blurred by a Gaussian.
+
+    Args:
+        images: in grey levels, [N, *grid, C].
+        levels: standard deviations in grey levels.
+        sigmas: standard deviations in pixels.
+        seed: of the noise.
+    """
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    noise = np.random.default_rng(seed).standard_normal(images.shape, np.float32)
+    for level in levels:
+        yield "image noise", level, np.clip(images + np.float32(level) * noise, 0, 255)
+    for pixels in sigmas:
+        sigma = (0, *(pixels,) * (images.ndim - 2), 0)
+        yield "blur", pixels, gaussian_filter(images, sigma, mode="reflect")
+
+
+def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
+    """What comes out of each layer for images in grey levels, in order; the last is "classifier", the logits."""
+    import numpy as np
+
+    from lowcost.nn.network import bound_layers
+    from lowcost.train.step import to_unit_range
+
+    _, kept = net.apply(
+        variables,
+        to_unit_range(images),
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, method: method == "__call__" and len(module.path) == 1,
+    )
+    order = [layer.name for layer in bound_layers(net, variables, images.shape[1:])]
+    return {name: np.asarray(kept["intermediates"][name]["__call__"][0], np.float32) for name in order}
+
+
+def weights_bound(net: Any, disturbed: Any, images: Any, clean: dict[str, Any]) -> Any:
+    """Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j for each image.
+
+    Args:
+        net: the network; disturbed: its other variables.
+        images: in grey levels; clean: what comes out of each layer as it was.
+    """
+    import inspect
+
+    import jax.numpy as jnp
+    import numpy as np
+
+    from lowcost.nn.network import bound_layers
+    from lowcost.nn.stability import stability_report
+    from lowcost.train.step import to_unit_range
+
+    y, total = to_unit_range(images), np.zeros(len(images))
+    report = stability_report(net, disturbed, images.shape[1:])
+    for layer, bounds in zip(bound_layers(net, disturbed, images.shape[1:]), report.layers, strict=True):
+        takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
+        there = layer.module(y, **({"train": False} if takes_train else {}))
+        total = bounds.lipschitz * total + norms(np.asarray(there) - clean[layer.name])
+        y = jnp.asarray(clean[layer.name])
+    return total
+
+
+def norms(x: Any) -> Any:
+    """‖x_b‖ of each image."""
+    import numpy as np
+
+    return np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=tuple(range(1, x.ndim))))
