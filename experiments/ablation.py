@@ -25,7 +25,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "halved rate in place of one cycle": {"schedule": "halving"},
     "resized crops in place of translations": {"shift": "resized_crop"},
     "random in place of alternating flips": {"flip": "random"},
-    "light augmentation to the end": {"heavier_after": None},
+    "no late decay of the matrices": {"matrix_decay": 0.0},
+    "light augmentation to the end": {"heavier": False},
     "paper": {},
 }
 """The fast recipe with one ingredient changed; and both recipes as they are."""
@@ -95,8 +96,7 @@ def variants(arguments: AblationConfig) -> dict[str, tuple[TrainConfig, "Recipe"
     runs = {}
     for name, changes in VARIANTS.items():
         base: RecipeName = "paper" if name == "paper" else "fast"
-        after = RECIPES[base].heavier_after
-        if "heavier_after" in changes and after is not None and arguments.epochs <= after:
+        if {"matrix_decay", "heavier"} & changes.keys() and arguments.epochs <= RECIPES[base].late:
             continue
         config = TrainConfig(
             dataset=arguments.dataset,

@@ -5,6 +5,7 @@ import operator
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -24,11 +25,14 @@ class Recipe:
         stencil_rate: of adamw and muon: learning rate of all but the matrices M, over theirs.
         schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise, then a cosine down to a tenth.
         weight_decay: of adamw and muon.
+        late: after so many epochs begins what keeps a network from learning the images by heart: the next two.
+        matrix_decay: late weight decay of the matrices M, over weight_decay. Behind a normalisation the size of M does
+            not matter, but M grows with every step, and each then changes less of it: decay keeps it small.
+        heavier: late augmentation: a square of a quarter of the side is hidden, and translations reach twice as far, if
+            the side has 32 pixels at least.
         whitening: the opening layer starts with the principal components of image patches.
         average: largest decay of a moving average of weights and statistics, which is what is evaluated; None for none.
         shift: "resized_crop", a window of 0.8 to 1.2 times the image's side, or "translate" by up to 2 pixels.
-        heavier_after: after so many epochs, against learning the images by heart, a square of a quarter of the side is
-            hidden and translations reach twice as far, if the side has 32 pixels at least; None for never.
         flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
     """
 
@@ -38,14 +42,17 @@ class Recipe:
     stencil_rate: float = 1.0
     schedule: Literal["halving", "one_cycle"] = "halving"
     weight_decay: float = 0.0
+    late: int = 0
+    matrix_decay: float = 0.0
+    heavier: bool = False
     whitening: bool = False
     average: float | None = None
     shift: Literal["resized_crop", "translate"] = "resized_crop"
-    heavier_after: int | None = None
     flip: Literal["random", "alternating"] = "random"
 
-    def transformation(self, steps: int) -> optax.GradientTransformation:
-        """The optimiser of a run of so many steps."""
+    def transformation(self, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
+        """The optimiser of a run of so many epochs."""
+        steps = epochs * steps_per_epoch
         if self.schedule == "halving":  # every 60 of the paper's 300 epochs
             rate = optax.piecewise_constant_schedule(self.learning_rate, {steps * i // 5: 0.5 for i in range(1, 5)})
         else:
@@ -53,16 +60,21 @@ class Recipe:
             rate = optax.warmup_cosine_decay_schedule(peak / 10, peak, max(1, steps // 20), steps, peak / 10)
         if self.optimizer == "adam":
             return optax.adam(rate)
+
+        def decay(step: jax.Array) -> jax.Array:
+            return self.weight_decay + jnp.where(step < self.late * steps_per_epoch, 0.0, self.matrix_decay)
+
         if self.optimizer == "adamw":
             return optax.chain(
-                optax.adamw(rate, weight_decay=self.weight_decay),
-                optax.masked(
-                    optax.scale(self.stencil_rate), lambda params: jax.tree.map(operator.not_, _is_matrix(params))
-                ),
+                optax.scale_by_adam(),
+                optax.add_decayed_weights(self.weight_decay, _is_no_matrix),
+                optax.add_decayed_weights(decay, _is_matrix),
+                optax.scale_by_learning_rate(rate),
+                optax.masked(optax.scale(self.stencil_rate), _is_no_matrix),
             )
         return muon(
             rate,
-            weight_decay=self.weight_decay,
+            weight_decay=decay,
             adam_weight_decay=self.weight_decay,
             adam_learning_rate=lambda step: self.stencil_rate * rate(step),
             consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate suits both
@@ -86,10 +98,10 @@ class Recipe:
 
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)
-            if self.heavier_after is None:
-                images = light(shift_key, images)
+            if self.heavier:
+                images = jax.lax.cond(draw.epoch < self.late, light, heavy, shift_key, images)
             else:
-                images = jax.lax.cond(draw.epoch < self.heavier_after, light, heavy, shift_key, images)
+                images = light(shift_key, images)
             if not mirror:
                 return images
             if self.flip == "random":
@@ -108,10 +120,12 @@ RECIPES = {
         stencil_rate=0.3,
         schedule="one_cycle",
         weight_decay=1e-5,
+        late=5,
+        matrix_decay=0.02,
+        heavier=True,
         whitening=True,
         average=0.999,
         shift="translate",
-        heavier_after=5,
         flip="alternating",
     ),
 }
@@ -121,6 +135,10 @@ RECIPES = {
 def _is_matrix(params):
     """Which weights are matrices M: all whose name begins so; a stencil or the classifier is not."""
     return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key.startswith("matrix"), params)
+
+
+def _is_no_matrix(params):
+    return jax.tree.map(operator.not_, _is_matrix(params))
 
 
 def _matrices(params):

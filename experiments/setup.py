@@ -111,7 +111,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
         some = dataset.train.images[:: max(1, len(dataset.train) // 1000)]
         options["opening_init"] = nn.initializers.patch_whitening(some / np.float32(255))
     net = _network(config, len(dataset.classes), **options)
-    optimizer = recipe.transformation(config.epochs * steps_per_epoch)
+    optimizer = recipe.transformation(config.epochs, steps_per_epoch)
     augment = recipe.augmentation(dataset.flip)
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average)
     eval_step = make_eval_step(net)
@@ -218,9 +218,9 @@ def trained(workdir: Path) -> Trained:
     """
     config, recipe, about = _read(workdir)
     assert config.epochs is not None
-    image_shape, steps = tuple(about["image_shape"]), config.epochs * (about["train"] // config.batch_size)
+    image_shape, steps_per_epoch = tuple(about["image_shape"]), about["train"] // config.batch_size
     net = _network(config, len(about["classes"]))
-    optimizer = recipe.transformation(steps)
+    optimizer = recipe.transformation(config.epochs, steps_per_epoch)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
@@ -230,7 +230,7 @@ def trained(workdir: Path) -> Trained:
     variables = state.variables
     if config.seeds > 1:
         variables = jax.tree.map(lambda x: x[0], variables)
-    return Trained(config, net, variables, tuple(about["classes"]), image_shape, step, steps)
+    return Trained(config, net, variables, tuple(about["classes"]), image_shape, step, config.epochs * steps_per_epoch)
 
 
 def _read(workdir: Path) -> tuple[TrainConfig, Recipe, dict[str, Any]]:

@@ -18,7 +18,7 @@ from lowcost.train.step import Draw
 
 def rates(recipe, steps):
     """The learning rate of each step: what Adam does to a weight whose gradient never changes."""
-    optimizer = recipe.transformation(steps)
+    optimizer = recipe.transformation(steps, 1)
     weights, moved = jnp.zeros((1,)), []
     state, update = optimizer.init(weights), jax.jit(optimizer.update)
     for _ in range(steps):
@@ -53,7 +53,7 @@ def test_muon_orthogonalises_the_matrices_alone():
     )
     updates = {}
     for name in "muon", "adamw":
-        optimizer = Recipe(optimizer=name).transformation(10)
+        optimizer = Recipe(optimizer=name).transformation(10, 1)
         updates[name], _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     for matrix in "matrix1", "matrix2":
         before, after = (
@@ -77,13 +77,28 @@ def test_all_but_the_matrices_learn_at_the_stencil_rate(optimizer):
     moved = {}
     for rate in 0.3, 1.0:
         recipe = Recipe(optimizer=optimizer, stencil_rate=rate, weight_decay=0.1)
-        transformation = recipe.transformation(10)
+        transformation = recipe.transformation(10, 1)
         moved[rate], _ = jax.jit(transformation.update)(grads, transformation.init(params), params)
     ratios = jax.tree.map(lambda a, b: float(jnp.sum(a) / jnp.sum(b)), moved[0.3], moved[1.0])
     assert ratios == {
         "step": {"stencil": pytest.approx(0.3), "matrix": 1.0},
         "classifier": {"kernel": pytest.approx(0.3)},
     }
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_matrices_alone_decay_late(optimizer):
+    """With no gradient, by the learning rate times the decay, from the first step of the epoch on that is late."""
+    params = {"matrix": jnp.eye(4), "stencil": jnp.ones((3, 3, 4))}
+    recipe = Recipe(optimizer=optimizer, learning_rate=0.01, late=2, matrix_decay=0.5)
+    transformation = recipe.transformation(10, 3)
+    state, factors = transformation.init(params), []
+    for _ in range(8):
+        updates, state = jax.jit(transformation.update)(jax.tree.map(jnp.zeros_like, params), state, params)
+        factors.append(float(updates["matrix"][0, 0]))
+        assert not updates["stencil"].any()
+    assert factors[:6] == [0] * 6
+    assert factors[6:] == [pytest.approx(-0.01 * 0.5 * scale) for scale in (0.5, 0.5)]
 
 
 @pytest.mark.parametrize("mirror", [True, False])
@@ -102,9 +117,9 @@ def test_alternating_flips_show_both_versions_in_two_epochs(mirror):
 def test_a_square_is_hidden_once_the_images_are_known(shift):
     """Until then all is as without; afterwards an image without contrast shows a square of a quarter of its side."""
     key, rows = jax.random.key(0), jnp.arange(64)
-    recipe = Recipe(shift=shift, heavier_after=5)
+    recipe = Recipe(shift=shift, late=5, heavier=True)
     plain, heavier = (
-        jax.jit(r.augmentation(mirror=True)) for r in (dataclasses.replace(recipe, heavier_after=None), recipe)
+        jax.jit(r.augmentation(mirror=True)) for r in (dataclasses.replace(recipe, heavier=False), recipe)
     )
     noise = jax.random.uniform(key, (64, 16, 16, 3))
     draws = [Draw(key, jax.random.fold_in(key, epoch), rows, jnp.int32(epoch)) for epoch in (4, 5)]
@@ -120,7 +135,7 @@ def test_a_square_is_hidden_once_the_images_are_known(shift):
 def test_translations_reach_twice_as_far_once_the_images_are_known(side, far):
     """But not in small images, most of which would be gone."""
     key, rows = jax.random.key(0), jnp.arange(256)
-    augment = Recipe(shift="translate", heavier_after=5).augmentation(mirror=False)
+    augment = Recipe(shift="translate", late=5, heavier=True).augmentation(mirror=False)
     middle = side // 2
     column = jnp.zeros((256, side, side, 1)).at[:, :, middle].set(1.0)
     for epoch, reach in (4, 2), (5, far):
@@ -139,7 +154,7 @@ def test_every_variant_differs_from_the_fast_recipe_in_one_ingredient():
 def test_a_variant_that_so_few_epochs_cannot_show_is_left_out():
     """And runs that differ in anything have directories of their own."""
     short, long = variants(AblationConfig(epochs=5)), variants(AblationConfig(epochs=6))
-    assert set(long) - set(short) == {"light augmentation to the end"}
+    assert set(long) - set(short) == {"no late decay of the matrices", "light augmentation to the end"}
     directories = {config.directory() for runs in (short, long) for config, _ in runs.values()}
     assert len(directories) == len(short) + len(long)
 

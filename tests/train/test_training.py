@@ -238,7 +238,7 @@ def test_two_seeds_gather_nothing(architecture, on_cpu, monkeypatch):
     if not on_cpu:
         monkeypatch.setattr("lowcost.methods._measured", lambda platform: [])
     mesh, recipe = data_mesh(8), RECIPES["fast"]
-    net, optimizer = network(architecture, (2, 4), 3, steps_per_block=1), recipe.transformation(8)
+    net, optimizer = network(architecture, (2, 4), 3, steps_per_block=1), recipe.transformation(2, 4)
     step = make_train_step(net, optimizer, recipe.augmentation(True), 4, average=recipe.average)
     keys = jnp.stack([jax.random.key(0)] * 2)
 
