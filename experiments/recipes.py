@@ -57,7 +57,7 @@ class Recipe:
             rate = optax.piecewise_constant_schedule(self.learning_rate, {steps * i // 5: 0.5 for i in range(1, 5)})
         else:
             peak = self.learning_rate
-            rate = optax.warmup_cosine_decay_schedule(peak / 10, peak, max(1, steps // 20), steps, peak / 10)
+            rate = optax.warmup_cosine_decay_schedule(peak / 10, peak, max(1, steps // 20), max(2, steps), peak / 10)
         if self.optimizer == "adam":
             return optax.adam(rate)
 

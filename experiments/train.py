@@ -1,6 +1,7 @@
 """Train networks of the paper: `python -m experiments.train --help`."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -34,11 +35,12 @@ def main() -> None:
     from lowcost.train.processes import connect
 
     try:
-        connect(config.coordinator, config.num_processes, config.process_id, heartbeat_seconds=config.heartbeat_seconds)
+        given = config.coordinator, config.num_processes, config.process_id
+        number = connect(*given, heartbeat_seconds=config.heartbeat_seconds)
     except (ValueError, RuntimeError) as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
-    code = run(config)
+    code = run(dataclasses.replace(config, num_processes=number))
     if code == 2:
         import jax
 
@@ -113,8 +115,6 @@ def _prepare(config: TrainConfig, recipe: "Recipe | None") -> "Setup | None":
 
 
 def _write_or_compare(ready: "Setup") -> None:
-    import dataclasses
-
     from experiments import setup
 
     write_or_compare(ready.config, dataclasses.asdict(ready.recipe), setup.describe(ready.dataset))

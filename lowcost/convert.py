@@ -145,6 +145,6 @@ def _where(mask, stencil):
 
 def _relative_error(stencil, nearest):
     """‖K - P‖_F / ‖K‖_F, in float32 at least; 0 for K = 0."""
-    dtype = jnp.promote_types(stencil.dtype, jnp.float32)
-    norm = jnp.linalg.norm(stencil.astype(dtype))
-    return jnp.linalg.norm((stencil - nearest).astype(dtype)) / jnp.where(norm == 0, 1, norm)
+    stencil, nearest = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (stencil, nearest))
+    norm = jnp.linalg.norm(stencil)
+    return jnp.linalg.norm(stencil - nearest) / jnp.where(norm == 0, 1, norm)

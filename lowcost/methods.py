@@ -73,7 +73,8 @@ def _measured(platform: str) -> list[dict]:
         return [{key: row[key] for key in ("operator", "dims", "n", "m", "channels", "seconds")} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"LOWCOST_METHODS={path} cannot be read as a table of `python -m experiments.autotune`: {error!r}"
+            f"{'LOWCOST_METHODS=' if own else ''}{path} cannot be read as a table of `python -m experiments.autotune`: "
+            f"{error!r}"
         ) from None
 
 

@@ -81,7 +81,8 @@ def _check_that_host_answers(entry: Entry, folder: Path) -> None:
 
     def ask() -> None:
         try:
-            socket.create_connection((asked.hostname, asked.port or PORTS[url.scheme]), ANSWER_SECONDS).close()
+            # Of several addresses the first may be dead.
+            socket.create_connection((asked.hostname, asked.port or PORTS[url.scheme]), ANSWER_SECONDS / 2).close()
         except Exception as error:  # a name that cannot be one raises UnicodeError
             answer.put(error)
         else:

@@ -36,12 +36,10 @@ def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> 
         if not directory:
             continue
         # A build in the making has another name. One that is being copied may have this one, but not all its files.
-        builds = [
-            info.parent for info in (Path(os.path.expanduser(directory)) / entry.name).glob("*/dataset_info.json")
-        ]
+        builds = Path(os.path.expanduser(directory)) / entry.name
         versions = [
             build
-            for build in builds
+            for build in (info.parent for info in builds.glob("*/dataset_info.json"))
             if re.fullmatch(r"\d+\.\d+\.\d+", build.name) and any(build.glob("*.array_record*"))
         ]
         if versions:

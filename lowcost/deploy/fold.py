@@ -69,7 +69,7 @@ class Folded:
 
     def checked(self, images: jax.Array) -> jax.Array:
         """The images in float32, if they are of the size that the network was folded for."""
-        if images.ndim == 0 or images.shape[1:] != self.image_shape:
+        if images.shape[1:] != self.image_shape:
             raise ValueError(
                 f"images must be [B, {', '.join(map(str, self.image_shape))}], the size that the network was folded "
                 f"for, got shape {list(images.shape)}"
@@ -231,17 +231,10 @@ def _mirror(stencil, channel_axes=1):
     return np.flip(odd, tuple(range(dims)))
 
 
-def _coupled(stencil, a=1.0, b=None) -> Convolution:
-    return Convolution(np.asarray(stencil * a, np.float32), _bias(b, stencil))
+def _scaled(kind, weights, a=1.0, b=None):
+    """The operation a K y + b."""
+    bias = np.zeros(weights.shape[-1]) if b is None else b
+    return kind(np.asarray(weights * a, np.float32), np.asarray(bias, np.float32))
 
 
-def _depthwise(stencil, a=1.0, b=None) -> Depthwise:
-    return Depthwise(np.asarray(stencil * a, np.float32), _bias(b, stencil))
-
-
-def _pointwise(matrix, a=1.0, b=None) -> Pointwise:
-    return Pointwise(np.asarray(matrix * a, np.float32), _bias(b, matrix))
-
-
-def _bias(b, weights) -> NDArray[np.float32]:
-    return np.zeros(weights.shape[-1], np.float32) if b is None else np.asarray(b, np.float32)
+_coupled, _depthwise, _pointwise = (partial(_scaled, kind) for kind in (Convolution, Depthwise, Pointwise))

@@ -20,7 +20,7 @@ def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
         stencil: θ, [*window, C]; slice p couples channel i to channel i + p mod C.
         y: features, [..., *grid, C].
         boundary: "periodic", "zeros" or "reflect" of the grid; the channels are always periodic.
-        method: "fft", "matmul" (the DFTs as real matrix products), "direct" (XLA's convolution with the stencil
+        method: "fft", "matmul" (the DFTs as real matrix products), "direct" (`fully_coupled` with the stencil
             written out as [*window, C, C]) or "auto". The result is the same.
 
     Returns:

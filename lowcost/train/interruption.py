@@ -8,7 +8,7 @@ from lowcost.train.processes import agree
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM as a wish to stop: the loop finishes its step and saves; a second one leaves at once.
+    """Ctrl-C and SIGTERM as a wish to stop: the loop finishes its dispatch and saves; a second one leaves at once.
 
     Attributes:
         signal: the number of the signal that came to any of the processes, as of the last `wanted`; or None.

@@ -174,8 +174,7 @@ def evaluate_all(
 
 def _padded_batches(images, labels, batch_size) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     for start in range(0, len(labels), batch_size):
-        some_images, some_labels = images[start : start + batch_size], labels[start : start + batch_size]
-        missing = batch_size - len(some_labels)
-        weight = np.concatenate([np.ones(len(some_labels), np.float32), np.zeros(missing, np.float32)])
-        padding = [(0, missing)] + [(0, 0)] * (images.ndim - 1)
-        yield np.pad(some_images, padding), np.pad(some_labels, padding[:1]), weight
+        rows = np.arange(start, start + batch_size)
+        weight = (rows < len(labels)).astype(np.float32)
+        rows = rows.clip(max=len(labels) - 1)
+        yield images[rows], labels[rows], weight

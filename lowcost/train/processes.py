@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 
-# (variable, value with which the cluster says that this process works alone, although it is inside)
-_ALONE = (("SLURM_STEP_NUM_TASKS", "1"), ("OMPI_COMM_WORLD_SIZE", "1"))
+# Where a cluster says how many processes work together; 1 is one that works alone, although it is inside.
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def connect(
@@ -21,7 +21,7 @@ def connect(
     process_id: int | None = None,
     *,
     heartbeat_seconds: int = 100,
-) -> None:
+) -> int:
     """Join the other processes of a run, before JAX touches a device; alone, do nothing.
 
     Without arguments the others are found as `jax.distributed` does: by SLURM, Open MPI, Kubernetes indexed jobs
@@ -32,6 +32,9 @@ def connect(
         num_processes: how many there are.
         process_id: which this is, from 0.
         heartbeat_seconds: after so long without a sign of life a process is taken for dead, and the others end.
+
+    Returns:
+        How many they are, as far as it is known before JAX touches a device; else 1.
 
     Raises:
         ValueError: only some of the arguments are given, or they do not fit together.
@@ -45,14 +48,16 @@ def connect(
                 f"got {coordinator}, {num_processes} and {process_id}"
             )
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
-        return
+        return num_processes
     pod_of_no_job = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ
-    if pod_of_no_job or any(os.environ.get(name) == value for name, value in _ALONE):
-        return
+    told = [int(os.environ[name]) for name in _COUNTS if name in os.environ]
+    if pod_of_no_job or 1 in told:
+        return 1
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
     except ValueError:  # JAX found no cluster
-        return
+        return 1
+    return max(told, default=1)
 
 
 def is_first() -> bool:

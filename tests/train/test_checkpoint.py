@@ -163,6 +163,22 @@ def test_who_does_not_own_the_run_mends_nothing(saved, tmp_path, capsys):
     assert "is damaged (" in capsys.readouterr().err
 
 
+def test_a_reader_goes_on_to_what_the_run_has_kept_meanwhile(tmp_path, saved, monkeypatch):
+    """The run may let go of a checkpoint between its name being read and its content."""
+    shutil.copytree(saved, tmp_path / "run")
+    read = Checkpoints._read
+
+    def reads_late(self, path, **items):
+        if path.name == "7" and path.exists():
+            shutil.rmtree(path)
+        return read(self, path, **items)
+
+    monkeypatch.setattr(Checkpoints, "_read", reads_late)
+    checkpoints = Checkpoints(tmp_path / "run", owned=False)
+    assert_is(checkpoints.restore_newest(like()), 3)
+    checkpoints.close()
+
+
 def test_what_a_kill_left_behind_is_cleared_by_the_owner(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     (tmp_path / "run" / "9.orbax-checkpoint-tmp" / "state").mkdir(parents=True)

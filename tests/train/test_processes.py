@@ -25,12 +25,12 @@ def asked(monkeypatch):
 
 
 def test_flags_are_handed_on(asked):
-    processes.connect("host:1", 4, 3, heartbeat_seconds=7)
+    assert processes.connect("host:1", 4, 3, heartbeat_seconds=7) == 4
     assert asked == [(("host:1", 4, 3), {"heartbeat_timeout_seconds": 7})]
 
 
 def test_without_flags_jax_looks_for_a_cluster(asked):
-    processes.connect(heartbeat_seconds=7)
+    assert processes.connect(heartbeat_seconds=7) == 1
     assert asked == [((), {"heartbeat_timeout_seconds": 7})]
 
 
@@ -40,8 +40,15 @@ def test_without_flags_jax_looks_for_a_cluster(asked):
 )
 def test_alone_in_a_cluster_nobody_is_looked_for(asked, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    processes.connect()
+    assert processes.connect() == 1
     assert asked == []
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_cluster_tells_how_many_they_are(monkeypatch, name):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: None)
+    monkeypatch.setenv(name, "4")
+    assert processes.connect() == 4
 
 
 @pytest.mark.parametrize("given", [("host:1", None, None), ("host:1", 2, None), (None, 2, 0), ("host:1", 2, 2)])
