@@ -80,7 +80,7 @@ def main(arguments: AblationConfig) -> int:
                 return code
             result = finished(config, ingredients)
             assert result is not None
-        del result["recipe"]  # the variant says more
+        del result["recipe"], result["peak_memory_gib"]  # the variant says more; the process had others before
         rows.append({"variant": name, "images": arguments.images or arguments.dataset, "flags": told, **result})
         write_rows(arguments.out.with_suffix(".jsonl"), rows)
         arguments.out.with_suffix(".md").write_text(markdown(rows))

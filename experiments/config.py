@@ -41,7 +41,8 @@ class TrainConfig:
     """Channels: A 32-64-128, B 48-96-192, C 32-64-128-256."""
     recipe: RecipeName = "paper"
     """paper: Adam from 0.01, halved after every fifth of the run; fast: a tenth of the epochs, with a whitened opening
-    layer, one cycle of the learning rate, Muon for the matrices and an average of the weights."""
+    layer, one cycle of the learning rate, Muon for the matrices and an average of the weights; from the sixth epoch on
+    the matrices decay, and augmentation is heavier."""
     epochs: int | None = None
     """Passes over the training images; 300 for the recipe paper, 30 for fast when not given."""
     train_images: int | None = None
@@ -91,7 +92,7 @@ class TrainConfig:
 
 
 def write_or_compare(config: TrainConfig, recipe: dict[str, Any], data: dict[str, Any]) -> None:
-    """Leave the configuration in the work directory, or check that the one there is the same.
+    """Leave the configuration in the work directory, after a check that one there is the same but for where data lies.
 
     Args:
         config: the run's, with the number of epochs.
@@ -104,8 +105,10 @@ def write_or_compare(config: TrainConfig, recipe: dict[str, Any], data: dict[str
     path = config.directory() / "config.json"
     new = {**_fields(config, recipe), "data": data}
     if path.exists():
-        _compare(path, _read(path)[0], new)
-        return
+        there, data_dir = _read(path)
+        _compare(path, there, new)
+        if data_dir == _pictures(config):
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps({**new, "data_dir": _pictures(config)}, indent=2) + "\n").encode())
 

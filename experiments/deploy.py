@@ -8,6 +8,7 @@ The first run is measured in full; of each the exported files are compared with 
 import dataclasses
 import json
 import multiprocessing
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import tyro
 
 from experiments import predict
 from experiments.files import write_rows, write_whole
+from experiments.flags import flags
 from experiments.train import peak_memory
 
 TEMPLATE = """# A trained network outside of training
@@ -44,7 +46,7 @@ Largest difference of a logit from the network's over all test images, in batche
 
 {agreement}
 
-Made by `python -m experiments.deploy {workdirs}`.
+Made by `python -m experiments.deploy {workdirs} {flags}`.
 """
 
 MARKS = ("<!-- table -->", "<!-- end -->")
@@ -141,6 +143,7 @@ def forms(config: Config) -> list[dict[str, Any]]:
     ]
     about = {
         "kind": "form",
+        "flags": shlex.join(flags(config, "workdirs", "data_dir", "out")),
         "workdir": str(workdir),
         "network": f"{run.config.architecture} {run.config.width}",
         "weights": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
@@ -231,6 +234,7 @@ def _load(workdir: Path, config: Config):
     from lowcost import data, deploy
 
     run = setup.trained(workdir)
+    setup.check_finished(workdir, run.step, run.steps)
     dataset = data.load(
         run.config.dataset,
         data_dir=config.data_dir or run.config.data_dir,

@@ -109,7 +109,7 @@ def main(arguments: FaultsConfig) -> int:
 def markdown(rows: list[Row]) -> str:
     """The table."""
     lines = [f"| {row.fault} | {'' if row.fine else '**wrong:** '}{row.figure} |\n" for row in rows]
-    return "| fault | figure |\n|---|---|\n" + "".join(lines)
+    return "| fault | figure |\n|---|---|\n" + "".join(lines) + "\nMade by `make faults`.\n"
 
 
 def disturb(arguments: FaultsConfig) -> Iterator[Row]:

@@ -26,8 +26,8 @@ class Recipe:
         schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise, then a cosine down to a tenth.
         weight_decay: of adamw and muon.
         late: after so many epochs begins what keeps a network from learning the images by heart: the next two.
-        matrix_decay: late weight decay of the matrices M, over weight_decay. Behind a normalisation the size of M does
-            not matter, but M grows with every step, and each then changes less of it: decay keeps it small.
+        matrix_decay: late weight decay of the matrices M, added to weight_decay. Behind a normalisation the size of M
+            does not matter, but M grows with every step, and each then changes less of it: decay keeps it small.
         heavier: late augmentation: a square of a quarter of the side is hidden, and translations reach twice as far, if
             the side has 32 pixels at least.
         whitening: the opening layer starts with the principal components of image patches.

@@ -1,6 +1,6 @@
 """All results on one page: writes experiments/results/README.md from the pages that lie beside it.
 
-Every page there is made by the program that its last line names; this one only puts them together.
+Every page there is made by the program that it names; this one only puts them together.
 """
 
 import dataclasses

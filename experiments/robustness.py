@@ -6,6 +6,7 @@ layer to layer. Writes robustness.md, robustness.jsonl and robustness.png.
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import tyro
 
 from experiments.files import write_rows
+from experiments.flags import flags
 from experiments.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
 from experiments.styles import STYLES
 
@@ -40,7 +42,7 @@ Lipschitz bounds of all layers up to it.
 
 ![growth through depth](robustness.png)
 
-Made by `python -m experiments.robustness {workdirs}`.
+Made by `{command}`.
 """
 
 
@@ -78,11 +80,20 @@ def main(config: Config) -> int:
     workdirs = config.workdirs or tuple(single_runs(Path("runs")))
     if not workdirs:
         raise ValueError("there is no finished run of a single seed under runs/; train one, or name its work directory")
+    if not config.image_noise:
+        raise ValueError("--image-noise must name a strength: the picture shows how the smallest grows")
+    told = shlex.join(flags(config, "workdirs", "data_dir", "out_dir"))
     rows: list[dict[str, Any]] = []
     for workdir in workdirs:
-        for row in measure(workdir, config):
-            rows.append({"workdir": str(workdir), **row})
-            print(f"{workdir.name}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True)
+        try:
+            for row in measure(workdir, config):
+                rows.append({"workdir": str(workdir), "flags": told, **row})
+                print(f"{workdir.name}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True)
+        except ValueError as error:
+            if config.workdirs:
+                raise
+            print(f"{workdir}: passed over: {error}", file=sys.stderr)
+            continue
         write_rows(config.out_dir / "robustness.jsonl", rows)
         (config.out_dir / "robustness.md").write_text(markdown(rows))
         draw(rows, config.out_dir / "robustness.png")
@@ -204,7 +215,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         some=rows[0]["images"],
         seed=rows[0]["seed"],
         noise=_shown(rows),
-        workdirs=" ".join(runs),
+        command=" ".join(["python -m experiments.robustness", *runs, rows[0]["flags"]]).strip(),
     )
 
 

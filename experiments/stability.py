@@ -6,14 +6,16 @@ handwritten digits, the time step being changed afterwards. Writes stability.md,
 
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.config import TrainConfig, finished
+from experiments.config import DIVERGED, TrainConfig, finished
 from experiments.files import write_rows
+from experiments.flags import flags
 from experiments.styles import STYLES
 
 LIMIT = 1e3
@@ -35,7 +37,7 @@ one always.
 
 ![growth against step size](stability.png)
 
-Made by `python -m experiments.stability --steps-per-block {numbers} --epochs {epochs} --images {images} --seed {seed}`.
+Made by `{command}`.
 """
 
 
@@ -60,7 +62,11 @@ class Config:
 
 
 def main(config: Config) -> int:
-    """Train what is not trained, measure, write the three files, print the table."""
+    """Train what is not trained, measure, write the three files, print the table.
+
+    Returns:
+        The exit status of training: 3 if the loss of any network was no longer finite, another as soon as one has it.
+    """
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -69,7 +75,9 @@ def main(config: Config) -> int:
 
     if sorted(set(config.step_sizes)) != list(config.step_sizes) or 1.0 not in config.step_sizes:
         raise ValueError(f"--step-sizes must ascend and hold 1, that of training; got {config.step_sizes}")
+    told = shlex.join(flags(config, "workdir", "out_dir"))
     rows: list[dict[str, Any]] = []
+    diverged = 0
     for steps in config.steps_per_block:
         for architecture in ("explicit_rd", "implicit_rd"):
             run = TrainConfig(
@@ -80,13 +88,17 @@ def main(config: Config) -> int:
                 workdir=config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}",
             )
             if finished(run, dataclasses.asdict(RECIPES[run.recipe])) is None and (code := train.run(run)):
+                if code == DIVERGED:
+                    diverged = code
+                    continue
                 return code
-            rows += measure(run, config.step_sizes, config.images)
+            rows += [{**row, "flags": told} for row in measure(run, config.step_sizes, config.images)]
             write_rows(config.out_dir / "stability.jsonl", rows)
             (config.out_dir / "stability.md").write_text(markdown(rows))
             draw(rows, config.out_dir / "stability.png")
-    Console().print(Markdown(markdown(rows)))
-    return 0
+    if rows:
+        Console().print(Markdown(markdown(rows)))
+    return diverged
 
 
 def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[dict[str, Any]]:
@@ -195,7 +207,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         last=sizes[-1],
         count=len(sizes),
         limit=LIMIT,
-        numbers=" ".join(dict.fromkeys(str(row["steps_per_block"]) for row in rows)),
+        command=f"python -m experiments.stability {first['flags']}".strip(),
         **{key: first[key] for key in ("images", "epochs", "seed")},
     )
 

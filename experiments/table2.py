@@ -22,7 +22,7 @@ import tyro
 from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
 from experiments.files import read_rows, write_rows
 from experiments.flags import flags
-from experiments.table2_page import PAPER, draw, markdown
+from experiments.table2_page import PAPER, draw, markdown, place
 from experiments.table2_plan import plan
 
 Width = Literal["A", "B", "C"]
@@ -159,19 +159,22 @@ def train(run: TrainConfig) -> int:
 
 
 def record(config: Config, result: dict[str, Any]) -> None:
-    """A line for this run; the one that it has is written again where the flags tell what its pictures are."""
+    """A line for this run, in place of one from before; its own is written again to tell what its pictures are."""
     somewhere = dataclasses.replace(config, data_dir=config.data_dir and Path("DIR"))
     told = flags(somewhere, "datasets", "architectures", "widths", "download", "workdir", "out", "dry_run")
     rows = read_rows(config.out)
     like = config.like or (result["dataset"] if result["dataset"] in PAPER else None)
-    original = "original" if result["dataset"] in PAPER else "pictures as they lie in the folder"
-    images = config.images or f"{result['dataset']}, {original}"
+    stored = {"folder": "pictures as they lie in the folder", "digits": "inside scikit-learn"}
+    images = config.images or f"{result['dataset']}, {stored.get(result['dataset'], 'original')}"
     new = {"images": images, "like": like, "flags": shlex.join(told), **result}
-    there = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
-    if not there:
+    same = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
+    older = [i for i, row in enumerate(rows) if place(row) == place(new)]
+    if same and not (config.images or config.like):
+        return
+    if i := [*same, *older]:
+        rows[i[0]] = new
+    else:
         rows.append(new)
-    elif config.images or config.like:
-        rows[there[0]] = new
     write_rows(config.out, rows)
 
 

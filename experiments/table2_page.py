@@ -67,11 +67,19 @@ def markdown(rows: list[dict[str, Any]], picture: str) -> str:
     return text
 
 
+def place(row: dict[str, Any]) -> tuple:
+    """What one row alone is shown for: a newer one with the same takes its place."""
+    return *_kind(row), row["architecture"], row["width"]
+
+
+def _kind(row: dict[str, Any]) -> tuple:
+    return tuple(row[x] for x in ("images", "train_images", "recipe", "epochs", "seed", "seeds", "device", "flags"))
+
+
 def _groups(rows: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        kind = tuple(row[x] for x in ("images", "train_images", "recipe", "epochs", "seed", "seeds", "device", "flags"))
-        groups.setdefault(kind, []).append(row)
+        groups.setdefault(_kind(row), []).append(row)
     return groups
 
 

@@ -164,7 +164,7 @@ def stability_map(integrator: str, symbol: jax.Array, *, ax: Axes | None = None)
     ax = _axes(ax)
     steps = np.geomspace(0.01, 100, 201) * 2 / largest
     modes = np.linspace(0, largest, 101)
-    factors = np.abs(INTEGRATORS[integrator].factor(jnp.outer(modes, steps)))
+    factors = np.abs(INTEGRATORS[integrator].factor(jnp.asarray(np.outer(modes, steps))))
     norm = TwoSlopeNorm(1, 0, 2)
     picture = ax.pcolormesh(steps, modes, factors, norm=norm, cmap="RdBu_r", shading="gouraud", rasterized=True)
     if (factors > 1 + 1e-6).any():

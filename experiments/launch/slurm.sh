@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # sbatch experiments/launch/slurm.sh: 4 nodes with 8 GPUs each train one network on CIFAR-10 (adapt the lines below).
 # JAX finds the processes by SLURM's variables; no flag is needed. The work directory and the data must be visible to
-# all nodes. Before the time is up SLURM sends SIGTERM: the run finishes its step, saves and ends with 143, and the same
+# all nodes. Before the time is up SLURM sends SIGTERM: the run finishes what the device was given, saves and ends with 143, and the same
 # job, submitted again or requeued, goes on from there.
 #SBATCH --job-name=lowcost
 #SBATCH --nodes=4

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import perturbations, robustness, stability, train
 from experiments.config import TrainConfig
+from experiments.files import read_rows
 
 RESULTS = Path("experiments/results")
 
@@ -24,14 +25,18 @@ def test_both_on_a_run(tmp_path):
     rows = stability.measure(run, (0.1, 1.0, 100.0), 8)
     assert [row["weights"] for row in rows] == ["initial", "trained", "trained"]
     assert all(row["growth"][-1] > stability.LIMIT and row["growth"][0] < 10 for row in rows)
-    page = stability.markdown(rows)
+    page = stability.markdown([{**row, "flags": "--images 8"} for row in rows])
+    assert "Made by `python -m experiments.stability --images 8`." in page
     assert "| 2 | initial | of the batch | explicit_rd |" in page
     stability.draw(rows, tmp_path / "stability.png")
 
     config = robustness.Config(
         bits=(4,), weight_noise=(5,), image_noise=(10,), blur=(1,), steps=(2,), images=8, out_dir=tmp_path
     )
-    rows = [{"workdir": "explicit", **row} for row in robustness.measure(tmp_path / "explicit", config)]
+    rows = [
+        {"workdir": "explicit", "flags": "--steps 2", **row}
+        for row in robustness.measure(tmp_path / "explicit", config)
+    ]
     kinds = ["as it is", "bfloat16", "bits", "weight noise", "image noise", "blur", "h times"]
     assert [row["kind"] for row in rows] == kinds
     result = json.loads((tmp_path / "explicit" / "result.json").read_text())
@@ -48,6 +53,7 @@ def test_both_on_a_run(tmp_path):
     assert noise["ratios"][0] > 0.01 * noise["lipschitz_up_to"][0]  # the opening alone comes near its own bound
     page = robustness.markdown(rows)
     assert "| bits 4 |" in page
+    assert "Made by `python -m experiments.robustness explicit --steps 2`." in page
     robustness.draw(rows, tmp_path / "robustness.png")
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("stability", "robustness"))
 
@@ -90,6 +96,43 @@ def test_step_sizes_ascend_and_hold_that_of_training():
     for sizes in (0.5, 2.0), (2.0, 1.0):
         with pytest.raises(ValueError, match="ascend and hold 1"):
             stability.main(stability.Config(step_sizes=sizes))
+
+
+def test_a_network_that_diverges_keeps_no_other_from_being_measured(tmp_path, monkeypatch):
+    """And the program ends with its status."""
+    row = {"weights": "initial", "statistics": "of the batch", "epochs": 5, "seed": 0, "images": 64, "stiffness": 1.0}
+    monkeypatch.setattr(train, "run", lambda run: 3 if run.architecture == "explicit_rd" else 0)
+    monkeypatch.setattr(
+        stability,
+        "measure",
+        lambda run, sizes, images: [
+            {"steps_per_block": 4, "architecture": run.architecture, **row, "h": [1.0], "growth": [2.0]}
+        ],
+    )
+    config = stability.Config(steps_per_block=(4,), workdir=tmp_path, out_dir=tmp_path)
+    assert stability.main(config) == 3
+    assert [row["architecture"] for row in read_rows(tmp_path / "stability.jsonl")] == ["implicit_rd"]
+
+
+def test_a_run_that_cannot_be_read_is_passed_over_unless_it_was_named(tmp_path, monkeypatch, capsys):
+    for name in "a", "b":
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "result.json").write_text('{"seeds": 1}')
+
+    def measure(workdir, config):
+        if workdir.name == "a":
+            raise ValueError("of another version")
+        noise = {"layers": ["l"], "differences": [0.1], "ratios": [0.1], "lipschitz_up_to": [1.0], "bound": 1.0}
+        about = {"architecture": "resnet", "dataset": "d", "seed": 0, "images": 4, "change": 0.1, "accuracy": 0.5}
+        yield {"kind": "image noise", "strength": 2, **about, **noise}
+
+    monkeypatch.setattr(robustness, "measure", measure)
+    monkeypatch.chdir(tmp_path)
+    assert robustness.main(robustness.Config(out_dir=tmp_path)) == 0
+    assert "a: passed over: of another version" in capsys.readouterr().err
+    assert [row["workdir"] for row in read_rows(tmp_path / "robustness.jsonl")] == ["runs/b"]
+    with pytest.raises(ValueError, match="of another version"):
+        robustness.main(robustness.Config((Path("runs/a"),), out_dir=tmp_path))
 
 
 def test_where_growth_passes_the_limit():

@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from experiments import table2, table2_page, table2_plan
-from experiments.config import TrainConfig, write_or_compare
+from experiments.config import TrainConfig, finished, write_or_compare
 from experiments.files import read_rows
 from experiments.recipes import RECIPES
 from lowcost import cost
@@ -113,6 +113,25 @@ def test_what_the_pictures_are_can_be_told_later(tmp_path, trained):
     assert (row["images"], row["like"], len(trained)) == ("small pictures", "cifar10", 1)
     with pytest.raises(ValueError, match="folder alone"):
         table2.main(table2.Config(datasets=("folder", "cifar10"), widths=("A",), like="cifar10"))
+
+
+def test_a_newer_run_takes_the_place_of_an_older_one(tmp_path, trained):
+    """Of the same configuration, with another end: the recipe has changed."""
+    config = table2.Config(architectures=("resnet", "mobilenet"), workdir=tmp_path, out=tmp_path / "t.jsonl")
+    assert table2.main(config) == 0
+    assert table2.main(dataclasses.replace(config, architectures=("resnet",), workdir=tmp_path / "new")) == 0
+    rows = read_rows(config.out)
+    assert [(row["architecture"], row["test_accuracy"]) for row in rows] == [("resnet", 0.53), ("mobilenet", 0.52)]
+
+
+def test_pictures_that_have_moved_are_where_the_run_finds_them(tmp_path):
+    """A run goes on with them, and is found finished with them."""
+    run = TrainConfig(dataset="folder", data_dir=tmp_path / "a", epochs=1, workdir=tmp_path)
+    write_or_compare(run, {}, {})
+    moved = dataclasses.replace(run, data_dir=tmp_path / "b")
+    write_or_compare(moved, {}, {})
+    (tmp_path / "result.json").write_text("{}")
+    assert finished(moved, {}) == {}
 
 
 def test_a_network_that_diverges_keeps_no_other_from_its_run(tmp_path, trained, monkeypatch):
