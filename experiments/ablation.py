@@ -1,7 +1,6 @@
 """What each ingredient of the fast recipe is worth: `python -m experiments.ablation folder --data-dir DIR`."""
 
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import tyro
 
 from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
 from experiments.files import write_rows
-from experiments.flags import flags
+from experiments.flags import shown
 from experiments.huge_pages import use_huge_pages
 
 if TYPE_CHECKING:
@@ -64,8 +63,7 @@ def main(arguments: AblationConfig) -> int:
     """Train all variants, one after another, and write what came of those that are finished."""
     from experiments import train
 
-    somewhere = dataclasses.replace(arguments, data_dir=arguments.data_dir and Path("DIR"))
-    told = shlex.join([arguments.dataset, *flags(somewhere, "dataset", "workdir", "out")])
+    told = f"{arguments.dataset} {shown(arguments, 'dataset', 'workdir', 'out')}".strip()
     rows: list[dict[str, Any]] = []
     status = 0
     for name, (config, recipe) in variants(arguments).items():

@@ -8,7 +8,6 @@ The first run is measured in full; of each the exported files are compared with 
 import dataclasses
 import json
 import multiprocessing
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import tyro
 
 from experiments import predict
 from experiments.files import write_rows, write_whole
-from experiments.flags import flags
+from experiments.flags import shown
 from experiments.train import peak_memory
 
 TEMPLATE = """# A trained network outside of training
@@ -143,7 +142,7 @@ def forms(config: Config) -> list[dict[str, Any]]:
     ]
     about = {
         "kind": "form",
-        "flags": shlex.join(flags(config, "workdirs", "data_dir", "out")),
+        "flags": shown(config, "workdirs", "data_dir", "out"),
         "workdir": str(workdir),
         "network": f"{run.config.architecture} {run.config.width}",
         "weights": sum(x.size for x in jax.tree.leaves(run.variables["params"])),

@@ -1,6 +1,8 @@
 """The command line that gives a configuration."""
 
 import dataclasses
+import shlex
+from pathlib import Path
 from typing import Any
 
 
@@ -19,3 +21,10 @@ def flags(config: Any, *without: str) -> list[str]:
             if value is not True:
                 words += map(str, value if isinstance(value, tuple) else (value,))
     return words
+
+
+def shown(config: Any, *without: str) -> str:
+    """The same as a page shows it: where the pictures lie is DIR."""
+    if getattr(config, "data_dir", None) is not None:
+        config = dataclasses.replace(config, data_dir=Path("DIR"))
+    return shlex.join(flags(config, *without))

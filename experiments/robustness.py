@@ -6,7 +6,6 @@ layer to layer. Writes robustness.md, robustness.jsonl and robustness.png.
 
 import dataclasses
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import tyro
 
 from experiments.files import write_rows
-from experiments.flags import flags
+from experiments.flags import shown
 from experiments.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
 from experiments.styles import STYLES
 
@@ -82,7 +81,7 @@ def main(config: Config) -> int:
         raise ValueError("there is no finished run of a single seed under runs/; train one, or name its work directory")
     if not config.image_noise:
         raise ValueError("--image-noise must name a strength: the picture shows how the smallest grows")
-    told = shlex.join(flags(config, "workdirs", "data_dir", "out_dir"))
+    told = shown(config, "workdirs", "data_dir", "out_dir")
     rows: list[dict[str, Any]] = []
     for workdir in workdirs:
         try:
@@ -90,13 +89,15 @@ def main(config: Config) -> int:
                 rows.append({"workdir": str(workdir), "flags": told, **row})
                 print(f"{workdir.name}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True)
         except ValueError as error:
-            if config.workdirs:
+            if config.workdirs or (rows and rows[-1]["workdir"] == str(workdir)):  # named, or opened well enough
                 raise
             print(f"{workdir}: passed over: {error}", file=sys.stderr)
             continue
         write_rows(config.out_dir / "robustness.jsonl", rows)
         (config.out_dir / "robustness.md").write_text(markdown(rows))
         draw(rows, config.out_dir / "robustness.png")
+    if not rows:
+        raise ValueError("none of the runs under runs/ can be opened; train one, or name its work directory")
     Console().print(Markdown(markdown(rows)))
     return 0
 

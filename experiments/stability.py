@@ -6,7 +6,6 @@ handwritten digits, the time step being changed afterwards. Writes stability.md,
 
 import dataclasses
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 
 from experiments.config import DIVERGED, TrainConfig, finished
 from experiments.files import write_rows
-from experiments.flags import flags
+from experiments.flags import shown
 from experiments.styles import STYLES
 
 LIMIT = 1e3
@@ -75,7 +74,7 @@ def main(config: Config) -> int:
 
     if sorted(set(config.step_sizes)) != list(config.step_sizes) or 1.0 not in config.step_sizes:
         raise ValueError(f"--step-sizes must ascend and hold 1, that of training; got {config.step_sizes}")
-    told = shlex.join(flags(config, "workdir", "out_dir"))
+    told = shown(config, "workdir", "out_dir")
     rows: list[dict[str, Any]] = []
     diverged = 0
     for steps in config.steps_per_block:

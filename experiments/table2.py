@@ -9,7 +9,6 @@ Finished runs are skipped, stopped ones go on, one whose loss is no longer finit
 
 import dataclasses
 import json
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import tyro
 
 from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
 from experiments.files import read_rows, write_rows
-from experiments.flags import flags
+from experiments.flags import flags, shown
 from experiments.table2_page import PAPER, draw, markdown, place
 from experiments.table2_plan import plan
 
@@ -160,13 +159,12 @@ def train(run: TrainConfig) -> int:
 
 def record(config: Config, result: dict[str, Any]) -> None:
     """A line for this run, in place of one from before; its own is written again to tell what its pictures are."""
-    somewhere = dataclasses.replace(config, data_dir=config.data_dir and Path("DIR"))
-    told = flags(somewhere, "datasets", "architectures", "widths", "download", "workdir", "out", "dry_run")
+    told = shown(config, "datasets", "architectures", "widths", "download", "workdir", "out", "dry_run")
     rows = read_rows(config.out)
     like = config.like or (result["dataset"] if result["dataset"] in PAPER else None)
     stored = {"folder": "pictures as they lie in the folder", "digits": "inside scikit-learn"}
     images = config.images or f"{result['dataset']}, {stored.get(result['dataset'], 'original')}"
-    new = {"images": images, "like": like, "flags": shlex.join(told), **result}
+    new = {"images": images, "like": like, "flags": told, **result}
     same = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
     older = [i for i, row in enumerate(rows) if place(row) == place(new)]
     if same and not (config.images or config.like):

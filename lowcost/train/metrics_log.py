@@ -71,9 +71,8 @@ class MetricsLog:
 def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any) -> Row:
     """One epoch's entry: means over its training images and over all test images, and over the seeds if there are many.
 
-    Where test is empty the epoch was not evaluated.
-
-    Those of each seed stand beside as a list, "test_accuracy_seeds" for instance.
+    Those of each seed stand beside as a list, "test_accuracy_seeds" for instance. Where test is empty the epoch was not
+    evaluated.
     """
     row: Row = {"epoch": epoch, "step": step}
     for part, metrics in {"train": train, "test": test}.items():

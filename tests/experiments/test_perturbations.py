@@ -133,6 +133,9 @@ def test_a_run_that_cannot_be_read_is_passed_over_unless_it_was_named(tmp_path, 
     assert [row["workdir"] for row in read_rows(tmp_path / "robustness.jsonl")] == ["runs/b"]
     with pytest.raises(ValueError, match="of another version"):
         robustness.main(robustness.Config((Path("runs/a"),), out_dir=tmp_path))
+    (tmp_path / "runs" / "b" / "result.json").unlink()
+    with pytest.raises(ValueError, match="none of the runs"):
+        robustness.main(robustness.Config(out_dir=tmp_path))
 
 
 def test_where_growth_passes_the_limit():

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from experiments.ablation import VARIANTS, AblationConfig, markdown, variants
+from experiments.flags import shown
 from experiments.recipes import RECIPES, Recipe
 from lowcost.nn import network
 from lowcost.train.step import Draw
@@ -149,6 +150,12 @@ def test_every_variant_differs_from_the_fast_recipe_in_one_ingredient():
         varied = dataclasses.replace(RECIPES["fast"], **changes)
         assert len(changes) == (0 if name in ("fast", "paper") else 1)
         assert (varied == RECIPES["fast"]) == (not changes)
+
+
+def test_a_page_shows_the_flags_and_not_where_pictures_lie(tmp_path):
+    config = AblationConfig("folder", data_dir=tmp_path, images="small ones", epochs=6)
+    assert shown(config, "dataset") == "--data-dir DIR --epochs 6 --images 'small ones'"
+    assert shown(AblationConfig(), "dataset") == ""
 
 
 def test_a_variant_that_so_few_epochs_cannot_show_is_left_out():
