@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resized crops in place of translations": {"shift": "resized_crop"},
     "random in place of alternating flips": {"flip": "random"},
     "no late decay of the matrices": {"matrix_decay": 0.0},
-    "light augmentation to the end": {"heavier": False},
+    "light augmentation to the end": {"hidden": 0.0},
     "paper": {},
 }
 """The fast recipe with one ingredient changed; and both recipes as they are."""
@@ -94,7 +94,7 @@ def variants(arguments: AblationConfig) -> dict[str, tuple[TrainConfig, "Recipe"
     runs = {}
     for name, changes in VARIANTS.items():
         base: RecipeName = "paper" if name == "paper" else "fast"
-        if {"matrix_decay", "heavier"} & changes.keys() and arguments.epochs <= RECIPES[base].late:
+        if {"matrix_decay", "hidden"} & changes.keys() and arguments.epochs <= RECIPES[base].late:
             continue
         config = TrainConfig(
             dataset=arguments.dataset,

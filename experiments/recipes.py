@@ -28,8 +28,8 @@ class Recipe:
         late: after so many epochs begins what keeps a network from learning the images by heart: the next two.
         matrix_decay: late weight decay of the matrices M, added to weight_decay. Behind a normalisation the size of M
             does not matter, but M grows with every step, and each then changes less of it: decay keeps it small.
-        heavier: late augmentation: a square of a quarter of the side is hidden, and translations reach twice as far, if
-            the side has 32 pixels at least.
+        hidden: late augmentation, 0 for none: a square of this share of the side is hidden, and translations reach
+            twice as far, if the side has 32 pixels at least.
         whitening: the opening layer starts with the principal components of image patches.
         average: largest decay of a moving average of weights and statistics, which is what is evaluated; None for none.
         shift: "resized_crop", a window of 0.8 to 1.2 times the image's side, or "translate" by up to 2 pixels.
@@ -44,7 +44,7 @@ class Recipe:
     weight_decay: float = 0.0
     late: int = 0
     matrix_decay: float = 0.0
-    heavier: bool = False
+    hidden: float = 0.0
     whitening: bool = False
     average: float | None = None
     shift: Literal["resized_crop", "translate"] = "resized_crop"
@@ -94,11 +94,11 @@ class Recipe:
             grey = 0.5  # what is hidden is neither dark nor bright
             side = min(images.shape[1:3])
             far = 4 if side >= 32 else 2
-            return cutout(hole_key, light(shift_key, images, far) - grey, pixels=side // 4) + grey
+            return cutout(hole_key, light(shift_key, images, far) - grey, pixels=round(self.hidden * side)) + grey
 
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)
-            if self.heavier:
+            if self.hidden:
                 images = jax.lax.cond(draw.epoch < self.late, light, heavy, shift_key, images)
             else:
                 images = light(shift_key, images)
@@ -122,7 +122,7 @@ RECIPES = {
         weight_decay=1e-5,
         late=5,
         matrix_decay=0.02,
-        heavier=True,
+        hidden=0.375,
         whitening=True,
         average=0.999,
         shift="translate",

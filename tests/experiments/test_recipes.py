@@ -118,10 +118,8 @@ def test_alternating_flips_show_both_versions_in_two_epochs(mirror):
 def test_a_square_is_hidden_once_the_images_are_known(shift):
     """Until then all is as without; afterwards an image without contrast shows a square of a quarter of its side."""
     key, rows = jax.random.key(0), jnp.arange(64)
-    recipe = Recipe(shift=shift, late=5, heavier=True)
-    plain, heavier = (
-        jax.jit(r.augmentation(mirror=True)) for r in (dataclasses.replace(recipe, heavier=False), recipe)
-    )
+    recipe = Recipe(shift=shift, late=5, hidden=0.25)
+    plain, heavier = (jax.jit(r.augmentation(mirror=True)) for r in (dataclasses.replace(recipe, hidden=0.0), recipe))
     noise = jax.random.uniform(key, (64, 16, 16, 3))
     draws = [Draw(key, jax.random.fold_in(key, epoch), rows, jnp.int32(epoch)) for epoch in (4, 5)]
     np.testing.assert_array_equal(heavier(noise, draws[0]), plain(noise, draws[0]))
@@ -136,7 +134,7 @@ def test_a_square_is_hidden_once_the_images_are_known(shift):
 def test_translations_reach_twice_as_far_once_the_images_are_known(side, far):
     """But not in small images, most of which would be gone."""
     key, rows = jax.random.key(0), jnp.arange(256)
-    augment = Recipe(shift="translate", late=5, heavier=True).augmentation(mirror=False)
+    augment = Recipe(shift="translate", late=5, hidden=0.25).augmentation(mirror=False)
     middle = side // 2
     column = jnp.zeros((256, side, side, 1)).at[:, :, middle].set(1.0)
     for epoch, reach in (4, 2), (5, far):
