@@ -241,6 +241,8 @@ def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DType
 
 def _check_explained(transfer, y, response):
     """K y = F⁻¹(K̂ F y), which a map that is not linear or not shift-invariant fails."""
+    if not (np.isfinite(transfer).all() and np.isfinite(response).all()):
+        raise ValueError("operator gives NaN or infinity; look at its weights")
     axes = range(y.ndim - 1)
     spectrum = np.einsum("...oi,...i->...o", transfer, np.fft.fftn(y, axes=axes))
     error = np.linalg.norm(np.fft.ifftn(spectrum, axes=axes) - response) / (np.linalg.norm(response) or 1)

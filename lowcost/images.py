@@ -16,9 +16,11 @@ def per_shard(transform, dims, y, *weights):
     mesh = jax.sharding.get_abstract_mesh()
     if y.ndim <= dims + 1 or BATCH_AXIS not in mesh.axis_names:
         return transform(y, *weights)
-    manual = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[BATCH_AXIS] == AxisType.Manual
-    if manual or y.shape[0] % mesh.shape[BATCH_AXIS]:
+    kind = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[BATCH_AXIS]
+    if kind == AxisType.Manual or y.shape[0] % mesh.shape[BATCH_AXIS]:
         return transform(y, *weights)
+    if kind == AxisType.Explicit and jax.typeof(y).sharding.spec[0] != BATCH_AXIS:
+        return transform(y, *weights)  # there the type of y says how it lies: whole on every device
 
     def shard(y, *weights):
         # Said here, once: inside a loop over images the weights' gradient would be summed over devices for each image.

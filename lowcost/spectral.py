@@ -142,8 +142,7 @@ def filter_spectrum(
     By FFT `multiply` is called once with half the spectrum, by matrix product once for each real part of λ.
 
     Args:
-        symbol: λ, [*grid, *channels]; y: features [..., *grid, C]; both may have other trailing axes than one another
-            as long as `multiply` accepts them.
+        symbol: λ, [*grid, K]; y: features [..., *grid, C]; K and C may differ as long as `multiply` accepts them.
         multiply: bilinear in (λ, ŷ), with the grid axes of λ and ŷ aligned; the same object at every call, since
             what is compiled is kept by it.
         method: as in `apply_symbol`.
@@ -218,13 +217,12 @@ def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
     """R y along `axis`, or Rᵀ y, R being `real_basis`: the matrix product, or the batch of them, that moves no data."""
     basis = real_basis(y.shape[axis])
     matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
-    before, after = y.shape[:axis], y.shape[axis + 1 :]
+    batch, after = math.prod(y.shape[:axis]), y.shape[axis + 1 :]
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to fewer bits
     if math.prod(after) == 1:
-        return product(y.reshape(-1, y.shape[axis]), matrix.T).reshape(*before, -1, *after)
-    batch = math.prod(before)
+        return product(y.reshape(batch, y.shape[axis]), matrix.T).reshape(y.shape)
     folded = y.reshape(batch, y.shape[axis], math.prod(after))
-    return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(*before, -1, *after)
+    return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(y.shape)
 
 
 # R is orthogonal: its adjoint is its inverse, and is computed as that. JAX's own would contract the first axis of R,

@@ -218,6 +218,7 @@ def _errors():
         "operator must be linear and commute with shifts": lambda: analysis.transfer_matrix(walled, (4, 5), C),
         "its impulse responses miss K y": lambda: analysis.spectrum(lambda y: y + 1, (4, 5), C),
         r"operator must keep the grid \[4, 5\]": lambda: analysis.singular_values(lambda y: y[:2], (4, 5), C),
+        "operator gives NaN or infinity": lambda: analysis.spectrum(partial(lowcost.depthwise, np.nan * θ), (4, 5), C),
         "more than the 16384 of which": lambda: analysis.operator_matrix(jnp.sin, (128, 128, 2)),
         "integrator must be one of 'forward_euler', 'imex_euler'": lambda: analysis.amplification("rk4", θ, 1.0),
         "h must be a finite time step": lambda: analysis.green_function(jnp.asarray(θ), (4, 4), -1.0),

@@ -88,17 +88,19 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
-def search(data_dir: str | PathLike[str] | None = None) -> list[Path]:
-    """The folders in which archives are looked for, in this order; a download goes into the first.
+def search(entry: Entry, data_dir: str | PathLike[str] | None = None) -> list[Path]:
+    """The folders in which an archive is looked for, in this order; a download goes into the first.
 
     Args:
+        entry: the data set; a path that ends in its archive's name stands for the folder of that.
         data_dir: looked into before all others; None leaves it out.
 
     Returns:
         data_dir, $LOWCOST_DATA if it is set, and this library's part of the user's cache folder.
     """
-    folders = (data_dir, os.environ.get("LOWCOST_DATA"), f"{_user_cache()}/lowcost")
-    return [Path(os.path.expanduser(folder)) for folder in folders if folder]
+    named = (data_dir, os.environ.get("LOWCOST_DATA"), f"{_user_cache()}/lowcost")
+    folders = [Path(os.path.expanduser(folder)) for folder in named if folder]
+    return [folder.parent if folder.name == entry.filename else folder for folder in folders]
 
 
 def find_archive(entry: Entry, data_dir: str | PathLike[str] | None = None) -> Path:
@@ -114,10 +116,9 @@ def find_archive(entry: Entry, data_dir: str | PathLike[str] | None = None) -> P
     Raises:
         FileNotFoundError: it is in none of them; the message says how to get it and where to put it.
     """
-    folders = search(data_dir)
+    folders = search(entry, data_dir)
     for folder in folders:
-        path = folder if folder.name == entry.filename else folder / entry.filename
-        if path.is_file():
+        if (path := folder / entry.filename).is_file():
             return path
     pickled = entry.filename.replace("binary", "python")
     found = f"{pickled}, which is pickled," if any((f / pickled).is_file() for f in folders) else "it nowhere"

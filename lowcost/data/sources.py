@@ -83,7 +83,7 @@ def published(
         except FileNotFoundError:
             if not download:
                 raise
-            return download_archive(entry, search(data_dir)[0])
+            return download_archive(entry, search(entry, data_dir)[0])
 
     def read(allocate: Allocate) -> np.ndarray:
         train, test = read_archive(archive(), entry) if prepared is None else read_prepared(prepared, entry)

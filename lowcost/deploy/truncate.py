@@ -91,7 +91,7 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
         for operation in layer.operations:
             if isinstance(operation, Depthwise) and operation.dropped is not None:
                 squares = jnp.sum(y**2, axis=range(1, y.ndim - 1))
-                new = jnp.sqrt(squares @ (operation.dropped**2))
+                new = jnp.linalg.norm(jnp.sqrt(squares) * operation.dropped[None], axis=-1)
             y = operation(y)
         layers[layer.name] = new
         error = layer.lipschitz * error + new

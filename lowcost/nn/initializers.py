@@ -3,7 +3,7 @@
 Where a normalisation follows an operator its size does not matter, since the normalisation divides it out. It matters
 in the diffusion of the reaction-diffusion steps, which must not exceed the explicit limit h·max|λ|² ≤ 2, and in the
 way back of Eq. (3), Kᵀ, which with a variance of 1 / fan-in adds h²/2 to the second moment of the features a step: the
-signal grows with the root of the depth and no faster.
+signal grows about with the root of the depth.
 """
 
 import itertools

@@ -56,13 +56,14 @@ def network(
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
         remat: keep for the way back only what goes into each block and compute the block again (`jax.checkpoint`): on
-            network A a tenth of the bytes, for about 40 % more operations. For accelerators: XLA's CPU scheduler
+            network A a tenth of the bytes, for about a third more operations. For accelerators: XLA's CPU scheduler
             computes too early and gives most of the memory away.
         opening_init: of the opening's stencil [*window, C_in, features], e.g. `initializers.patch_whitening(images)`.
 
     Returns:
         A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes,
-        each divisible by 2^(blocks - 1), and no smaller than the stencil in the last block.
+        each divisible by 2^(blocks - 1), and no smaller than the opening's 5 points, nor than the stencil in the last
+        block.
 
     Raises:
         TypeError: dtype is not real floating point.
@@ -201,7 +202,7 @@ class Opening(nn.Module):
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C_in] → [B, *grid, features]."""
         window = (self.kernel_size,) * (y.ndim - 2)
-        stencil = self.param("stencil", self.stencil_init, (*window, y.shape[-1], self.features))
+        stencil = self.param("stencil", self.stencil_init, (*window, y.shape[-1], self.features), jnp.float32)
         return nn.relu(Normalize(name="normalize")(fully_coupled(stencil.astype(y.dtype), y), train=train))
 
 

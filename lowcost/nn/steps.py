@@ -53,8 +53,8 @@ class Normalize(nn.Module):
             mean = wide.mean(axes)
             var = jnp.maximum((wide**2).mean(axes) - mean**2, 0)
             if not self.is_initializing():
-                running_mean.value += (1 - MOMENTUM) * (mean - running_mean.value)
-                running_var.value += (1 - MOMENTUM) * (var - running_var.value)
+                for running, new in ((running_mean, mean), (running_var, var)):
+                    running.value += ((1 - MOMENTUM) * (new - running.value)).astype(jnp.float32)
         a = jax.lax.rsqrt(var + EPSILON)
         scale, shift = jnp.expand_dims(a, axes), jnp.expand_dims(mean * a, axes)
         return (wide * scale - shift).astype(y.dtype)
@@ -66,7 +66,7 @@ class Reaction(nn.Module):
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        matrix = self.param("matrix", lecun_normal(), (y.shape[-1], y.shape[-1]))
+        matrix = self.param("matrix", lecun_normal(), (y.shape[-1], y.shape[-1]), jnp.float32)
         return nn.relu(Normalize(name="normalize")(pointwise(matrix.astype(y.dtype), y), train=train))
 
 
@@ -85,7 +85,9 @@ class ResNetStep(nn.Module):
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         shape = (*_window(self, y), y.shape[-1], y.shape[-1])
-        first, second = (self.param(name, lecun_normal(), shape).astype(y.dtype) for name in ("stencil1", "stencil2"))
+        first, second = (
+            self.param(name, lecun_normal(), shape, jnp.float32).astype(y.dtype) for name in ("stencil1", "stencil2")
+        )
         normalize = partial(Normalize(name="normalize"), train=train)
         return forward_euler(
             lambda y: fully_coupled_adjoint(second, nn.relu(normalize(fully_coupled(first, y)))), y, self.h
@@ -113,8 +115,8 @@ class LinearMixStep(nn.Module):
         c = y.shape[-1]
         first, second = (
             (
-                self.param(f"stencil{i}", linear_mix_stencil, (*_window(self, y), c)),
-                self.param(f"matrix{i}", linear_mix_matrix, (c, c)),
+                self.param(f"stencil{i}", linear_mix_stencil, (*_window(self, y), c), jnp.float32),
+                self.param(f"matrix{i}", linear_mix_matrix, (c, c), jnp.float32),
             )
             for i in (1, 2)
         )
@@ -147,7 +149,7 @@ class MobileNetStep(nn.Module):
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        stencil = self.param("stencil", near_identity, (*_window(self, y), y.shape[-1]))
+        stencil = self.param("stencil", near_identity, (*_window(self, y), y.shape[-1]), jnp.float32)
         y = nn.relu(Normalize(name="normalize")(depthwise(stencil, y), train=train))
         return Reaction(name="reaction")(y, train=train)
 

@@ -62,9 +62,10 @@ def fully_coupled_adjoint(
     if method == "direct":
         if _by_patches(stencil):
             return slide_adjoint(stencil, z, boundary, coupled=True)
-        y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), widen(z).dtype)
+        wide = jnp.promote_types(widen(stencil).dtype, widen(z).dtype)  # the padding's adjoint adds after the sum
+        y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), wide)
         transpose = jax.linear_transpose(lambda y: _convolve(widen(stencil), pad(y, window, boundary)), y)
-        return transpose(widen(z))[0].astype(jnp.result_type(z))  # widened: the padding's adjoint adds after the sum
+        return transpose(jnp.asarray(z, wide))[0].astype(jnp.result_type(z))
     apply = partial(_apply, stencil, "...io,...o->...i", method)
     return with_boundary_adjoint(apply, widen(z), window, boundary).astype(jnp.result_type(z))
 

@@ -50,9 +50,9 @@ def _product(matrix, name, y, *, transpose):
     check_floating(name, y)
     if matrix.ndim != 2:
         raise ValueError(f"matrix must be [C_in, C_out], got shape {list(matrix.shape)}")
+    check_channels(name, y, "matrix", matrix, matrix.shape[1 if transpose else 0])
     if transpose:
         matrix = matrix.T
-    check_channels(name, y, "matrix", matrix, matrix.shape[0])
     dtype = jnp.promote_types(jnp.result_type(matrix.dtype, y.dtype), jnp.float32)
     product = jnp.dot(y, matrix, preferred_element_type=dtype)
     return product.astype(jnp.result_type(y))

@@ -1,6 +1,7 @@
 """Checkpoints with orbax: written beside the run while it goes on, verified when read, the newest valid one first."""
 
 import contextlib
+import errno
 import functools
 import gc
 import hashlib
@@ -21,6 +22,9 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from lowcost.train.mesh import place
 from lowcost.train.processes import from_first, is_first
+
+_MACHINE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+"""Errors in reading that are the machine's, and say nothing about the file."""
 
 
 class _DamageError(Exception):
@@ -165,6 +169,8 @@ class Checkpoints:
         try:
             return self._manager.restore(int(path.name), args=ocp.args.Composite(**items))
         except Exception as error:  # whatever a damaged file makes of itself in the layers below
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _MACHINE:
+                raise
             raise _DamageError(_first_line(error)) from error
 
     def _set_aside(self, damaged: dict[Path, _DamageError], outcome: str) -> None:

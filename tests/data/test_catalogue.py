@@ -72,12 +72,12 @@ def test_the_class_names():
 
 
 def test_folders_in_order(cache, monkeypatch):
-    assert search() == [cache]
+    assert search(CIFAR10) == [cache]
     monkeypatch.setenv("LOWCOST_DATA", "~/shared")
-    assert search() == [cache.parents[1] / "shared", cache]
-    assert search("here") == [Path("here"), cache.parents[1] / "shared", cache]
+    assert search(CIFAR10) == [cache.parents[1] / "shared", cache]
+    assert search(CIFAR10, "here") == [Path("here"), cache.parents[1] / "shared", cache]
     monkeypatch.setenv("LOWCOST_DATA", "")
-    assert search(Path("here")) == [Path("here"), cache]
+    assert search(CIFAR10, Path("here")) == [Path("here"), cache]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_cache_folder_of_each_platform(cache, tmp_path, monkeypatch, platfor
     monkeypatch.setattr("sys.platform", platform)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value.format(tmp_path))
-    assert search() == [tmp_path / expected / "lowcost"]
+    assert search(CIFAR10) == [tmp_path / expected / "lowcost"]
 
 
 def test_the_first_archive_is_found(cache, tmp_path, monkeypatch):
@@ -126,9 +126,12 @@ def test_a_missing_archive_says_all_that_is_needed(cache, tmp_path, monkeypatch)
 
 
 def test_the_archive_itself_may_be_named(tmp_path):
-    path = tmp_path / ENTRIES["cifar10"].filename
+    path = tmp_path / CIFAR10.filename
+    with pytest.raises(FileNotFoundError, match=f"put it into {tmp_path};"):
+        find_archive(CIFAR10, path)
+    assert search(CIFAR10, path)[0] == tmp_path  # where a download goes
     path.touch()
-    assert find_archive(ENTRIES["cifar10"], path) == path
+    assert find_archive(CIFAR10, path) == path
 
 
 def test_the_pickled_archive_is_not_the_one(tmp_path):
@@ -138,4 +141,4 @@ def test_the_pickled_archive_is_not_the_one(tmp_path):
 
 
 def test_an_unknown_home_is_no_error():
-    assert search("~no such user/x")[0] == Path("~no such user/x")
+    assert search(CIFAR10, "~no such user/x")[0] == Path("~no such user/x")

@@ -87,7 +87,7 @@ def test_eight_bits_are_smaller_and_near(trained, digits):
 
 
 def test_a_file_holds_little_but_weights(trained):
-    """Network A, 101,066 weights: under 1 MB with 12 filters, and no larger for larger images."""
+    """Network A, 101,066 weights: with 12 filters half as much again, and hardly larger for larger images."""
     small, large = (
         to_onnx(fold(*trained("implicit_rd", shape, width="A", steps_per_block=4), shape)).ByteSize()
         for shape in ((32, 32, 3), (96, 96, 3))

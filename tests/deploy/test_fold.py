@@ -31,6 +31,11 @@ def test_logits_are_the_same(trained, architecture, image_shape, kernel_size):
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
+def test_a_batch_may_be_empty(trained):
+    folded = fold(*trained("implicit_rd", (8, 6, 3)), (8, 6, 3))
+    assert jax.eval_shape(folded, jnp.zeros((0, 8, 6, 3))).shape == (0, 5)
+
+
 def test_nothing_is_left_to_normalise_and_steps_are_what_is_said(trained):
     net, variables = trained("explicit_rd", (8, 8, 3))
     layers = {layer.name: layer.operations for layer in fold(net, variables, (8, 8, 3)).layers}

@@ -142,6 +142,17 @@ def test_bfloat16_is_for_the_features_alone(architecture):
     np.testing.assert_allclose(rounded, logits, atol=0.05 * np.abs(logits).max())
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float64_is_for_the_features_alone(architecture, x64):
+    """Weights and statistics are float32 before and after a step of training, whatever JAX's default float is."""
+    images = jax.random.uniform(jax.random.key(0), (2, 6, 6, 3))
+    net = network(architecture, (4,), 3, steps_per_block=1, dtype=jnp.float64)
+    variables = jax.jit(net.init)(jax.random.key(1), images)
+    logits, updates = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))(variables, images)
+    assert logits.dtype == jnp.float64
+    assert {x.dtype for x in jax.tree.leaves((variables, updates))} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize("architecture", ["implicit_rd", "mobilenet"])
 def test_remat_keeps_less_and_changes_nothing(architecture):
     """The same weights, logits, statistics and gradients; less is kept from the way forward for the way back."""
@@ -160,6 +171,31 @@ def test_remat_keeps_less_and_changes_nothing(architecture):
         kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(way_back)))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
     assert kept[1] < 0.2 * kept[0]
+
+
+def test_remat_keeps_a_tenth_of_network_a():
+    """For a third more operations: traced, not run."""
+    images = jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32)
+
+    def traced(net):
+        """Bytes kept for the way back, and operations of the gradient."""
+        shapes = jax.eval_shape(net.init, jax.random.key(1), images)
+        params, statistics = shapes["params"], shapes["batch_stats"]
+
+        def loss(params, statistics, images):
+            variables = {"params": params, "batch_stats": statistics}
+            return jnp.sum(net.apply(variables, images, train=True, mutable=["batch_stats"])[0] ** 2)
+
+        def way_back(params, *others):
+            return jax.vjp(lambda params: loss(params, *others), params)[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(way_back, params, statistics, images))
+        cost = jax.jit(jax.grad(loss)).lower(params, statistics, images).cost_analysis()
+        return sum(x.size * x.dtype.itemsize for x in kept), cost["flops"]
+
+    (all_kept, once), (kept, twice) = (traced(network("implicit_rd", "A", 10, remat=remat)) for remat in (False, True))
+    assert 0.08 < kept / all_kept < 0.12
+    assert 1.25 < twice / once < 1.4
 
 
 @pytest.mark.usefixtures("x64")

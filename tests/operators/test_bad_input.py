@@ -33,6 +33,11 @@ def refused(function, *arguments, words, error=ValueError):
     assert not missing, f"{missing} not in: {raised.value}"
 
 
+def test_a_matrix_is_shown_as_it_was_given():
+    """And not as its adjoint asks for it."""
+    refused(lowcost.pointwise_adjoint, shaped(3, 5), shaped(2, 3), words=[r"\[3, 5\]"])
+
+
 @over_stencils
 def test_rank(case):
     """A stencil [3, 2, C] needs two axes for the grid, and a stencil [C] has none of its own."""

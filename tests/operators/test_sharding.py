@@ -37,6 +37,18 @@ def test_no_gather(case, way):
         assert_close(ours, theirs, 1e-4)
 
 
+@pytest.mark.parametrize(("case", "way"), [x for x in WAYS if not x[0].form], ids=str)
+def test_axes_of_the_mesh_may_be_explicit(case, way):
+    """As `jax.make_mesh` makes them: images that lie on all devices alike, and those that are spread over them."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    weights, y = case.draw((3, 2), (5, 4), (8,), dtype=np.float32)
+    expected = case.function(*weights, y, **way)
+    with jax.set_mesh(mesh):
+        for sharding in (PartitionSpec(), PartitionSpec("data")):
+            placed = jax.device_put(y, NamedSharding(mesh, sharding))
+            assert_close(case.function(*weights, placed, **way), expected, 1e-5)
+
+
 @pytest.mark.parametrize("form", ["", "_resolvent"])
 def test_without_the_remedy_xla_gathers(form, monkeypatch):
     """The test above can fail: an FFT that is left to XLA's partitioner gathers, up to jax 0.11."""

@@ -1,5 +1,6 @@
 """Checkpoints damaged in every way: never a wrong value, never a loss of what is whole."""
 
+import errno
 import resource
 import shutil
 from collections import Counter
@@ -150,6 +151,22 @@ def test_all_damaged(saved, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert [contents(tmp_path / "run" / f"damaged-{step}-1") for step in (3, 7)] == broken
     assert restore(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "too many open files")], ids=repr)
+def test_what_the_machine_lacks_is_no_damage(saved, tmp_path, monkeypatch, error):
+    shutil.copytree(saved, tmp_path / "run")
+    before = contents(tmp_path / "run")
+
+    def fails(self, step, args):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("orbax.checkpoint.CheckpointManager.restore", fails)
+        with pytest.raises(type(error)):
+            restore(tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+    assert_is(restore(tmp_path / "run"), 7)
 
 
 def test_who_does_not_own_the_run_mends_nothing(saved, tmp_path, capsys):
