@@ -1,10 +1,13 @@
 """Four virtual CPU devices for every test, and no silent broadcasting of ranks."""
 
+import os
+
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # in the processes that tests start too: most is compiling
+
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -54,7 +54,7 @@ class Normalize(nn.Module):
             var = jnp.maximum((wide**2).mean(axes) - mean**2, 0)
             if not self.is_initializing():
                 for running, new in ((running_mean, mean), (running_var, var)):
-                    running.value += ((1 - MOMENTUM) * (new - running.value)).astype(jnp.float32)
+                    running.value += ((1 - MOMENTUM) * (new - running.value)).astype(running.value.dtype)
         a = jax.lax.rsqrt(var + EPSILON)
         scale, shift = jnp.expand_dims(a, axes), jnp.expand_dims(mean * a, axes)
         return (wide * scale - shift).astype(y.dtype)
