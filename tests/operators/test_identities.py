@@ -149,3 +149,13 @@ def test_reductions(boundary, q, data):
     alone = np.where(np.arange(3) == q, stencil, 0)  # block (i, j) is C(θ⁽q⁾) where j = i + q and else nothing
     same = np.repeat(stencil[..., q : q + 1], 3, axis=-1)
     equal(run["circulant"](alone, y), run["depthwise"](same, np.roll(y, -q, axis=-1)))
+
+
+@pytest.mark.parametrize("channels", [3, 200])  # a product with patches, or, too large for that, XLA's convolution
+def test_a_stencil_wider_than_the_features(channels):
+    """float64 weights with float32 features: computed in float64, given back in float32, as by the other methods."""
+    rng = np.random.default_rng(0)
+    stencil, z = rng.normal(size=(3, 3, channels, 2)), rng.normal(size=(4, 4, 2)).astype(np.float32)
+    direct, fft = (lowcost.fully_coupled_adjoint(stencil, z, method=method) for method in ("direct", "fft"))
+    assert direct.dtype == fft.dtype == np.float32
+    np.testing.assert_allclose(direct, fft, rtol=0, atol=1e-4)
