@@ -3,7 +3,7 @@
 Features are channels last as everywhere, which makes most of the work large matrix products; a Conv, which ONNX wants
 channels first, stands between two transpositions. The symbols of the filters are computed in the graph from their
 stencils, of which a runtime makes constants when it loads the file: beside the network's weights the file holds the
-real bases of the transforms alone, about 10 n² bytes for images of n x n pixels.
+real bases of the transforms alone, about 11 n² bytes for images of n x n pixels.
 """
 
 import itertools

@@ -94,6 +94,8 @@ def test_a_file_holds_little_but_weights(trained):
     )
     assert small < 600_000
     assert large < 700_000
+    # R and Rᵀ of three sizes, 8 (1 + 1/4 + 1/16) n² bytes, and the columns of R that the stencils' symbols need
+    assert 10.5 < (large - small) / (96**2 - 32**2) < 11.5
 
 
 def test_the_checker_is_asked(trained, monkeypatch):
