@@ -1,5 +1,6 @@
 """Four virtual CPU devices for every test, and no silent broadcasting of ranks."""
 
+import gc
 import os
 
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # in the processes that tests start too: most is compiling
@@ -23,3 +24,9 @@ def no_mesh_stays():
     """A mesh that a test leaves behind would shard, and compile anew, what later tests do."""
     yield
     assert jax.sharding.get_abstract_mesh().empty
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_stays():
+    """What modules before have compiled is not searched by every collection that restoring a checkpoint asks for."""
+    gc.freeze()
