@@ -1,7 +1,18 @@
 """Small changes of weights and images, and what the bounds of the layers say of them."""
 
+import inspect
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from lowcost.nn.network import bound_layers
+from lowcost.nn.stability import stability_report
+from lowcost.train.step import to_unit_range
 
 
 def disturbed_weights(
@@ -15,8 +26,6 @@ def disturbed_weights(
         percents: noise of each array's root mean square.
         seed: of the noise.
     """
-    import jax
-    import jax.numpy as jnp
 
     def rounded(w: jax.Array, bits: int) -> jax.Array:
         step = jnp.max(jnp.abs(w)) / (2 ** (bits - 1) - 1)
@@ -46,9 +55,6 @@ def disturbed_images(
         sigmas: standard deviations in pixels.
         seed: of the noise.
     """
-    import numpy as np
-    from scipy.ndimage import gaussian_filter
-
     noise = np.random.default_rng(seed).standard_normal(images.shape, np.float32)
     for level in levels:
         yield "image noise", level, np.clip(images + np.float32(level) * noise, 0, 255)
@@ -59,11 +65,13 @@ def disturbed_images(
 
 def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
     """What comes out of each layer for images in grey levels, in order; the last is "classifier", the logits."""
-    import numpy as np
+    kept = _captured(net, variables, images)
+    order = [layer.name for layer in bound_layers(net, variables, images.shape[1:])]
+    return {name: np.asarray(kept[name]["__call__"][0], np.float32) for name in order}
 
-    from lowcost.nn.network import bound_layers
-    from lowcost.train.step import to_unit_range
 
+@partial(jax.jit, static_argnums=0)
+def _captured(net, variables, images):
     _, kept = net.apply(
         variables,
         to_unit_range(images),
@@ -71,8 +79,7 @@ def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
         mutable=["intermediates"],
         capture_intermediates=lambda module, method: method == "__call__" and len(module.path) == 1,
     )
-    order = [layer.name for layer in bound_layers(net, variables, images.shape[1:])]
-    return {name: np.asarray(kept["intermediates"][name]["__call__"][0], np.float32) for name in order}
+    return kept["intermediates"]
 
 
 def weights_bound(net: Any, disturbed: Any, images: Any, clean: dict[str, Any]) -> Any:
@@ -82,27 +89,23 @@ def weights_bound(net: Any, disturbed: Any, images: Any, clean: dict[str, Any]) 
         net: the network; disturbed: its other variables.
         images: in grey levels; clean: what comes out of each layer as it was.
     """
-    import inspect
-
-    import jax.numpy as jnp
-    import numpy as np
-
-    from lowcost.nn.network import bound_layers
-    from lowcost.nn.stability import stability_report
-    from lowcost.train.step import to_unit_range
-
-    y, total = to_unit_range(images), np.zeros(len(images))
-    report = stability_report(net, disturbed, images.shape[1:])
-    for layer, bounds in zip(bound_layers(net, disturbed, images.shape[1:]), report.layers, strict=True):
-        takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
-        there = layer.module(y, **({"train": False} if takes_train else {}))
-        total = bounds.lipschitz * total + norms(np.asarray(there) - clean[layer.name])
-        y = jnp.asarray(clean[layer.name])
+    total, there = np.zeros(len(images)), _each_alone(net, disturbed, images, clean)
+    for bounds in stability_report(net, disturbed, images.shape[1:]).layers:
+        total = bounds.lipschitz * total + norms(there[bounds.name] - clean[bounds.name])
     return total
+
+
+@partial(jax.jit, static_argnums=0)
+def _each_alone(net, disturbed, images, clean):
+    """f'_k(y_k) by the layer's name."""
+    y, there = to_unit_range(images), {}
+    for layer in bound_layers(net, disturbed, images.shape[1:]):
+        takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
+        there[layer.name] = layer.module(y, **({"train": False} if takes_train else {}))
+        y = clean[layer.name]
+    return there
 
 
 def norms(x: Any) -> Any:
     """‖x_b‖ of each image."""
-    import numpy as np
-
     return np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=tuple(range(1, x.ndim))))

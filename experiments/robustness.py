@@ -15,7 +15,6 @@ import tyro
 
 from experiments.files import write_rows
 from experiments.flags import shown
-from experiments.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
 from experiments.styles import STYLES
 
 TEMPLATE = """# Trained networks under small perturbations
@@ -117,6 +116,7 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
     import numpy as np
 
     from experiments import setup
+    from experiments.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
     from experiments.stability import changed
     from experiments.train import commit
     from lowcost.nn.stability import stability_report

@@ -108,10 +108,13 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
         step_sizes: values of h.
         images: how many.
     """
+    import jax
+
     from experiments import setup
     from lowcost.nn.stability import stability_report
 
     ready, state = setup.reopen(run.directory(), run.data_dir)
+    grow = jax.jit(partial(growth, ready.net), static_argnames="by_batch")
     some = ready.dataset.train.images[:images] / 255
     rows = []
     for weights, statistics, variables in (
@@ -120,9 +123,7 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
         ("trained", "of training", state.variables),
     ):
         report = stability_report(ready.net, variables, some.shape[1:])
-        growth = [
-            grow(changed(ready.net, h), variables, some, by_batch=statistics == "of the batch") for h in step_sizes
-        ]
+        grown = [float(grow(h, variables, some, by_batch=statistics == "of the batch")) for h in step_sizes]
         rows.append(
             {
                 "steps_per_block": run.steps_per_block,
@@ -134,28 +135,28 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
                 "images": images,
                 "stiffness": max(layer.stiffness for layer in report.layers if layer.stiffness is not None),
                 "h": list(step_sizes),
-                "growth": [g if math.isfinite(g) else None for g in growth],
+                "growth": [g if math.isfinite(g) else None for g in grown],
             }
         )
     return rows
 
 
-def changed(net: Any, h: float) -> Any:
+def changed(net: Any, h: Any) -> Any:
     """The same network with another time step."""
     return net.clone(step=partial(net.step, h=h))
 
 
-def grow(net: Any, variables: Any, images: Any, *, by_batch: bool) -> float:
-    """The root mean square of the features, largest over all steps, over that after the opening.
+def growth(net: Any, h: Any, variables: Any, images: Any, *, by_batch: bool) -> Any:
+    """The root mean square of the features, largest over all steps, over that after the opening; ∞ where one is NaN.
 
     Args:
         net, variables, images: the network on [B, *grid, C].
+        h: the time step, in place of the network's own.
         by_batch: normalise as in training.
     """
     import jax.numpy as jnp
 
-    # Not jitted as a whole: hundreds of steps of three shapes are compiled once each, not once per step.
-    _, kept = net.apply(
+    _, kept = changed(net, h).apply(
         variables,
         jnp.asarray(images, jnp.float32),
         train=by_batch,
@@ -165,12 +166,13 @@ def grow(net: Any, variables: Any, images: Any, *, by_batch: bool) -> float:
         ),
     )
     sizes = {
-        name: float(jnp.sqrt(jnp.mean(outputs["__call__"][0] ** 2)))
+        name: jnp.sqrt(jnp.mean(outputs["__call__"][0] ** 2))
         for name, outputs in kept["intermediates"].items()
         if "__call__" in outputs
     }
     opening = sizes.pop("opening")
-    return max((size if math.isfinite(size) else math.inf) for size in sizes.values()) / opening
+    ratio = jnp.max(jnp.stack(list(sizes.values()))) / opening
+    return jnp.where(jnp.isnan(ratio), jnp.inf, ratio)
 
 
 def bounded_up_to(row: dict[str, Any]) -> float | None:

@@ -135,5 +135,5 @@ def patch_whitening(images: ArrayLike) -> Initializer:
 
 
 def _largest(h):
-    """The largest |λ| with which a step of h starts."""
-    return math.sqrt(2 / max(h, 1.0))
+    """The largest |λ| with which a step of h starts; of an h that is traced too, as modules look at their weights."""
+    return jnp.sqrt(2 / jnp.maximum(h, 1.0)) if isinstance(h, jax.Array) else math.sqrt(2 / max(h, 1.0))

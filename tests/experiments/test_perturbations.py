@@ -1,5 +1,6 @@
 """`stability` and `robustness` on a network that is hardly trained: what they measure, and that the bounds hold."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -78,6 +79,21 @@ def test_the_bound_on_changed_weights_is_exact_where_nothing_follows():
         factors = [layer.lipschitz for layer in report.layers[len(layers) - depth + 1 :]]
         bound = perturbations.weights_bound(net, disturbed, images, clean)
         np.testing.assert_allclose(bound, change * np.prod(factors), rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["explicit_rd", "implicit_circulant_rd"])
+def test_growth_is_that_of_the_network_with_this_h(architecture):
+    """Compiled once, h being told later: as of a network that has it from the start, and ∞ where nothing is finite."""
+    from lowcost.nn import network
+
+    net, other = (network(architecture, (4, 8), 3, steps_per_block=1, h=h) for h in (1.0, 3.0))
+    images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
+    variables = jax.jit(net.init)(jax.random.key(0), images)
+    size = {name: np.sqrt(np.mean(y**2)) for name, y in perturbations.features(other, variables, 255 * images).items()}
+    expected = max(value for name, value in size.items() if "_step" in name) / size["opening"]
+    grow = jax.jit(functools.partial(stability.growth, net, by_batch=False))
+    assert grow(3.0, variables, images) == pytest.approx(expected, rel=1e-5)
+    assert grow(3.0, variables, np.nan * images) == math.inf
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path, capsys):
