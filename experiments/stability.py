@@ -111,6 +111,7 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
     import jax
 
     from experiments import setup
+    from experiments.train import commit
     from lowcost.nn.stability import stability_report
 
     ready, state = setup.reopen(run.directory(), run.data_dir)
@@ -133,6 +134,8 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
                 "epochs": run.epochs,
                 "seed": run.seed,
                 "images": images,
+                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "commit": commit(),
                 "stiffness": max(layer.stiffness for layer in report.layers if layer.stiffness is not None),
                 "h": list(step_sizes),
                 "growth": [g if math.isfinite(g) else None for g in grown],
