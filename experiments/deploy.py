@@ -21,7 +21,7 @@ import tyro
 from experiments import predict
 from experiments.files import write_rows, write_whole
 from experiments.flags import shown
-from experiments.train import commit, peak_memory
+from experiments.train import peak_memory, provenance
 
 TEMPLATE = """# A trained network outside of training
 
@@ -152,8 +152,7 @@ def forms(config: Config) -> list[dict[str, Any]]:
         "rounds": config.rounds,
         "tolerance": config.tolerance,
         "windows": windows,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "commit": commit(),
+        **provenance(),
         **_certificate(exact, truncated, images[: config.singles]),
     }
     return [{**about, **row} for row in rows]

@@ -118,7 +118,7 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
     from experiments import setup
     from experiments.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
     from experiments.stability import changed
-    from experiments.train import commit
+    from experiments.train import provenance
     from lowcost.nn.stability import stability_report
     from lowcost.train.loop import evaluate_all, first_step
     from lowcost.train.step import make_eval_step
@@ -153,8 +153,7 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
             "dataset": ready.dataset.name,
             "seed": config.seed,
             "images": len(some),
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "commit": commit(),
+            **provenance(),
             "kind": kind,
             "strength": strength,
             "accuracy": float(metrics["accuracy"]),

@@ -45,7 +45,7 @@ class Config:
     """What to measure, and where to write it."""
 
     steps_per_block: tuple[int, ...] = (4, 16, 64)
-    """Steps in each block; to compile the training of 64 takes 14 GiB of memory."""
+    """Steps in each block; training 64 takes 14 GiB of memory."""
     step_sizes: tuple[float, ...] = tuple(round(10 ** (i / 4 - 1), 3) for i in range(13))
     """Values of h, 1 among them."""
     epochs: int = 5
@@ -111,7 +111,7 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
     import jax
 
     from experiments import setup
-    from experiments.train import commit
+    from experiments.train import provenance
     from lowcost.nn.stability import stability_report
 
     ready, state = setup.reopen(run.directory(), run.data_dir)
@@ -134,8 +134,7 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
                 "epochs": run.epochs,
                 "seed": run.seed,
                 "images": images,
-                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-                "commit": commit(),
+                **provenance(),
                 "stiffness": max(layer.stiffness for layer in report.layers if layer.stiffness is not None),
                 "h": list(step_sizes),
                 "growth": [g if math.isfinite(g) else None for g in grown],

@@ -238,12 +238,18 @@ def _result(ready: "Setup", state: "TrainState", log: "MetricsLog") -> dict[str,
         "images_per_second": median("images_per_second", 1),
         "share_in_steps": median("share_in_steps", 4),
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
-        "jax_version": jax.__version__,
-        "commit": commit(),
+        **provenance(),
         "digest": digest(state),
     }
+
+
+def provenance() -> dict[str, Any]:
+    """Where figures come from: the devices, JAX's version, the commit."""
+    import jax
+
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {"device": device, "jax_version": jax.__version__, "commit": commit()}
 
 
 def commit() -> str | None:
