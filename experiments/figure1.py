@@ -15,6 +15,7 @@ from typing import Any
 from experiments.files import write_rows
 from experiments.huge_pages import use_huge_pages
 from experiments.timing import Step, interleave
+from experiments.train import provenance
 
 OPERATORS = {
     "depthwise direct": ("depthwise", "direct"),
@@ -193,8 +194,7 @@ def measure(
             "opponent": best,
             **{f"{opponent} seconds": time for opponent, time in opponents.items()},
             "rounds": rounds,
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "jax_version": jax.__version__,
+            **provenance(),
             "pytorch_version": _pytorch_version(),
         }
         for name in OPERATORS

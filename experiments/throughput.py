@@ -19,6 +19,7 @@ from experiments.config import Architecture
 from experiments.files import write_rows
 from experiments.huge_pages import use_huge_pages
 from experiments.timing import Step, interleave
+from experiments.train import provenance
 
 PERIODIC = ("implicit_rd", "circulant_rd", "implicit_circulant_rd")
 """Their steps are periodic in PyTorch too; the others are also timed with zero padding, which is cheaper."""
@@ -101,7 +102,6 @@ def measure(config: Config, architecture: str) -> list[dict]:
     Raises:
         RuntimeError: the PyTorch network's logits are not ours.
     """
-    import jax
     import torch
 
     from lowcost.cost import block_channels
@@ -143,8 +143,7 @@ def measure(config: Config, architecture: str) -> list[dict]:
             "gemm_gflops": peaks["gemm"],
             "copy_gbytes_per_second": peaks["copy"],
             "memory_gib": ours.memory(mode),
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "jax_version": jax.__version__,
+            **provenance(),
             "pytorch_version": torch.__version__,
         }
         rows.append(row)
