@@ -16,12 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from experiments.files import write_rows
 from experiments.subject import (
+    Laboratory,
+    Row,
     Subject,
     epochs_done,
     error_of,
@@ -46,42 +47,6 @@ class FaultsConfig:
     """Of the moments and places."""
     out: Path | None = None
     """Writes OUT.jsonl and OUT.md."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What came of one fault: a sentence with figures, and whether they are what they must be."""
-
-    fault: str
-    figure: str
-    fine: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Laboratory:
-    """What the faults share.
-
-    Attributes:
-        subject: the run that is disturbed.
-        whole: work directory of one that was not.
-        digest: of that one's final state.
-        rng: of moments and places.
-        short: few of each kind.
-    """
-
-    subject: Subject
-    whole: Path
-    digest: str
-    rng: random.Random
-    short: bool
-
-    def copy(self, name: str) -> Path:
-        """A finished run to be damaged."""
-        return Path(shutil.copytree(self.whole, self.subject.directory / name))
-
-    def is_whole(self, workdir: Path, *flags: Any, devices: int = 2) -> bool:
-        """Whether the same command now ends with the state of the undisturbed run, bit for bit."""
-        return self.subject.finish(workdir, *flags, devices=devices)["digest"] == self.digest
 
 
 def main(arguments: FaultsConfig) -> int:

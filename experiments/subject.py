@@ -1,7 +1,10 @@
 """A small training run to be disturbed, as users start it: `python -m experiments.train` in processes of its own."""
 
+import dataclasses
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,6 +75,42 @@ class Subject:
         if code:
             raise RuntimeError(f"the undisturbed run ended with {code}: {output}")
         return json.loads((workdir / "result.json").read_text())
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What came of one fault: a sentence with figures, and whether they are what they must be."""
+
+    fault: str
+    figure: str
+    fine: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Laboratory:
+    """What the faults share.
+
+    Attributes:
+        subject: the run that is disturbed.
+        whole: work directory of one that was not.
+        digest: of that one's final state.
+        rng: of moments and places.
+        short: few of each kind.
+    """
+
+    subject: Subject
+    whole: Path
+    digest: str
+    rng: random.Random
+    short: bool
+
+    def copy(self, name: str) -> Path:
+        """A finished run to be damaged."""
+        return Path(shutil.copytree(self.whole, self.subject.directory / name))
+
+    def is_whole(self, workdir: Path, *flags: Any, devices: int = 2) -> bool:
+        """Whether the same command now ends with the state of the undisturbed run, bit for bit."""
+        return self.subject.finish(workdir, *flags, devices=devices)["digest"] == self.digest
 
 
 def write_pictures(directory: Path, size: int = 16, train: int = 24, test: int = 9, names=("dark", "light")) -> Path:
