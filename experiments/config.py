@@ -1,6 +1,7 @@
 """The configuration of a training run: flags, help and types of `experiments.train` from one frozen dataclass."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ _NOT_OF_THE_RUN = (
     *("workdir", "data_dir", "download", "keep", "evaluate_every", "tensorboard"),
     *("coordinator", "num_processes", "process_id", "heartbeat_seconds"),
 )
+_OF_A_PROCESS = ("workdir", "data_dir", "download", "keep", "tensorboard", "coordinator", "process_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,19 +93,22 @@ class TrainConfig:
         return self.workdir or Path("runs") / name
 
 
-def write_or_compare(config: TrainConfig, recipe: dict[str, Any], data: dict[str, Any]) -> None:
-    """Leave the configuration in the work directory, after a check that one there is the same but for where data lies.
+def write_or_compare(
+    config: TrainConfig, recipe: dict[str, Any], data: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Writes the configuration to the work directory, after a check that one there differs in `data_dir` at most.
 
     Args:
         config: the run's, with the number of epochs.
         recipe: its ingredients.
-        data: what identifies the data set: classes, image shape, counts.
+        data: what identifies the data set: classes, image shape, counts, digest.
+        settings: of JAX, those that a result depends on.
 
     Raises:
         ValueError: the directory holds another configuration; the message names the fields.
     """
     path = config.directory() / "config.json"
-    new = {**_fields(config, recipe), "data": data}
+    new = {**_fields(config, recipe), "data": data, "settings": settings}
     if path.exists():
         there, data_dir = _read(path)
         _compare(path, there, new)
@@ -111,6 +116,18 @@ def write_or_compare(config: TrainConfig, recipe: dict[str, Any], data: dict[str
             return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps({**new, "data_dir": _pictures(config)}, indent=2) + "\n").encode())
+
+
+def identity(workdir: Path) -> dict[str, Any]:
+    """Returns what tells a run from all others: its seed and a digest of config.json, but for where its data lies."""
+    content, _ = _read(workdir / "config.json")
+    text = json.dumps(content, sort_keys=True).encode()
+    return {"seed": content["seed"], "configuration": hashlib.sha256(text).hexdigest()[:16]}
+
+
+def shared(config: TrainConfig) -> dict[str, Any]:
+    """Returns the fields that must be the same in all processes of a run."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _OF_A_PROCESS}
 
 
 def finished(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any] | None:
@@ -128,7 +145,7 @@ def finished(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any] | No
     if not result.exists():
         return None
     there, data_dir = _read(path)
-    del there["data"]
+    del there["data"], there["settings"]
     here = _fields(config, recipe)
     if config.dataset == "folder":  # another's pictures; an archive is the same wherever it lies
         there, here = {**there, "data_dir": data_dir}, {**here, "data_dir": _pictures(config)}
@@ -149,7 +166,7 @@ def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any], dict[str, Any]]:
             f"{workdir} holds no run: there is no config.json; train with --workdir {workdir} first"
         )
     fields, data_dir = _read(path)
-    recipe, data = fields.pop("ingredients"), fields.pop("data")
+    recipe, data, _ = (fields.pop(name) for name in ("ingredients", "data", "settings"))
     try:
         return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None), recipe, data
     except TypeError as error:
@@ -184,7 +201,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str | None]:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}); choose another --workdir") from error
-    if not isinstance(content, dict) or not {"ingredients", "data", "data_dir"} <= content.keys():
+    if not isinstance(content, dict) or not {"ingredients", "data", "data_dir", "seed", "settings"} <= content.keys():
         raise ValueError(f"{path} is no configuration of a run; choose another --workdir")
     return content, content.pop("data_dir")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import tyro
 
+from experiments import faults_saves, faults_surroundings
 from experiments.files import write_rows
 from experiments.subject import (
     Laboratory,
@@ -148,20 +149,21 @@ def signals(lab: Laboratory) -> Iterator[Row]:
 def damaged_files(lab: Laboratory) -> Iterator[Row]:
     """Every file of the newest checkpoint: a bit flipped, truncated, deleted; restored as training does."""
     from experiments import setup
-    from experiments.config import read
+    from experiments.config import identity, read
     from experiments.recipes import Recipe
     from lowcost.train.checkpoint import Checkpoints, digest
 
+    run = identity(lab.whole)
     config, ingredients, _ = read(lab.whole)
     ready = setup.prepare(config, Recipe(**ingredients))
     older, newest = steps_saved(lab.whole)
     source = lab.whole / "checkpoints"
 
     def restored(directory: Path) -> tuple[int, str]:
-        checkpoints = Checkpoints(directory)
-        step, state, _ = checkpoints.restore_newest(ready.abstract_state()) or (0, None, {})
+        checkpoints = Checkpoints(directory, run=run)
+        restored = checkpoints.restore_newest(ready.abstract_state())
         checkpoints.close()
-        return step, digest(state)
+        return (restored.step, digest(restored.state)) if restored else (0, "")
 
     right = {newest: restored(source)[1]}
     shutil.copytree(source / str(older), lab.subject.directory / "older" / str(older))
@@ -429,9 +431,18 @@ FAULTS = (
     other_configurations,
     two_runs,
     damaged_programs,
+    *faults_saves.FAULTS,
+    *faults_surroundings.FAULTS,
 )
 
-TESTED_ELSEWHERE = (damaged_files, bad_batches, devices, other_configurations, damaged_programs)
+TESTED_ELSEWHERE = (
+    *faults_saves.TESTED_ELSEWHERE,
+    damaged_files,
+    bad_batches,
+    devices,
+    other_configurations,
+    damaged_programs,
+)
 """What the short form leaves out; two processes and then one are in it all the same."""
 
 if __name__ == "__main__":

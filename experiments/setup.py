@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.config import TrainConfig, read
+from experiments.config import TrainConfig, identity, read, shared
 from experiments.recipes import RECIPES, Recipe
 from lowcost import data, nn
 from lowcost.train.checkpoint import Checkpoints
+from lowcost.train.loop import first_step
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
+from lowcost.train.processes import differing
 from lowcost.train.state import TrainState, create_state
 from lowcost.train.step import make_eval_step, make_train_step, repeat
 
@@ -177,15 +180,37 @@ def keep_compiled(directory: Path) -> None:
 
 
 def describe(dataset: data.Dataset) -> dict[str, Any]:
-    """What must be the same for a run to go on: the classes, the images' shape, how many there are, and their order."""
-    labels = hashlib.sha256(dataset.train.labels.tobytes() + dataset.test.labels.tobytes())
+    """Returns what must be the same for a run to resume: classes, image shape, counts, and every pixel and label."""
     return {
         "classes": list(dataset.classes),
         "image_shape": list(dataset.image_shape),
         "train": len(dataset.train),
         "test": len(dataset.test),
-        "labels": labels.hexdigest()[:16],
+        "digest": dataset.digest,
     }
+
+
+def settings() -> dict[str, Any]:
+    """Returns JAX's settings that a result depends on."""
+    names = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_prng_impl", "jax_default_matmul_precision")
+    return {name: getattr(jax.config, name) for name in names}
+
+
+def differing_fields(ready: Setup) -> list[str]:
+    """Returns the names of what is not the same in all processes: code, configuration, recipe, data, settings."""
+    code = hashlib.sha256()
+    for package in (Path(__file__).parent, Path(data.__file__).parents[1]):
+        for path in sorted(package.rglob("*.py")):
+            code.update(path.read_bytes())
+    versions = differing({"code": code.hexdigest(), "jax": jax.__version__})
+    return versions or differing(
+        {
+            **shared(ready.config),
+            **{f"ingredients.{name}": value for name, value in dataclasses.asdict(ready.recipe).items()},
+            **{f"data.{name}": value for name, value in describe(ready.dataset).items()},
+            **settings(),
+        }
+    )
 
 
 class Trained(NamedTuple):
@@ -226,11 +251,12 @@ def trained(workdir: Path) -> Trained:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         jax.eval_shape(partial(_create, config, recipe, net, optimizer, image_shape)),
     )
-    step, state = _newest(workdir, like)
+    steps = config.epochs * steps_per_epoch
+    state = _newest(workdir, like, steps)
     variables = state.variables
     if config.seeds > 1:
         variables = jax.tree.map(lambda x: x[0], variables)
-    return Trained(config, net, variables, tuple(about["classes"]), image_shape, step, config.epochs * steps_per_epoch)
+    return Trained(config, net, variables, tuple(about["classes"]), image_shape, first_step(state), steps)
 
 
 def _read(workdir: Path) -> tuple[TrainConfig, Recipe, dict[str, Any]]:
@@ -255,15 +281,23 @@ def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -
             )
 
 
-def _newest(workdir: Path, like: TrainState) -> tuple[int, TrainState]:
-    saved = Checkpoints(workdir / "checkpoints", owned=False)
+def _newest(workdir: Path, like: TrainState, steps: int) -> TrainState:
+    """Step, weights and statistics of the newest valid checkpoint of a run of so many steps; the rest stays None."""
+    saved = Checkpoints(workdir / "checkpoints", run=identity(workdir), owned=False)
+    nothing = dict.fromkeys(("key", "opt_state", "metrics", "skipped", "skipped_in_a_row"))
     try:
-        restored = saved.restore_newest(like)
+        restored = saved.restore_newest(like.replace(**nothing))
     finally:
         saved.close()
     if restored is None:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
-    return restored[:2]
+    result = workdir / "result.json"
+    if restored.step == steps and result.exists() and json.loads(result.read_text())["digest"] != restored.digest:
+        raise ValueError(
+            f"{result} must be of the run's last checkpoint, got the digest of another state; put back the run's own "
+            "result.json, or remove it and run its training again"
+        )
+    return restored.state
 
 
 def check_finished(workdir: Path, step: int, steps: int) -> None:
@@ -295,4 +329,5 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe)
     check_data(workdir, ready.dataset, expected)
-    return ready, _newest(workdir, ready.abstract_state())[1]
+    assert ready.config.epochs is not None
+    return ready, _newest(workdir, ready.abstract_state(), ready.config.epochs * ready.steps_per_epoch)

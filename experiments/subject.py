@@ -45,25 +45,46 @@ class Subject:
         return [sys.executable, "-m", "experiments.train", *map(str, (*fixed, "--workdir", workdir, *flags))]
 
     def start(
-        self, workdir: Path, *flags: Any, devices: int = 2, wrap: tuple[str, ...] = ()
+        self,
+        workdir: Path,
+        *flags: Any,
+        devices: int = 2,
+        wrap: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
         """A process that trains, on so many virtual CPU devices, started by the command `wrap` if given."""
+        return self._process(
+            [*wrap, *self.command(workdir, *flags)], {"JAX_NUM_CPU_DEVICES": str(devices), **(environment or {})}
+        )
+
+    def start_program(
+        self, name: str, *flags: Any, environment: dict[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
+        """Another program of `experiments`."""
+        return self._process([sys.executable, "-m", f"experiments.{name}", *map(str, flags)], environment or {})
+
+    def _process(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [*wrap, *self.command(workdir, *flags)],
+            command,
             cwd=ROOT,
-            env={**self.environment, "JAX_NUM_CPU_DEVICES": str(devices)},
+            env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def start_two(self, workdir: Path, *flags: Any) -> list["subprocess.Popen[str]"]:
-        """Two processes with a device each that train as one."""
+    def start_two(
+        self, workdir: Path, *flags: Any, second: tuple[Any, ...] = (), devices: tuple[int, int] = (1, 1)
+    ) -> list["subprocess.Popen[str]"]:
+        """Starts two processes that train as one, the second one with flags of its own too."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         flags = (*flags, "--coordinator", f"localhost:{port}", "--num-processes", 2, "--heartbeat-seconds", 10)
-        return [self.start(workdir, *flags, "--process-id", i, devices=1) for i in range(2)]
+        return [
+            self.start(workdir, *flags, "--process-id", i, *more, devices=devices[i])
+            for i, more in enumerate(((), second))
+        ]
 
     def finish(self, workdir: Path, *flags: Any, devices: int = 2) -> dict[str, Any]:
         """Train to the end.

@@ -9,13 +9,14 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from experiments.config import DIVERGED, TrainConfig, write_or_compare
+from experiments.config import DIVERGED, TrainConfig, identity, write_or_compare
 from experiments.files import write_whole
 from experiments.huge_pages import use_huge_pages
 
@@ -46,6 +47,8 @@ def main() -> None:
 
         if jax.process_count() > 1:
             sys.stdout.flush()
+            if jax.process_index() == 0:
+                time.sleep(2)  # the others are aborted when this one is gone: time for their own line
             os._exit(code)  # an orderly exit would wait for the others, who may wait for this one
     sys.exit(code)
 
@@ -75,9 +78,9 @@ def run(config: TrainConfig, recipe: "Recipe | None" = None) -> int:
         with contextlib.ExitStack() as held:
             from_first(lambda: held.enter_context(locked(config.directory())) and None)
             with _refusing():
-                from_first(lambda: _write_or_compare(ready))
+                claim = from_first(lambda: _claim(ready))
             interruption = held.enter_context(Interruption())
-            return _train(ready, interruption)
+            return _train(ready, claim, interruption)
     except (_RefusedError, OSError) as error:  # no room, no permission: what is saved is whole
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -101,26 +104,37 @@ def _refusing() -> Iterator[None]:
 
 def _prepare(config: TrainConfig, recipe: "Recipe | None") -> "Setup | None":
     from experiments import setup
-    from lowcost.train.processes import agree
+    from lowcost.train.processes import agree, unequal_devices
 
     ready, failure = None, ""
     try:
         ready = setup.prepare(config, recipe)
     except (ValueError, OSError) as error:
         failure = str(error)
-    if not agree(bool(failure)):
-        return ready
+    if not (unequal_devices() or agree(bool(failure))):
+        assert ready is not None
+        if not (names := setup.differing_fields(ready)):
+            return ready
+        failure = f"all processes must have the same {', '.join(names)}, got several; start them by the same command"
     print(f"error: {failure or 'another process could not start; see what it printed'}", file=sys.stderr)
     return None
 
 
-def _write_or_compare(ready: "Setup") -> None:
+def _claim(ready: "Setup") -> dict[str, Any]:
+    """Writes config.json, or compares the one that is there: the run's identity."""
     from experiments import setup
 
-    write_or_compare(ready.config, dataclasses.asdict(ready.recipe), setup.describe(ready.dataset))
+    config, workdir = ready.config, ready.config.directory()
+    write_or_compare(config, dataclasses.asdict(ready.recipe), setup.describe(ready.dataset), setup.settings())
+    if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
+        raise ValueError(
+            f"{workdir} must hold the checkpoints of its finished run, got result.json without any; "
+            "put them back, or start over in another --workdir"
+        )
+    return identity(workdir)
 
 
-def _train(ready: "Setup", interruption: "Interruption") -> int:
+def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") -> int:
     import jax
     from rich.console import Console
 
@@ -149,11 +163,12 @@ def _train(ready: "Setup", interruption: "Interruption") -> int:
             interruption=interruption,
         )
 
-    checkpoints = Checkpoints(workdir / "checkpoints", config.keep)
+    with _refusing():
+        checkpoints = Checkpoints(workdir / "checkpoints", run=run, keep=config.keep)
     try:
         with _refusing():
             restored = checkpoints.restore_newest(ready.abstract_state())
-        begin, state, meta = restored or (0, ready.initial_state(), {"seconds": 0.0})
+        begin, state, meta = restored[:3] if restored else (0, ready.initial_state(), {"seconds": 0.0})
         if restored:
             console.print(f"going on from step {begin} in {workdir}")
         rows = from_first(lambda: read_rows(workdir / "metrics.jsonl", begin // ready.steps_per_epoch))

@@ -1,5 +1,6 @@
 """What a data set is: labelled uint8 images in two splits."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -85,6 +86,14 @@ class Dataset:
         """(H, W, C) of every image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of all images and labels."""
+        d = hashlib.sha256()
+        for a in (self.train.images, self.train.labels, self.test.images, self.test.labels):
+            d.update(np.ascontiguousarray(a).data)
+        return d.hexdigest()
 
     @property
     def mean(self) -> NDArray[np.float64]:

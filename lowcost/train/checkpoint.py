@@ -1,134 +1,207 @@
-"""Checkpoints with orbax: written beside the run while it goes on, verified when read, the newest valid one first."""
+"""Checkpoints with orbax: written in the background, sealed by a manifest, verified before any of it is used."""
 
 import contextlib
-import errno
-import functools
-import gc
 import hashlib
 import itertools
 import json
-import logging
+import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
+from lowcost.train import manifest
+from lowcost.train.manifest import DamageError
 from lowcost.train.mesh import place
 from lowcost.train.processes import from_first, is_first
 
-_MACHINE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
-"""Errors in reading that are the machine's, and say nothing about the file."""
+FILE_BYTES = 16384
+"""The most that the files of a leaf take besides its values."""
 
 
-class _DamageError(Exception):
-    """A checkpoint is not what was saved."""
+class Restored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        step: number of steps done.
+        state: restored to the shapes, dtypes and shardings that were asked for.
+        meta: what was saved with it.
+        digest: of the whole state, see `digest`, however little of it was restored.
+    """
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+    digest: str
 
 
 class Checkpoints:
-    """The checkpoints of one run, by the number of steps done.
+    """The checkpoints of one run: directory/STEP/state by orbax, directory/STEP/manifest with the sha256 of each file.
 
-    Of several processes, which hold the same state, the first reads and writes; all must call `restore_newest`.
+    All processes hold the same state. Process 0 reads and writes; all of them must call `restore_newest`.
 
     Args:
-        directory: where they lie; made if missing.
-        keep: the newest so many are kept.
-        owned: whether this is the run that writes them; another one only reads, and neither mends nor clears anything.
+        directory: where the checkpoints lie; the owner makes it if it is missing.
+        run: what identifies the run, JSON; a checkpoint of another run is refused.
+        keep: number of checkpoints that stay, the newest.
+        owned: whether this is the run that writes them; another one only reads, and neither repairs nor clears.
+
+    Raises:
+        ValueError: orbax cannot read below a directory of this name.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, *, owned: bool = True):
-        self._directory, self._owned = directory.absolute(), owned
+    def __init__(
+        self, directory: Path, *, run: Mapping[str, Any] | None = None, keep: int = 2, owned: bool = True
+    ) -> None:
+        self._directory, self._run, self._keep, self._owned = directory.absolute(), dict(run or {}), keep, owned
         self._writing: Future[None] | None = None
+        if re.search(r"\\|:/|[\udc80-\udcff]", str(self._directory)):
+            raise ValueError(
+                f"directory must be UTF-8 without a backslash or ':/', got {str(self._directory)!r}; choose another one"
+            )
         if not is_first():
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*") if owned else ():
-            shutil.rmtree(unfinished)  # what a kill left behind
-        # A checkpoint appears under its name only when whole: a kill while saving leaves the one before. The thread
-        # below takes the place of orbax's own, which cannot hash; lightweight means to open unread what may be damaged.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            enable_async_checkpointing=False,
-            lightweight_initialize=True,
-            create=False,
-            multiprocessing_options=MultiprocessingOptions(primary_host=0, active_processes={0}),
-        )
-        self._open = functools.partial(ocp.CheckpointManager, self._directory, options=options)
-        self._manager = self._open()
+        if owned:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for unfinished in self._directory.glob("tmp-*"):
+                shutil.rmtree(unfinished)  # a kill left it
+        # One folder per leaf, since orbax loses what OCDBT writes below a name with [, * or ?.
+        alone = MultiprocessingOptions(primary_host=0, active_processes={0})
+        self._orbax = ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=alone)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Start to save state and meta (JSON); `close` and the next save wait for it. The newest step is kept as it is.
+        """Starts to save state and meta (JSON); `close` and the next save wait until it is written and read back.
 
         Raises:
-            OSError: the save before could not be written; older checkpoints are as they were.
+            OSError: the previous save failed; older checkpoints are intact.
         """
         self._wait()
-        if is_first() and step != self._manager.latest_step():
+        if is_first():
             # A copy, since the next step may donate the original while this is being written.
             whole = jax.device_put(jax.tree.map(_on_one_device, state), may_alias=False)
             self._writing = self._writer.submit(self._write, step, whole, meta)
 
-    def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, meta) of the newest valid checkpoint, or None where there is none.
+    def restore_newest(self, like: Any) -> Restored | None:
+        """Returns the newest valid checkpoint, or None where there never was one.
 
-        Damaged ones met before it are renamed to damaged-STEP-N, with a line on stderr for each; nothing is deleted.
+        Damaged checkpoints met on the way are renamed to damaged-STEP-N, with one line per checkpoint on stderr.
+        Nothing is deleted.
 
         Args:
-            like: a state with the shapes, dtypes and shardings to restore to.
+            like: a state with the shapes, dtypes and shardings to restore to; who does not own the run may leave out
+                any part of it.
 
         Raises:
-            ValueError: one holds another network, and nothing was renamed; or all are damaged.
+            ValueError: a checkpoint holds another network, or is of another run or step, and nothing was renamed; or
+                no valid one is left.
+            OSError: a checkpoint cannot be read, which proves no damage; nothing was renamed.
         """
         self._wait()
-        with _quiet():
-            restored = from_first(lambda: self._newest_valid(like))
+        restored = from_first(lambda: self._newest_valid(like))
         if restored is None:
             return None
-        step, state, meta = restored
-        # On the devices only now: that they lack memory is no damage.
-        return step, jax.tree.map(lambda x, y: place(x, y.sharding), state, like), meta
-
-    def _newest_valid(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        damaged: dict[Path, _DamageError] = {}
-        paths = [path for path in self._directory.iterdir() if path.name.isdecimal()]
-        for path in sorted(paths, key=lambda path: int(path.name), reverse=True):
-            try:
-                state, meta = self._read_verified(path, like)
-            except _DamageError as error:
-                if not self._owned and not path.exists():  # the run that writes them has just let go of it
-                    return self._newest_valid(like)
-                damaged[path] = error
-                continue
-            self._set_aside(damaged, f"going on from step {path.name}")
-            return int(path.name), state, meta
-        self._set_aside(damaged, "no older one is left")
-        if damaged:
-            now = ", and now named damaged-*" if self._owned else ""
-            raise ValueError(
-                f"all checkpoints in {self._directory} are damaged{now}: {len(damaged)}; "
-                f"put back a copy of one, or train again from the first step"
-            )
-        return None
+        # On the devices only now: a lack of memory there is no damage.
+        return restored._replace(state=jax.tree.map(lambda x, y: place(x, y.sharding), restored.state, like))
 
     def close(self) -> None:
-        """Wait, and release the directory.
+        """Waits for the last save and releases the directory.
 
         Raises:
-            OSError: the last save could not be written; older checkpoints are as they were.
+            OSError: the last save failed; older checkpoints are intact.
         """
         try:
             self._wait()
         finally:
             if is_first():
                 self._writer.shutdown()
-                self._manager.close()
+                self._orbax.close()
+
+    def _steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, the newest first."""
+        there = self._directory.iterdir() if self._directory.exists() else ()
+        return sorted((int(path.name) for path in there if path.name.isdecimal()), reverse=True)
+
+    def _newest_valid(self, like: Any) -> Restored | None:
+        damaged: dict[Path, DamageError] = {}
+        steps = self._steps()
+        for step in steps:
+            path = self._directory / str(step)
+            try:
+                with self._at_rest(path) as source:
+                    restored = self._read(path, source, step, like)
+            except Exception as error:
+                if not path.exists():
+                    break
+                if not isinstance(error, DamageError):
+                    raise
+                damaged[path] = error
+                continue
+            self._set_aside(damaged, f"resuming from step {step}")
+            return restored
+        if self._steps() != steps:  # the run that writes them has gone on meanwhile
+            return self._newest_valid(like)
+        self._set_aside(damaged, "no older one is left")
+        if damaged or any(self._directory.glob("damaged-*")):
+            raise ValueError(
+                f"{self._directory} must hold a valid checkpoint, got damaged ones only; "
+                "put back a copy of one, or train from step 0 in another directory"
+            )
+        return None
+
+    @contextlib.contextmanager
+    def _at_rest(self, path: Path) -> Iterator[Path]:
+        """Where to read: a copy, for those who do not own the run, which may remove the original meanwhile."""
+        if self._owned:
+            yield path
+            return
+        with tempfile.TemporaryDirectory() as private:
+            yield shutil.copytree(path, Path(private) / path.name)
+
+    def _read(self, path: Path, source: Path, step: int, like: Any) -> Restored:
+        record = manifest.verified(source)
+        expected = {"step": step, **self._run}
+        got = {"step": record["step"], **record["run"]}
+        for name in [name for name in expected | got if expected.get(name) != got.get(name)][:1]:
+            raise ValueError(
+                f"{path} must be a checkpoint of {name} {expected.get(name)}, got {name} {got.get(name)}; "
+                "put back the run's own checkpoint, or remove this one"
+            )
+        there, here = record["types"], _types(_named(like))
+        names = [name for name in (here | there if self._owned else here) if here.get(name) != there.get(name)]
+        if names:
+            raise ValueError(
+                f"{path} holds another network: {names[0]} is {there.get(names[0], 'missing')} there and "
+                f"{here.get(names[0], 'missing')} here; choose another directory, or the configuration that is there"
+            )
+        leaves = self._leaves(source, record, {name: np.empty(x.shape, x.dtype) for name, x in _named(like).items()})
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves.values())
+        return Restored(step, state, record["meta"], _digest(record["sha256"]))
+
+    def _leaves(self, path: Path, record: dict[str, Any], like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Leaves by name, read by orbax from files that are known to be whole."""
+        arguments = ocp.args.PyTreeRestore(
+            like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+        )
+        try:
+            leaves = self._orbax.restore(path / "state", args=arguments)
+        except Exception as error:  # the layers below raise anything, for want of memory, threads or file handles
+            raise OSError(
+                f"{path} could not be read although its files are whole ({_first_line(error)}); try again"
+            ) from error
+        for name, digest in _digests(leaves).items():
+            if digest != record["sha256"][name]:
+                raise OSError(f"{path} gave other values of {name} than were saved, although its files are whole")
+        return {name: leaves[name] for name in like}
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
@@ -137,43 +210,32 @@ class Checkpoints:
                 writing.result()
         except Exception as error:  # a full disk speaks through several layers
             raise OSError(
-                f"no checkpoint could be written to {self._directory} ({_first_line(error)}); the older ones are "
-                "untouched: mend that, and the same command goes on from the newest"
+                f"no checkpoint could be written to {self._directory} ({_first_line(error)}); older checkpoints are "
+                "intact: fix the cause and rerun the same command to resume"
             ) from error
 
     def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        state = jax.device_get(state)
-        record = _seal({"meta": meta, "types": _types(state), "sha256": _digests(state)})
-        items = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(record)}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        leaves, path = _named(jax.device_get(state)), self._directory / str(step)
+        record = {"step": step, "run": self._run, "meta": meta, "types": _types(leaves), "sha256": _digests(leaves)}
+        if path.exists():  # a resumed run saves the step again that it started from
+            if manifest.verified(path)["sha256"] != record["sha256"]:
+                raise OSError(f"{path} holds another state of this step")
+            return
+        unfinished = path.with_name(f"tmp-saving-{step}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        (unfinished / "state").mkdir(parents=True)
+        _check_room(unfinished / "room", sum(x.nbytes + FILE_BYTES for x in leaves.values()))
+        self._orbax.save(unfinished / "state", args=ocp.args.PyTreeSave(leaves))
+        manifest.write(unfinished, record)
+        self._leaves(unfinished, manifest.verified(unfinished), leaves)
+        unfinished.rename(path)
+        manifest.sync(self._directory)
+        for old in self._steps()[self._keep :]:
+            away = path.with_name(f"tmp-deleting-{old}")  # first out of sight: nobody meets half of it
+            path.with_name(str(old)).rename(away)
+            shutil.rmtree(away)
 
-    def _read_verified(self, path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
-        record = self._read(path, meta=ocp.args.JsonRestore())["meta"]
-        # Orbax notices no flipped bit, and one in a shape must not pass for another network.
-        if not isinstance(record, dict) or record != _seal({k: v for k, v in record.items() if k != "seal"}):
-            raise _DamageError("the record of its leaves does not match its sha256")
-        there, here = record["types"], _types(like)
-        for name in [name for name in here | there if here.get(name) != there.get(name)][:1]:
-            raise ValueError(
-                f"{path} holds another network: {name} is {there.get(name, 'missing')} there and "
-                f"{here.get(name, 'missing')} here; choose another directory, or the configuration that is there"
-            )
-        empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        state = self._read(path, state=ocp.args.StandardRestore(empty))["state"]
-        for name, digest in _digests(state).items():
-            if digest != record["sha256"][name]:
-                raise _DamageError(f"{name} does not match its sha256")
-        return state, record["meta"]
-
-    def _read(self, path: Path, **items: Any) -> Any:
-        try:
-            return self._manager.restore(int(path.name), args=ocp.args.Composite(**items))
-        except Exception as error:  # whatever a damaged file makes of itself in the layers below
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _MACHINE:
-                raise
-            raise _DamageError(_first_line(error)) from error
-
-    def _set_aside(self, damaged: dict[Path, _DamageError], outcome: str) -> None:
+    def _set_aside(self, damaged: dict[Path, DamageError], outcome: str) -> None:
         for path, reason in damaged.items():
             if not self._owned:
                 print(f"warning: {path} is damaged ({reason}), {outcome}", file=sys.stderr)
@@ -181,57 +243,41 @@ class Checkpoints:
             names = (path.with_name(f"damaged-{path.name}-{n}") for n in itertools.count(1))
             aside = path.rename(next(name for name in names if not name.exists()))
             print(f"warning: {path} is damaged ({reason}); set aside as {aside.name}, {outcome}", file=sys.stderr)
-        if damaged and self._owned:
-            self._manager.close()
-            self._manager = self._open()  # it forgets the steps that are gone
+
+
+def digest(state: Any) -> str:
+    """Returns the sha256 of all leaves of state, names and values: runs with equal digests are equal bit for bit."""
+    return _digest(_digests(_named(jax.tree.map(lambda x: np.asarray(_on_one_device(x)), state))))
+
+
+def _check_room(path: Path, size: int) -> None:
+    """Raises OSError where a file of this size does not fit: one line, where orbax prints hundreds."""
+    with path.open("xb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+    path.unlink()
 
 
 def _on_one_device(x: jax.Array) -> jax.Array:
     return x.addressable_data(0) if x.is_fully_replicated else x
 
 
-def digest(state: Any) -> str:
-    """sha256 of all leaves of state, names and values: two runs with the same digest are the same, bit for bit."""
-    host = jax.tree.map(lambda x: np.asarray(_on_one_device(x)), state)
-    return hashlib.sha256(json.dumps(_digests(host), sort_keys=True).encode()).hexdigest()
+def _named(state: Any) -> dict[str, Any]:
+    """Leaves by name: params.opening.stencil."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 
 
-def _types(state: Any) -> dict[str, str]:
-    return {name: f"{x.dtype}{list(x.shape)}" for name, x in _named(state)}
+def _types(leaves: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
 
 
-def _digests(state: Any) -> dict[str, str]:
-    return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in _named(state)}
+def _digests(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in leaves.items()}
 
 
-def _named(state: Any) -> list[tuple[str, Any]]:
-    return [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(state)]
-
-
-def _seal(record: dict[str, Any]) -> dict[str, Any]:
-    return {**record, "seal": hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Where one leaf cannot be read, the others' reads complain on stderr, a page each, that nobody waits for them."""
-    before, log = sys.unraisablehook, logging.getLogger("asyncio")
-
-    def hook(event: Any) -> None:
-        if str(event.exc_value) != "Event loop is closed":
-            before(event)
-
-    def heard(record: logging.LogRecord) -> bool:
-        return "exception was never retrieved" not in record.getMessage()
-
-    sys.unraisablehook = hook
-    log.addFilter(heard)
-    try:
-        yield
-        gc.collect()  # those that nobody waits for complain when they are collected
-    finally:
-        sys.unraisablehook = before
-        log.removeFilter(heard)
+def _digest(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

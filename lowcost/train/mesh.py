@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowcost.images import BATCH_AXIS
+from lowcost.train.processes import unequal_devices
 
 
 def use_every_core(batch_size: int) -> None:
@@ -35,9 +36,13 @@ def data_mesh(batch_size: int) -> Mesh:
     """All devices of all processes along the axis "data": the mesh → `jax.set_mesh`.
 
     Raises:
-        ValueError: the devices do not divide batch_size.
+        ValueError: the devices do not divide batch_size, or processes have different numbers of them.
     """
     devices = jax.devices()
+    if unequal_devices():
+        raise ValueError(
+            "all processes must have the same number of devices, got several; start them by the same command"
+        )
     if batch_size % len(devices):
         below = batch_size - batch_size % len(devices)
         raise ValueError(

@@ -1,9 +1,12 @@
 """Many processes that train as one: how they find each other, and how they agree."""
 
+import hashlib
+import json
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -99,3 +102,20 @@ def agree(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def unequal_devices() -> bool:
+    """Returns whether processes have different numbers of devices, so that they can neither train nor agree."""
+    return len(set(Counter(device.process_index for device in jax.devices()).values())) > 1
+
+
+def differing(values: dict[str, Any]) -> list[str]:
+    """Returns the names of those values (JSON) that are not the same in all processes, in each of them.
+
+    Each must call it at the same point, with the same names.
+    """
+    if jax.process_count() == 1:
+        return []
+    digests = [hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()[:4] for value in values.values()]
+    everywhere = multihost_utils.process_allgather(np.frombuffer(b"".join(digests), np.uint32))
+    return [name for name, column in zip(values, everywhere.T, strict=True) if len(set(column.tolist())) > 1]

@@ -172,7 +172,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after, 
     def train(workdir, interruption):
         checkpoints = Checkpoints(workdir / "checkpoints")
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), initial)
-        begin, state, _ = checkpoints.restore_newest(like) or (0, initial, {})
+        begin, state, *_ = checkpoints.restore_newest(like) or (0, initial)
         path = workdir / "metrics.jsonl"
         log = MetricsLog(read_rows(path, begin // STEPS_PER_EPOCH), path)
 

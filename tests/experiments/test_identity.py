@@ -1,0 +1,137 @@
+"""A run is what its configuration, data, settings and checkpoints say, or it is refused: real runs, real files."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import export, predict, setup, train
+from experiments.config import TrainConfig
+from experiments.subject import Subject, error_of
+
+
+def run(workdir, pictures, **changes):
+    fields = {"epochs": 1, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": pictures, **changes}
+    return train.run(TrainConfig("folder", **fields))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Pictures, and two finished runs on them, of seeds 0 and 1."""
+    directory = tmp_path_factory.mktemp("runs")
+    subject = Subject(directory, epochs=1)
+    for seed in 0, 1:
+        subject.finish(directory / f"seed{seed}", "--seed", seed)
+    return subject
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    """A copy of the run of seed 0, and one of the pictures."""
+    shutil.copytree(runs.directory / "seed0", tmp_path / "run")
+    shutil.copytree(runs.pictures, tmp_path / "pictures")
+    return tmp_path / "run", tmp_path / "pictures"
+
+
+def refused(capsys, code):
+    """The one line of a command that ended with exit status 2."""
+    assert code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(copy, capsys):
+    workdir, pictures = copy
+    shutil.rmtree(workdir / "checkpoints")
+    kept = [workdir / name for name in ("result.json", "metrics.jsonl", "curves.png")]
+    before = [path.read_bytes() for path in kept]
+    line = refused(capsys, run(workdir, pictures))
+    assert f"{workdir} must hold the checkpoints of its finished run, got result.json without any; put them" in line
+    assert [path.read_bytes() for path in kept] == before
+
+
+def test_a_run_with_damaged_checkpoints_alone_is_not_trained_anew(copy, capsys):
+    workdir, pictures = copy
+    (workdir / "result.json").unlink()
+    [newest] = (workdir / "checkpoints").iterdir()
+    newest.rename(newest.with_name("damaged-15-1"))
+    line = refused(capsys, run(workdir, pictures))
+    assert "must hold a valid checkpoint, got damaged ones only; put back a copy of one, or" in line
+
+
+def test_checkpoints_of_another_seed_are_refused(runs, copy, capsys):
+    """By training and by every reader."""
+    workdir, pictures = copy
+    shutil.rmtree(workdir / "checkpoints")
+    shutil.copytree(runs.directory / "seed1" / "checkpoints", workdir / "checkpoints")
+    assert "15 must be a checkpoint of seed 0, got seed 1; put back the run's own" in refused(
+        capsys, run(workdir, pictures)
+    )
+    with pytest.raises(ValueError, match="must be a checkpoint of seed 0, got seed 1"):
+        setup.trained(workdir)
+
+
+def test_a_result_of_another_run_is_refused(runs, copy, tmp_path):
+    """`evaluate`, `export` and `predict` compare its digest with that of the last checkpoint."""
+    workdir, pictures = copy
+    shutil.copy(runs.directory / "seed1" / "result.json", workdir / "result.json")
+    message = r"result\.json must be of the run's last checkpoint, got the digest of another state; put back"
+    with pytest.raises(ValueError, match=message):
+        setup.reopen(workdir, pictures)
+    with pytest.raises(ValueError, match=message):
+        export.main(export.ExportConfig(workdir=workdir, out=tmp_path / "net.onnx"))
+    assert not (tmp_path / "net.onnx").exists()
+    with pytest.raises(ValueError, match=message):
+        predict.load(predict.PredictConfig((), workdir=workdir))
+
+
+def test_images_exchanged_between_stop_and_resume_are_refused(copy, capsys):
+    """Those of one class, among themselves."""
+    workdir, pictures = copy
+    one, other = (pictures / "train" / "dark" / f"{i}.png" for i in (0, 1))
+    one.rename(pictures / "kept.png")
+    other.rename(one)
+    (pictures / "kept.png").rename(other)
+    assert "data.digest is " in refused(capsys, run(workdir, pictures))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jax_threefry_partitionable", False), ("jax_enable_x64", True), ("jax_default_prng_impl", "rbg")],
+)
+def test_ambient_settings(copy, capsys, name, value):
+    """Training refuses others and names them; a reader takes weights and statistics alone and does not care."""
+    workdir, pictures = copy
+    before = getattr(jax.config, name)
+    _, state = setup.reopen(workdir, pictures)
+    jax.config.update(name, value)
+    try:
+        line = refused(capsys, run(workdir, pictures))
+        assert f"settings.{name} is {before} there and {value} here" in line
+        _, other = setup.reopen(workdir, pictures)
+        jax.tree.map(np.testing.assert_array_equal, state.variables, other.variables)
+    finally:
+        jax.config.update(name, before)
+
+
+def test_a_resumed_run_has_the_same_settings(copy):
+    workdir, pictures = copy
+    assert run(workdir, pictures) == 0
+
+
+def test_processes_that_differ_are_refused_before_the_first_step(runs, copy, tmp_path):
+    """Both name the field within seconds, where they trained what neither was asked for, or hung."""
+    _, pictures = copy
+    (pictures / "train" / "dark" / "0.png").write_bytes((pictures / "train" / "dark" / "1.png").read_bytes())
+    other = ("--seed", 1, "--epochs", 3, "--recipe", "fast", "--data-dir", pictures)
+    attempts = [({"second": other}, ("seed", "epochs", "recipe", "ingredients.epochs", "data.digest"))]
+    attempts += [({"devices": (1, 2), "second": ("--batch-size", 12)}, ("number of devices",))]
+    for options, fields in attempts:
+        for process in runs.start_two(tmp_path / "pair", "--batch-size", 16, **options):
+            code, line = error_of(process)
+            assert code == 2
+            assert line.startswith("error: all processes must have the same ")
+            assert all(field in line for field in fields)
+    assert not (tmp_path / "pair" / "config.json").exists()
