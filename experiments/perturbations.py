@@ -12,7 +12,6 @@ from scipy.ndimage import gaussian_filter
 
 from lowcost.nn.network import bound_layers
 from lowcost.nn.stability import stability_report
-from lowcost.train.step import to_unit_range
 
 
 def disturbed_weights(
@@ -47,24 +46,24 @@ def disturbed_weights(
 def disturbed_images(
     images: Any, levels: Sequence[float], sigmas: Sequence[float], seed: int
 ) -> Iterator[tuple[str, float, Any]]:
-    """(kind, strength, images): with normal noise, cut to 0 … 255, and blurred by a Gaussian.
+    """(kind, strength, images): with normal noise, clipped to [0, 1], and blurred by a Gaussian.
 
     Args:
-        images: in grey levels, [N, *grid, C].
-        levels: standard deviations in grey levels.
+        images: float32 [N, *grid, C] in [0, 1].
+        levels: standard deviations in grey levels, of 255.
         sigmas: standard deviations in pixels.
         seed: of the noise.
     """
     noise = np.random.default_rng(seed).standard_normal(images.shape, np.float32)
     for level in levels:
-        yield "image noise", level, np.clip(images + np.float32(level) * noise, 0, 255)
+        yield "image noise", level, np.clip(images + np.float32(level / 255) * noise, 0, 1)
     for pixels in sigmas:
         sigma = (0, *(pixels,) * (images.ndim - 2), 0)
         yield "blur", pixels, gaussian_filter(images, sigma, mode="reflect")
 
 
 def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
-    """What comes out of each layer for images in grey levels, in order; the last is "classifier", the logits."""
+    """What comes out of each layer for images in [0, 1], in order; the last is "classifier", the logits."""
     kept = _captured(net, variables, images)
     order = [layer.name for layer in bound_layers(net, variables, images.shape[1:])]
     return {name: np.asarray(kept[name]["__call__"][0], np.float32) for name in order}
@@ -74,7 +73,7 @@ def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
 def _captured(net, variables, images):
     _, kept = net.apply(
         variables,
-        to_unit_range(images),
+        images,
         train=False,
         mutable=["intermediates"],
         capture_intermediates=lambda module, method: method == "__call__" and len(module.path) == 1,
@@ -87,7 +86,7 @@ def weights_bound(net: Any, disturbed: Any, images: Any, clean: dict[str, Any]) 
 
     Args:
         net: the network; disturbed: its other variables.
-        images: in grey levels; clean: what comes out of each layer as it was.
+        images: in [0, 1]; clean: what comes out of each layer as it was.
     """
     total, there = np.zeros(len(images)), _each_alone(net, disturbed, images, clean)
     for bounds in stability_report(net, disturbed, images.shape[1:]).layers:
@@ -98,7 +97,7 @@ def weights_bound(net: Any, disturbed: Any, images: Any, clean: dict[str, Any]) 
 @partial(jax.jit, static_argnums=0)
 def _each_alone(net, disturbed, images, clean):
     """f'_k(y_k) by the layer's name."""
-    y, there = to_unit_range(images), {}
+    y, there = images, {}
     for layer in bound_layers(net, disturbed, images.shape[1:]):
         takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
         there[layer.name] = layer.module(y, **({"train": False} if takes_train else {}))

@@ -121,14 +121,14 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
     from experiments.train import provenance
     from lowcost.nn.stability import stability_report
     from lowcost.train.loop import evaluate_all, first_step
-    from lowcost.train.step import make_eval_step
+    from lowcost.train.step import make_eval_step, to_unit_range
 
     ready, state = setup.reopen(workdir, config.data_dir)
     if ready.config.seeds > 1:
         raise ValueError(f"{workdir} holds {ready.config.seeds} networks; disturb runs of a single seed")
     setup.check_finished(workdir, first_step(state), (ready.config.epochs or 0) * ready.steps_per_epoch)
     net, variables, labels = ready.net, state.variables, ready.dataset.test.labels
-    images = ready.dataset.test.images.astype(np.float32)  # in grey levels, as evaluation takes them
+    images = to_unit_range(ready.dataset.test.images)  # floats, which evaluation uses as they are
     if not 1 <= config.images <= len(images):
         raise ValueError(f"--images must be from 1 to the {len(images)} of the test set, got {config.images}")
     chosen = np.linspace(0, len(images) - 1, config.images).astype(int)  # a folder's lie class by class
@@ -168,7 +168,7 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
         yield {**row(kind, strength, there, images, variables=disturbed), "bound": float(np.mean(bound / size))}
     for kind, strength, noisy in disturbed_images(images, config.image_noise, config.blur, config.seed):
         there = features(net, variables, noisy[chosen])
-        distance = norms(noisy[chosen] - some) / 255
+        distance = norms(noisy[chosen] - some)
         apart = {name: norms(there[name] - clean[name]) for name in clean}
         yield {
             **row(kind, strength, there, noisy),

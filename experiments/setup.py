@@ -22,7 +22,7 @@ from lowcost.train.loop import first_step
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.processes import differing
 from lowcost.train.state import TrainState, create_state
-from lowcost.train.step import make_eval_step, make_train_step, repeat
+from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
 
 CACHE = ".lowcost-cache"
 
@@ -112,7 +112,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     options = {}
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // 1000)]
-        options["opening_init"] = nn.initializers.patch_whitening(some / np.float32(255))
+        options["opening_init"] = nn.initializers.patch_whitening(to_unit_range(some))
     net = _network(config, len(dataset.classes), **options)
     optimizer = recipe.transformation(config.epochs, steps_per_epoch)
     augment = recipe.augmentation(dataset.flip)

@@ -6,6 +6,7 @@ Both are pure functions of the step and give the same bits, on any number of dev
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ Batches = list[jax.Array]
 """[images, labels, indices], each [K, ...] with a batch for each of K steps."""
 
 
-def fits(images: NDArray[np.uint8], mesh: Mesh) -> bool:
+def fits(images: NDArray[Any], mesh: Mesh) -> bool:
     """Whether every device can keep all images in a quarter of its memory.
 
     A CPU's devices are parts of one host: there a copy for each of them would gain nothing, and the answer is no.
@@ -30,7 +31,7 @@ def fits(images: NDArray[np.uint8], mesh: Mesh) -> bool:
 
 
 def feed(
-    images: NDArray[np.uint8],
+    images: NDArray[Any],
     labels: NDArray[np.int32],
     indices: Callable[[int], NDArray[np.int64]],
     mesh: Mesh,
@@ -45,7 +46,7 @@ def feed(
     are made ready.
 
     Args:
-        images: uint8 [N, ...]; may be a memory map larger than the memory when not resident.
+        images: [N, ...], of any dtype; may be a memory map larger than the memory when not resident.
         labels: int32 [N].
         indices: step → rows of its batch, [B] or, for several seeds, [S, B]; called from another thread.
         mesh: the devices, which divide B.

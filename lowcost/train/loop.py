@@ -153,7 +153,7 @@ def evaluate_all(
     Args:
         eval_step: jitted, see `make_eval_step`.
         state: to evaluate.
-        images: uint8 [N, *grid, C].
+        images: [N, *grid, C], of a dtype that `step.to_unit_range` accepts.
         labels: int32 [N].
         batch_size: images at once.
         mesh: of all devices.

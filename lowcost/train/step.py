@@ -52,16 +52,19 @@ def make_train_step(
 
     Args:
         net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
-        optimizer: of the weights.
+        optimizer: of the weights. Its update receives `value`, `grad` and `value_fn`, optax's names for the mean loss
+            of the batch, its gradient, and params → loss, as `optax.contrib.reduce_on_plateau` and line searches need.
         augment: (images in [0, 1], what to draw from) → images.
         steps_per_epoch: after so many steps the running metrics start again.
         average: largest decay d of the moving average a ← d·a + (1 - d)·variables, whose decay after t steps is
             min(d, (1 + t) / (10 + t)), so that the first weights are soon forgotten; None for a state without one.
 
     Returns:
-        (state, images uint8 [B, *grid, C], labels [B], indices [B]) → state. Over a sharded batch it means the whole
-        batch: the normalisation's statistics are global.
+        (state, images [B, *grid, C], labels [B], indices [B]) → state. Images are scaled by `to_unit_range`, which
+        checks their dtype; the values of floats are not known while tracing and are not checked. Over a sharded batch
+        it means the whole batch: the normalisation's statistics are global.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array) -> TrainState:
         chex.assert_rank(labels, 1)
@@ -76,8 +79,9 @@ def make_train_step(
             sums = _sums(logits, labels, jnp.ones(labels.shape))
             return sums["loss"] / labels.size, (sums, updates.get("batch_stats", {}))
 
-        grads, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        (value, (sums, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        extra = {"value": value, "grad": grads, "value_fn": lambda params: loss(params)[0]}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         first = state.step % steps_per_epoch == 0
         metrics = {name: jnp.where(first, 0.0, total) for name, total in state.metrics.items()}
@@ -121,7 +125,10 @@ def repeat(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
 
 
 def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, Metrics], Metrics]:
-    """(state, images uint8, labels, weight, sums) → sums with net's on this batch added; weight 0 leaves one out."""
+    """(state, images, labels, weight, sums) → sums with net's on this batch added; weight 0 leaves one out.
+
+    Images are scaled by `to_unit_range` as in `make_train_step`.
+    """
 
     def eval_step(state: TrainState, images: jax.Array, labels: jax.Array, weight: jax.Array, sums: Metrics) -> Metrics:
         logits = net.apply(state.variables, to_unit_range(images), train=False)
@@ -130,12 +137,31 @@ def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array
     return eval_step
 
 
-def to_unit_range(images: jax.Array) -> jax.Array:
-    """images / 255: uint8 0 … 255 → float32 in [0, 1], of any shape.
+def to_unit_range(images: Any) -> Any:
+    """(x - min) / (max - min) of integers, with the range of their dtype; floats are returned as they are.
 
     No mean is subtracted: behind a periodic opening layer without bias the normalisation removes any constant exactly.
+
+    Args:
+        images: of any shape; uint8, uint16, int8 or int16, or real floating point. Integers with more bits are refused,
+            because they hardly ever fill their range. NumPy arrays are scaled by NumPy.
+
+    Returns:
+        float32 in [0, 1] of integers; floats promoted to float32 at least, whose values are not checked.
+
+    Raises:
+        TypeError: another dtype.
     """
-    return images.astype(jnp.float32) / 255
+    dtype = images.dtype
+    if jnp.issubdtype(dtype, jnp.floating):
+        return images.astype(jnp.promote_types(dtype, jnp.float32))
+    if not (jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize <= 2):
+        raise TypeError(
+            f"images must be uint8, uint16, int8, int16 or real floating point, got {dtype}; cast grey levels to the "
+            "type whose range they fill, e.g. images.astype(np.uint8), and all else to float32"
+        )
+    low, high = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
+    return (images.astype(jnp.float32) - low) / (high - low)
 
 
 def mean_metrics(sums: Metrics) -> dict[str, np.ndarray]:

@@ -65,7 +65,7 @@ def test_the_bound_on_changed_weights_is_exact_where_nothing_follows():
     from lowcost.nn.stability import stability_report
 
     net = network("implicit_rd", (4, 8), 3, steps_per_block=1)
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.float32)
+    images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
     variables = jax.jit(net.init)(jax.random.key(0), images)
     clean = perturbations.features(net, variables, images)
     layers = list(clean)
@@ -89,7 +89,7 @@ def test_growth_is_that_of_the_network_with_this_h(architecture):
     net, other = (network(architecture, (4, 8), 3, steps_per_block=1, h=h) for h in (1.0, 3.0))
     images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
     variables = jax.jit(net.init)(jax.random.key(0), images)
-    size = {name: np.sqrt(np.mean(y**2)) for name, y in perturbations.features(other, variables, 255 * images).items()}
+    size = {name: np.sqrt(np.mean(y**2)) for name, y in perturbations.features(other, variables, images).items()}
     expected = max(value for name, value in size.items() if "_step" in name) / size["opening"]
     grow = jax.jit(functools.partial(stability.growth, net, by_batch=False))
     assert grow(3.0, variables, images) == pytest.approx(expected, rel=1e-5)

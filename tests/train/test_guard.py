@@ -18,7 +18,7 @@ from lowcost.train.state import create_state
 from lowcost.train.step import PATIENCE, make_train_step, mean_metrics, repeat
 
 RNG = np.random.default_rng(0)
-IMAGES = RNG.uniform(0, 255, (4, 8, 12, 8, 1)).astype(np.float32)
+IMAGES = RNG.random((4, 8, 12, 8, 1), np.float32)
 LABELS = RNG.integers(0, 3, (4, 8)).astype(np.int32)
 ROWS = np.arange(8)
 OPTIMIZER = optax.adam(1e-2)

@@ -1,0 +1,103 @@
+"""What a train step takes: images of every dtype with a known range, and optimisers that need the loss."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from chex import assert_trees_all_equal
+
+from lowcost.train.state import create_state, zero_metrics
+from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
+
+
+class Linear(nn.Module):
+    """The smallest network: logits that are linear in the pixels."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(3, name="classifier")(images.reshape(len(images), -1))
+
+
+NET = Linear()
+SHAPE = (8, 8, 1)
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (8, *SHAPE), np.uint8)
+LABELS = RNG.integers(0, 3, 8).astype(np.int32)
+
+
+def trained(images, optimizer, steps=1):
+    """The state after several steps on one batch, all in one dispatch."""
+    step = jax.jit(repeat(make_train_step(NET, optimizer, lambda images, draw: images, 100)))
+    batch = [np.stack([x] * max(1, steps)) for x in (images, LABELS, np.arange(8, dtype=np.int32))]
+    state = jax.jit(create_state, static_argnums=(0, 1, 3))(NET, optimizer, jax.random.key(0), SHAPE)
+    return step(state, steps, *batch)
+
+
+def test_floats_are_taken_as_they_are():
+    """Grey levels as uint8 and the same levels as float32 in [0, 1] train and evaluate alike, bit for bit."""
+    optimizer = optax.sgd(0.1)
+    floats = np.asarray(jax.jit(to_unit_range)(GREY))
+    states = [trained(images, optimizer, steps=2) for images in (GREY, floats)]
+    assert_trees_all_equal(*states)
+    evaluate = jax.jit(make_eval_step(NET))
+    sums = [evaluate(states[0], images, LABELS, jnp.ones(8), zero_metrics()) for images in (GREY, floats)]
+    assert_trees_all_equal(*sums)
+    assert trained(10 * floats - 5, optimizer).skipped == 0  # signals outside of [0, 1] are no error
+
+
+@pytest.mark.parametrize("by", [np.asarray, jax.jit(lambda x: x)], ids=["numpy", "jax"])
+def test_integers_are_scaled_by_the_range_of_their_type(by):
+    """uint8 keeps the bits of x / 255; other types of 8 and 16 bits give the same numbers, shifted or finer."""
+    levels = np.arange(256, dtype=np.uint8)
+    unit = to_unit_range(by(levels))
+    assert unit.dtype == np.float32
+    np.testing.assert_array_equal(unit, by(levels).astype(np.float32) / 255)
+    np.testing.assert_array_equal(to_unit_range(by((levels.astype(int) - 128).astype(np.int8))), unit)
+    fine = levels.astype(np.uint16) * 257
+    np.testing.assert_allclose(to_unit_range(by(fine)), unit, rtol=2e-7)
+    np.testing.assert_array_equal(
+        to_unit_range(by((fine.astype(int) - 2**15).astype(np.int16))), to_unit_range(by(fine))
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_floats_are_float32_at_least(dtype):
+    x = jnp.asarray([-3.0, 0.5, 7.0], dtype)
+    np.testing.assert_array_equal(to_unit_range(x), np.float32([-3, 0.5, 7]))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.uint32, np.complex64])
+def test_types_without_a_range_of_grey_levels_are_refused(dtype):
+    """An int32 array that holds 0 ... 255 would become a constant; the network never learns of it."""
+    with pytest.raises(TypeError, match=f"images must be .*, got {np.dtype(dtype).name}; .*astype"):
+        trained(GREY.astype(dtype), optax.sgd(0.1))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=1e9)),
+        optax.polyak_sgd(0.1),
+        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)),
+        optax.adam(0.1),
+    ],
+    ids=["reduce_on_plateau", "polyak_sgd", "linesearch", "adam"],
+)
+def test_an_optimiser_is_given_the_loss(optimizer):
+    """And its gradient and function, as optax passes them; one that takes none of them works as before."""
+    state = trained(GREY, optimizer, steps=4)
+    assert (int(state.step), int(state.skipped)) == (4, 0)
+
+
+def test_the_value_is_the_mean_loss_of_the_batch():
+    """An optimiser that moves every weight by the loss."""
+
+    def update(grads, state, params=None, *, value, **extra):
+        return jax.tree.map(lambda g: jnp.full_like(g, value), grads), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    before, after = trained(GREY, optimizer, steps=0), trained(GREY, optimizer)
+    moved = after.params["classifier"]["bias"] - before.params["classifier"]["bias"]
+    np.testing.assert_allclose(moved, after.metrics["loss"] / 8, rtol=1e-6)
