@@ -23,7 +23,8 @@ class Recipe:
             orthogonalised.
         learning_rate: the largest.
         stencil_rate: of adamw and muon: learning rate of all but the matrices M, over theirs.
-        schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise, then a cosine down to a tenth.
+        schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise from a tenth, then a cosine back
+            to it. Of a run of under five steps only the fifths that begin at a later step of their own halve it.
         weight_decay: of adamw and muon.
         late: after so many epochs begins what keeps a network from learning the images by heart: the next two.
         matrix_decay: late weight decay of the matrices M, added to weight_decay. Behind a normalisation the size of M
@@ -54,10 +55,12 @@ class Recipe:
         """The optimiser of a run of so many epochs."""
         steps = epochs * steps_per_epoch
         if self.schedule == "halving":  # every 60 of the paper's 300 epochs
-            rate = optax.piecewise_constant_schedule(self.learning_rate, {steps * i // 5: 0.5 for i in range(1, 5)})
+            fifths = {steps * i // 5 for i in range(1, 5)} - {0}  # fewer than four in a run of under five steps
+            rate = optax.piecewise_constant_schedule(self.learning_rate, dict.fromkeys(sorted(fifths), 0.5))
         else:
             peak = self.learning_rate
-            rate = optax.warmup_cosine_decay_schedule(peak / 10, peak, max(1, steps // 20), max(2, steps), peak / 10)
+            rise = min(steps - 1, max(1, steps // 20))
+            rate = optax.warmup_cosine_decay_schedule(peak / 10, peak, rise, steps, peak / 10)
         if self.optimizer == "adam":
             return optax.adam(rate)
 

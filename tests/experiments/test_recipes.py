@@ -43,6 +43,16 @@ def test_one_cycle_rises_and_falls():
     assert 0.002 <= moved[-1] < 0.0021
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 20])
+def test_short_runs_start_at_the_full_rate_and_reach_it(steps):
+    """Halvings never raise the rate and number one per fifth that has a step of its own; one cycle reaches its peak."""
+    expected = 0.01 * 0.5 ** np.searchsorted(sorted({steps * i // 5 for i in range(5)}), np.arange(steps), "right") * 2
+    np.testing.assert_allclose(rates(RECIPES["paper"], steps), expected, rtol=1e-4)
+    cycle = rates(Recipe(optimizer="adam", schedule="one_cycle", learning_rate=0.02), steps)
+    assert cycle.max() == pytest.approx(0.02, rel=1e-3)
+    assert np.argmax(cycle) <= 1
+
+
 def test_muon_orthogonalises_the_matrices_alone():
     """The update of M has singular values alike, whatever the gradient's; stencils and classifier get Adam's."""
     net = network("linear_mix", (8,), 3, steps_per_block=1)
