@@ -32,12 +32,14 @@ class ExportConfig:
     circulant one stays); exact when not given."""
     bits: Literal[32, 8] = 32
     """onnx: bits of a weight in the file."""
+    opset: int = 21
+    """onnx: version of the operators, 13 to 21; a lower one for older runtimes."""
 
 
 def main(config: ExportConfig) -> int:
     """Fold, write, say what was written."""
-    if config.bits == 8 and config.format != "onnx":
-        raise ValueError("--bits 8 is for --format onnx; leave it out for stablehlo")
+    if config.format != "onnx" and (config.bits, config.opset) != (32, 21):
+        raise ValueError("--bits 8 and --opset are for --format onnx; leave them out for stablehlo")
     if not config.out.parent.is_dir():
         raise FileNotFoundError(f"{config.out.parent} is no folder to write to; make it, or choose another --out")
     if config.out.is_dir():
@@ -87,7 +89,9 @@ def serialized(folded: Any, metadata: dict[str, str], config: ExportConfig) -> d
     from lowcost import deploy
 
     if config.format == "onnx":
-        return {config.out: deploy.to_onnx(folded, metadata=metadata, bits=config.bits).SerializeToString()}
+        metadata = {**metadata, "opset": str(config.opset)}
+        model = deploy.to_onnx(folded, metadata=metadata, bits=config.bits, opset=config.opset)
+        return {config.out: model.SerializeToString()}
     beside = config.out.with_name(config.out.name + ".json")
     return {config.out: deploy.to_stablehlo(folded), beside: (json.dumps(metadata, indent=2) + "\n").encode()}
 

@@ -1,9 +1,10 @@
 """A folded network of Section 4 as an ONNX graph of standard operators: Conv, MatMul, Add, Mul, Relu, pooling, Gemm.
 
-Features are channels last as everywhere, which makes most of the work large matrix products; a Conv, which ONNX wants
-channels first, stands between two transpositions. The symbols of the filters are computed in the graph from their
-stencils, of which a runtime makes constants when it loads the file: beside the network's weights the file holds the
-real bases of the transforms alone, about 11 n² bytes for images of n x n pixels.
+Features are channels last as everywhere, which makes most of the work large matrix products; a stencil's Conv, which
+ONNX wants channels first, stands between two transpositions, while the transform of an axis is a Conv of width 1. The
+symbols of the filters are computed in the graph from their stencils, of which a runtime makes constants when it loads
+the file: beside the network's weights the file holds the real bases of the transforms alone, about 11 n² bytes for
+images of n x n pixels.
 """
 
 import itertools
@@ -35,14 +36,13 @@ from lowcost.spectral import real_basis, slots
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 21
-"""Version of the operators: 19 brought periodic padding, 21 is read by onnxruntime from 1.18 on."""
-
-IR_VERSION = 10
-"""Version of the file format, that of OPSET 21."""
+OPSETS = range(13, 22)
+"""Versions of the operators that can be written: from 13 on the axes of ReduceSum are an input; 21 is the default."""
 
 
-def to_onnx(folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: int = 32) -> "onnx.ModelProto":
+def to_onnx(
+    folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: int = 32, opset: int = OPSETS[-1]
+) -> "onnx.ModelProto":
     """The network of Section 4 as ONNX: `images` float32 [batch, *grid, C] in [0, 1] → `logits` [batch, num_classes].
 
     Args:
@@ -50,13 +50,15 @@ def to_onnx(folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: 
         metadata: key → text, kept in the file.
         bits: 32, or 8 to store the weights of matrices and stencils as integers with a scale for each output channel;
             what is computed stays float32.
+        opset: version of the operators, 13 to 21: the same graph for older runtimes; onnxruntime 1.12 reads 17. The
+            version of the file format is the oldest that has this opset.
 
     Returns:
-        The model, checked by `onnx.checker`.
+        The model, checked by `onnx.checker`; an empty batch gives `logits` [0, num_classes].
 
     Raises:
         ImportError: the package onnx is missing.
-        ValueError: bits is neither 32 nor 8.
+        ValueError: bits is neither 32 nor 8, or opset is not in its range.
     """
     try:
         import onnx
@@ -64,6 +66,10 @@ def to_onnx(folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: 
         raise ImportError("to write ONNX the package onnx is needed: pip install 'lowcost[export]'") from error
     if bits not in (8, 32):
         raise ValueError(f"bits must be 8 or 32, got {bits}")
+    if opset not in OPSETS:
+        raise ValueError(
+            f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}; choose one that the runtime reads"
+        )
     graph = _Graph(onnx.helper, onnx.numpy_helper.from_array, bits, folded.image_shape[:-1])
     y = "images"
     graph.views[y] = folded.image_shape
@@ -80,8 +86,9 @@ def to_onnx(folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: 
         [onnx.helper.make_tensor_value_info("logits", number, ["batch", classes])],
         graph.constants,
     )
-    opset = onnx.helper.make_opsetid("", OPSET)
-    model = onnx.helper.make_model(proto, opset_imports=[opset], ir_version=IR_VERSION, producer_name="lowcost")
+    operators = [onnx.helper.make_opsetid("", opset)]
+    oldest = onnx.helper.find_min_ir_version_for(operators)
+    model = onnx.helper.make_model(proto, opset_imports=operators, ir_version=oldest, producer_name="lowcost")
     onnx.helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -172,15 +179,16 @@ class _Graph:
         return self.alike("Add", scaled, self.constant(operation.bias))
 
     def convolve(self, y: str, weight: NDArray[np.float32], bias: NDArray[np.float32], groups: int) -> str:
-        before, after = [m // 2 for m in weight.shape[2:]], [m - 1 - m // 2 for m in weight.shape[2:]]
-        y = self.channels_first(y, weight.shape[1] * groups)
-        y = self.node("Pad", y, self.integers(0, 0, *before, 0, 0, *after), mode="wrap")
-        y = self.node("Conv", y, self.weight(weight, 0), self.constant(bias), group=groups)
+        y = self.viewed(y, (*self.grid, weight.shape[1] * groups))
+        for axis, (n, m) in enumerate(zip(self.grid, weight.shape[2:], strict=True), 1):
+            # Not Pad, whose mode "wrap" needs opset 19 and, in onnxruntime, at least one image; Gather is also faster.
+            y = self.node("Gather", y, self.integers(*(np.arange(n + m - 1) - m // 2) % n), axis=axis)
+        y = self.node("Conv", self.channels_first(y), self.weight(weight, 0), self.constant(bias), group=groups)
         return self.channels_last(y, len(weight))
 
-    def channels_first(self, y: str, channels: int) -> str:
+    def channels_first(self, y: str) -> str:
         last = self.dims + 1
-        return self.node("Transpose", self.viewed(y, (*self.grid, channels)), perm=[0, last, *range(1, last)])
+        return self.node("Transpose", y, perm=[0, last, *range(1, last)])
 
     def channels_last(self, y: str, channels: int) -> str:
         return self.features("Transpose", (*self.grid, channels), y, perm=[0, *range(2, self.dims + 2), 1])
@@ -199,14 +207,16 @@ class _Graph:
     @add.register
     def _(self, operation: Halve, y: str) -> str:
         c = self.views[y][-1]  # as a connecting layer left it
-        y = self.channels_first(y, c)
+        y = self.channels_first(self.viewed(y, (*self.grid, c)))
         y = self.node("AveragePool", y, kernel_shape=[2] * self.dims, strides=[2] * self.dims)
         self.grid = tuple(n // 2 for n in self.grid)
         return self.channels_last(y, c)
 
     @add.register
     def _(self, operation: Mean, y: str) -> str:
-        return self.features("ReduceMean", self.views[y][-1:], y, self.integers(*range(1, self.dims + 1)), keepdims=0)
+        axes = self.integers(*range(1, self.dims + 1))
+        total = self.features("ReduceSum", self.views[y][-1:], y, axes, keepdims=0)
+        return self.alike("Mul", total, self.constant(1 / math.prod(self.grid)))
 
     @add.register
     def _(self, operation: Sum, y: str) -> str:
@@ -240,9 +250,8 @@ class _Graph:
             y = self.viewed(y, shape)
             return self.features("MatMul", (*shape[:-1], n), y, self.constant(matrix.T))
         behind = math.prod(shape[axis + 1 :])
-        lone = axis + 2 == len(shape)
-        y = self.viewed(y, shape if lone else (m, behind))
-        return self.features("MatMul", (*shape[:axis], n, behind) if lone else (n, behind), self.constant(matrix), y)
+        # Not MatMul with the matrix on the left, which refuses an empty batch in onnxruntime 1.27 and older.
+        return self.features("Conv", (n, behind), self.viewed(y, (m, behind)), self.constant(matrix[..., None]))
 
     def flip(self, y: str, subset: tuple[int, ...]) -> str:
         if not subset:

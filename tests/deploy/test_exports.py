@@ -1,5 +1,7 @@
 """Exported files, by another runtime, say what the network says."""
 
+import itertools
+
 import jax
 import numpy as np
 import onnx
@@ -8,10 +10,12 @@ import pytest
 from sklearn.datasets import load_digits
 
 from lowcost.deploy import fold, to_onnx, to_stablehlo, truncate
+from lowcost.deploy.fold import Folded, FoldedLayer
+from lowcost.deploy.operations import Convolution, Mean
 from lowcost.nn import ARCHITECTURES
 
 OPERATORS = {
-    *("Add", "AveragePool", "Cast", "Concat", "Conv", "Gemm", "MatMul", "Mul", "Pad", "Reciprocal", "ReduceMean"),
+    *("Add", "AveragePool", "Cast", "Concat", "Conv", "Gather", "Gemm", "MatMul", "Mul", "Reciprocal", "ReduceSum"),
     *("Relu", "Reshape", "Slice", "Sub", "Transpose"),
 }
 
@@ -62,12 +66,47 @@ def test_onnx_of_other_grids(trained, architecture, image_shape):
     folded = fold(*trained(architecture, image_shape), image_shape)
     images = np.random.default_rng(0).uniform(size=(3, *image_shape)).astype(np.float32)
     np.testing.assert_allclose(answer(to_onnx(folded), images), jax.jit(folded)(images), atol=1e-4)
+    assert answer(to_onnx(folded), images[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_empty_batch_and_older_opsets(trained, digits, architecture):
+    """Exact and truncated, with 32 and 8 bits: no logits of no images, and the same logits with every opset."""
+    exact = fold(*trained(architecture, (12, 12, 1)), (12, 12, 1))
+    for folded, bits in itertools.product((exact, truncate(exact, 0.05)), (32, 8)):
+        newest = session(to_onnx(folded, bits=bits))
+        empty = newest.run(None, {"images": digits[:0]})[0]
+        assert (empty.shape, empty.dtype) == ((0, 5), np.float32)
+        want = newest.run(None, {"images": digits[:3]})[0]
+        opset, ir_version = (17, 8) if bits == 32 else (13, 7)
+        model = to_onnx(folded, bits=bits, opset=opset)
+        assert [x.version for x in model.opset_import] == [opset]
+        assert model.ir_version == ir_version
+        older = session(model)
+        np.testing.assert_allclose(older.run(None, {"images": digits[:3]})[0], want, rtol=1e-6, atol=1e-6)
+        assert older.run(None, {"images": digits[:0]})[0].shape == (0, 5)
+
+
+@pytest.mark.parametrize("opset", [12, 22])
+def test_an_opset_that_cannot_be_written_is_refused(trained, opset):
+    with pytest.raises(ValueError, match=f"opset must be from 13 to 21, got {opset}; choose"):
+        to_onnx(fold(*trained("mobilenet", (8, 8, 1)), (8, 8, 1)), opset=opset)
+
+
+def test_padding_may_be_wider_than_the_images():
+    """A stencil of 9 points on a grid of 3 meets each point three times."""
+    stencil = np.random.default_rng(0).normal(size=(9, 1, 2)).astype(np.float32)
+    layers = (FoldedLayer("wide", (Convolution(stencil, np.zeros(2, np.float32)), Mean()), 1.0),)
+    images = np.random.default_rng(1).uniform(size=(4, 3, 1)).astype(np.float32)
+    short = stencil.reshape(3, 3, 1, 2).sum(0)  # tap j meets the point (j - 4) mod 3 = (j - 1) mod 3 from its own
+    reference = Folded((FoldedLayer("short", (Convolution(short, np.zeros(2, np.float32)), Mean()), 1.0),), (3, 1))
+    np.testing.assert_allclose(answer(to_onnx(Folded(layers, (3, 1))), images), reference(images), atol=1e-5)
 
 
 def test_onnx_of_stencils_in_place_of_filters(trained, digits):
     truncated = truncate(fold(*trained("implicit_rd", (12, 12, 1)), (12, 12, 1)), 0.05)
     model = to_onnx(truncated)
-    assert "MatMul" not in {node.op_type for node in model.graph.node}
+    assert not {"MatMul", "Reciprocal"} & {node.op_type for node in model.graph.node}
     np.testing.assert_allclose(answer(model, digits[:5]), jax.jit(truncated)(digits[:5]), atol=1e-4)
 
 

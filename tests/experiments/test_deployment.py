@@ -75,6 +75,14 @@ def test_predict_from_run_and_files_agree(run, exported, pictures, capsys, tmp_p
             assert p == pytest.approx(q, abs=1e-4)
 
 
+def test_the_opset_is_that_of_the_flag_and_stands_in_the_metadata(run, exported, tmp_path):
+    assert export.main(ExportConfig(run, tmp_path / "net.onnx", opset=17)) == 0
+    for file, opset in ((exported, 21), (tmp_path / "net.onnx", 17)):
+        model = onnx.load(file)
+        assert [x.version for x in model.opset_import] == [opset]
+        assert {x.key: x.value for x in model.metadata_props}["opset"] == str(opset)
+
+
 def test_onnx_needs_no_jax(exported, pictures):
     """A process in which JAX and this library cannot be imported classifies a picture from the file alone."""
     picture = next((pictures / "test" / "dark").iterdir())
@@ -147,7 +155,11 @@ def test_bad_exports_leave_one_line_and_no_file(run, pictures, tmp_path):
         (("--workdir", run, "--out", tmp_path / "none" / "net.onnx"), "is no folder to write to"),
         (("--workdir", run, "--out", tmp_path, "--format", "stablehlo"), "is a folder"),
         (("--workdir", run, "--out", out, "--tolerance", "0"), "tolerance must be above 0"),
-        (("--workdir", run, "--out", out, "--format", "stablehlo", "--bits", "8"), "--bits 8 is for --format onnx"),
+        (
+            ("--workdir", run, "--out", out, "--format", "stablehlo", "--bits", "8"),
+            "--bits 8 and --opset are for --format onnx",
+        ),
+        (("--workdir", run, "--out", out, "--opset", "22"), "opset must be from 13 to 21, got 22"),
     ]
     processes = [
         subprocess.Popen(
