@@ -1,1 +1,8 @@
 """Programs: the only place where networks, data and training meet. Run them with `python -m experiments.NAME`."""
+
+import sys
+
+if sys.argv[:1] == ["-m"]:  # Python is about to import a program, and Ctrl-C may come meanwhile
+    from experiments.entry import guard_imports
+
+    guard_imports()

@@ -1,16 +1,15 @@
 """What each ingredient of the fast recipe is worth: `python -m experiments.ablation folder --data-dir DIR`."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from experiments import entry
 from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
-from experiments.files import write_rows
+from experiments.files import write_page, write_rows
 from experiments.flags import shown
-from experiments.huge_pages import use_huge_pages
 
 if TYPE_CHECKING:
     from experiments.recipes import Recipe
@@ -81,7 +80,7 @@ def main(arguments: AblationConfig) -> int:
         del result["recipe"], result["peak_memory_gib"]  # the variant says more; the process had others before
         rows.append({"variant": name, "images": arguments.images or arguments.dataset, "flags": told, **result})
         write_rows(arguments.out.with_suffix(".jsonl"), rows)
-        arguments.out.with_suffix(".md").write_text(markdown(rows))
+        write_page(arguments.out.with_suffix(".md"), markdown(rows))
     return status
 
 
@@ -143,10 +142,4 @@ def _with_error(apart: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
-    try:
-        sys.exit(
-            main(tyro.cli(AblationConfig, prog="python -m experiments.ablation", description=AblationConfig.__doc__))
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, AblationConfig, long=True)

@@ -4,12 +4,14 @@ Writes one PNG.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from experiments import entry
+from experiments.files import save_figure
 
 MARGIN, LABEL, SIDE, GAP = 16, 176, 96, 8
 """Pixels round everything, for the labels at the left, at most for the side of an image, between images."""
@@ -116,11 +118,8 @@ def draw(rows: Mapping[tuple[str, str], object], path: Path) -> None:
         x, y = MARGIN / page.shape[1], 1 - (top + i * height + (height - GAP) / 2) / page.shape[0]
         figure.text(x, y, name, va="bottom", family="monospace", fontsize=8)
         figure.text(x, y, f"\n{note}", va="center", family="monospace", fontsize=7, color="0.4")
-    figure.savefig(path, format="png", pil_kwargs={"optimize": True})
+    save_figure(figure, path, format="png", pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, prog="python -m experiments.augmentations", description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config)

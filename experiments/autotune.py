@@ -5,13 +5,12 @@ table for CPUs; for another device, or a better one for this, set the environmen
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import entry
 from experiments.files import write_rows
-from experiments.huge_pages import use_huge_pages
 from experiments.timing import Step, interleave
 
 
@@ -137,10 +136,4 @@ def _operator(operator: str, way: str) -> Callable:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    use_huge_pages()
-    try:
-        main(tyro.cli(Config, prog="python -m experiments.autotune", description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config, long=True)

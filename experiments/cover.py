@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
+from experiments import entry
+from experiments.files import save_figure
 
 TITLES = (
     ("a stencil θ", "9 weights"),
@@ -54,7 +55,7 @@ def main(config: Config) -> None:
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=10.5, family="monospace" if "(" in title else None)
         ax.set_xlabel(below, fontsize=11)
-    figure.savefig(config.out, dpi=80)
+    save_figure(figure, config.out, dpi=80)
     print(config.out)
 
 
@@ -84,4 +85,4 @@ def pattern(steps: int, size: int = 160):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m experiments.cover", description=__doc__))
+    entry.run(main, Config)

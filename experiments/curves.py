@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from experiments.files import save_figure
+
 
 def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
     """Plot the rows of metrics.jsonl, training and test, loss left and accuracy right."""
@@ -25,4 +27,4 @@ def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         else:
             axes.set_yscale("log")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)

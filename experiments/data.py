@@ -4,13 +4,14 @@ Prints the images of each class, where the bytes lie and their checksums, and dr
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from experiments import entry
 from experiments.config import DatasetName
+from experiments.files import save_figure
 
 if TYPE_CHECKING:
     from lowcost.data import Dataset
@@ -34,36 +35,27 @@ class DataConfig:
     """Where the sheet and the cache of decoded images are written."""
 
 
-def main() -> None:
-    """Parse the flags, show the data set."""
-    sys.exit(run(tyro.cli(DataConfig, description=DataConfig.__doc__)))
+def main(config: DataConfig) -> None:
+    """Prints the tables and draws the sheet.
 
-
-def run(config: DataConfig) -> int:
-    """Print the tables and draw the sheet.
-
-    Returns:
-        The exit status: 0, or 2 where there is nothing to show.
+    Raises:
+        ValueError, OSError: there is nothing to show.
     """
     from rich.console import Console
     from rich.table import Column, Table
 
     from lowcost import data
 
-    try:
-        dataset = data.load(
-            config.dataset,
-            data_dir=config.data_dir,
-            image_size=config.image_size,
-            cache_dir=config.out_dir / ".lowcost-cache",
-            download=config.download,
-        )
-        sheet = config.out_dir / f"{dataset.name}.png"
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw(dataset, sheet)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        cache_dir=config.out_dir / ".lowcost-cache",
+        download=config.download,
+    )
+    sheet = config.out_dir / f"{dataset.name}.png"
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    draw(dataset, sheet)
 
     counts = Table("class", "training images", "test images", show_footer=True)
     for column, split in zip(counts.columns[1:], (dataset.train, dataset.test), strict=True):
@@ -77,7 +69,6 @@ def run(config: DataConfig) -> int:
     console = Console(soft_wrap=True, markup=False)  # a class may be called [red]
     console.print(counts)
     console.print(facts)
-    return 0
 
 
 def class_counts(dataset: "Dataset") -> list[tuple[str, int, int]]:
@@ -142,8 +133,8 @@ def draw(dataset: "Dataset", path: Path) -> None:
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main, DataConfig)

@@ -7,8 +7,6 @@ The first run is measured in full; of each the exported files are compared with 
 
 import dataclasses
 import json
-import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from experiments import predict
-from experiments.files import write_rows, write_whole
+from experiments import entry, predict
+from experiments.entry import in_a_process
+from experiments.files import write_page, write_rows, write_whole
 from experiments.flags import shown
 from experiments.train import peak_memory, provenance
 
@@ -84,13 +83,13 @@ def main(config: Config) -> int:
             raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
     if not config.workdirs:
         raise ValueError("name the work directory of a finished run")
-    if config.page is not None and MARKS[0] not in config.page.read_text():
+    if config.page is not None and MARKS[0] not in config.page.read_text("utf-8"):
         raise ValueError(f"{config.page} has no line {MARKS[0]!r} to set the tables in")
     rows = [*forms(config), *(agreement(workdir, config) for workdir in config.workdirs)]
     write_rows(config.out.with_suffix(".jsonl"), rows)
-    config.out.with_suffix(".md").write_text(markdown(rows))
+    write_page(config.out.with_suffix(".md"), markdown(rows))
     if config.page is not None:
-        config.page.write_text(between_marks(config.page.read_text(), rows))
+        write_page(config.page, between_marks(config.page.read_text("utf-8"), rows))
     Console().print(Markdown(markdown(rows)))
     return 0
 
@@ -129,7 +128,7 @@ def forms(config: Config) -> list[dict[str, Any]]:
                     "file_bytes": None if file is None else file.stat().st_size,
                     "operations": counts.get(name, folded),
                     "milliseconds": 1000 * seconds[name],
-                    "peak_mib": _in_a_process(_peak, name, str(file or workdir)),
+                    "peak_mib": in_a_process(_peak, name, str(file or workdir)),
                     "accuracy": float((logits.argmax(-1) == test.labels).mean()),
                 }
             )
@@ -303,11 +302,6 @@ def _in_batches(call, images, size: int) -> np.ndarray:
     return np.concatenate([_answer(call, images[i : i + size]) for i in range(0, len(images), size)])
 
 
-def _in_a_process(function, *arguments):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def _peak(form: str, path: str) -> float:
     """MiB of a process that classifies one image."""
     call: Callable[[Any], Any]
@@ -328,8 +322,4 @@ def _peak(form: str, path: str) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Config, prog="python -m experiments.deploy", description=__doc__)))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    entry.run(main, Config)

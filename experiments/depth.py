@@ -4,11 +4,11 @@ Writes depth.md, depth.jsonl and depth.png, and prints the table.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.files import write_rows
+from experiments import entry
+from experiments.files import save_figure, write_page, write_rows
 from experiments.styles import STYLES
 
 TEMPLATE = """# The signal over depth, before training
@@ -68,7 +68,7 @@ def main(config: Config) -> None:
         **dataclasses.asdict(config),
     )
     write_rows(config.out_dir / "depth.jsonl", rows)
-    (config.out_dir / "depth.md").write_text(table, encoding="utf-8")
+    write_page(config.out_dir / "depth.md", table)
     draw(rows, config.out_dir / "depth.png")
     Console().print(Markdown(table))
 
@@ -141,13 +141,8 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.supylabel("variance of the features")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        main(tyro.cli(Config, prog="python -m experiments.depth", description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config)

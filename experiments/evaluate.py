@@ -1,10 +1,9 @@
 """Evaluate the newest checkpoint of a run on all test images: `python -m experiments.evaluate --workdir DIR`."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
-import tyro
+from experiments import entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,16 +16,11 @@ class EvaluateConfig:
     """Where the pictures are now, if no longer where they were."""
 
 
-def main() -> None:
-    """Parse the flags, evaluate, print."""
-    sys.exit(run(tyro.cli(EvaluateConfig, description=EvaluateConfig.__doc__)))
+def main(arguments: EvaluateConfig) -> None:
+    """Prints accuracy and loss.
 
-
-def run(arguments: EvaluateConfig) -> int:
-    """Print accuracy and loss.
-
-    Returns:
-        The exit status: 0, or 2 where there is nothing to evaluate.
+    Raises:
+        ValueError, OSError: there is nothing to evaluate.
     """
     import numpy as np
 
@@ -34,11 +28,7 @@ def run(arguments: EvaluateConfig) -> int:
     from lowcost.train.loop import evaluate_all, first_step
     from lowcost.train.state import count_weights
 
-    try:
-        ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
     config, test = ready.config, ready.dataset.test
     metrics = evaluate_all(
         ready.eval_step,
@@ -59,8 +49,7 @@ def run(arguments: EvaluateConfig) -> int:
         print(f"seed {config.seed + i}: accuracy {accuracy:.2%}, loss {loss:.4f}")
     if config.seeds > 1:
         print(f"mean: accuracy {accuracies.mean():.2%} ± {accuracies.std(ddof=1):.2%}")
-    return 0
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main, EvaluateConfig)

@@ -6,12 +6,10 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
+from experiments import entry
 from experiments.files import write_whole
 
 Format = Literal["onnx", "stablehlo"]
@@ -110,8 +108,4 @@ def _choice(operations: tuple[Any, ...]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(ExportConfig, prog="python -m experiments.export", description=__doc__)))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    entry.run(main, ExportConfig)

@@ -7,13 +7,12 @@ process, and the opponent is the faster of XLA's and PyTorch's fully coupled con
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.files import write_rows
-from experiments.huge_pages import use_huge_pages
+from experiments import entry
+from experiments.files import save_figure, write_page, write_rows
 from experiments.timing import Step, interleave
 from experiments.train import provenance
 
@@ -115,7 +114,7 @@ def main(config: Config) -> None:
         print(point, latest, flush=True)
         write_rows(config.out_dir / "figure1.jsonl", rows)
     table = markdown(rows)
-    (config.out_dir / "figure1.md").write_text(table)
+    write_page(config.out_dir / "figure1.md", table)
     draw(rows, config.out_dir / "figure1.png")
     draw(rows, config.out_dir / "figure1_seconds.png", "seconds")
     Console().print(Markdown(table))
@@ -346,15 +345,9 @@ def draw(rows: list[dict], path: Path, quantity: str = "ratio") -> None:
             shown = "time(coupled) / time(ours)" if quantity == "ratio" else "seconds"
             axis.set_ylabel(f"{LABELS[mode]}\n{shown}")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=4)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     plt.close(figure)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    use_huge_pages()
-    try:
-        main(tyro.cli(Config, prog="python -m experiments.figure1", description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config, long=True)

@@ -1,27 +1,103 @@
-"""Files that are whole whatever happens meanwhile; and figures as JSON lines, from which the pages are made."""
+"""Writes files that are whole whatever happens meanwhile, and results as JSON lines, from which the pages are made."""
 
+import contextlib
+import io
 import json
-from collections.abc import Sequence
+import os
+import stat
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The file with this content, or as it was before."""
-    part = path.with_name(f".{path.name}.part")
+    """Replaces a regular file; if that fails or the machine stops, the file holds what it held before.
+
+    The mode of the file stays. A link stays too, and the file that it leads to is replaced. Pipes and devices are
+    written to, and so is the file that standard output or standard error goes to.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     try:
-        part.write_bytes(content)
+        there = path.stat()
+    except FileNotFoundError:
+        there = None
+    if there and (stream := _standard_stream(there)):
+        stream.flush()
+        stream.buffer.write(content)
+        stream.flush()
+    elif there and not stat.S_ISREG(there.st_mode):
+        with open(os.open(path, os.O_WRONLY), "wb") as file:
+            file.write(content)
+    else:
+        _replace(Path(os.path.realpath(path)), content, there and stat.S_IMODE(there.st_mode))
+
+
+def _standard_stream(there: os.stat_result) -> Any:
+    """Returns sys.stdout or sys.stderr if it goes to this file."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # there is none, or it is no file
+            if os.path.samestat(os.fstat(stream.fileno()), there):
+                return stream
+    return None
+
+
+def _replace(path: Path, content: bytes, mode: int | None) -> None:
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:  # a new file: no link that somebody has put there is followed
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # some file systems cannot, and the file is whole anyway
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line a row, in a folder that is made if need be."""
+    """Writes one line per row, in a folder that is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, none if there is no file."""
+    """Returns the rows of a file, none if there is no file."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+@contextlib.contextmanager
+def changing(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Gives the rows of a file to be changed and then writes them; other processes wait until the block has ended."""
+    from lowcost.train.lock import locked
+
+    path = Path(os.path.realpath(path))
+    with locked(path.parent, f".{path.name}.lock", wait=True):
+        rows = read_rows(path)
+        yield rows
+        write_rows(path, rows)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Writes a page in UTF-8."""
+    write_whole(path, text.encode())
+
+
+def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
+    """Writes a picture in the format of its suffix, or PNG if there is none; `options` are those of savefig."""
+    picture = io.BytesIO()
+    figure.savefig(picture, **{"format": path.suffix[1:] or "png", **options})
+    write_whole(path, picture.getvalue())

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
+from experiments import entry
 from experiments.files import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -219,8 +220,4 @@ def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(PredictConfig, prog="python -m experiments.predict", description=__doc__)))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    entry.run(main, PredictConfig)

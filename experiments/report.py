@@ -4,12 +4,10 @@ Every page there is made by the program that it names; this one only puts them t
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
-import tyro
-
-from experiments.files import read_rows
+from experiments import entry
+from experiments.files import read_rows, write_page
 
 PAGES = (
     *("table1", "table2", "ablation", "throughput", "figure1"),
@@ -28,13 +26,13 @@ class Config:
 
 def main(config: Config) -> None:
     """Write README.md."""
-    (config.directory / "README.md").write_text(render(config.directory))
+    write_page(config.directory / "README.md", render(config.directory))
     print(config.directory / "README.md")
 
 
 def render(directory: Path) -> str:
     """The report: contents, then each page with its headings one level down, and where its figures were measured."""
-    pages = {name: path.read_text() for name in PAGES if (path := directory / f"{name}.md").exists()}
+    pages = {name: path.read_text("utf-8") for name in PAGES if (path := directory / f"{name}.md").exists()}
     sections = [_section(name, text, directory / f"{name}.jsonl") for name, text in pages.items()]
     contents = "\n".join(f"- [{title}](#{_anchor(title)})" for title, _ in sections)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections)
@@ -60,7 +58,4 @@ def _anchor(title: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, prog="python -m experiments.report", description=__doc__))
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config)

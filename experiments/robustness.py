@@ -13,7 +13,8 @@ from typing import Any
 
 import tyro
 
-from experiments.files import write_rows
+from experiments import entry
+from experiments.files import save_figure, write_page, write_rows
 from experiments.flags import shown
 from experiments.styles import STYLES
 
@@ -93,7 +94,7 @@ def main(config: Config) -> int:
             print(f"{workdir}: passed over: {error}", file=sys.stderr)
             continue
         write_rows(config.out_dir / "robustness.jsonl", rows)
-        (config.out_dir / "robustness.md").write_text(markdown(rows))
+        write_page(config.out_dir / "robustness.md", markdown(rows))
         draw(rows, config.out_dir / "robustness.png")
     if not rows:
         raise ValueError("none of the runs under runs/ can be opened; train one, or name its work directory")
@@ -251,14 +252,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=7, ncols=3)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 if __name__ == "__main__":
-    from experiments.huge_pages import use_huge_pages
-
-    use_huge_pages()
-    try:
-        sys.exit(main(tyro.cli(Config, prog="python -m experiments.robustness", description=__doc__)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config, long=True)

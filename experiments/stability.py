@@ -6,14 +6,14 @@ handwritten digits, the time step being changed afterwards. Writes stability.md,
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments import entry
 from experiments.config import DIVERGED, TrainConfig, finished
-from experiments.files import write_rows
+from experiments.files import save_figure, write_page, write_rows
 from experiments.flags import shown
 from experiments.styles import STYLES
 
@@ -93,7 +93,7 @@ def main(config: Config) -> int:
                 return code
             rows += [{**row, "flags": told} for row in measure(run, config.step_sizes, config.images)]
             write_rows(config.out_dir / "stability.jsonl", rows)
-            (config.out_dir / "stability.md").write_text(markdown(rows))
+            write_page(config.out_dir / "stability.md", markdown(rows))
             draw(rows, config.out_dir / "stability.png")
     if rows:
         Console().print(Markdown(markdown(rows)))
@@ -237,16 +237,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
     figure.supylabel("largest features of any step, relative to the opening's")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    from experiments.huge_pages import use_huge_pages
-
-    use_huge_pages()
-    try:
-        sys.exit(main(tyro.cli(Config, prog="python -m experiments.stability", description=__doc__)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config, long=True)

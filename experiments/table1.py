@@ -4,10 +4,10 @@ Writes table1.md and table1.jsonl, and prints the table.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
-from experiments.files import write_rows
+from experiments import entry
+from experiments.files import write_page, write_rows
 
 ORDERS = {
     "fully coupled": ("O(m²c²)", "O(nm²c²)"),
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
     rows = count(config.size, config.kernel_size, config.channels)
     table = TEMPLATE.format(rows="\n".join(ROW.format(**row) for row in rows), **dataclasses.asdict(config))
     write_rows(config.out_dir / "table1.jsonl", rows)
-    (config.out_dir / "table1.md").write_text(table, encoding="utf-8")
+    write_page(config.out_dir / "table1.md", table)
     Console().print(Markdown(table))
 
 
@@ -95,9 +95,4 @@ def count(size: int, kernel_size: int, channels: int) -> list[dict]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        main(tyro.cli(Config, prog="python -m experiments.table1", description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config)

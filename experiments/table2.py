@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import tyro
 
+from experiments import entry
 from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
-from experiments.files import read_rows, write_rows
+from experiments.files import changing, write_page
 from experiments.flags import flags, shown
 from experiments.table2_page import PAPER, draw, markdown, place
 from experiments.table2_plan import plan
@@ -140,54 +141,51 @@ def runs(config: Config) -> Iterator[TrainConfig]:
 
 
 def train(run: TrainConfig) -> int:
-    """`python -m experiments.train` with the run's flags; a signal to this program reaches it.
+    """`python -m experiments.train` with the run's flags; a signal that stops this program reaches it.
 
     Returns:
         Its exit status.
     """
+    from lowcost.train.interruption import stop_signals
+
     command = [sys.executable, "-m", "experiments.train", run.dataset, *flags(run, "dataset")]
     with subprocess.Popen(command) as process:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        passed_on = [number for number in stop_signals() if number != signal.SIGINT]  # Ctrl-C comes to both
+        before = [signal.signal(number, lambda number, _: process.send_signal(number)) for number in passed_on]
         try:
             code = process.wait()
         except KeyboardInterrupt:  # it came to the whole process group
             code = process.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in zip(passed_on, before, strict=True):
+                signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 
 def record(config: Config, result: dict[str, Any]) -> None:
     """A line for this run, in place of one from before; its own is written again to tell what its pictures are."""
     told = shown(config, "datasets", "architectures", "widths", "download", "workdir", "out", "dry_run")
-    rows = read_rows(config.out)
     like = config.like or (result["dataset"] if result["dataset"] in PAPER else None)
     stored = {"folder": "pictures as they lie in the folder", "digits": "inside scikit-learn"}
     images = config.images or f"{result['dataset']}, {stored.get(result['dataset'], 'original')}"
     new = {"images": images, "like": like, "flags": told, **result}
-    same = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
-    older = [i for i, row in enumerate(rows) if place(row) == place(new)]
-    if same and not (config.images or config.like):
-        return
-    if i := [*same, *older]:
-        rows[i[0]] = new
-    else:
-        rows.append(new)
-    write_rows(config.out, rows)
+    with changing(config.out) as rows:
+        same = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
+        older = [i for i, row in enumerate(rows) if place(row) == place(new)]
+        if same and not (config.images or config.like):
+            return
+        if i := [*same, *older]:
+            rows[i[0]] = new
+        else:
+            rows.append(new)
 
 
 def write(out: Path) -> None:
-    """The table and the plot beside the lines."""
-    rows = read_rows(out)
-    out.with_suffix(".md").write_text(markdown(rows, out.with_suffix(".png").name))
-    draw(rows, out.with_suffix(".png"))
+    """Writes the table and the plot beside the lines, which no other program changes meanwhile."""
+    with changing(out) as rows:
+        write_page(out.with_suffix(".md"), markdown(rows, out.with_suffix(".png").name))
+        draw(rows, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    from experiments.huge_pages import use_huge_pages
-
-    use_huge_pages()
-    try:
-        sys.exit(main(tyro.cli(Config, prog="python -m experiments.table2", description=__doc__)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config, long=True)

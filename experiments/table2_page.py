@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from experiments.files import save_figure
 from experiments.styles import STYLES
 
 PAPER: dict[str, dict[str, dict[str, float]]] = {
@@ -114,4 +115,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_title(f"{images}\nrecipe {recipe}, {epochs} epochs (hollow: the paper, 300)", fontsize=9)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

@@ -5,19 +5,13 @@ slows down slows both; medians. PyTorch is not a dependency: `pip install '.[ben
 """
 
 import dataclasses
-import multiprocessing
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import tyro
-
+from experiments import entry
 from experiments.config import Architecture
-from experiments.files import write_rows
-from experiments.huge_pages import use_huge_pages
+from experiments.files import write_page, write_rows
 from experiments.timing import Step, interleave
 from experiments.train import provenance
 
@@ -81,18 +75,13 @@ def main(config: Config) -> None:
     from rich.markdown import Markdown
 
     rows: list[dict] = []
-    spawn = multiprocessing.get_context("spawn")
-    # No network's memory is in the way of another's.
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn, max_tasks_per_child=1) as processes:
-        for more in processes.map(partial(measure, config), config.architectures):
-            rows += more
-            write_rows(config.out, rows)
-            config.out.with_suffix(".md").write_text(markdown(rows))
-            print(
-                *(f"{row['architecture']} {row['mode']}: ratio {row['ratio']:.2f}" for row in more),
-                sep="\n",
-                flush=True,
-            )
+    for architecture in config.architectures:
+        more = entry.in_a_process(measure, config, architecture)  # no network's memory is in the way of another's
+        rows += more
+        write_rows(config.out, rows)
+        write_page(config.out.with_suffix(".md"), markdown(rows))
+        for row in more:
+            print(f"{row['architecture']} {row['mode']}: ratio {row['ratio']:.2f}", flush=True)
     Console().print(Markdown(markdown(rows)))
 
 
@@ -100,9 +89,13 @@ def measure(config: Config, architecture: str) -> list[dict]:
     """The rows of an architecture, training and inference.
 
     Raises:
-        RuntimeError: the PyTorch network's logits are not ours.
+        ImportError: PyTorch is not installed.
+        ValueError: the PyTorch network's logits are not ours.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"{error}; the comparison needs PyTorch: pip install '.[benchmark]'") from error
 
     from lowcost.cost import block_channels
     from lowcost.train.mesh import use_every_core
@@ -246,7 +239,7 @@ class Theirs:
             theirs = self.make("circular").eval()(self.images[:4] / 255).cpu().numpy()
         apart = float(np.abs(theirs - ours.logits(some)).max())
         if apart > 1e-4 * max(1.0, float(np.abs(theirs).max())):
-            raise RuntimeError(f"{architecture}: PyTorch's logits are {apart:.1e} from ours; the comparison is void")
+            raise ValueError(f"{architecture}: PyTorch's logits are {apart:.1e} from ours; the comparison is void")
 
     def fastest(self, mode: str, padding: str, compiled: bool) -> tuple[str, Step]:
         """The name and the step of the fastest form: channels first or last, and that one compiled."""
@@ -330,10 +323,4 @@ def markdown(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
-    try:
-        main(tyro.cli(Config, prog="python -m experiments.throughput", description=__doc__))
-    except ImportError as error:
-        sys.exit(f"error: {error}; the comparison needs PyTorch: pip install '.[benchmark]'")
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    entry.run(main, Config, long=True)

@@ -1,11 +1,13 @@
-"""Train networks of the paper: `python -m experiments.train --help`."""
+"""Trains a network of the paper and leaves its accuracy, curves and checkpoints in a work directory.
+
+The same command again resumes from the last checkpoint.
+"""
 
 import contextlib
 import dataclasses
 import json
 import os
 import resource
-import signal
 import statistics
 import subprocess
 import sys
@@ -14,11 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from experiments import entry
 from experiments.config import DIVERGED, TrainConfig, identity, write_or_compare
 from experiments.files import write_whole
-from experiments.huge_pages import use_huge_pages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,17 +30,15 @@ if TYPE_CHECKING:
     from lowcost.train.state import TrainState
 
 
-def main() -> None:
-    """Parse the flags, join the other processes, train, print the result; heavy imports wait for the flags."""
-    config = tyro.cli(TrainConfig, description=TrainConfig.__doc__)
+def main(config: TrainConfig) -> int:
+    """Joins the other processes, trains, prints the result; heavy imports wait for the flags."""
     from lowcost.train.processes import connect
 
     try:
         given = config.coordinator, config.num_processes, config.process_id
         number = connect(*given, heartbeat_seconds=config.heartbeat_seconds)
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
     code = run(dataclasses.replace(config, num_processes=number))
     if code == 2:
         import jax
@@ -50,7 +48,7 @@ def main() -> None:
             if jax.process_index() == 0:
                 time.sleep(2)  # the others are aborted when this one is gone: time for their own line
             os._exit(code)  # an orderly exit would wait for the others, who may wait for this one
-    sys.exit(code)
+    return code
 
 
 def run(config: TrainConfig, recipe: "Recipe | None" = None) -> int:
@@ -64,16 +62,13 @@ def run(config: TrainConfig, recipe: "Recipe | None" = None) -> int:
         The exit status: 0 done, 2 the configuration, data or disk are at fault, 3 the loss is no longer finite,
         4 another process of the run is gone, 128 + signal when interrupted.
     """
-    try:
-        ready = _prepare(config, recipe)
-        if ready is None:
-            return 2
-        from lowcost.train.interruption import Interruption
-        from lowcost.train.lock import locked
-        from lowcost.train.processes import from_first
-    except KeyboardInterrupt:
-        print("stopped before the first step; the same command starts again", file=sys.stderr)
-        return 128 + signal.SIGINT
+    ready = _prepare(config, recipe)
+    if ready is None:
+        return 2
+    from lowcost.train.interruption import Interruption
+    from lowcost.train.lock import locked
+    from lowcost.train.processes import from_first
+
     try:
         with contextlib.ExitStack() as held:
             from_first(lambda: held.enter_context(locked(config.directory())) and None)
@@ -301,10 +296,9 @@ def _print(console: "Console", result: dict[str, Any], workdir: Path) -> None:
         share = f", {result['share_in_steps']:.1%} of the time in steps"
         table.add_row("images per second", f"{result['images_per_second']:,.0f}{share}")
     table.add_row("peak memory", f"{result['peak_memory_gib']:.2f} GiB")
-    table.add_row("everything in", str(workdir))
     console.print(table)
+    console.print(f"everything in {workdir}", highlight=False)  # a cell of the table would be cut
 
 
 if __name__ == "__main__":
-    use_huge_pages()
-    main()
+    entry.run(main, TrainConfig, long=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, turned into a wish that the training loop grants."""
+"""Turns Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 into a stop request that the training loop polls."""
 
 import os
 import signal
@@ -7,8 +7,17 @@ from types import FrameType
 from lowcost.train.processes import agree
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Returns the signals that ask a run to save and stop; SIGHUP only if it is not ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *([] if ignored else [signal.SIGHUP])]
+
+
 class Interruption:
-    """Ctrl-C and SIGTERM as a wish to stop: the loop finishes its dispatch and saves; a second one leaves at once.
+    """Turns signals into a stop request: the loop finishes its dispatch and saves.
+
+    A second Ctrl-C or SIGTERM leaves at once. A second SIGHUP or SIGUSR1 changes nothing: when a terminal closes, the
+    shell and the kernel both send one.
 
     Attributes:
         signal: the number of the signal that came to any of the processes, as of the last `wanted`; or None.
@@ -19,12 +28,12 @@ class Interruption:
         self._own: int | None = None
 
     def __enter__(self) -> "Interruption":
-        """Take over the two signals."""
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Takes over the `stop_signals`."""
+        self._before = {number: signal.signal(number, self._note) for number in stop_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give them back."""
+        """Gives them back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -34,6 +43,6 @@ class Interruption:
         return self.signal is not None
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self._own is not None:
+        if self._own is not None and number in (signal.SIGINT, signal.SIGTERM):
             os._exit(128 + number)  # checkpoints are renamed into place when whole, so nothing saved is harmed
-        self._own = number
+        self._own = self._own or number

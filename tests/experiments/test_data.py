@@ -9,13 +9,13 @@ from PIL import Image
 
 from experiments import train
 from experiments.config import TrainConfig
-from experiments.data import DataConfig, class_counts, digest, draw, run
+from experiments.data import DataConfig, class_counts, digest, draw, main
 from lowcost.data import Dataset, Split, load
 
 
 def test_digits_are_described(tmp_path, capsys):
     """Counts per class, totals, moments, checksums, and a sheet with a row a class."""
-    assert run(DataConfig("digits", out_dir=tmp_path)) == 0
+    main(DataConfig("digits", out_dir=tmp_path))
     output = capsys.readouterr().out.replace("\n", "")
     digits = load("digits")
     for name, *counts in class_counts(digits):
@@ -54,7 +54,7 @@ def test_the_sheet_shows_every_class(classes, tmp_path, monkeypatch):
     assert (pages[0][:, 12:] == 255).all()
 
 
-@pytest.mark.parametrize("program", [run, train.run], ids=["data", "train"])
+@pytest.mark.parametrize("program", [main, train.run], ids=["data", "train"])
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [("folder", "no such folder"), ("cifar10", "expected cifar-10-binary.tar.gz in .* digits works now")],
@@ -63,10 +63,10 @@ def test_what_is_not_there_ends_in_one_line(program, dataset, message, tmp_path,
     for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "TFDS_DATA_DIR", "LOWCOST_DATA"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     config = {"dataset": dataset, "data_dir": tmp_path / "none"}
-    if program is run:
-        config = DataConfig(**config, out_dir=tmp_path / "runs")
+    if program is main:
+        with pytest.raises((ValueError, OSError), match=message):
+            main(DataConfig(**config, out_dir=tmp_path / "runs"))
     else:
-        config = TrainConfig(**config, workdir=tmp_path / "runs" / "one")
-    assert program(config) == 2
-    assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
+        assert program(TrainConfig(**config, workdir=tmp_path / "runs" / "one")) == 2
+        assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())

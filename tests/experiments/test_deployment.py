@@ -224,12 +224,12 @@ def test_bad_models_are_told(exported, tmp_path):
 
 def test_the_table_of_all_forms(run, tmp_path, monkeypatch):
     """Its short form; every file says what the network says."""
-    in_a_process = deploy._in_a_process
+    in_a_process = deploy.in_a_process
 
     def once(function, form, path):  # JAX takes its time to start
         return in_a_process(function, form, path) if form == "ONNX, exact" else 1000.0
 
-    monkeypatch.setattr(deploy, "_in_a_process", once)
+    monkeypatch.setattr(deploy, "in_a_process", once)
     out = tmp_path / "deploy"
     assert deploy.main(deploy.Config((run,), rounds=1, singles=3, tolerance=0.1, out=out)) == 0
     rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]

@@ -1,0 +1,136 @@
+"""What all programs do alike: Ctrl-C, output that goes away, terminals that lack letters, errors in one line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments import train
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = sorted(
+    path.stem for path in (ROOT / "experiments").glob("*.py") if '__name__ == "__main__"' in path.read_text()
+)
+SMALL = ("digits", "--train-images", 200, "--batch-size", 20, "--steps-per-block", 1)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts `python -m experiments.NAME`; what one process compiled the next one reads from disk."""
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def start(name, *arguments, before=(), options=(), environment=None, **streams):
+        return subprocess.Popen(
+            [*before, sys.executable, *options, "-m", f"experiments.{name}", *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | settings | (environment or {}),
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8", **streams},
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        *[(name, "tyro.") for name in ("train", "data", "spectra", "evaluate", "table2", "deploy")],
+        *[(name, "jax._src.core") for name in ("train", "data", "evaluate")],
+    ],
+)
+def test_ctrl_c_while_importing(start, tmp_path, name, module):
+    """One line and status 130, whatever is being imported: the signal comes right after a module of that name."""
+    arguments = {"train": ("digits",), "data": ("digits",), "table2": (), "deploy": ("run",)}
+    given = arguments.get(name, ("--workdir", tmp_path / "run"))
+    process = start(
+        name, *given, options=("-X", "importtime"), environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    )
+    assert any(line.rpartition("|")[2].strip().startswith(module) for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    lines = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert (process.returncode, out, lines) == (130, "", ["stopped by Ctrl-C"])
+
+
+def test_ctrl_c_while_computing(start, tmp_path):
+    process = start("autotune", "--sizes", 8, "--features", 2**12, "--rounds", 1, "--out", tmp_path / "methods.json")
+    assert process.stdout.readline()
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "stopped by Ctrl-C\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["methods.json"]
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(start, tmp_path):
+    """As of a program that a script has put into the background."""
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]
+    process = start("table1", "--out-dir", tmp_path, before=command, options=("-X", "importtime"))
+    assert any("tyro" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=str)
+def test_letters_that_a_terminal_lacks_are_replaced(start, tmp_path, settings):
+    environment = {"PYTHONCOERCECLOCALE": "0", **settings}
+    out, err = (process := start("table1", "--out-dir", tmp_path, environment=environment)).communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "O(m?c?)" in out
+    assert "O(m²c²)" in (tmp_path / "table1.md").read_text("utf-8")
+
+
+def test_lost_output_is_an_error_where_it_is_the_result(start, tmp_path):
+    (tmp_path / "table1.md").write_text("# Table 1\n")
+    with open("/dev/full", "w") as full:
+        _, err = (process := start("report", "--directory", tmp_path, stdout=full)).communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch(r"error: .*the output cannot be written: No space left on device.*\n", err)
+    process = start("report", "--directory", tmp_path, before=["sh", "-c", '"$@" >&- 2>&-', "sh"])
+    assert (*process.communicate(timeout=60), process.returncode) == ("", "", 0)
+
+
+def test_training_goes_on_without_output_and_stops_at_a_hangup(start, tmp_path):
+    """On a full log disk it saves when its terminal closes; then it goes on with a reader that leaves, to the end."""
+    arguments = ("train", *SMALL, "--epochs", 6, "--workdir", tmp_path)
+    with open("/dev/full", "w") as full:
+        process = start(*arguments, stdout=full, stderr=full)
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 129
+    done = len((tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert 1 <= done < 6
+    assert any(path.name.isdecimal() for path in (tmp_path / "checkpoints").iterdir())
+
+    process = start(*arguments, stderr=subprocess.STDOUT)
+    assert process.stdout.readline().startswith("going on from step ")
+    process.stdout.close()
+    assert process.wait(100) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["epochs"] == 6
+
+
+def test_the_work_directory_is_never_cut(capsys):
+    """However narrow the terminal."""
+    result = {"architecture": "a", "width": "A", "dataset": "d", "seeds": 1, "test_accuracy_std": None, "weights": 1}
+    result |= {"test_accuracy": 1.0, "test_images": 1, "epochs": 1, "train_seconds": 1.0, "images_per_second": None}
+    workdir = Path("/somewhere") / ("long-" * 20)
+    train._print(Console(width=40, soft_wrap=True, markup=False), result | {"peak_memory_gib": 1.0}, workdir)
+    assert f"everything in {workdir}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "faults"])
+def test_every_program_starts_by_the_same_entry(name):
+    """No program parses its flags or catches its errors by itself."""
+    text = (ROOT / "experiments" / f"{name}.py").read_text()
+    assert re.search(r'\nif __name__ == "__main__":\n    entry\.run\(main, \w+(, long=True)?\)\n$', text)
+    assert "tyro.cli" not in text
