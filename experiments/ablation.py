@@ -8,7 +8,7 @@ import tyro
 
 from experiments import entry
 from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
-from experiments.files import write_page, write_rows
+from experiments.files import write_results
 from experiments.flags import shown
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def main(arguments: AblationConfig) -> int:
             assert result is not None
         del result["recipe"], result["peak_memory_gib"]  # the variant says more; the process had others before
         rows.append({"variant": name, "images": arguments.images or arguments.dataset, "flags": told, **result})
-        write_rows(arguments.out.with_suffix(".jsonl"), rows)
-        write_page(arguments.out.with_suffix(".md"), markdown(rows))
+        write_results(arguments.out, rows, markdown(rows))
     return status
 
 

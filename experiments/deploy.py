@@ -18,7 +18,7 @@ import tyro
 
 from experiments import entry, predict
 from experiments.entry import in_a_process
-from experiments.files import write_page, write_rows, write_whole
+from experiments.files import write_page, write_results, write_whole
 from experiments.flags import shown
 from experiments.train import peak_memory, provenance
 
@@ -75,9 +75,6 @@ class Config:
 
 def main(config: Config) -> int:
     """Measure, write the two files, print the page."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     for name in ("rounds", "singles"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
@@ -86,11 +83,10 @@ def main(config: Config) -> int:
     if config.page is not None and MARKS[0] not in config.page.read_text("utf-8"):
         raise ValueError(f"{config.page} has no line {MARKS[0]!r} to set the tables in")
     rows = [*forms(config), *(agreement(workdir, config) for workdir in config.workdirs)]
-    write_rows(config.out.with_suffix(".jsonl"), rows)
-    write_page(config.out.with_suffix(".md"), markdown(rows))
+    write_results(config.out, rows, markdown(rows))
     if config.page is not None:
         write_page(config.page, between_marks(config.page.read_text("utf-8"), rows))
-    Console().print(Markdown(markdown(rows)))
+    entry.show(markdown(rows))
     return 0
 
 

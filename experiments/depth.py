@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import entry
-from experiments.files import save_figure, write_page, write_rows
+from experiments.files import save_figure, write_results
 from experiments.styles import STYLES
 
 TEMPLATE = """# The signal over depth, before training
@@ -51,9 +51,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Measure, write the three files, print the table."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     from lowcost import data, nn
 
     images = data.load("digits").train.images[: config.images]
@@ -67,10 +64,9 @@ def main(config: Config) -> None:
         numbers=" ".join(map(str, config.steps_per_block)),
         **dataclasses.asdict(config),
     )
-    write_rows(config.out_dir / "depth.jsonl", rows)
-    write_page(config.out_dir / "depth.md", table)
+    write_results(config.out_dir / "depth", rows, table)
     draw(rows, config.out_dir / "depth.png")
-    Console().print(Markdown(table))
+    entry.show(table)
 
 
 def measure(

@@ -56,6 +56,14 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
     sys.exit(code)
 
 
+def show(page: str) -> None:
+    """Prints a page of Markdown, formatted for the terminal."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(page))
+
+
 def leave(*_: object) -> NoReturn:
     """Ends the process with one line and status 130, at once."""
     with contextlib.suppress(Exception):
@@ -92,11 +100,11 @@ def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _end_by_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _on_interrupt(signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _on_interrupt(handler: Callable[[int, FrameType | None], Any]) -> None:
+def _on_interrupt(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a program in the background
         signal.signal(signal.SIGINT, handler)
 

@@ -101,9 +101,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Time all points, write the four files, print the table."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     from lowcost.train.mesh import use_every_core
 
     use_every_core(8 * config.batch_size)  # a device gets a single image where there are no more
@@ -117,7 +114,7 @@ def main(config: Config) -> None:
     write_page(config.out_dir / "figure1.md", table)
     draw(rows, config.out_dir / "figure1.png")
     draw(rows, config.out_dir / "figure1_seconds.png", "seconds")
-    Console().print(Markdown(table))
+    entry.show(table)
 
 
 def points(config: Config) -> Iterator[dict]:

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from experiments import entry
-from experiments.files import save_figure, write_page, write_rows
+from experiments.files import save_figure, write_results
 from experiments.flags import shown
 from experiments.styles import STYLES
 
@@ -73,9 +73,6 @@ class Config:
 
 def main(config: Config) -> int:
     """Disturb every run, write the three files, print the page."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     workdirs = config.workdirs or tuple(single_runs(Path("runs")))
     if not workdirs:
         raise ValueError("there is no finished run of a single seed under runs/; train one, or name its work directory")
@@ -93,12 +90,11 @@ def main(config: Config) -> int:
                 raise
             print(f"{workdir}: passed over: {error}", file=sys.stderr)
             continue
-        write_rows(config.out_dir / "robustness.jsonl", rows)
-        write_page(config.out_dir / "robustness.md", markdown(rows))
+        write_results(config.out_dir / "robustness", rows, markdown(rows))
         draw(rows, config.out_dir / "robustness.png")
     if not rows:
         raise ValueError("none of the runs under runs/ can be opened; train one, or name its work directory")
-    Console().print(Markdown(markdown(rows)))
+    entry.show(markdown(rows))
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments import entry
 from experiments.config import DIVERGED, TrainConfig, finished
-from experiments.files import save_figure, write_page, write_rows
+from experiments.files import save_figure, write_results
 from experiments.flags import shown
 from experiments.styles import STYLES
 
@@ -66,9 +66,6 @@ def main(config: Config) -> int:
     Returns:
         The exit status of training: 3 if the loss of any network was no longer finite, another as soon as one has it.
     """
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     from experiments import train
     from experiments.recipes import RECIPES
 
@@ -92,11 +89,10 @@ def main(config: Config) -> int:
                     continue
                 return code
             rows += [{**row, "flags": told} for row in measure(run, config.step_sizes, config.images)]
-            write_rows(config.out_dir / "stability.jsonl", rows)
-            write_page(config.out_dir / "stability.md", markdown(rows))
+            write_results(config.out_dir / "stability", rows, markdown(rows))
             draw(rows, config.out_dir / "stability.png")
     if rows:
-        Console().print(Markdown(markdown(rows)))
+        entry.show(markdown(rows))
     return diverged
 
 

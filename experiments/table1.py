@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments import entry
-from experiments.files import write_page, write_rows
+from experiments.files import write_results
 
 ORDERS = {
     "fully coupled": ("O(m²c²)", "O(nm²c²)"),
@@ -53,14 +53,10 @@ class Config:
 
 def main(config: Config) -> None:
     """Count, write both files, print the table."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     rows = count(config.size, config.kernel_size, config.channels)
     table = TEMPLATE.format(rows="\n".join(ROW.format(**row) for row in rows), **dataclasses.asdict(config))
-    write_rows(config.out_dir / "table1.jsonl", rows)
-    write_page(config.out_dir / "table1.md", table)
-    Console().print(Markdown(table))
+    write_results(config.out_dir / "table1", rows, table)
+    entry.show(table)
 
 
 def count(size: int, kernel_size: int, channels: int) -> list[dict]:

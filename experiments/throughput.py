@@ -71,9 +71,6 @@ class Config:
 
 def main(config: Config) -> None:
     """Time everything, write both files, print the table."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     rows: list[dict] = []
     for architecture in config.architectures:
         more = entry.in_a_process(measure, config, architecture)  # no network's memory is in the way of another's
@@ -82,7 +79,7 @@ def main(config: Config) -> None:
         write_page(config.out.with_suffix(".md"), markdown(rows))
         for row in more:
             print(f"{row['architecture']} {row['mode']}: ratio {row['ratio']:.2f}", flush=True)
-    Console().print(Markdown(markdown(rows)))
+    entry.show(markdown(rows))
 
 
 def measure(config: Config, architecture: str) -> list[dict]:

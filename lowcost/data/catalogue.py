@@ -96,10 +96,23 @@ def search(entry: Entry, data_dir: str | PathLike[str] | None = None) -> list[Pa
         data_dir: looked into before all others; None leaves it out.
 
     Returns:
-        data_dir, $LOWCOST_DATA if it is set, and this library's part of the user's cache folder.
+        data_dir, $LOWCOST_DATA if it is set, and this library's part of the user's cache folder, if there is a home.
+
+    Raises:
+        ValueError: one of the first two begins with a home directory that is not known.
+        FileNotFoundError: there is no folder at all.
     """
-    named = (data_dir, os.environ.get("LOWCOST_DATA"), f"{_user_cache()}/lowcost")
-    folders = [Path(os.path.expanduser(folder)) for folder in named if folder]
+    folders = []
+    named = {"data_dir": data_dir, "LOWCOST_DATA": os.environ.get("LOWCOST_DATA"), "": f"{_user_cache()}/lowcost"}
+    for name, folder in named.items():
+        path = os.path.expanduser(folder or "")
+        if path.startswith("~") and name:
+            raise ValueError(f"{name} must be a path, got {path}, whose home directory is unknown; write it in full")
+        if path and not path.startswith("~"):
+            folders.append(Path(path))
+    if not folders:
+        hint = "name a folder with --data-dir or $LOWCOST_DATA"
+        raise FileNotFoundError(f"{entry.name}: there is no home directory to look for {entry.filename} in; {hint}")
     return [folder.parent if folder.name == entry.filename else folder for folder in folders]
 
 

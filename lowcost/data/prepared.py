@@ -33,10 +33,11 @@ def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> 
     if importlib.util.find_spec("array_record") is None:
         return None
     for directory in (data_dir, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"):
-        if not directory:
+        folder = os.path.expanduser(directory or "")
+        if not folder or folder.startswith("~"):  # a home directory that is not known
             continue
         # A build in the making has another name. One that is being copied may have this one, but not all its files.
-        builds = Path(os.path.expanduser(directory)) / entry.name
+        builds = Path(folder) / entry.name
         versions = [
             build
             for build in (info.parent for info in builds.glob("*/dataset_info.json"))

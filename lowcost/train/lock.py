@@ -13,6 +13,7 @@ from pathlib import Path
 
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Errors of flock on file systems that have no locks."""
+_REMEDY = "remove it, or choose another folder"
 
 
 @contextlib.contextmanager
@@ -29,45 +30,31 @@ def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterat
             case it stays as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as opened:
-        file = _open(directory / name)
-        opened.callback(os.close, file)
+    path = directory / name
+    with open(path, "rb+", buffering=0, opener=_open) as file:
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        holder = re.fullmatch(rb"(process \d+ on .*)?\n?", os.pread(file.fileno(), 1000, 0)) if regular else None
+        if holder is None:
+            raise OSError(f"{path} must be a lock file of this program, got another file; {_REMEDY}")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            holder = _holder(file) or "another run"
-            raise OSError(f"{directory} is in use by {holder}; wait for it, or choose another --workdir") from error
+            who = (holder[1] or b"another run").decode(errors="replace")
+            raise OSError(f"{directory} is in use by {who}; wait for it, or choose another --workdir") from error
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
-            warning = f"warning: {directory} cannot be locked ({error.strerror}); start no second run in it"
-            print(warning, file=sys.stderr)
-        if _holder(file) is None:
-            raise _not_ours(directory / name)
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            print(f"warning: {directory} cannot be locked ({error}); start no second run in it", file=sys.stderr)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 
-def _open(path: Path) -> int:
-    """Opens the file without following a link, waiting for a pipe, or truncating anything."""
+def _open(path: str, flags: int) -> int:
+    """Opens the file without following a link, waiting at a pipe, or truncating anything."""
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
-        raise _not_ours(path) if error.errno == errno.ELOOP else error from None
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise _not_ours(path)
-    return file
-
-
-def _holder(file: int) -> str | None:
-    """Returns what the last holder wrote, "" if nothing, and None if something else is in the file."""
-    content = os.pread(file, 1000, 0).decode(errors="replace")
-    return content.strip() if re.fullmatch(r"(process \d+ on .*\n?)?", content) else None
-
-
-def _not_ours(path: Path) -> OSError:
-    return OSError(
-        f"{path} must be a lock file of this program, got something else; remove it, or choose another folder"
-    )
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(f"{path} must be a lock file of this program, got a link; {_REMEDY}") from error

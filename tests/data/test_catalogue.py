@@ -3,6 +3,8 @@
 import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,5 +142,41 @@ def test_the_pickled_archive_is_not_the_one(tmp_path):
         find_archive(ENTRIES["cifar100"], tmp_path)
 
 
-def test_an_unknown_home_is_no_error():
-    assert search(CIFAR10, "~no such user/x")[0] == Path("~no such user/x")
+WITHOUT_HOME = """
+from pathlib import Path
+from lowcost.data.catalogue import ENTRIES, find_archive, search
+from lowcost.data.prepared import find_prepared
+entry = ENTRIES["cifar10"]
+Path("~/tensorflow_datasets/cifar10/1.0.0").mkdir(parents=True)
+for name in ("dataset_info.json", "a.array_record"):
+    Path("~/tensorflow_datasets/cifar10/1.0.0", name).touch()
+print(find_prepared(entry), [str(folder) for folder in search(entry, "named")])
+try:
+    find_archive(entry)
+except FileNotFoundError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without a home")
+def test_without_a_home_no_folder_is_taken_for_it(tmp_path):
+    """A process of a user that /etc/passwd does not know, without HOME, as in many containers."""
+    code = f"import os; os.chdir({str(tmp_path)!r}); os.setuid(54321)\n{WITHOUT_HOME}"
+    tmp_path.chmod(0o777)
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    preload = "import jax, lowcost.data.prepared, array_record\n"  # this user may not read what is installed
+    done = subprocess.run([sys.executable, "-c", preload + code], env=environment, capture_output=True, text=True)
+    first, second = done.stdout.splitlines()
+    assert first == "None ['named']"
+    assert second.startswith("cifar10: there is no home directory to look for cifar-10-binary.tar.gz in; name a folder")
+
+
+def test_a_home_that_is_unknown_is_refused(monkeypatch):
+    """It would become a folder named ~somebody."""
+    with pytest.raises(
+        ValueError, match=r"data_dir must be a path, got ~nobody-has-this-name/data, .* write it in full"
+    ):
+        search(CIFAR10, "~nobody-has-this-name/data")
+    monkeypatch.setenv("LOWCOST_DATA", "~nobody-has-this-name/data")
+    with pytest.raises(ValueError, match=r"LOWCOST_DATA must be a path, got ~nobody-has-this-name/data"):
+        search(CIFAR10)

@@ -69,6 +69,39 @@ def test_ctrl_c_while_computing(start, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["methods.json"]
 
 
+PROGRAM = """
+import dataclasses, time
+from experiments import entry
+@dataclasses.dataclass(frozen=True)
+class Config:
+    pass
+def main(config):
+    print("begun", flush=True)
+    entry.in_a_process(time.sleep, 100)
+if __name__ == "__main__":
+    entry.run(main, Config)
+"""
+
+
+@pytest.mark.parametrize(("wait", "kill"), [(0, os.killpg), (1.5, os.killpg), (1.5, os.kill)])
+def test_ctrl_c_while_a_process_of_its_own_computes(tmp_path, wait, kill):
+    """It reaches all processes, as from a terminal, or the first one alone; that has ended when its child has."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(wait)
+    kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)  # the child has the same stderr
+    assert (process.returncode, err) == (130, "stopped by Ctrl-C\n")
+
+
 def test_an_interrupt_that_is_ignored_stays_ignored(start, tmp_path):
     """As of a program that a script has put into the background."""
     command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,22 @@ def test_training_gets_the_runs_flags(monkeypatch, tmp_path):
     (run,) = table2.runs(config)
     assert table2.train(run) == 143
     assert tyro.cli(TrainConfig, args=commands[0][3:]) == run
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_reaches_the_training(monkeypatch, tmp_path, name):
+    """The process that trains, here a shell, gets the signal and decides the status; then the old handler is back."""
+    number, before = signal.Signals[name], lambda *_: None
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntrap 'exit 42' {name[3:]}\nsleep 0.3; kill -{name[3:]} $PPID\nsleep 3 & wait\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    outside = signal.signal(number, before)
+    try:
+        assert table2.train(TrainConfig(workdir=tmp_path)) == 42
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, outside)
 
 
 def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
