@@ -4,7 +4,6 @@
 with 130 after Ctrl-C. `experiments.train` lists the other statuses of training.
 """
 
-import contextlib
 import errno
 import io
 import multiprocessing
@@ -12,8 +11,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, NoReturn, TypeVar
+
+from experiments.interrupt import leave, on_interrupt, raise_interrupt
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
     try:
         import tyro
 
-        _on_interrupt(_raise)
+        on_interrupt(raise_interrupt)
         code = main(tyro.cli(configuration, prog=name, description=program.__doc__)) or 0
         sys.stdout.flush()
         if output.lost and not long and not code:
@@ -52,7 +52,7 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
         code = 2
     except KeyboardInterrupt:
         leave()
-    _on_interrupt(leave)
+    on_interrupt(leave)
     sys.exit(code)
 
 
@@ -62,22 +62,6 @@ def show(page: str) -> None:
     from rich.markdown import Markdown
 
     Console().print(Markdown(page))
-
-
-def leave(*_: object) -> NoReturn:
-    """Ends the process with one line and status 130, at once."""
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-    with contextlib.suppress(OSError):
-        os.write(2, b"stopped by Ctrl-C\n")
-    os._exit(128 + signal.SIGINT)
-
-
-def guard_imports() -> None:
-    """Lets Ctrl-C call `leave` from now on, until `run` has parsed the flags."""
-    _on_interrupt(leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    sys.unraisablehook = _unraisable
 
 
 def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
@@ -100,28 +84,8 @@ def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _end_by_interrupt() -> None:
-    _on_interrupt(signal.SIG_DFL)
+    on_interrupt(signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _on_interrupt(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a program in the background
-        signal.signal(signal.SIGINT, handler)
-
-
-def _raise(_: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt; within an import, whose code may swallow or replace it, leaves instead."""
-    while frame:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            leave()
-        frame = frame.f_back
-    raise KeyboardInterrupt
-
-
-def _unraisable(event: Any) -> None:
-    if isinstance(event.exc_value, KeyboardInterrupt):  # it came in a finalizer
-        leave()
-    sys.__unraisablehook__(event)
 
 
 class _Output(io.FileIO):
@@ -139,7 +103,7 @@ class _Output(io.FileIO):
             return super().write(data) or len(data)
         except OSError as error:
             if error.errno != errno.EPIPE:
-                self.lost = self.lost or OSError(error.errno, f"the output cannot be written: {error.strerror}")
+                self.lost = self.lost or OSError(f"the output cannot be written ({error.strerror}); send it elsewhere")
             return len(data)
 
 

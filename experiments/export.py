@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments import entry
-from experiments.files import write_whole
+from experiments.files import messages, write_whole
 
 Format = Literal["onnx", "stablehlo"]
 
@@ -45,9 +45,9 @@ def main(config: ExportConfig) -> int:
     folded, metadata = folded_run(config.workdir, config.tolerance)
     for file, content in serialized(folded, metadata, config).items():
         write_whole(file, content)
-        print(f"{file}: {len(content):,} bytes")
+        print(f"{file}: {len(content):,} bytes", file=messages(config.out))
     for layer in folded.layers if config.tolerance is not None else ():
-        print(f"{layer.name:20} {_choice(layer.operations)}")
+        print(f"{layer.name:20} {_choice(layer.operations)}", file=messages(config.out))
     return 0
 
 

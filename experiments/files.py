@@ -28,7 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
         there = path.stat()
     except FileNotFoundError:
         there = None
-    if there and (stream := _standard_stream(there)):
+    if there and (stream := _standard_stream(path)):
         stream.flush()
         stream.buffer.write(content)
         stream.flush()
@@ -39,11 +39,16 @@ def write_whole(path: Path, content: bytes) -> None:
         _replace(Path(os.path.realpath(path)), content, there and stat.S_IMODE(there.st_mode))
 
 
-def _standard_stream(there: os.stat_result) -> Any:
-    """Returns sys.stdout or sys.stderr if it goes to this file."""
+def messages(path: Path | None) -> Any:
+    """Returns the stream to print on: sys.stderr if `path` is standard output, which then holds that file alone."""
+    return sys.stderr if path and _standard_stream(path) is sys.stdout else sys.stdout
+
+
+def _standard_stream(path: Path) -> Any:
+    """Returns sys.stdout or sys.stderr if it goes to this file, else None."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, AttributeError):  # there is none, or it is no file
-            if os.path.samestat(os.fstat(stream.fileno()), there):
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 return stream
     return None
 

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from experiments import entry
-from experiments.files import write_whole
+from experiments.files import messages, write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -78,7 +78,7 @@ def main(config: PredictConfig) -> int:
         weights = np.exp(logits - logits.max())
         best = int(logits.argmax())
         row = (str(file), classifier.classes[best], weights[best] / weights.sum(), milliseconds)
-        print("{}  {}  {:.1%}  {:.1f} ms".format(*row), flush=True)
+        print("{}  {}  {:.1%}  {:.1f} ms".format(*row), flush=True, file=messages(config.csv))
         rows.append(row)
     if config.csv is not None:
         text = io.StringIO(newline="")

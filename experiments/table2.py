@@ -150,12 +150,14 @@ def train(run: TrainConfig) -> int:
 
     command = [sys.executable, "-m", "experiments.train", run.dataset, *flags(run, "dataset")]
     with subprocess.Popen(command) as process:
-        passed_on = [number for number in stop_signals() if number != signal.SIGINT]  # Ctrl-C comes to both
+        passed_on = [number for number in stop_signals() if number != signal.SIGINT]
         before = [signal.signal(number, lambda number, _: process.send_signal(number)) for number in passed_on]
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # it came to the whole process group
-            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGUSR1)  # nothing new to a process that Ctrl-C has reached too
+            process.wait()
+            code = 128 + signal.SIGINT
         finally:
             for number, handler in zip(passed_on, before, strict=True):
                 signal.signal(number, handler)

@@ -39,7 +39,10 @@ def main(config: TrainConfig) -> int:
         number = connect(*given, heartbeat_seconds=config.heartbeat_seconds)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
-    code = run(dataclasses.replace(config, num_processes=number))
+    try:
+        code = run(dataclasses.replace(config, num_processes=number))
+    except ValueError as error:  # `run` has refused what the user can fix
+        raise RuntimeError("training failed; this is a mistake in the program") from error
     if code == 2:
         import jax
 

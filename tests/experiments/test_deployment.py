@@ -97,6 +97,28 @@ def test_onnx_needs_no_jax(exported, pictures):
     assert done.stdout.rstrip().endswith(" ms")
 
 
+def test_standard_output_holds_the_file_alone(run, exported, pictures, tmp_path):
+    """`--out` and `--csv` may be /dev/stdout or a link to it; messages then go to standard error."""
+    link, out = tmp_path / "link", tmp_path / "out"
+    link.symlink_to("/proc/self/fd/1")
+    for command, begin in (
+        (("export", "--workdir", run, "--out", link), exported.read_bytes()[:100]),
+        (("predict", pictures / "test" / "dark", "--model", exported, "--csv", link), b"file,class,probability,"),
+    ):
+        with out.open("wb") as file:
+            done = subprocess.run(
+                [sys.executable, "-m", f"experiments.{command[0]}", *map(str, command[1:])],
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.PIPE,
+                check=True,
+            )
+        assert out.read_bytes().startswith(begin)
+        assert done.stderr.count(b"\n") == (1 if command[0] == "export" else 9)
+        assert link.is_symlink()
+    assert len(out.read_text().splitlines()) == 10
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16", "LA"])
 @pytest.mark.parametrize("size", [(16, 16), (40, 23)])
 def test_pictures_are_read_as_in_training(mode, size, tmp_path):

@@ -126,7 +126,7 @@ def test_lost_output_is_an_error_where_it_is_the_result(start, tmp_path):
     with open("/dev/full", "w") as full:
         _, err = (process := start("report", "--directory", tmp_path, stdout=full)).communicate(timeout=60)
     assert process.returncode == 2
-    assert re.fullmatch(r"error: .*the output cannot be written: No space left on device.*\n", err)
+    assert re.fullmatch(r"error: the output cannot be written \(No space left on device\); .*\n", err)
     process = start("report", "--directory", tmp_path, before=["sh", "-c", '"$@" >&- 2>&-', "sh"])
     assert (*process.communicate(timeout=60), process.returncode) == ("", "", 0)
 

@@ -207,6 +207,18 @@ def test_a_signal_reaches_the_training(monkeypatch, tmp_path, name):
         signal.signal(number, outside)
 
 
+def test_an_interrupt_of_this_program_alone_stops_the_training(monkeypatch, tmp_path):
+    """As `kill -INT` sends it; a terminal's Ctrl-C reaches both."""
+    program = tmp_path / "program"
+    program.write_text(
+        f"#!/bin/sh\ntrap 'touch {tmp_path}/stopped; exit 1' USR1\nsleep 0.3; kill -INT $PPID\nsleep 3\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert table2.train(TrainConfig(workdir=tmp_path)) == 130
+    assert (tmp_path / "stopped").exists()
+
+
 def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
     """Hours from a measured speed, multiply-adds from the cost of the networks; epochs that are done taken off."""
     monkeypatch.setattr(table2_plan, "_images_per_second", lambda *kind: 100.0)
