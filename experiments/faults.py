@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -17,9 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import tyro
-
-from experiments import faults_saves, faults_surroundings
+from experiments import entry, faults_saves, faults_surroundings
 from experiments.files import write_rows
 from experiments.subject import (
     Laboratory,
@@ -437,6 +434,7 @@ FAULTS = (
 
 TESTED_ELSEWHERE = (
     *faults_saves.TESTED_ELSEWHERE,
+    *faults_surroundings.FAULTS,
     damaged_files,
     bad_batches,
     devices,
@@ -446,4 +444,4 @@ TESTED_ELSEWHERE = (
 """What the short form leaves out; two processes and then one are in it all the same."""
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(FaultsConfig, description=FaultsConfig.__doc__)))
+    entry.run(main, FaultsConfig, long=True)
