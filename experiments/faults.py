@@ -123,9 +123,10 @@ def _is_past(moment: float) -> bool:
 
 
 def signals(lab: Laboratory) -> Iterator[Row]:
-    """SIGTERM, SIGINT, and each twice."""
+    """SIGTERM, SIGINT, each twice, SIGHUP and SIGUSR1."""
     kinds = [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)]
-    for kind in kinds[:: 3 if lab.short else 1]:
+    kinds += [(signal.SIGHUP,), (signal.SIGUSR1,)]
+    for kind in kinds[:4:3] if lab.short else kinds:
         names = ", ".join(number.name for number in kind)
         workdir = lab.subject.directory / names
         process = lab.subject.start(workdir)

@@ -92,4 +92,23 @@ def ambient_settings(lab: Laboratory) -> Iterator[Row]:
     )
 
 
-FAULTS = (processes_that_differ, changed_pixels, ambient_settings)
+def lost_output(lab: Laboratory) -> Iterator[Row]:
+    """A reader of the output that goes away, a full disk behind it, streams that are closed."""
+    shells = {
+        "| head -n 1": 'set -o pipefail; "$@" 2>&1 | head -n 1',
+        "> /dev/full": '"$@" > /dev/full 2>&1',
+        ">&- 2>&-": '"$@" >&- 2>&-',
+    }
+    whole = 0
+    for i, script in enumerate(shells.values()):
+        workdir = lab.subject.directory / f"lost-output-{i}"
+        code, _ = outcome(lab.subject.start(workdir, wrap=("bash", "-c", script, "bash")))
+        whole += code == 0 and json.loads((workdir / "result.json").read_text())["digest"] == lab.digest
+    yield Row(
+        f"output that goes away: {', '.join(shells)}",
+        f"{whole} of {len(shells)} trained to the undisturbed state and ended with 0",
+        whole == len(shells),
+    )
+
+
+FAULTS = (processes_that_differ, changed_pixels, ambient_settings, lost_output)
