@@ -41,11 +41,14 @@ def download(entry: Entry, folder: str | PathLike[str], console: "Console | None
 
     Raises:
         ConnectionError: the host does not answer, which is known in less than two seconds.
-        OSError: the connection broke or stalled, the server refuses, or the folder cannot be written.
+        OSError: the connection broke or stalled, the server refuses, the folder cannot be written, or
+            <filename>.part is a link.
         ValueError: what came is not the archive that the entry describes, and was removed; or its URL is not http(s).
     """
     path = Path(folder) / entry.filename
     part = path.with_name(f"{path.name}.part")
+    if part.is_symlink():
+        raise OSError(f"{part} must be a partial download, got a link; remove it")
     have = part.stat().st_size if part.exists() else 0
     if have < entry.size:
         _check_that_host_answers(entry, path.parent)

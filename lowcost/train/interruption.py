@@ -9,8 +9,8 @@ from lowcost.train.processes import agree
 
 def stop_signals() -> list[signal.Signals]:
     """Returns the signals that ask a run to save and stop; SIGHUP only if it is not ignored, as under nohup."""
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *([] if ignored else [signal.SIGHUP])]
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *hangup]
 
 
 class Interruption:

@@ -136,6 +136,15 @@ def test_after_a_cut_connection_the_rest_is_fetched(server, folder):
     assert server.sent == [HALF, len(CONTENT) - HALF]
 
 
+def test_a_planted_link_is_not_written_to(server, folder, tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    folder.mkdir(parents=True)
+    (folder / PART).symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match=r"part must be a partial download, got a link; remove it"):
+        download(server.entry, folder)
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
 def test_a_server_that_knows_no_ranges_begins_anew(server, folder):
     begin(folder)
     server.ranges = False
