@@ -74,9 +74,11 @@ def _replace(path: Path, content: bytes, mode: int | None) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes one line per row, in a folder that is made if missing."""
+    """Writes one line per row, with null in place of NaN and infinities, which JSON has not; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    rows = json.loads(json.dumps(rows), parse_constant=lambda _: None)
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_whole(path, "".join(lines).encode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ layer to layer. Writes robustness.md, robustness.jsonl and robustness.png.
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -203,9 +204,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         accuracies=table(lambda row: f"{100 * row['accuracy']:.2f}", kinds),
         bounds=table(
             lambda row: (
-                f"{row['change']:.2g} ≤ {row['bound']:.2g}"
+                f"{_number(row['change'])} ≤ {_number(row['bound'])}"
                 if "bound" in row
-                else f"{row['change']:.2g}, R {row['amplification']:.3g}"
+                else f"{_number(row['change'])}, R {row['amplification']:.3g}"
             ),
             [k for k in kinds if k[0] != "as it is"],
         ),
@@ -214,6 +215,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         noise=_shown(rows),
         command=" ".join(["python -m experiments.robustness", *runs, rows[0]["flags"]]).strip(),
     )
+
+
+def _number(x: float | None) -> str:
+    """What is not finite is null in the file."""
+    return "overflow" if x is None or not math.isfinite(x) else f"{x:.2g}"
 
 
 def _names(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -230,6 +236,7 @@ def _shown(rows: list[dict[str, Any]]) -> float:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """The relative difference after each layer, and the share of the bound that is reached."""
+    import numpy as np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -241,7 +248,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             line = {"markersize": 4, "linestyle": ("-", ":", "--", "-.")[datasets.index(row["dataset"]) % 4]}
             style = line | STYLES[row["architecture"]]
             left.semilogy(depth, row["differences"], label=names[row["workdir"]], **style)
-            right.semilogy(depth, [r / b for r, b in zip(row["ratios"], row["lipschitz_up_to"], strict=True)], **style)
+            ratios, bounds = (np.array(row[name], float) for name in ("ratios", "lipschitz_up_to"))
+            right.semilogy(depth, ratios / bounds, **style)
     left.set(xlabel="layer", ylabel="‖difference‖ / ‖features‖")
     right.set(xlabel="layer", ylabel="share of the product of the bounds")
     for axes in (left, right):

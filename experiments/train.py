@@ -139,7 +139,7 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
     from experiments.curves import draw
     from lowcost.train.checkpoint import Checkpoints
     from lowcost.train.feed import feed, fits
-    from lowcost.train.loop import evaluate_all, first_step, fit, most_steps
+    from lowcost.train.loop import evaluate_all, first_step, fit, most_steps, skipped_in_a_row
     from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
     from lowcost.train.processes import from_first, is_first
 
@@ -203,7 +203,9 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
     if first and log.rows:
         draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {dataset.name}")
     if interruption.signal is not None and log.last_epoch() < epochs:
-        console.print(f"stopped at step {first_step(state)}, saved in {workdir}; the same command goes on from there")
+        where = "the last checkpoint" if skipped_in_a_row(state) else "there"
+        saved = "" if skipped_in_a_row(state) else f", saved in {workdir}"
+        console.print(f"stopped at step {first_step(state)}{saved}; the same command goes on from {where}")
         return 128 + interruption.signal
     if not first:
         return 0
@@ -214,7 +216,7 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
         _print(console, json.loads(path.read_text()), workdir)
         return 0
     result = _result(ready, state, log)
-    write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     _print(console, result, workdir)
     return 0
 
@@ -294,6 +296,8 @@ def _print(console: "Console", result: dict[str, Any], workdir: Path) -> None:
     table.add_row("weights", f"{result['weights']:,}")
     table.add_row("test accuracy", f"{result['test_accuracy']:.2%}{spread} of {result['test_images']:,} images{many}")
     table.add_row("epochs", str(result["epochs"]))
+    if result["skipped_steps"]:
+        table.add_row("skipped steps", f"{result['skipped_steps']:,}: loss or gradient not finite")
     table.add_row("time", f"{result['train_seconds']:,.0f} s")
     if result["images_per_second"]:
         share = f", {result['share_in_steps']:.1%} of the time in steps"

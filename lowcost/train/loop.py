@@ -49,6 +49,11 @@ def fit(
     Every epoch ends with a checkpoint, then the evaluation, then a row in the log; whatever a kill leaves out is done
     first by the next call.
 
+    Within a streak of skipped steps nothing is saved, so that the checkpoints from before it stay: checkpoints and
+    interruptions wait for the next step that counts. If the evaluation is interrupted within a streak, the run ends
+    unsaved, and the next call repeats the steps since the last checkpoint. If the run itself ends within a streak, its
+    last state is saved, unless the whole last epoch was skipped.
+
     Args:
         state: to start from; its buffers are donated.
         train_steps: jitted, (state, n, *batches) → state, see `step.repeat`.
@@ -66,12 +71,14 @@ def fit(
         The last state.
 
     Raises:
-        FloatingPointError: `PATIENCE` steps in a row had to be skipped; the checkpoints are those from before.
+        FloatingPointError: `PATIENCE` steps in a row, or all steps of the last epoch, were skipped; the checkpoints are
+            those from before.
     """
     begin = time.monotonic() - seconds
     step, last = first_step(state), epochs * steps_per_epoch
     saved = time.monotonic()
     dispatch, calls = 1, 0  # steps in a dispatch; the first one compiles, the second one is timed
+    streak = skipped_in_a_row(state)
 
     def save() -> None:
         nonlocal saved
@@ -79,14 +86,18 @@ def fit(
         saved = time.monotonic()
 
     def size(step: int) -> int:
-        return 0 if step == last else min(dispatch, steps_per_epoch - step % steps_per_epoch)
+        longest = 1 if streak else dispatch  # a streak must not end and another begin within a dispatch
+        return min(longest, last - step, steps_per_epoch - step % steps_per_epoch)
 
     with ProgressBar(console, last, step) as progress:
         rate = Rate(compiling=True)
         while True:
             epoch = step // steps_per_epoch
             if step % steps_per_epoch == 0 and epoch > log.last_epoch():
-                save()
+                if not streak or (step == last and streak < steps_per_epoch):
+                    save()
+                else:
+                    saved = -math.inf  # save at the end of the streak
                 train = mean_metrics(state.metrics)
                 speed = rate.close()
                 progress.note(step, "evaluating")
@@ -99,6 +110,8 @@ def fit(
                 console.print(epoch_line(log.rows[-1], epochs), highlight=False)
                 rate = Rate(compiling=calls == 0)
             if step == last:
+                if streak >= steps_per_epoch:
+                    raise _not_finite(step, streak)
                 break
             n = size(step)
             batch = batches(step, n, size(step + n))
@@ -112,13 +125,13 @@ def fit(
             rate.add(n * math.prod(batch[1].shape[1:]), busy)
             if calls == 2:
                 dispatch = agree(min(math.ceil(DISPATCH_SECONDS * n / busy), most))
-            if _host(state.skipped_in_a_row).max() >= PATIENCE:
-                raise FloatingPointError(
-                    f"step {first_step(state)}: the loss or its gradient was not finite, for the {PATIENCE}th time in "
-                    "a row; look at the data, or train with a smaller learning rate or time step"
-                )
+            streak = skipped_in_a_row(state)
+            if streak >= PATIENCE:
+                raise _not_finite(first_step(state), streak)
             if progress.due():
                 progress.show(step, mean_metrics(state.metrics), rate.images_per_second())
+            if streak:  # it ends within PATIENCE steps
+                continue
             interrupted = interruption.wanted()
             if interrupted or time.monotonic() - saved > SAVE_SECONDS:
                 save()
@@ -130,6 +143,18 @@ def fit(
 def first_step(state: TrainState) -> int:
     """state.step, the number of steps done, which with several seeds is the same for all."""
     return int(_host(state.step).min())
+
+
+def skipped_in_a_row(state: TrainState) -> int:
+    """state.skipped_in_a_row; with several seeds the largest of them."""
+    return int(_host(state.skipped_in_a_row).max())
+
+
+def _not_finite(step: int, streak: int) -> FloatingPointError:
+    return FloatingPointError(
+        f"step {step}: the loss or its gradient was not finite in the last {streak} step{'s' * (streak > 1)}; look at "
+        "the data, or train with a smaller learning rate or time step"
+    )
 
 
 def _host(x: jax.Array) -> np.ndarray:

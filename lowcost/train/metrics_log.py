@@ -1,6 +1,7 @@
 """metrics.jsonl: what every epoch came to, one line each; the same for TensorBoard when wished."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,12 @@ class MetricsLog:
         return self.rows[-1]["epoch"] if self.rows else 0
 
     def append(self, row: Row) -> None:
-        """Add one epoch."""
+        """Adds one epoch, with None in place of NaN and infinities, which JSON has not."""
+        row = json.loads(json.dumps(row), parse_constant=lambda _: None)
         self.rows.append(row)
         if self._path is not None:
             with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, int | float):
@@ -84,12 +86,15 @@ def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any)
 
 
 def epoch_line(row: Row, epochs: int) -> str:
-    """The same for people."""
+    """Returns one line for the terminal; numbers that are not finite read "nan"."""
+    numbers = {name: math.nan if value is None else value for name, value in row.items()}
     parts = [
-        f"{part} loss {row[f'{part}_loss']:.3f} accuracy {row[f'{part}_accuracy']:.2%}"
+        f"{part} loss {numbers[f'{part}_loss']:.3f} accuracy {numbers[f'{part}_accuracy']:.2%}"
         for part in ("train", "test")
         if f"{part}_loss" in row
     ]
+    if count := row["skipped"]:
+        parts.append(f"{count:,} step{'s' * (count > 1)} skipped so far: loss or gradient not finite")
     speed = [f"{row['images_per_second']:,.0f} images/s"] if row["images_per_second"] else []
     return "  ".join([f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", *parts, *speed])
 

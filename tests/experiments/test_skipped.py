@@ -1,0 +1,83 @@
+"""Skipped steps as a user sees them: in the epoch's line, the last table, the exit status, and files that are JSON."""
+
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from experiments import robustness, train
+from experiments.config import DIVERGED, TrainConfig
+from experiments.curves import draw
+from experiments.files import read_rows, write_rows
+from experiments.recipes import Recipe
+
+EXPLODING = Recipe(learning_rate=1e38)
+"""The first step has a finite loss; those after it have none."""
+
+
+def strictly(text):
+    """The content of a JSON file that holds no NaN or Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_run_whose_last_epoch_has_no_finite_step(tmp_path, capsys):
+    """Status 3, one line, no result and no checkpoint of that streak; the first epoch's line reports its skips."""
+    config = TrainConfig(
+        *("digits", "explicit_rd"), steps_per_block=1, train_images=60, batch_size=20, epochs=2, workdir=tmp_path
+    )
+    assert train.run(config, EXPLODING) == DIVERGED
+    out, err = capsys.readouterr()
+    assert "  2 steps skipped so far" in out.splitlines()[0]
+    assert err == (
+        "error: step 6: the loss or its gradient was not finite in the last 5 steps; look at the data, or train with a "
+        "smaller learning rate or time step\n"
+    )
+    rows = [strictly(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [2, 5]
+    assert (rows[1]["train_loss"], rows[1]["test_loss"]) == (None, None)
+    assert not (tmp_path / "result.json").exists()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    draw(rows, tmp_path / "curves.png", title="with null")
+    draw(rows[1:], tmp_path / "curves.png", title="nothing but null")
+
+
+@pytest.mark.parametrize("skipped", [0, 1234])
+def test_the_last_table_reports_skipped_steps(tmp_path, skipped):
+    result = {
+        "architecture": "a",
+        "width": "A",
+        "dataset": "d",
+        "weights": 1,
+        "test_images": 8,
+        "seeds": 1,
+        "epochs": 2,
+    }
+    result |= {"test_accuracy": 0.5, "test_accuracy_std": None, "train_seconds": 1.0, "images_per_second": None}
+    with (tmp_path / "output").open("w") as output:
+        train._print(
+            Console(file=output, width=100), {**result, "peak_memory_gib": 1.0, "skipped_steps": skipped}, tmp_path
+        )
+    assert ("skipped steps" in (tmp_path / "output").read_text()) == bool(skipped)
+    assert ("1,234" in (tmp_path / "output").read_text()) == bool(skipped)
+
+
+def test_figures_are_json_and_their_readers_take_null(tmp_path):
+    """NaN and infinities become null at any depth; a page made of the file equals the page made of the figures."""
+    about = {"architecture": "resnet", "dataset": "d", "seed": 0, "images": 4, "accuracy": 0.5, "flags": ""}
+    noise = {"layers": ["l"], "differences": [math.nan], "ratios": [math.inf], "lipschitz_up_to": [math.inf]}
+    rows = [
+        {"workdir": "a", **about, "kind": "image noise", "strength": 2, "change": math.nan, "bound": math.inf, **noise},
+        {"workdir": "a", **about, "kind": "h times", "strength": 4, "change": -math.inf, "amplification": 2.0},
+    ]
+    path = tmp_path / "robustness.jsonl"
+    write_rows(path, rows)
+    there = [strictly(line) for line in path.read_text().splitlines()]
+    assert there == read_rows(path)
+    assert (there[0]["change"], there[0]["differences"], there[1]["change"]) == (None, [None], None)
+    assert robustness.markdown(there) == robustness.markdown(rows)
+    robustness.draw(there, tmp_path / "robustness.png")
