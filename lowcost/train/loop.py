@@ -94,7 +94,7 @@ def fit(
         while True:
             epoch = step // steps_per_epoch
             if step % steps_per_epoch == 0 and epoch > log.last_epoch():
-                if not streak or (step == last and streak < steps_per_epoch):
+                if not streak or step == last:
                     save()
                 else:
                     saved = -math.inf  # save at the end of the streak
@@ -110,8 +110,6 @@ def fit(
                 console.print(epoch_line(log.rows[-1], epochs), highlight=False)
                 rate = Rate(compiling=calls == 0)
             if step == last:
-                if streak >= steps_per_epoch:
-                    raise _not_finite(step, streak)
                 break
             n = size(step)
             batch = batches(step, n, size(step + n))
@@ -126,8 +124,11 @@ def fit(
             if calls == 2:
                 dispatch = agree(min(math.ceil(DISPATCH_SECONDS * n / busy), most))
             streak = skipped_in_a_row(state)
-            if streak >= PATIENCE:
-                raise _not_finite(first_step(state), streak)
+            if streak >= PATIENCE or (step == last and streak >= steps_per_epoch):
+                raise FloatingPointError(
+                    f"step {first_step(state)}: the loss or its gradient was not finite in the last {streak} "
+                    f"step{'s' * (streak > 1)}; look at the data, or train with a smaller learning rate or time step"
+                )
             if progress.due():
                 progress.show(step, mean_metrics(state.metrics), rate.images_per_second())
             if streak:  # it ends within PATIENCE steps
@@ -148,13 +149,6 @@ def first_step(state: TrainState) -> int:
 def skipped_in_a_row(state: TrainState) -> int:
     """state.skipped_in_a_row; with several seeds the largest of them."""
     return int(_host(state.skipped_in_a_row).max())
-
-
-def _not_finite(step: int, streak: int) -> FloatingPointError:
-    return FloatingPointError(
-        f"step {step}: the loss or its gradient was not finite in the last {streak} step{'s' * (streak > 1)}; look at "
-        "the data, or train with a smaller learning rate or time step"
-    )
 
 
 def _host(x: jax.Array) -> np.ndarray:

@@ -1,7 +1,6 @@
 """metrics.jsonl: what every epoch came to, one line each; the same for TensorBoard when wished."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any)
 
 def epoch_line(row: Row, epochs: int) -> str:
     """Returns one line for the terminal; numbers that are not finite read "nan"."""
-    numbers = {name: math.nan if value is None else value for name, value in row.items()}
+    numbers = {name: float("nan") if value is None else value for name, value in row.items()}
     parts = [
         f"{part} loss {numbers[f'{part}_loss']:.3f} accuracy {numbers[f'{part}_accuracy']:.2%}"
         for part in ("train", "test")
