@@ -34,7 +34,8 @@ def told(value):
 def public(name):
     """What a module offers: what `__all__` lists, or what it defines itself without an underscore."""
     module = importlib.import_module(name)
-    for key, value in vars(module).items():
+    for key in dir(module):
+        value = getattr(module, key)
         mine = key in module.__all__ if hasattr(module, "__all__") else getattr(value, "__module__", "") == name
         if mine and not key.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
             yield pytest.param(value, id=f"{name}.{key}")

@@ -7,11 +7,23 @@
 Knows nothing of networks or of training.
 """
 
-from lowcost.data.augment import alternating_flip, cutout, mixup, random_flip, random_resized_crop, random_translate
+from typing import TYPE_CHECKING
+
 from lowcost.data.batches import batch_indices, epoch_order
 from lowcost.data.dataset import Dataset, Split
 from lowcost.data.folders import folder
 from lowcost.data.sources import SOURCES, digits, load, published
+from lowcost.lazy import attributes
+
+if TYPE_CHECKING:
+    from lowcost.data.augment import (
+        alternating_flip,
+        cutout,
+        mixup,
+        random_flip,
+        random_resized_crop,
+        random_translate,
+    )
 
 __all__ = [
     "SOURCES",
@@ -30,3 +42,6 @@ __all__ = [
     "random_resized_crop",
     "random_translate",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = attributes(__name__, __all__, ["augment"])
