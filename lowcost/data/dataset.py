@@ -42,6 +42,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the images, row by row, and then of the labels as 32-bit integers, in hexadecimal digits."""
+        result = hashlib.sha256()
+        for array in (*self.chunks(), self.labels.astype("<i4")):
+            result.update(np.ascontiguousarray(array).data)
+        return result.hexdigest()
+
+    def chunks(self) -> list[NDArray[np.uint8]]:
+        """Views of the images in order, each of at most about 4 MiB: a memory map may be larger than the memory."""
+        rows = max(1, 2**22 // self.images[0].nbytes)
+        return [self.images[start : start + rows] for start in range(0, len(self), rows)]
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -89,11 +102,9 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of all images and labels."""
-        d = hashlib.sha256()
-        for a in (self.train.images, self.train.labels, self.test.images, self.test.labels):
-            d.update(np.ascontiguousarray(a).data)
-        return d.hexdigest()
+        """The sha256 of the digests of both splits, the images' shape and the classes, in hexadecimal digits."""
+        content = ascii((self.train.digest, self.test.digest, self.image_shape, self.classes))
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -119,8 +130,8 @@ class Dataset:
     @cached_property
     def _moments(self):
         counts = np.zeros((self.image_shape[2], 256), np.int64)  # how often each value occurs: exact, in any order
-        for start in range(0, len(self.train), 1024):  # a memory map may be larger than the memory
-            for channel, values in enumerate(np.moveaxis(self.train.images[start : start + 1024], -1, 0)):
+        for images in self.train.chunks():
+            for channel, values in enumerate(np.moveaxis(images, -1, 0)):
                 counts[channel] += np.bincount(values.ravel(), minlength=256)
         weights, values = counts / counts.sum(1, keepdims=True), np.arange(256)[None] / 255
         mean = (weights * values).sum(1)
