@@ -12,6 +12,8 @@ import tyro
 from experiments import entry
 from experiments.config import DatasetName
 from experiments.files import save_figure
+from lowcost.data.pictures import MAX_PIXELS
+from lowcost.terminal import printable
 
 if TYPE_CHECKING:
     from lowcost.data import Dataset
@@ -31,6 +33,8 @@ class DataConfig:
     """Get the archive of cifar10, cifar100 or stl10 if it is nowhere."""
     image_size: int | None = None
     """folder: side of the square that pictures are resized to."""
+    max_pixels: int = MAX_PIXELS
+    """folder: width times height of the largest image that is decoded; a pixel takes up to 8 bytes of memory."""
     out_dir: Path = Path("runs")
     """Where the sheet and the cache of decoded images are written."""
 
@@ -52,6 +56,7 @@ def main(config: DataConfig) -> None:
         image_size=config.image_size,
         cache_dir=config.out_dir / ".lowcost-cache",
         download=config.download,
+        max_pixels=config.max_pixels,
     )
     sheet = config.out_dir / f"{dataset.name}.png"
     sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -61,11 +66,11 @@ def main(config: DataConfig) -> None:
     for column, split in zip(counts.columns[1:], (dataset.train, dataset.test), strict=True):
         column.justify, column.footer = "right", f"{len(split):,}"
     for row in class_counts(dataset):
-        counts.add_row(row[0], *(f"{count:,}" for count in row[1:]))
+        counts.add_row(printable(row[0]), *(f"{count:,}" for count in row[1:]))
     facts = Table("", Column(overflow="fold"), show_header=False)
     for name, value in describe(dataset).items():
-        facts.add_row(name, value)
-    facts.add_row("examples in", str(sheet))
+        facts.add_row(name, printable(value))
+    facts.add_row("examples in", printable(sheet))
     console = Console(soft_wrap=True, markup=False)  # a class may be called [red]
     console.print(counts)
     console.print(facts)
@@ -91,26 +96,13 @@ def describe(dataset: "Dataset") -> dict[str, str]:
         "mean": " ".join(f"{x:.4f}" for x in dataset.mean),
         "deviation": " ".join(f"{x:.4f}" for x in dataset.deviation),
         "read from": dataset.origin,
-        "sha256 of training images and labels": digest(dataset.train),
-        "sha256 of test images and labels": digest(dataset.test),
+        "sha256 of training images and labels": dataset.train.digest,
+        "sha256 of test images and labels": dataset.test.digest,
     }
     if dataset.name in ENTRIES:
         entry = ENTRIES[dataset.name]
         facts |= {"archive": entry.url, "sha256 of the archive": entry.sha256}
     return facts
-
-
-def digest(split) -> str:
-    """sha256 of the images, row by row, and then of the labels as 32-bit integers."""
-    import hashlib
-
-    import numpy as np
-
-    result = hashlib.sha256()
-    for start in range(0, len(split), 1024):
-        result.update(np.ascontiguousarray(split.images[start : start + 1024]).data)
-    result.update(split.labels.astype("<i4"))
-    return result.hexdigest()
 
 
 def draw(dataset: "Dataset", path: Path) -> None:
@@ -129,7 +121,7 @@ def draw(dataset: "Dataset", path: Path) -> None:
                 page[i * height : (i + 1) * height, j * width : (j + 1) * width] = dataset.train.images[example]
         axes.imshow(page.squeeze(-1) if channels == 1 else page[..., :3], cmap="gray", interpolation="nearest")
         places = [(i + 0.5) * height - 0.5 for i in range(len(classes))]
-        axes.set_yticks(places, [dataset.classes[c] for c in classes], parse_math=False)
+        axes.set_yticks(places, [printable(dataset.classes[c]) for c in classes], parse_math=False)
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)

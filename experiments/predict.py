@@ -1,15 +1,15 @@
 """Classify pictures: `python -m experiments.predict PICTURE_OR_FOLDER... --workdir DIR` (or `--model FILE`).
 
-With `--model FILE.onnx` nothing but NumPy, Pillow, tyro and onnxruntime is needed.
+With `--model FILE.onnx` nothing but NumPy, Pillow, tyro and onnxruntime is needed beside this repository.
 """
 
 import csv
 import dataclasses
 import io
 import json
-import math
-import sys
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +20,9 @@ import tyro
 
 from experiments import entry
 from experiments.files import messages, write_whole
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
+from lowcost.data.listing import SUFFIXES, list_images, report
+from lowcost.data.pictures import MAX_PIXELS, read_picture
+from lowcost.terminal import printable, warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PredictConfig:
     """Class, probability and milliseconds of each picture, as the network sees it alone (batch 1)."""
 
     pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """PNG or JPEG files, and folders of them."""
+    """Image files (PNG, JPEG, WebP, BMP, GIF, TIFF), and folders of them, searched with the folders below."""
     workdir: Path | None = None
     """The work directory of a run."""
     model: Path | None = None
@@ -38,6 +39,8 @@ class PredictConfig:
     """What computes: onnxruntime for an .onnx file and JAX for all else, when auto. A run is folded for onnx first."""
     csv: Path | None = None
     """Write a table too."""
+    max_pixels: int = MAX_PIXELS
+    """Width times height of the largest image that is decoded; a pixel takes up to 8 bytes of memory."""
 
 
 class Classifier(NamedTuple):
@@ -67,9 +70,9 @@ def main(config: PredictConfig) -> int:
     rows, code = [], 0
     for file in files:
         try:
-            image = read(file, classifier.image_shape)
-        except Exception as error:  # a damaged file raises whatever the decoder stumbles over
-            print(f"error: {file}: cannot be read as a picture: {error}", file=sys.stderr)
+            image = read(file, classifier.image_shape, config.max_pixels)
+        except ValueError as error:
+            warn(f"error: {error}")
             code = 2
             continue
         started = time.perf_counter()
@@ -78,19 +81,20 @@ def main(config: PredictConfig) -> int:
         weights = np.exp(logits - logits.max())
         best = int(logits.argmax())
         row = (str(file), classifier.classes[best], weights[best] / weights.sum(), milliseconds)
-        print("{}  {}  {:.1%}  {:.1f} ms".format(*row), flush=True, file=messages(config.csv))
+        line = printable("{}  {}  {:.1%}  {:.1f} ms".format(*row))
+        print(line, flush=True, file=messages(config.csv))
         rows.append(row)
     if config.csv is not None:
         text = io.StringIO(newline="")
         table = csv.writer(text)
         table.writerow(("file", "class", "probability", "milliseconds"))
         table.writerows((name, label, f"{p:.6f}", f"{ms:.3f}") for name, label, p, ms in rows)
-        write_whole(config.csv, text.getvalue().encode())
+        write_whole(config.csv, text.getvalue().encode(errors="surrogateescape"))  # a name need not be UTF-8
     return code
 
 
 def find(pictures: tuple[Path, ...]) -> Iterator[Path]:
-    """Files as they are, folders as the pictures in them and below, by name.
+    """Yields files as they are, folders as the images in them and below, through links, each folder once.
 
     Raises:
         ValueError, OSError: there is nothing to classify in one of them.
@@ -99,40 +103,37 @@ def find(pictures: tuple[Path, ...]) -> Iterator[Path]:
         raise ValueError("name pictures, or folders of them")
     for path in pictures:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not files:
-                raise ValueError(f"{path}: no {', '.join(SUFFIXES)} in this folder or below")
-            yield from files
+            yield from sorted(_below(path))
         elif path.exists():
             yield path
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
 
 
-def read(path: Path, image_shape: tuple[int, ...]) -> np.ndarray:
-    """A picture as training reads it: float32 [H, W, C] in [0, 1].
+def _below(folder: Path) -> list[Path]:
+    left_out, images, waiting, seen = Counter[str](), [], [str(folder)], set()
+    while waiting:
+        path = waiting.pop()
+        if (real := os.path.realpath(path)) not in seen:
+            seen.add(real)
+            found, folders = list_images(path, left_out)
+            images += [Path(entry.path) for entry in found]
+            waiting += [entry.path for entry in folders]
+    report(folder, left_out)
+    if not images:
+        raise ValueError(f"{folder}: no {', '.join(SUFFIXES)} in this folder or below")
+    return images
 
-    Said again here, since `lowcost.data.pictures.read_picture` cannot be imported without JAX; a test compares the two.
-    """
-    from PIL import Image, ImageOps
+
+def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Returns an image as training reads it: float32 [H, W, C] in [0, 1]."""
+    from PIL import Image
 
     height, width, channels = image_shape
-    with Image.open(path, formats=("PNG", "JPEG")) as opened:
-        if math.prod(opened.size) > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself allows twice as many
-            raise ValueError(f"{opened.width} x {opened.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}")
-        opened.draft("RGB", (2 * max(height, width),) * 2)
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I;16"):
-            picture = picture.point(lambda value: value * (1 / 256)).convert("L")
-        if picture.has_transparency_data:
-            page = Image.new("RGBA", picture.size, "white")
-            page.alpha_composite(picture.convert("RGBA"))
-            picture = page
-        picture = picture.convert("RGB")
-        if picture.size != (width, height):
-            picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-        pixels = np.asarray(picture if channels == 3 else picture.convert("L"), np.float32) / 255
-    return pixels.reshape(height, width, channels)
+    pixels = read_picture(path, (height, width), max_pixels)
+    if channels == 1:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
+    return (pixels / np.float32(255)).reshape(height, width, channels)
 
 
 def load(config: PredictConfig) -> Classifier:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from os import PathLike
 from pathlib import Path
 
@@ -10,12 +11,11 @@ from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.dataset import Dataset, Split
-from lowcost.data.pictures import read_pictures
+from lowcost.data.listing import SUFFIXES, Entries, list_images, report
+from lowcost.data.pictures import MAX_PIXELS, read_pictures
+from lowcost.terminal import printable
 
-Files = list[os.DirEntry[str]]
-
-LAYOUT = "expected train/<class>/ and test/<class>/ with .png, .jpg or .jpeg files in data_dir"
-SUFFIXES = (".png", ".jpg", ".jpeg")
+LAYOUT = "data_dir must hold train/<class>/ and test/<class>/ with images"
 CACHE_FORMAT = 1  # to be raised when the same files come to give other pixels
 
 
@@ -24,20 +24,26 @@ def folder(
     *,
     image_size: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
-    """The pictures data_dir/{train,test}/<class>/*.{png,jpg,jpeg}, as RGB of one size.
+    """Returns the images data_dir/{train,test}/<class>/* as RGB of one size.
 
-    Classes are the sub-folders of train, sorted by name; a class may lack test images. Hidden and other files are
-    passed over. A picture of another size or shape is cut to the largest centred square and resized.
+    Classes are the folders in train, or links to folders, sorted by name; a class may lack test images. Images are PNG,
+    JPEG, WebP, BMP, GIF (the first frame) and TIFF (the first page) files, by their suffix. All other entries, such as
+    hidden files and folders inside a class, are passed over; a line on stderr counts them. An image of another size or
+    shape is cut to the largest centred square and resized.
 
     Args:
         data_dir: the folder that holds train and test.
         image_size: side of the square images in pixels, ≥ 1. With None, pictures that share one size keep it, if both
             sides are at most 128 and divisible by 8; otherwise 32 if the median shorter side is below 64, and 64 if
             not.
-        cache_dir: where the decoded images are kept, made if missing; the next start with the same files (names,
-            sizes, times of change) maps them without decoding. None keeps them in memory alone. Any file in it may be
-            deleted.
+        cache_dir: folder for the decoded images, made if missing; the next start with the same files (names, sizes,
+            times of modification and of status change) checks their digest and maps them without decoding. A file
+            system that keeps no time of status change hides an exchange of two files of equal size and modification
+            time: then delete the cache. None keeps the images in memory alone. Any file in it may be deleted.
+        max_pixels: width times height of the largest image that is decoded, which takes 4 bytes per pixel, with
+            transparency 8, in each of at most 8 threads; large JPEGs take less.
 
     Returns:
         The data set, with the images of a class side by side and flip True.
@@ -54,12 +60,13 @@ def folder(
     train, test = _scan(root, root / "train"), _scan(root, root / "test")
     classes = tuple(train)
     if unknown := [name for name in test if name not in train]:
-        raise ValueError(f"{root / 'test' / unknown[0]}: no such class in train; add it there or remove it here")
+        name = printable(root / "test" / unknown[0])
+        raise ValueError(f"{name}: no such class in train; add it there or remove it here")
 
     files = [file for split in (train, test) for members in split.values() for file in members]
 
     def read(allocate: Allocate) -> NDArray[np.uint8]:
-        return read_pictures([file.path for file in files], image_size, allocate)
+        return read_pictures([file.path for file in files], image_size, allocate, max_pixels)
 
     if cache_dir is None:
         images, origin = read(np.empty), str(root)
@@ -67,7 +74,7 @@ def folder(
         path = Path(cache_dir) / f"folder-{_fingerprint(root, files, image_size)}.npy"
         images, origin = cached(path, read, dtype=np.uint8, length=len(files)), str(path)
 
-    def labels(split: dict[str, Files]) -> NDArray[np.int32]:
+    def labels(split: dict[str, Entries]) -> NDArray[np.int32]:
         counts = [len(split.get(name, ())) for name in classes]
         return np.repeat(np.arange(len(classes), dtype=np.int32), counts)
 
@@ -82,34 +89,36 @@ def folder(
     )
 
 
-def _scan(root: Path, split: Path) -> dict[str, Files]:
-    """Class name → its image files, both sorted by name."""
+def _scan(root: Path, split: Path) -> dict[str, Entries]:
+    """Returns class name → its image files, both sorted by name."""
     for path in (root, split):
         if not path.is_dir():
             kind, what = (NotADirectoryError, "not a") if path.exists() else (FileNotFoundError, "no such")
-            raise kind(f"{path}: {what} folder; {LAYOUT}")
-    classes = {
-        entry.name: [file for file in _visible(entry.path) if file.name.lower().endswith(SUFFIXES)]
-        for entry in _visible(split)
-        if entry.is_dir()
-    }
+            raise kind(f"{printable(path)}: {what} folder; {LAYOUT}")
+    left_out, classes = Counter[str](), {}
+    images, folders = list_images(split, left_out)
+    for entry in folders:
+        classes[entry.name], inner = list_images(entry, left_out)
+        left_out["folders inside a class"] += len(inner)
+    left_out["images outside a class"] += len(images)
+    report(split, left_out)
     if not classes:
-        raise ValueError(f"{split}: no class folders; {LAYOUT}")
+        raise ValueError(f"{printable(split)}: no class folders; {LAYOUT}")
     for name, files in classes.items():
         if not files:
-            raise ValueError(f"{split / name}: no images in this class; add .png, .jpg or .jpeg files or remove it")
+            kinds = ", ".join(SUFFIXES)
+            raise ValueError(f"{printable(split / name)}: no images in this class; add images ({kinds}) or remove it")
     return classes
 
 
-def _visible(path: str | Path) -> Files:
-    with os.scandir(path) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+def _fingerprint(root: Path, files: Entries, image_size: int | None) -> str:
+    """Returns a name that changes with names, sizes and times of the files, image_size and the code.
 
-
-def _fingerprint(root: Path, files: Files, image_size: int | None) -> str:
-    """Changes with whatever changes the decoded images: names, sizes and times of the files, image_size, the code."""
+    The time of status change tells files that were exchanged with their size and time of modification. The inode is
+    left out: some network file systems number files anew at each mount.
+    """
     digest = hashlib.sha256(f"{CACHE_FORMAT} {image_size}".encode())
     for file in files:
         name, stat = os.fsencode(file.path.removeprefix(str(root))), file.stat()
-        digest.update(b"\0%b\0%d %d" % (name, stat.st_size, stat.st_mtime_ns))
+        digest.update(b"\0%b\0%d %d %d" % (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return digest.hexdigest()[:32]

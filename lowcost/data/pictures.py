@@ -2,6 +2,7 @@
 
 import math
 import os
+import stat
 import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate
+from lowcost.terminal import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,30 +22,42 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 2**26  # 256 MiB as RGB, which Pillow keeps in four bytes
 CHUNK = 32  # pictures a task: few enough for a lively progress bar, enough to hide what a task costs
 MAX_THREADS = 8  # beyond, tiny pictures are decoded ever slower: their threads fight for the interpreter lock
 
 
-def read_picture(path: str | PathLike[str], grid: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """One PNG or JPEG as RGB: turned upright (EXIF), transparency laid on white, 16-bit grey cut to 8 bits.
+def read_picture(
+    path: str | PathLike[str], grid: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Returns one image as RGB: turned upright (EXIF), transparency laid on white, 16-bit grey cut to 8 bits.
 
     Args:
-        path: the file; its content tells the format, not its name.
-        grid: (H, W) to resize to: of the picture, the largest centred part with these proportions. None keeps it whole.
+        path: a regular file; its content tells the format, PNG, JPEG, WebP, BMP, GIF (the first frame is read) or TIFF
+            (the first page), not its name.
+        grid: (H, W) to resize to: of the image, the largest centred part with these proportions. None keeps it whole.
+        max_pixels: width times height that are decoded at most; Pillow's own limit of 178,956,970 stays.
 
     Returns:
         uint8 [H, W, 3].
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: the file cannot be read, or is no regular file, or has more pixels.
     """
     from PIL import Image, ImageOps
 
-    with _opened(path) as picture:
+    with _opened(path, max_pixels) as picture:
         if grid is not None:
             enough = 2 * max(grid)
             picture.draft("RGB", (enough, enough))  # large JPEGs: decode no more than the resizing can use
-        ImageOps.exif_transpose(picture, in_place=True)
+        picture.load()
+        try:
+            ImageOps.exif_transpose(picture, in_place=True)
+        except MemoryError:
+            raise
+        except Exception:  # a damaged EXIF block, met before the image is turned or afterwards: the pixels are right
+            pass
         rgb = _rgb(picture)
         if grid is not None and rgb.size != grid[::-1]:
             # Lanczos: antialiased and sharp when it shrinks, smooth when it enlarges, where a box would repeat pixels.
@@ -52,9 +66,9 @@ def read_picture(path: str | PathLike[str], grid: tuple[int, int] | None = None)
 
 
 def read_pictures(
-    paths: Sequence[str], image_size: int | None = None, allocate: Allocate = np.empty
+    paths: Sequence[str], image_size: int | None = None, allocate: Allocate = np.empty, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """Many PNGs or JPEGs as RGB of one size, each as `read_picture` gives it.
+    """Returns many images as RGB of one size, each as `read_picture` gives it.
 
     Args:
         paths: the files, at least one.
@@ -62,6 +76,7 @@ def read_pictures(
             most 128 and divisible by 8 (so that a network can halve the grid); otherwise the side is 32 if the median
             shorter side is below 64, and 64 if not.
         allocate: gives the array that is filled, and may be called twice.
+        max_pixels: of each image, as in `read_picture`.
 
     Returns:
         uint8 [N, H, W, 3].
@@ -72,16 +87,16 @@ def read_pictures(
     if image_size is None:
         # Suppose that all share the size of the first: to read every header beforehand costs as much as decoding small
         # pictures, and where sizes do differ a few pictures tell.
-        height, width, _ = read_picture(paths[0]).shape
+        height, width, _ = read_picture(paths[0], None, max_pixels).shape
         if max(height, width) <= 128 and height % 8 == width % 8 == 0:
             images = allocate((len(paths), height, width, 3), np.uint8)
-            if _fill(images, read_picture, paths):
+            if _fill(images, lambda path: read_picture(path, None, max_pixels), paths):
                 return images
         with closing(_in_parallel(_shorter_side, paths, "Measuring pictures")) as sides:
             image_size = 32 if statistics.median(sides) < 64 else 64
     grid = (image_size, image_size)
     images = allocate((len(paths), *grid, 3), np.uint8)
-    _fill(images, lambda path: read_picture(path, grid), paths)
+    _fill(images, lambda path: read_picture(path, grid, max_pixels), paths)
     return images
 
 
@@ -130,26 +145,34 @@ def _shorter_side(path: str) -> int:
 
 def _rgb(picture: "Image") -> "Image":
     from PIL import Image
+    from PIL.ExifTags import Base
 
-    if picture.mode.startswith("I;16"):  # Pillow's own conversion would clip at 255
-        picture = picture.point(lambda value: value * (1 / 256)).convert("L")
+    if picture.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
+        tags = getattr(picture, "tag_v2", {})  # of a TIFF, which may have 12 bits, or zero for white
+        form = picture.mode[:4], tags.get(Base.BitsPerSample, (16,)), tags.get(Base.PhotometricInterpretation, 1)
+        if form != ("I;16", (16,), 1):
+            raise ValueError("grey levels of neither 8 nor 16 bits, or with zero for white; save it with 8 bits")
+        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if picture.has_transparency_data:
-        page = Image.new("RGBA", picture.size, "white")
-        page.alpha_composite(picture.convert("RGBA"))
+        page = Image.new("RGB", picture.size, "white")
+        layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")  # which would copy it
+        page.paste(layer, mask=layer)
         picture = page
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 @contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
+def _opened(path: str | PathLike[str], max_pixels: float = math.inf) -> Iterator["Image"]:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            if math.prod(picture.size) > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself allows twice as many
-                raise ValueError(f"{picture.width} x {picture.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its other end
+            raise ValueError("no regular file")
+        with Image.open(path, formats=FORMATS) as picture:
+            if math.prod(picture.size) > max_pixels:
+                raise ValueError(f"{picture.width} x {picture.height} pixels, more than max_pixels {max_pixels:,}")
             yield picture
     except Exception as error:  # a damaged file raises whatever the decoder stumbles over
         raise ValueError(
-            f"{os.fspath(path)}: expected a readable PNG or JPEG, got {error!r}; remove or replace it"
+            f"{printable(path)}: must be a readable image ({', '.join(FORMATS)}), got {error!r}; remove or replace it"
         ) from error

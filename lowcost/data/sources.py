@@ -14,6 +14,7 @@ from lowcost.data.catalogue import ENTRIES, find_archive, search
 from lowcost.data.dataset import Dataset, Split
 from lowcost.data.download import download as download_archive
 from lowcost.data.folders import folder
+from lowcost.data.pictures import MAX_PIXELS
 from lowcost.data.prepared import find_prepared, read_prepared
 
 CACHE_FORMAT = 1  # to be raised when the same source comes to give other arrays
@@ -122,8 +123,9 @@ def load(
     image_size: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
     download: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
-    """The data set called `name`.
+    """Returns the data set called `name`.
 
     Args:
         name: one of `SOURCES`.
@@ -131,6 +133,7 @@ def load(
         image_size: side of the square images in pixels, for a source that resizes; None leaves it to the source.
         cache_dir: where decoded images are kept for the next start, for a source that decodes; None keeps nothing.
         download: get what is missing, for a source that is published; without it nothing ever asks the network.
+        max_pixels: width times height of the largest image that is decoded, for a source that decodes.
 
     Returns:
         The data set.
@@ -147,4 +150,5 @@ def load(
     if image_size is not None and "image_size" not in takes:
         raise ValueError(f"{name} has images of one size, expected image_size None, got {image_size}")
     options = {"data_dir": data_dir, "image_size": image_size, "cache_dir": cache_dir, "download": download}
+    options["max_pixels"] = max_pixels
     return SOURCES[name](**{option: value for option, value in options.items() if option in takes})

@@ -1,5 +1,6 @@
 """A folder of pictures: what it must look like, and the cache that spares decoding it twice."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -68,22 +69,73 @@ def test_classes_and_files_are_in_the_order_of_their_names(pictures, tmp_path, c
     assert data.flip
 
 
-def test_other_files_are_passed_over_and_links_followed(pictures, tmp_path):
+def test_every_suffix_is_read_and_what_is_passed_over_is_counted(pictures, tmp_path, capsys):
+    """Links are followed; a line per split counts the entries left out, by kind; an empty count is no line."""
+    for suffix in ("WebP", "bmp", "tif", "TIFF", "gif", "jfif", "jpe"):
+        image = Image.new("RGB", (8, 8), (0, 0, 0))
+        path = pictures / "train" / "emu" / f"z.{suffix}"
+        image.save(path, "JPEG" if suffix in ("jfif", "jpe") else None)
+    folder(pictures)
+    assert capsys.readouterr().err == ""
     for name in (
         "train/.DS_Store",
-        "train/cat/.hidden.png",
+        "train/cat/._a.png",
         "train/cat/notes.txt",
+        "train/cat/more.TXT",
+        "train/cat/noname",
+        "train/cat/older/a.png",
         "train/.git/a.png",
         "train/README.png",
     ):
         (pictures / name).parent.mkdir(exist_ok=True)
         (pictures / name).write_text("not a picture")
+    os.mkfifo(pictures / "train/cat/pipe.png")
     write(tmp_path / "elsewhere" / "z.png", 250)
     (pictures / "train/cat/z.png").symlink_to(tmp_path / "elsewhere" / "z.png")
     (pictures / "train/zoo").symlink_to(tmp_path / "elsewhere")
     data = folder(pictures)
     assert data.classes == ("ant", "cat", "emu", "zoo")
-    assert reds(data.train) == [80, 40, 0, 250, 120, 250]
+    assert reds(data.train) == [80, 40, 0, 250, 120, *[0] * 7, 250]
+    (line,) = capsys.readouterr().err.splitlines()
+    head, kinds = line.split(" entries: ")
+    assert head == f"{pictures / 'train'}: passed over 9"
+    assert sorted(kinds.split(", ")) == [
+        "1 folders inside a class",
+        "1 images outside a class",
+        "1 pipes or devices",
+        "1 without suffix",
+        "2 .txt",
+        "3 hidden",
+    ]
+
+
+def test_names_in_errors_and_reports_cannot_forge_a_line(pictures, capsys):
+    """Neither by control characters nor by bytes that are not UTF-8."""
+    evil = b"\x1b[2Ja\nerror: b\xff"
+    os.mkdir(os.fsencode(pictures) + b"/train/" + evil)
+    shown = "\\x1b[2Ja\\nerror: b\\udcff"
+
+    def refused():
+        with pytest.raises(ValueError, match=r"train|test") as error:
+            folder(pictures)
+        assert shown in str(error.value)
+        assert str(error.value).isprintable()
+
+    refused()  # no images in it
+    Image.new("RGB", (8, 8)).save(image := os.fsencode(pictures) + b"/train/" + evil + b"/" + evil + b".png")
+    assert len(folder(pictures).classes) == 4
+    with open(image, "wb") as file:
+        file.write(b"no image")
+    refused()
+    os.rename(os.fsencode(pictures) + b"/train/" + evil, os.fsencode(pictures) + b"/test/" + evil)
+    refused()  # no such class in train
+    assert capsys.readouterr().err == ""
+    with open(os.fsencode(pictures) + b"/train/cat/a." + evil, "wb"):
+        pass
+    refused()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert shown.lower() in line
+    assert line.isprintable()
 
 
 def remove(path):
@@ -95,14 +147,26 @@ def remove(path):
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda root: remove(root), FileNotFoundError, r"pictures: no such folder; expected train/<class>/ and"),
+        (
+            lambda root: remove(root),
+            FileNotFoundError,
+            r"pictures: no such folder; data_dir must hold train/<class>/ and",
+        ),
         (
             lambda root: (remove(root), root.write_text("")),
             NotADirectoryError,
-            r"pictures: not a folder; expected train/",
+            r"pictures: not a folder; data_dir must hold train/",
         ),
-        (lambda root: remove(root / "train"), FileNotFoundError, r"train: no such folder; expected train/<class>/"),
-        (lambda root: remove(root / "test"), FileNotFoundError, r"test: no such folder; expected train/<class>/"),
+        (
+            lambda root: remove(root / "train"),
+            FileNotFoundError,
+            r"train: no such folder; data_dir must hold train/<class>/",
+        ),
+        (
+            lambda root: remove(root / "test"),
+            FileNotFoundError,
+            r"test: no such folder; data_dir must hold train/<class>/",
+        ),
         (lambda root: [remove(path) for path in (root / "train").iterdir()], ValueError, "train: no class folders"),
         (lambda root: [remove(path) for path in (root / "test").iterdir()], ValueError, "test: no class folders"),
         (lambda root: (root / "train/gnu").mkdir(), ValueError, r"train/gnu: no images in this class"),
@@ -164,9 +228,26 @@ def test_whatever_changes_is_seen(pictures, tmp_path, change):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a time of status change")
+def test_images_of_equal_size_and_time_that_are_exchanged_are_seen(pictures, tmp_path):
+    one, other, aside = pictures / "train/cat/a.PNG", pictures / "train/cat/b.png", pictures / "aside"
+    for path in (one, other):
+        path.write_bytes(path.read_bytes() + bytes(200 - path.stat().st_size))
+        os.utime(path, ns=(0, 0))
+    before = reds(folder(pictures, cache_dir=tmp_path / "cache").train)
+    one.rename(aside), other.rename(one), aside.rename(other)
+    after = reds(folder(pictures, cache_dir=tmp_path / "cache").train)
+    assert after == reds(folder(pictures).train)
+    assert after != before
+
+
 def test_each_image_size_has_its_own_cache(pictures, tmp_path):
     assert folder(pictures, cache_dir=tmp_path / "cache").image_shape == (8, 8, 3)
     assert folder(pictures, image_size=16, cache_dir=tmp_path / "cache").image_shape == (16, 16, 3)
+
+
+def flipped(whole, position):
+    return whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -181,25 +262,53 @@ def test_each_image_size_has_its_own_cache(pictures, tmp_path):
         lambda whole: whole.replace(b"(6, 8, 8, 3)", b"(8, 6, 8, 3)"),
         lambda whole: whole.replace(b"'shape'", b"'sh\0pe'"),
         lambda whole: b"PK\x03\x04" + whole,
+        lambda whole: whole.replace(b"'fortran_order': False", b"'fortran_order': True "),
+        lambda whole: flipped(whole, 70),
+        lambda whole: flipped(whole, 200),
+        lambda whole: flipped(whole, len(whole) - 40),
+        lambda whole: flipped(whole, len(whole) - 1),
+        lambda whole: flipped(whole, 200)[:-32] + hashlib.sha256(flipped(whole, 200)[:-32]).digest(),
     ],
-    ids=["short", "header", "long", "empty", "text", "dtype", "shape", "key", "zip"],
+    ids=[
+        *("short", "header", "long", "empty", "text", "dtype", "shape", "key", "zip", "order"),
+        *("header bit", "first bit", "last bit", "digest bit", "other digest"),
+    ],
 )
-def test_a_damaged_cache_is_made_again(pictures, tmp_path, no_decoding, damage):
+def test_a_damaged_cache_is_made_again(pictures, tmp_path, no_decoding, damage, capsys):
+    """And a line says so."""
     cache = tmp_path / "cache"
     folder(pictures, cache_dir=cache)
     whole = only_file(cache).read_bytes()
     assert damage(whole) != whole
     only_file(cache).write_bytes(damage(whole))
+    assert capsys.readouterr().err == ""
     assert reds(folder(pictures, cache_dir=cache).test) == [160, 200]
     assert only_file(cache).read_bytes() == whole
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {only_file(cache)} cannot be used (")
+    assert line.endswith("; it is made again")
     no_decoding()
     folder(pictures, cache_dir=cache)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_cache_of_other_images_under_this_name_is_made_again(pictures, tmp_path, capsys):
+    """As when two files were exchanged: each is whole, and has the right shape."""
+    folder(pictures, cache_dir=tmp_path / "cache")
+    write(pictures / "train/cat/a.PNG", 230)
+    folder(pictures, cache_dir=tmp_path / "cache")
+    one, other = (tmp_path / "cache").iterdir()
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert reds(folder(pictures, cache_dir=tmp_path / "cache").train) == [80, 230, 0, 120]
+    assert capsys.readouterr().err.count("warning: ") == 1
 
 
 def test_a_failure_leaves_no_cache_behind(pictures, tmp_path):
     """Nor the folders made for it; a cache that held something else keeps it."""
     (pictures / "train" / "cat" / "z.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"z\.png: expected a readable PNG or JPEG"):
+    with pytest.raises(ValueError, match=r"z\.png: must be a readable image"):
         folder(pictures, cache_dir=tmp_path / "new" / "cache")
     assert not (tmp_path / "new").exists()
     (tmp_path / "old").mkdir()

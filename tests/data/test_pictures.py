@@ -1,7 +1,9 @@
-"""Any PNG or JPEG becomes the RGB picture that a viewer shows."""
+"""Any image file becomes the RGB picture that a viewer shows."""
 
 import io
+import os
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -49,6 +51,54 @@ def test_every_mode_of_a_grey_ramp_is_the_same_ramp(picture, tmp_path):
 def test_cmyk_jpegs_are_converted(tmp_path):
     (tmp_path / "red.jpg").write_bytes(jpeg(Image.new("RGB", (8, 8), "red").convert("CMYK")))
     np.testing.assert_allclose(read_picture(tmp_path / "red.jpg"), np.full((8, 8, 3), [255, 0, 0]), atol=4)
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        *(("TIFF", mode) for mode in ("L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B")),
+        *(("BMP", mode) for mode in ("L", "P", "RGB", "RGBA")),
+        *(("GIF", mode) for mode in ("L", "P", "RGB")),
+        *(("WEBP", mode) for mode in ("L", "P", "LA", "RGB", "RGBA")),
+    ],
+)
+def test_other_formats_hold_the_same_ramp(form, mode, tmp_path):
+    if mode.startswith("I;16"):
+        deep = (RAMP.astype(np.uint16) * 257).astype("<u2" if mode == "I;16" else ">u2")
+        picture = Image.frombytes(mode, (8, 8), deep.tobytes())
+    else:
+        picture = Image.fromarray(RAMP).convert(mode)
+    picture.save(tmp_path / "ramp", form, **({"lossless": True} if form == "WEBP" else {}))
+    with Image.open(tmp_path / "ramp") as saved:
+        assert saved.format == form
+    np.testing.assert_array_equal(read_picture(tmp_path / "ramp"), np.stack([RAMP] * 3, -1))
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_the_first_of_several_frames_is_read(form, tmp_path):
+    first, second = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
+    first.save(tmp_path / "frames", form, save_all=True, append_images=[second])
+    assert (read_picture(tmp_path / "frames") == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "white"),
+    [(16, 1, 0), (12, 1, 1), (16, 2, 1), (32, 1, 1), (32, 3, 1)],
+    ids=["zero is white", "12 bits", "signed", "32 bits", "float"],
+)
+def test_grey_levels_of_unknown_range_are_refused(bits, kind, white, tmp_path):
+    """Pillow reads these TIFFs too, but too dark, clipped or inverted."""
+    size, strip = 8 * 8 * bits // 8, 8 + 2 + 9 * 12 + 4
+    tags = {256: 8, 257: 8, 258: bits, 259: 1, 262: white, 273: strip, 277: 1, 279: size, 339: kind}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags.items()
+    )
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + bytes(size)
+    (tmp_path / "grey.tif").write_bytes(content)
+    with Image.open(tmp_path / "grey.tif") as opened:
+        opened.load()
+    with pytest.raises(ValueError, match=r"grey\.tif: .*grey levels of neither 8 nor 16 bits"):
+        read_picture(tmp_path / "grey.tif")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -122,8 +172,9 @@ WHOLE = jpeg(noise(64, 64))
         png_header(8, 8),
         png_header(10**5, 10**5),
         b"GIF89a" + bytes(100),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
     ],
-    ids=["half", "header", "empty", "text", "no pixels", "bomb", "gif"],
+    ids=["half", "header", "empty", "text", "no pixels", "bomb", "gif", "postscript"],
 )
 @pytest.mark.parametrize("image_size", [None, 16])
 def test_an_unreadable_file_is_named(content, image_size, tmp_path):
@@ -133,15 +184,64 @@ def test_an_unreadable_file_is_named(content, image_size, tmp_path):
         Image.new("RGB", (8, 8)).save(path)
     for bad in (40, 90):
         (tmp_path / f"{bad}.png").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"40\.png: expected a readable PNG or JPEG, .*; remove or replace it$"
-    ) as error:
+    with pytest.raises(ValueError, match=r"40\.png: must be a readable image .*; remove or replace it$") as error:
         read_pictures(paths, image_size)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_that_pillow_only_warns_of_is_refused(tmp_path):
-    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(ValueError, match="12000 x 12000 pixels, more than"):
-        read_picture(tmp_path / "bomb.png")
+@pytest.mark.parametrize("image_size", [None, 16])
+def test_more_pixels_than_allowed_are_refused_undecoded(image_size, tmp_path):
+    """By default in a file of 57 bytes that would become 269 MB; max_pixels allows other numbers, itself included."""
+    empty = bytes(4) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    (tmp_path / "bomb.png").write_bytes(png_header(8_000, 8_400) + empty)
+    with pytest.raises(ValueError, match="8000 x 8400 pixels, more than max_pixels 67,108,864"):
+        read_pictures([str(tmp_path / "bomb.png")], image_size)
+    Image.new("1", (40, 20)).save(tmp_path / "small.png")
+    assert len(read_pictures([str(tmp_path / "small.png")], image_size, max_pixels=800)) == 1
+    with pytest.raises(ValueError, match="40 x 20 pixels, more than max_pixels 799"):
+        read_pictures([str(tmp_path / "small.png")], image_size, max_pixels=799)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_regular_file_is_refused_unopened(tmp_path):
+    """To open a pipe that nobody writes to would wait for ever; a link to it is no better."""
+    os.mkfifo(pipe := tmp_path / "pipe.png")
+    release = threading.Timer(5, lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))  # whoever waits
+    release.start()
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "link.png", "zero.png"):
+        with pytest.raises(ValueError, match=rf"{name}: .*no regular file"):
+            read_picture(tmp_path / name)
+    release.cancel()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged blocks
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_damaged_exif_block_costs_at_most_the_orientation(form, tmp_path):
+    """300 blocks with one to five random bytes: the image stays as it is stored, or is turned somehow."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:01 00:00:00"
+    exif.get_ifd(0x8825)[1] = "N"
+    block, file = exif.tobytes().removeprefix(b"Exif\0\0"), io.BytesIO()
+    noise(8, 16).save(file, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    whole, path, shapes = file.getvalue(), tmp_path / "image", set()
+    begin = whole.index(block)
+    end = begin + len(block)
+    path.write_bytes(whole)
+    upright = read_picture(path)
+    stored = np.rot90(upright)
+    assert stored.shape == (8, 16, 3)
+    for _ in range(300):
+        bad = np.frombuffer(whole, np.uint8).copy()
+        bad[rng.integers(begin, end, rng.integers(1, 6))] = rng.integers(256)
+        if form == "PNG":
+            bad[end : end + 4] = tuple(struct.pack(">I", zlib.crc32(b"eXIf" + bad[begin:end].tobytes())))
+        path.write_bytes(bad)
+        got = read_picture(path)
+        turned = [np.rot90(page, k) for page in (stored, stored[:, ::-1]) for k in range(4)]
+        assert any(np.array_equal(got, page) for page in turned)
+        shapes.add(got.shape)
+    assert shapes == {(8, 16, 3), (16, 8, 3)}

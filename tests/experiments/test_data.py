@@ -1,6 +1,6 @@
 """The program that shows what is in a data set."""
 
-import hashlib
+import os
 import re
 
 import numpy as np
@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import train
 from experiments.config import TrainConfig
-from experiments.data import DataConfig, class_counts, digest, draw, main
+from experiments.data import DataConfig, class_counts, draw, main
 from lowcost.data import Dataset, Split, load
 
 
@@ -25,16 +25,26 @@ def test_digits_are_described(tmp_path, capsys):
         assert min(sheet.size) > 200
 
 
-def test_a_checksum_is_of_every_image_and_label():
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (2500, 2, 2, 3), np.uint8), np.zeros(2500, np.int32)
-    known = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-    assert digest(Split(images, labels)) == known
-    strided = np.repeat(images, 2, axis=0)[::2]
-    assert digest(Split(strided, labels)) == known
-    labels = labels.copy()
-    labels[2400] = 1
-    assert digest(Split(images, labels)) != known
+def test_names_are_printed_as_text(tmp_path, capsys):
+    """Class names and paths with control characters, or bytes that are not UTF-8; an error too is one line."""
+    root = tmp_path / "data\n\x1b[2J"
+    for split in ("train", "test"):
+        for name in (b"caf\xe9", b"\x1b[31mred\r\nerror: none"):
+            path = os.fsencode(root / split) + b"/" + name
+            os.makedirs(path)
+            Image.new("RGB", (8, 8)).save(path + b"/0.png")
+    assert main(DataConfig("folder", root, out_dir=tmp_path / "runs\x07")) == 0
+    output = capsys.readouterr().out
+    assert all(line.isprintable() for line in output.split("\n"))
+    assert all(text in output for text in ("caf\\udce9", "\\x1b[31mred\\r\\nerror: none", "runs\\x07"))
+    assert (tmp_path / "runs\x07" / "folder.png").exists()
+    assert main(DataConfig("folder", root / "train", out_dir=tmp_path / "runs")) == 2
+    line, end = capsys.readouterr().err.split("\n")
+    assert line.startswith("error: ")
+    assert line.isprintable()
+    assert not end
+    assert main(DataConfig("folder", root, out_dir=tmp_path / "other", max_pixels=63)) == 2
+    assert "8 x 8 pixels, more than max_pixels 63" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("classes", [3, 45])

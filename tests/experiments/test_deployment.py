@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,10 +85,11 @@ def test_the_opset_is_that_of_the_flag_and_stands_in_the_metadata(run, exported,
 
 
 def test_onnx_needs_no_jax(exported, pictures):
-    """A process in which JAX and this library cannot be imported classifies a picture from the file alone."""
+    """A process in which JAX and its libraries cannot be imported classifies a picture from the file alone."""
     picture = next((pictures / "test" / "dark").iterdir())
     code = (
-        "import sys; others = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'lowcost', 'sklearn', 'matplotlib');"
+        "import sys; others = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'sklearn', 'matplotlib', 'scipy',"
+        "'tensorflow_datasets', 'array_record', 'rich');"
         "sys.modules.update(dict.fromkeys(others));"
         "from experiments import predict; from pathlib import Path;"
         f"sys.exit(predict.main(predict.PredictConfig((Path({str(picture)!r}),), model=Path({str(exported)!r}))))"
@@ -140,18 +142,54 @@ def test_pictures_are_read_as_in_training(mode, size, tmp_path):
     assert predict.read(tmp_path / "picture.jpg", (16, 16, 1)).shape == (16, 16, 1)
 
 
-def test_a_damaged_picture_is_told_and_the_others_go_on(exported, pictures, capsys, tmp_path, monkeypatch):
+def test_a_damaged_picture_is_told_and_the_others_go_on(exported, pictures, capsys, tmp_path):
     whole = next((pictures / "test" / "light").iterdir()).read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "b.png").write_bytes(whole)
     (tmp_path / "c.png").write_text("no picture")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    Image.new("RGB", (2000, 20)).save(tmp_path / "d.png")  # Pillow raises an error of its own
+    Image.new("RGB", (2000, 20)).save(tmp_path / "d.png")
     Image.new("RGB", (60, 20)).save(tmp_path / "e.png")
-    assert predict.main(PredictConfig((tmp_path,), model=exported)) == 2
+    assert predict.main(PredictConfig((tmp_path,), model=exported, max_pixels=1000)) == 2
     out, err = capsys.readouterr()
     assert [line.split("  ")[0] for line in out.splitlines()] == [str(tmp_path / "b.png")]
     assert len(err.splitlines()) == 4
+    assert err.count("more than max_pixels 1,000") == 2
+
+
+def test_predict_finds_every_image_and_prints_names_as_text(exported, tmp_path):
+    """Links and formats as in training; names that are not UTF-8 or forge a line; the table holds the true names."""
+    model, root, table = onnx.load(exported), tmp_path / "images", tmp_path / "table.csv"
+    onnx.helper.set_model_props(
+        model, {"classes": json.dumps(["\x1b[31mdark\n", "caf\udce9"]), "image_shape": "[16, 16, 3]"}
+    )
+    onnx.save(model, tmp_path / "net.onnx")
+    (root / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "sub" / "above").symlink_to(root)
+    names = [b"a.png", b"b.WebP", b"c.tif", b"sub/d.bmp", b"linked/e.jfif", b"f\xff.png", b"g\nerror: all lost.png"]
+    for name in names:
+        form = {b"a": None, b"b": "WEBP", b"c": "TIFF", b"d": "BMP", b"e": "JPEG"}.get(name.split(b"/")[-1][:1], "PNG")
+        Image.new("RGB", (16, 16)).save(os.fsencode(root) + b"/" + name, form)
+    for name in ("._x.png", "notes.txt", "sub/more.txt"):
+        (root / name).write_text("no image")
+    os.mkfifo(root / "pipe.png")
+    run = [sys.executable, "-m", "experiments.predict", root, "--model", tmp_path / "net.onnx", "--csv", table]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0, err
+    assert len(out.splitlines()) == len(names)
+    assert all(line.isprintable() for line in (out + err).split("\n"))
+    assert {line.split("  ")[1] for line in out.splitlines()} <= {"\\x1b[31mdark\\n", "caf\\udce9"}
+    assert f"{root}: passed over 4 entries: 2 .txt, " in err
+    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(os.fsencode(row["file"]) for row in rows) == sorted(os.fsencode(root) + b"/" + name for name in names)
+    assert {row["class"] for row in rows} <= {"\x1b[31mdark\n", "caf\udce9"}
+    done = subprocess.run([*run[:3], root / "a.png\n", *run[4:6]], cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.decode() == f"error: {root}/a.png\\n: no such file or folder\n"
 
 
 def test_bad_exports_leave_one_line_and_no_file(run, pictures, tmp_path):

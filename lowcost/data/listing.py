@@ -1,0 +1,52 @@
+"""Lists the images of a folder and counts what it leaves out."""
+
+import os
+from collections import Counter
+from os import PathLike
+
+from lowcost.terminal import warn
+
+Entries = list[os.DirEntry[str]]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[Entries, Entries]:
+    """Returns the images and the folders in a folder, each sorted by name, and counts all other entries by their kind.
+
+    An image is a regular file with one of `SUFFIXES`, in lower or upper case, or a link with such a name; where the
+    link leads is checked when the image is read, so that a broken link is an error. A link to a folder is a folder.
+    Hidden entries are left out.
+
+    Args:
+        folder: the folder.
+        left_out: kind → number of entries left out; the counts are added to it.
+
+    Returns:
+        (images, folders).
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    images, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                left_out["hidden"] += 1
+            elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                folders.append(entry)
+            elif suffix not in SUFFIXES:
+                left_out[suffix or "without suffix"] += 1
+            elif entry.is_symlink() or entry.is_file():
+                images.append(entry)
+            else:
+                left_out["pipes or devices"] += 1
+    return images, folders
+
+
+def report(folder: str | PathLike[str], left_out: Counter[str]) -> None:
+    """Prints a line on stderr that counts what was left out of a folder, if anything was."""
+    if left_out.total():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
+        warn(f"{os.fspath(folder)}: passed over {left_out.total()} entries: {kinds}")
