@@ -34,7 +34,7 @@ class DataConfig:
     image_size: int | None = None
     """folder: side of the square that pictures are resized to."""
     max_pixels: int = MAX_PIXELS
-    """folder: width times height of the largest image that is decoded; a pixel takes up to 8 bytes of memory."""
+    """folder: width times height of an image that are decoded at most; 4 to 16 bytes of memory each."""
     out_dir: Path = Path("runs")
     """Where the sheet and the cache of decoded images are written."""
 

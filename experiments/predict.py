@@ -40,7 +40,7 @@ class PredictConfig:
     csv: Path | None = None
     """Write a table too."""
     max_pixels: int = MAX_PIXELS
-    """Width times height of the largest image that is decoded; a pixel takes up to 8 bytes of memory."""
+    """Width times height of an image that are decoded at most; 4 to 16 bytes of memory each."""
 
 
 class Classifier(NamedTuple):
@@ -198,6 +198,7 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
 def _tried(logits: Callable[[Any], Any], told: dict[str, str]) -> Classifier:
     """The classifier after a first image, which compiles and touches the memory, and shows that all fits together."""
     classes, image_shape = json.loads(told["classes"]), tuple(json.loads(told["image_shape"]))
+    "".join(classes).encode(errors="surrogateescape")  # raises for names that no table could hold
     got = np.asarray(logits(np.zeros((1, *image_shape), np.float32))).shape
     if got != (1, len(classes)):
         raise ValueError(f"logits of shape {list(got)} for one image and {len(classes)} classes")

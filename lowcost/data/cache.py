@@ -23,8 +23,8 @@ DIGEST_BYTES = 32
 def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike, length: int) -> NDArray:
     """Returns make(np.empty), or what it gave when the file was last missing or damaged; memory-mapped.
 
-    The file ends with a digest of its name and content, which is checked by reading the file once. A line on stderr
-    reports a file that cannot be used, and the file is made again.
+    The file ends with a digest of its name and content, which is checked by reading the file once. That finds damaged
+    and exchanged files, not forged ones. A line on stderr reports a file that cannot be used, and it is made again.
 
     What `make` allocates lies in a file, so that it may be larger than the memory. The file takes its place once it is
     complete and on the disk. Until then its name is its own, so that processes which make the same one at once do not
@@ -38,7 +38,7 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
     Raises:
         OSError: the folder cannot be written or has no room, which is found when `make` allocates.
     """
-    if os.path.exists(path):
+    if path.is_file():
         try:
             return _checked(path, dtype, length)
         except Exception as error:  # a damaged header raises half a dozen kinds

@@ -42,8 +42,7 @@ def folder(
             times of modification and of status change) checks their digest and maps them without decoding. A file
             system that keeps no time of status change hides an exchange of two files of equal size and modification
             time: then delete the cache. None keeps the images in memory alone. Any file in it may be deleted.
-        max_pixels: width times height of the largest image that is decoded, which takes 4 bytes per pixel, with
-            transparency 8, in each of at most 8 threads; large JPEGs take less.
+        max_pixels: of each image, as in `lowcost.data.pictures.read_picture`; at most 8 are decoded at a time.
 
     Returns:
         The data set, with the images of a class side by side and flip True.

@@ -46,7 +46,8 @@ def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[En
 
 
 def report(folder: str | PathLike[str], left_out: Counter[str]) -> None:
-    """Prints a line on stderr that counts what was left out of a folder, if anything was."""
+    """Prints a line on stderr that counts what was left out of a folder, if anything was, and names up to ten kinds."""
     if left_out.total():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
-        warn(f"{os.fspath(folder)}: passed over {left_out.total()} entries: {kinds}")
+        kinds = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
+        named = ", ".join(kinds[:10]) + ", ..." * (len(kinds) > 10)
+        warn(f"{os.fspath(folder)}: passed over {left_out.total():,} entries: {named}")

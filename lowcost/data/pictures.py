@@ -23,7 +23,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 2**26  # 256 MiB as RGB, which Pillow keeps in four bytes
+MAX_PIXELS = 50_000_000  # 0.2 to 0.8 GB of memory while decoding
 CHUNK = 32  # pictures a task: few enough for a lively progress bar, enough to hide what a task costs
 MAX_THREADS = 8  # beyond, tiny pictures are decoded ever slower: their threads fight for the interpreter lock
 
@@ -37,7 +37,9 @@ def read_picture(
         path: a regular file; its content tells the format, PNG, JPEG, WebP, BMP, GIF (the first frame is read) or TIFF
             (the first page), not its name.
         grid: (H, W) to resize to: of the image, the largest centred part with these proportions. None keeps it whole.
-        max_pixels: width times height that are decoded at most; Pillow's own limit of 178,956,970 stays.
+        max_pixels: width times height that are decoded at most, each of which takes 4 to 16 bytes of memory meanwhile.
+            A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is enough for the grid, and needs 1/64 of the
+            memory or so. Pillow's own limit of 178,956,970 for any file stays.
 
     Returns:
         uint8 [H, W, 3].
@@ -47,10 +49,12 @@ def read_picture(
     """
     from PIL import Image, ImageOps
 
-    with _opened(path, max_pixels) as picture:
+    with _opened(path) as picture:
         if grid is not None:
             enough = 2 * max(grid)
             picture.draft("RGB", (enough, enough))  # large JPEGs: decode no more than the resizing can use
+        if math.prod(picture.size) > max_pixels:
+            raise ValueError(f"{picture.width} x {picture.height} pixels, more than max_pixels {max_pixels:,}")
         picture.load()
         try:
             ImageOps.exif_transpose(picture, in_place=True)
@@ -87,13 +91,13 @@ def read_pictures(
     if image_size is None:
         # Suppose that all share the size of the first: to read every header beforehand costs as much as decoding small
         # pictures, and where sizes do differ a few pictures tell.
-        height, width, _ = read_picture(paths[0], None, max_pixels).shape
+        width, height = _size(paths[0])
         if max(height, width) <= 128 and height % 8 == width % 8 == 0:
-            images = allocate((len(paths), height, width, 3), np.uint8)
+            images = allocate((len(paths), *read_picture(paths[0], None, max_pixels).shape), np.uint8)
             if _fill(images, lambda path: read_picture(path, None, max_pixels), paths):
                 return images
-        with closing(_in_parallel(_shorter_side, paths, "Measuring pictures")) as sides:
-            image_size = 32 if statistics.median(sides) < 64 else 64
+        with closing(_in_parallel(_size, paths, "Measuring pictures")) as sizes:
+            image_size = 32 if statistics.median(map(min, sizes)) < 64 else 64
     grid = (image_size, image_size)
     images = allocate((len(paths), *grid, 3), np.uint8)
     _fill(images, lambda path: read_picture(path, grid, max_pixels), paths)
@@ -138,9 +142,9 @@ def _in_parallel(function: Callable[[S], T], items: Sequence[S], what: str) -> G
         pool.shutdown(cancel_futures=True)
 
 
-def _shorter_side(path: str) -> int:
+def _size(path: str) -> tuple[int, int]:
     with _opened(path) as picture:
-        return min(picture.size)
+        return picture.size
 
 
 def _rgb(picture: "Image") -> "Image":
@@ -162,15 +166,13 @@ def _rgb(picture: "Image") -> "Image":
 
 
 @contextmanager
-def _opened(path: str | PathLike[str], max_pixels: float = math.inf) -> Iterator["Image"]:
+def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
     from PIL import Image
 
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its other end
             raise ValueError("no regular file")
         with Image.open(path, formats=FORMATS) as picture:
-            if math.prod(picture.size) > max_pixels:
-                raise ValueError(f"{picture.width} x {picture.height} pixels, more than max_pixels {max_pixels:,}")
             yield picture
     except Exception as error:  # a damaged file raises whatever the decoder stumbles over
         raise ValueError(

@@ -133,7 +133,7 @@ def load(
         image_size: side of the square images in pixels, for a source that resizes; None leaves it to the source.
         cache_dir: where decoded images are kept for the next start, for a source that decodes; None keeps nothing.
         download: get what is missing, for a source that is published; without it nothing ever asks the network.
-        max_pixels: width times height of the largest image that is decoded, for a source that decodes.
+        max_pixels: width times height of an image that are decoded at most, for a source that decodes.
 
     Returns:
         The data set.

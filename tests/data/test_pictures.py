@@ -194,12 +194,22 @@ def test_more_pixels_than_allowed_are_refused_undecoded(image_size, tmp_path):
     """By default in a file of 57 bytes that would become 269 MB; max_pixels allows other numbers, itself included."""
     empty = bytes(4) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     (tmp_path / "bomb.png").write_bytes(png_header(8_000, 8_400) + empty)
-    with pytest.raises(ValueError, match="8000 x 8400 pixels, more than max_pixels 67,108,864"):
+    with pytest.raises(ValueError, match="8000 x 8400 pixels, more than max_pixels 50,000,000"):
         read_pictures([str(tmp_path / "bomb.png")], image_size)
     Image.new("1", (40, 20)).save(tmp_path / "small.png")
     assert len(read_pictures([str(tmp_path / "small.png")], image_size, max_pixels=800)) == 1
     with pytest.raises(ValueError, match="40 x 20 pixels, more than max_pixels 799"):
         read_pictures([str(tmp_path / "small.png")], image_size, max_pixels=799)
+
+
+def test_the_limit_is_on_the_pixels_that_are_decoded(tmp_path):
+    """A large JPEG is decoded at an eighth of its size if that is enough; the default size is found by its header."""
+    Image.new("RGB", (1600, 1600)).save(tmp_path / "large.jpg")
+    assert read_pictures([str(tmp_path / "large.jpg")], None, max_pixels=200**2).shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="200 x 200 pixels"):
+        read_picture(tmp_path / "large.jpg", (64, 64), max_pixels=200**2 - 1)
+    with pytest.raises(ValueError, match="1600 x 1600 pixels"):
+        read_picture(tmp_path / "large.jpg", max_pixels=1600**2 - 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
