@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -20,8 +20,9 @@ DIVERGED = 3
 
 _NOT_OF_THE_RUN = (
     *("workdir", "data_dir", "download", "keep", "evaluate_every", "tensorboard"),
-    *("coordinator", "num_processes", "process_id", "heartbeat_seconds"),
+    *("coordinator", "num_processes", "process_id", "heartbeat_seconds", "wait_seconds"),
 )
+_REWRITE = "remove it and run the same training again, which writes it anew"
 _OF_A_PROCESS = ("workdir", "data_dir", "download", "keep", "tensorboard", "coordinator", "process_id")
 
 
@@ -83,6 +84,8 @@ class TrainConfig:
     """Which of them this is, from 0."""
     heartbeat_seconds: int = 100
     """After so long without a sign of life of one process the others end."""
+    wait_seconds: int = 300
+    """Seconds to wait at the start until all processes have started; then training ends with an error."""
     image_size: int | None = None
     """folder: side of the square that pictures are resized to; when not given, their own size if they share one."""
 
@@ -150,7 +153,22 @@ def finished(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any] | No
     if config.dataset == "folder":  # another's pictures; an archive is the same wherever it lies
         there, here = {**there, "data_dir": data_dir}, {**here, "data_dir": _pictures(config)}
     _compare(path, there, here)
-    return json.loads(result.read_text())
+    return Result(result)
+
+
+class Result(dict[str, Any]):
+    """The content of a result.json.
+
+    Raises:
+        ValueError: it is damaged; also later, where a name is missing.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(_json(path, _REWRITE))
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self.path} must hold {name}, got none; {_REWRITE}")
 
 
 def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any], dict[str, Any]]:
@@ -167,6 +185,13 @@ def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any], dict[str, Any]]:
         )
     fields, data_dir = _read(path)
     recipe, data, _ = (fields.pop(name) for name in ("ingredients", "data", "settings"))
+    from experiments.recipes import Recipe
+
+    _check(
+        path, {**fields, "data_dir": data_dir}, {**get_type_hints(TrainConfig), "epochs": int, "data_dir": str | None}
+    )
+    _check(path, recipe, get_type_hints(Recipe), "ingredients.")
+    _check(path, data, {"classes": list[str], "image_shape": list[int], "train": int}, "data.")
     try:
         return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None), recipe, data
     except TypeError as error:
@@ -197,13 +222,43 @@ def _compare(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); choose another --workdir") from error
-    if not isinstance(content, dict) or not {"ingredients", "data", "data_dir", "seed", "settings"} <= content.keys():
+    content = _json(path, "choose another --workdir")
+    parts = [content.get(name) for name in ("ingredients", "data", "settings")]
+    if not {"data_dir", "seed"} <= content.keys() or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{path} is no configuration of a run; choose another --workdir")
     return content, content.pop("data_dir")
+
+
+def _json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}; {remedy}")
+    return content
+
+
+def _check(path: Path, values: dict[str, Any], kinds: dict[str, Any], prefix: str = "") -> None:
+    """ValueError that names the first value which is not of the type of its field; counts are at least 1."""
+    for name in values.keys() & kinds.keys():
+        value, kind = values[name], kinds[name]
+        if not _fits(value, kind) or (kind is int and value < (name not in ("seed", "late"))):
+            words = kind.__name__ if type(kind) is type else str(kind).removeprefix("typing.")
+            raise ValueError(
+                f"{prefix}{name} in {path} must be {words}, got {value!r}; "
+                "put back the run's own config.json, or train in another --workdir"
+            )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Returns whether a value from a JSON file is of a field's type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return type(value) is list and all(_fits(x, arguments[0]) for x in value)
+    return type(value) in (arguments or (kind,)) or (type(value) is int and float in (arguments or (kind,)))
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments import entry
+from experiments.config import Result
 from experiments.files import messages, write_whole
 
 Format = Literal["onnx", "stablehlo"]
@@ -62,7 +63,7 @@ def folded_run(workdir: Path, tolerance: float | None) -> tuple[Any, dict[str, s
 
     run = setup.trained(workdir)
     setup.check_finished(workdir, run.step, run.steps)
-    result = json.loads((workdir / "result.json").read_text())
+    result = Result(workdir / "result.json")
     folded = deploy.fold(run.net, run.variables, run.image_shape)
     metadata = {
         "classes": json.dumps(run.classes),

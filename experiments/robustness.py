@@ -5,7 +5,6 @@ layer to layer. Writes robustness.md, robustness.jsonl and robustness.png.
 """
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import tyro
 
 from experiments import entry
+from experiments.config import Result
 from experiments.files import save_figure, write_results
 from experiments.flags import shown
 from experiments.styles import STYLES
@@ -102,7 +102,7 @@ def main(config: Config) -> int:
 def single_runs(directory: Path) -> Iterator[Path]:
     """The work directories of finished runs below, by name; those of several seeds are passed over with a word."""
     for path in sorted(directory.glob("**/result.json")):
-        if json.loads(path.read_text())["seeds"] == 1:
+        if Result(path)["seeds"] == 1:
             yield path.parent
         else:
             print(f"{path.parent}: several seeds, passed over", file=sys.stderr)

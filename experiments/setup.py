@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,13 +13,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.config import TrainConfig, identity, read, shared
+from experiments.compiled import keep_compiled
+from experiments.config import Result, TrainConfig, identity, read, shared
 from experiments.recipes import RECIPES, Recipe
 from lowcost import data, nn
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.loop import first_step
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
-from lowcost.train.processes import differing
+from lowcost.train.processes import devices, differing
 from lowcost.train.state import TrainState, create_state
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
 
@@ -169,16 +169,6 @@ def _create(
     return jax.vmap(create)(jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)]))
 
 
-def keep_compiled(directory: Path) -> None:
-    """Let JAX keep compiled programs in a folder, from which the next run takes them; one that the user chose stays."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return  # where nothing can be written JAX would warn at every program
-        jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
-
-
 def describe(dataset: data.Dataset) -> dict[str, Any]:
     """Returns what must be the same for a run to resume: classes, image shape, counts, and every pixel and label."""
     return {
@@ -243,6 +233,7 @@ def trained(workdir: Path) -> Trained:
     """
     config, recipe, about = _read(workdir)
     assert config.epochs is not None
+    devices()  # raises where there are none
     image_shape, steps_per_epoch = tuple(about["image_shape"]), about["train"] // config.batch_size
     net = _network(config, len(about["classes"]))
     optimizer = recipe.transformation(config.epochs, steps_per_epoch)
@@ -292,7 +283,7 @@ def _newest(workdir: Path, like: TrainState, steps: int) -> TrainState:
     if restored is None:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
     result = workdir / "result.json"
-    if restored.step == steps and result.exists() and json.loads(result.read_text())["digest"] != restored.digest:
+    if restored.step == steps and result.exists() and Result(result)["digest"] != restored.digest:
         raise ValueError(
             f"{result} must be of the run's last checkpoint, got the digest of another state; put back the run's own "
             "result.json, or remove it and run its training again"

@@ -8,7 +8,6 @@ Finished runs are skipped, stopped ones go on, one whose loss is no longer finit
 """
 
 import dataclasses
-import json
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments import entry
-from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
+from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, Result, TrainConfig, finished
 from experiments.files import changing, write_page
 from experiments.flags import flags, shown
 from experiments.table2_page import PAPER, draw, markdown, place
@@ -103,7 +102,7 @@ def main(config: Config) -> int:
                 continue
             if code:
                 return code
-            result = json.loads((run.directory() / "result.json").read_text())
+            result = Result(run.directory() / "result.json")
         record(config, result)
         write(config.out)
     return diverged

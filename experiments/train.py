@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import entry
-from experiments.config import DIVERGED, TrainConfig, identity, write_or_compare
+from experiments.config import DIVERGED, Result, TrainConfig, identity, write_or_compare
 from experiments.files import write_whole
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(config: TrainConfig) -> int:
 
     try:
         given = config.coordinator, config.num_processes, config.process_id
-        number = connect(*given, heartbeat_seconds=config.heartbeat_seconds)
+        number = connect(*given, heartbeat_seconds=config.heartbeat_seconds, wait_seconds=config.wait_seconds)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
     try:
@@ -46,9 +46,9 @@ def main(config: TrainConfig) -> int:
     if code == 2:
         import jax
 
-        if jax.process_count() > 1:
+        if jax.distributed.is_initialized():
             sys.stdout.flush()
-            if jax.process_index() == 0:
+            if not config.process_id:
                 time.sleep(2)  # the others are aborted when this one is gone: time for their own line
             os._exit(code)  # an orderly exit would wait for the others, who may wait for this one
     return code
@@ -109,11 +109,16 @@ def _prepare(config: TrainConfig, recipe: "Recipe | None") -> "Setup | None":
         ready = setup.prepare(config, recipe)
     except (ValueError, OSError) as error:
         failure = str(error)
-    if not (unequal_devices() or agree(bool(failure))):
-        assert ready is not None
-        if not (names := setup.differing_fields(ready)):
-            return ready
-        failure = f"all processes must have the same {', '.join(names)}, got several; start them by the same command"
+    try:
+        if not (unequal_devices() or agree(bool(failure))):
+            assert ready is not None
+            if not (names := setup.differing_fields(ready)):
+                return ready
+            failure = (
+                f"all processes must have the same {', '.join(names)}, got several; start them by the same command"
+            )
+    except OSError as error:  # no devices, or another process has ended
+        failure = failure or str(error)
     print(f"error: {failure or 'another process could not start; see what it printed'}", file=sys.stderr)
     return None
 
@@ -192,7 +197,7 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
             console=console,
             seconds=meta["seconds"],
         )
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
             raise
         print(f"error: another process of the run is gone ({str(error).splitlines()[0][:200]})", file=sys.stderr)
@@ -213,7 +218,8 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
     path = workdir / "result.json"
     if begin == epochs * ready.steps_per_epoch and path.exists():  # leave the run's figures
         console.print("this run is finished; nothing was left to do")
-        _print(console, json.loads(path.read_text()), workdir)
+        with _refusing():
+            _print(console, Result(path), workdir)
         return 0
     result = _result(ready, state, log)
     write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())

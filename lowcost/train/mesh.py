@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowcost.images import BATCH_AXIS
-from lowcost.train.processes import unequal_devices
+from lowcost.train.processes import devices, unequal_devices
 
 
 def use_every_core(batch_size: int) -> None:
@@ -37,19 +37,20 @@ def data_mesh(batch_size: int) -> Mesh:
 
     Raises:
         ValueError: the devices do not divide batch_size, or processes have different numbers of them.
+        OSError: JAX has no device to run on.
     """
-    devices = jax.devices()
+    number = len(devices())
     if unequal_devices():
         raise ValueError(
             "all processes must have the same number of devices, got several; start them by the same command"
         )
-    if batch_size % len(devices):
-        below = batch_size - batch_size % len(devices)
+    if batch_size % number:
+        below = batch_size - batch_size % number
         raise ValueError(
-            f"batch size {batch_size} is not divisible by the {len(devices)} devices that share it; "
-            f"use e.g. {below or len(devices)}"
+            f"batch size {batch_size} is not divisible by the {number} devices that share it; "
+            f"use e.g. {below or number}"
         )
-    return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((number,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,7 @@
 """metrics.jsonl: what every epoch came to, one line each; the same for TensorBoard when wished."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,24 @@ Metrics = Mapping[str, np.ndarray]
 
 
 def read_rows(path: Path, epochs: int) -> list[Row]:
-    """The rows of metrics.jsonl, which may be missing.
+    """Returns the rows of metrics.jsonl, which may be missing, and removes lines that are none.
 
     Args:
-        path: the file; it is mended where needed.
-        epochs: rows of later epochs are dropped: they ran after the checkpoint that is gone on from. So are lines that
-            a kill cut short.
+        path: the file. A damaged line is removed with a line on stderr, and one that a kill cut short without.
+        epochs: rows of later epochs are dropped: they ran after the checkpoint from which the run resumes.
     """
-    text = path.read_text() if path.exists() else ""
-    rows = [row for row in map(_parse, text.splitlines()) if row and row["epoch"] <= epochs]
-    whole = "".join(json.dumps(row) + "\n" for row in rows)
-    if text != whole:
+    content = path.read_bytes() if path.exists() else b""
+    rows: list[Row] = []
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        row = _parse(line)
+        if row is None and line.endswith(b"\n"):
+            print(f"warning: line {number} of {path} is damaged; its epoch is left out", file=sys.stderr)
+        elif row is not None and row["epoch"] <= epochs:
+            rows.append(row)
+    whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if content != whole:
         replacement = path.with_suffix(".tmp")
-        replacement.write_text(whole)
+        replacement.write_bytes(whole)
         replacement.replace(path)
     return rows
 
@@ -98,9 +104,10 @@ def epoch_line(row: Row, epochs: int) -> str:
     return "  ".join([f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", *parts, *speed])
 
 
-def _parse(line: str) -> Row | None:
+def _parse(line: bytes) -> Row | None:
+    """Returns what `epoch_row` made, or None for anything else."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None
+    return row if isinstance(row, dict) and type(row.get("epoch")) is int else None

@@ -1,5 +1,6 @@
 """How processes find each other, and that one alone needs nobody; two real ones are in `experiments.faults`."""
 
+import socket
 import subprocess
 import sys
 
@@ -25,13 +26,15 @@ def asked(monkeypatch):
 
 
 def test_flags_are_handed_on(asked):
-    assert processes.connect("host:1", 4, 3, heartbeat_seconds=7) == 4
-    assert asked == [(("host:1", 4, 3), {"heartbeat_timeout_seconds": 7})]
+    with socket.create_server(("localhost", 0)) as first:
+        address = f"localhost:{first.getsockname()[1]}"
+        assert processes.connect(address, 4, 3, heartbeat_seconds=7, wait_seconds=20) == 4
+    assert asked == [((address, 4, 3), {"heartbeat_timeout_seconds": 7, "initialization_timeout": 80})]
 
 
 def test_without_flags_jax_looks_for_a_cluster(asked):
     assert processes.connect(heartbeat_seconds=7) == 1
-    assert asked == [((), {"heartbeat_timeout_seconds": 7})]
+    assert asked == [((), {"heartbeat_timeout_seconds": 7, "initialization_timeout": 360})]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""Keeps compiled programs between runs, in folders that nobody else can write to: whoever can write there runs code."""
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+import sys
+import zlib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_ZSTANDARD = bytes.fromhex("28b52ffd")
+
+
+def keep_compiled(directory: Path) -> None:
+    """Lets JAX keep compiled programs in a folder, from which the next run takes them.
+
+    A folder that the user has chosen (JAX_COMPILATION_CACHE_DIR) stays. A folder that another user could have written
+    to is replaced by one in the user's cache folder, with one line on stderr; if that is not safe either, nothing is
+    kept. Entries of other users and damaged ones are deleted: JAX would run the former, and warn of the latter at every
+    start.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    private = Path(cache) / "lowcost" / "compiled"
+    for folder in (directory, private) if private.is_absolute() else (directory,):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            reason = _exposed(folder)
+        except OSError:
+            continue  # where nothing can be written JAX would warn at every program
+        if reason is None:
+            _delete_unusable(folder)
+            jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+            return
+        print(f"warning: compiled programs are not read from {folder}: {reason}", file=sys.stderr)
+
+
+def _exposed(folder: Path) -> str | None:
+    """Returns why others could replace what is in a folder, or None: they own it or a folder above, or may write."""
+    folder = folder.resolve()
+    for path in (folder, *folder.parents):
+        there = path.stat()
+        if there.st_uid not in (0, os.getuid()) or (path == folder and there.st_uid != os.getuid()):
+            return f"{path} belongs to another user; use another --workdir"
+        others = stat.S_IWOTH if _is_own(there.st_gid) else stat.S_IWOTH | stat.S_IWGRP
+        sticky = path != folder and there.st_mode & stat.S_ISVTX  # there nobody can rename what others own
+        if there.st_mode & others and not sticky:
+            return f"other users can write to {path}; remove their permission, or use another --workdir"
+    return None
+
+
+def _is_own(group: int) -> bool:
+    """Returns whether a group is the user's own, of the same name and without other members."""
+    with contextlib.suppress(KeyError):
+        name, entry = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(group)
+        return entry.gr_name == name and set(entry.gr_mem) <= {name}
+    return False
+
+
+def _delete_unusable(folder: Path) -> None:
+    """Deletes entries that another user owns, and those that are cut short or otherwise damaged."""
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(OSError, ImportError):
+            there = path.lstat()
+            content = path.read_bytes() if stat.S_ISREG(there.st_mode) and there.st_uid == os.getuid() else b""
+            codec: Any = zlib
+            if content.startswith(_ZSTANDARD):  # JAX takes it where it is installed
+                codec = import_module("compression.zstd" if sys.version_info >= (3, 14) else "zstandard")
+            try:
+                codec.decompress(content)
+            except Exception:  # each codec has one of its own
+                path.unlink()

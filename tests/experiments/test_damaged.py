@@ -1,0 +1,196 @@
+"""Small files of a run that are damaged, and folders for compiled programs that others can write to."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from experiments import export, setup, train
+from experiments.config import TrainConfig, finished, read, write_or_compare
+from experiments.recipes import RECIPES
+from experiments.subject import Subject
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A work directory with a configuration and a result."""
+    config = TrainConfig(workdir=tmp_path, epochs=1)
+    recipe = {name: getattr(RECIPES["paper"], name) for name in RECIPES["paper"].__dataclass_fields__}
+    data = {"classes": ["0", "1"], "image_shape": [8, 8, 1], "train": 1437}
+    write_or_compare(config, recipe, data, {})
+    (tmp_path / "result.json").write_text('{"test_accuracy": 0.5}')
+    assert read(tmp_path)[0] == config
+    assert finished(config, recipe) == {"test_accuracy": 0.5}
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("epochs", value) for value in ("three", None, 0, 1.5, True, [1])],
+        *[("width", "Z"), ("width", ["A"]), ("h", "1"), ("remat", 0), ("batch_size", 0), ("seed", -1), ("seeds", {})],
+        *[("data_dir", 3), ("ingredients.learning_rate", "fast"), ("ingredients.optimizer", "sgd")],
+        *[("data.classes", 10), ("data.image_shape", [8, "8"]), ("data.train", "all"), ("data", []), ("settings", 1)],
+    ],
+)
+def test_a_configuration_of_wrong_types_is_refused(workdir, name, value):
+    path = workdir / "config.json"
+    content = json.loads(path.read_text())
+    *parts, last = name.split(".")
+    (content[parts[0]] if parts else content)[last] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=str(path)) as error:
+        setup.trained(workdir)
+    assert name in ("data", "settings") or f"{name} in {path} must be " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff{}", b"[]", b"{" * 100, b"[" * 100_000])
+def test_a_damaged_result_is_refused(workdir, content):
+    path, config = workdir / "result.json", TrainConfig(workdir=workdir, epochs=1)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} .*; remove it and run the same training again"):
+        finished(config, read(workdir)[1])
+    (workdir / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{workdir / 'config.json'} .*; choose another --workdir"):
+        read(workdir)
+
+
+def test_a_result_without_a_name_is_refused(workdir):
+    result = finished(TrainConfig(workdir=workdir, epochs=1), read(workdir)[1])
+    with pytest.raises(ValueError, match=f"{workdir / 'result.json'} must hold digest, got none; remove it"):
+        result["digest"]
+
+
+def test_a_finished_run_with_damaged_files(tmp_path, capsys):
+    """Refused in one line where it is needed, fixed where it can be; started as users do."""
+    subject, workdir = Subject(tmp_path, epochs=2), tmp_path / "run"
+    result = subject.finish(workdir)
+    arguments = {"epochs": 2, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": subject.pictures}
+    config = TrainConfig("folder", **arguments)
+
+    metrics = workdir / "metrics.jsonl"
+    first, second = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(first.replace(b"e", b"\xe5", 1) + second)
+    assert train.run(config) == 0
+    assert f"warning: line 1 of {metrics} is damaged; its epoch is left out" in capsys.readouterr().err
+    assert metrics.read_bytes() == second
+
+    (workdir / "result.json").write_bytes(b"")
+    for code in train.run(config), _status(lambda: export.main(export.ExportConfig(workdir, tmp_path / "net.onnx"))):
+        assert code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(f"error: {workdir / 'result.json'} is damaged (" in line for line in lines)
+    (workdir / "result.json").unlink()
+    assert subject.finish(workdir)["digest"] == result["digest"]
+
+
+def _status(main):
+    try:
+        return main()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+@pytest.fixture
+def open_folder():
+    """A folder beside which, and in whose parents, nothing but the sticky temporary folder is open to others."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+_PROGRAM = """
+import sys, jax
+from pathlib import Path
+from experiments.compiled import keep_compiled
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+keep_compiled(Path(sys.argv[1]))
+print(jax.jit(lambda x: x + 1)(1))
+print(jax.config.values["jax_compilation_cache_dir"])
+"""
+
+
+def compile_beside(folder, **environment):
+    """Compiles a small program, kept in a folder: the folder that was taken, and what was printed as a warning."""
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", _PROGRAM, folder],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()[-1], done.stderr
+
+
+def give_away(path):
+    """To another user; where this one may not, to everybody."""
+    if os.getuid() == 0:
+        os.chown(path, 12345, 12345)
+    else:
+        path.chmod(0o777)
+
+
+@pytest.mark.parametrize("which", ["folder", "parent", "link"])
+def test_programs_of_other_users_are_not_run(open_folder, which):
+    """Entries that another user could have written: JAX would load and run them."""
+    theirs, home = open_folder / "theirs" / "compiled", open_folder / "home"
+    home.mkdir(mode=0o700)
+    assert compile_beside(theirs) == (str(theirs), "")
+    [entry] = theirs.glob("*-cache")
+    entry.write_bytes(b"forged")
+    give_away(theirs.parent if which == "parent" else theirs)
+    asked = theirs
+    if which == "link":
+        asked = open_folder / "link"
+        asked.symlink_to(theirs)
+    taken, warning = compile_beside(asked, XDG_CACHE_HOME=str(home))
+    assert taken == str(home / "lowcost" / "compiled")
+    assert warning.count("\n") == 1
+    assert warning.startswith(f"warning: compiled programs are not read from {asked}: ")
+    assert list(Path(taken).glob("*-cache"))  # compiled anew
+    assert (Path(taken).stat().st_mode & 0o777) == 0o700
+    assert entry.read_bytes() == b"forged"
+
+    give_away(home)
+    assert compile_beside(asked, XDG_CACHE_HOME=str(home))[0] == "None"
+
+
+def test_entries_that_are_damaged_or_of_others_are_replaced(open_folder):
+    """JAX would warn of the former at every start, and run the latter."""
+    folder = open_folder / "compiled"
+    compile_beside(folder)
+    (entry,) = folder.glob("*-cache")
+    whole = entry.read_bytes()
+    for damaged in b"", whole[:-1], whole[: len(whole) // 2], whole[:99] + bytes([whole[99] ^ 1]) + whole[100:]:
+        entry.write_bytes(damaged)
+        assert compile_beside(folder) == (str(folder), "")
+        assert len(entry.read_bytes()) > 100
+    if os.getuid() == 0:
+        os.chown(entry, 12345, 12345)
+        compile_beside(folder)
+        assert entry.stat().st_uid == 0
+
+
+def test_programs_without_a_device(workdir):
+    """Readers too end with one line."""
+    for name in ("evaluate", "spectra"):
+        done = subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", "--workdir", workdir],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cuda"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        [line] = done.stderr.splitlines()
+        assert line.startswith("error: JAX must find devices, got none with JAX_PLATFORMS=cuda (")

@@ -1,0 +1,91 @@
+"""Processes that cannot find each other, and devices that are missing: one line and status 2, in a stated time."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lowcost.train.processes import connect
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def port():
+    """One that is free."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def start(*command, **environment):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def refused(process):
+    """The one line of a process that ends with status 2."""
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    [line] = errors.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", ":1", "localhost:0", "localhost:99999", "localhost:x"])
+@pytest.mark.parametrize("process", [0, 1])
+def test_an_address_that_is_none_is_refused(address, process):
+    with pytest.raises(ValueError, match=f"--coordinator must be HOST:PORT .*, got {address}; pass"):
+        connect(address, 2, process)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_in_use_is_refused(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as other:
+        address = f"localhost:{other.getsockname()[1]}"
+        with pytest.raises(OSError, match=rf"must be .* a free PORT of it, got {address} \(Address already in use"):
+            connect(address, 2, 0, wait_seconds=1)
+
+
+@pytest.mark.parametrize(("process", "host"), [(0, "none.invalid"), (1, "none.invalid"), (1, "127.0.0.1")])
+def test_a_process_0_that_does_not_answer_is_waited_for_in_vain(port, process, host):
+    begin = time.monotonic()
+    with pytest.raises(OSError, match=rf"must be process 0's HOST .*, got {host}:{port} \(.*; start process 0"):
+        connect(f"{host}:{port}", 2, process, wait_seconds=1)
+    assert time.monotonic() - begin < 20
+
+
+def test_training_ends_when_a_process_does_not_come(port):
+    """Process 0 of two: JAX alone would abort, with a stack of C++ calls."""
+    flags = ("digits", "--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", 0)
+    line = refused(start("-m", "experiments.train", *flags, "--wait-seconds", 2))
+    assert line.startswith("error: all processes of the run must start within --wait-seconds")
+
+
+def test_a_process_that_has_ended_is_reported(port):
+    """Process 1 ends after the processes have found each other; process 0 meets it at their next agreement."""
+    code = "import os, sys, jax; from lowcost.train.processes import agree, connect; i = int(sys.argv[2])\n"
+    code += "connect(sys.argv[1], 2, i, wait_seconds=30); agree(1); os._exit(0) if i else None\n"
+    code += "try:\n    agree(2)\nexcept OSError as error:\n    print(f'error: {error}', file=sys.stderr); os._exit(2)"
+    pair = [start("-c", code, f"localhost:{port}", i) for i in range(2)]
+    pair[1].communicate(timeout=60)
+    assert pair[1].returncode == 0
+    assert "error: all processes of the run must be alive, got UNKNOWN: Gloo" in refused(pair[0])
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "nonsense"])
+def test_training_without_the_devices_asked_for_is_refused(tmp_path, platforms):
+    line = refused(start("-m", "experiments.train", "digits", "--workdir", tmp_path, JAX_PLATFORMS=platforms))
+    assert f"JAX must find devices, got none with JAX_PLATFORMS={platforms} (" in line
+    assert list(tmp_path.iterdir()) == []
