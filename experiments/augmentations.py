@@ -12,6 +12,7 @@ import tyro
 
 from experiments import entry
 from experiments.files import save_figure
+from lowcost.terminal import printable
 
 MARGIN, LABEL, SIDE, GAP = 16, 176, 96, 8
 """Pixels round everything, for the labels at the left, at most for the side of an image, between images."""
@@ -44,7 +45,7 @@ def main(config: Config) -> None:
     images = train.images[chosen].astype(np.float32) / 255
     config.out.parent.mkdir(parents=True, exist_ok=True)
     draw(augmented(images, chosen, config.seed), config.out)
-    print(f"{config.out}: training images {', '.join(map(str, chosen))} of {config.dataset}")
+    print(f"{printable(config.out)}: training images {', '.join(map(str, chosen))} of {config.dataset}")
 
 
 def choose(labels, seed: int):

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from lowcost.terminal import warn
+
 _ZSTANDARD = bytes.fromhex("28b52ffd")
 
 
@@ -33,12 +35,14 @@ def keep_compiled(directory: Path) -> None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             reason = _exposed(folder)
         except OSError:
+            continue
+        if not os.access(folder, os.W_OK):
             continue  # where nothing can be written JAX would warn at every program
         if reason is None:
             _delete_unusable(folder)
             jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
             return
-        print(f"warning: compiled programs are not read from {folder}: {reason}", file=sys.stderr)
+        warn(f"warning: compiled programs are not read from {folder}: {reason}")
 
 
 def _exposed(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from experiments.files import write_whole
+from lowcost.data.pictures import MAX_PIXELS
 
 DatasetName = Literal["digits", "folder", "cifar10", "cifar100", "stl10"]
 RecipeName = Literal["paper", "fast"]
@@ -19,11 +20,11 @@ DIVERGED = 3
 """Exit status of training when the loss is no longer finite; to go on would be to meet that again."""
 
 _NOT_OF_THE_RUN = (
-    *("workdir", "data_dir", "download", "keep", "evaluate_every", "tensorboard"),
+    *("workdir", "data_dir", "download", "max_pixels", "keep", "evaluate_every", "tensorboard"),
     *("coordinator", "num_processes", "process_id", "heartbeat_seconds", "wait_seconds"),
 )
 _REWRITE = "remove it and run the same training again, which writes it anew"
-_OF_A_PROCESS = ("workdir", "data_dir", "download", "keep", "tensorboard", "coordinator", "process_id")
+_OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tensorboard", "coordinator", "process_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class TrainConfig:
     """
 
     dataset: Annotated[DatasetName, tyro.conf.Positional] = "digits"
-    """digits: real handwritten digits inside scikit-learn; folder: your pictures, DIR/train/CLASS/* and
-    DIR/test/CLASS/* (jpg, png) under --data-dir; cifar10, cifar100, stl10: the published archives, looked for in
+    """digits: real handwritten digits inside scikit-learn; folder: your images, DIR/train/CLASS/* and DIR/test/CLASS/*
+    (PNG, JPEG, WebP, BMP, GIF, TIFF) under --data-dir; cifar10, cifar100, stl10: the published archives, looked for in
     --data-dir, $LOWCOST_DATA and the user's cache folder."""
     architecture: Architecture = "implicit_rd"
     """The steps: implicit (Eq. 11), explicit (Eq. 9) or circulant (Eq. 12) reaction-diffusion, the latter also
@@ -87,7 +88,9 @@ class TrainConfig:
     wait_seconds: int = 300
     """Seconds to wait at the start until all processes have started; then training ends with an error."""
     image_size: int | None = None
-    """folder: side of the square that pictures are resized to; when not given, their own size if they share one."""
+    """folder: side of the square that images are resized to; when not given, their own size if they share one."""
+    max_pixels: int = MAX_PIXELS
+    """folder: refuse an image from which more pixels would have to be decoded."""
 
     def directory(self) -> Path:
         """The work directory."""

@@ -233,7 +233,7 @@ def _load(workdir: Path, config: Config):
         run.config.dataset,
         data_dir=config.data_dir or run.config.data_dir,
         image_size=run.config.image_size,
-        cache_dir=workdir.parent / setup.CACHE,
+        cache_dir=setup.image_cache(workdir),
     )
     setup.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
     exact = deploy.fold(run.net, run.variables, run.image_shape)

@@ -47,8 +47,9 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
         if output.lost and not long and not code:
             raise output.lost
     except (ValueError, OSError, ImportError) as error:
-        message = " ".join(str(error).splitlines()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr)
+        from lowcost.terminal import warn
+
+        warn(f"error: {' '.join(str(error).splitlines()) or type(error).__name__}")
         code = 2
     except KeyboardInterrupt:
         leave()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from experiments import entry
 from experiments.config import Result
 from experiments.files import messages, write_whole
+from lowcost.terminal import printable
 
 Format = Literal["onnx", "stablehlo"]
 
@@ -46,7 +47,7 @@ def main(config: ExportConfig) -> int:
     folded, metadata = folded_run(config.workdir, config.tolerance)
     for file, content in serialized(folded, metadata, config).items():
         write_whole(file, content)
-        print(f"{file}: {len(content):,} bytes", file=messages(config.out))
+        print(f"{printable(file)}: {len(content):,} bytes", file=messages(config.out))
     for layer in folded.layers if config.tolerance is not None else ():
         print(f"{layer.name:20} {_choice(layer.operations)}", file=messages(config.out))
     return 0

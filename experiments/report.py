@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments import entry
 from experiments.files import read_rows, write_page
+from lowcost.terminal import printable
 
 PAGES = (
     *("table1", "table2", "ablation", "throughput", "figure1"),
@@ -27,7 +28,7 @@ class Config:
 def main(config: Config) -> None:
     """Write README.md."""
     write_page(config.directory / "README.md", render(config.directory))
-    print(config.directory / "README.md")
+    print(printable(config.directory / "README.md"))
 
 
 def render(directory: Path) -> str:

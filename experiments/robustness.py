@@ -6,7 +6,6 @@ layer to layer. Writes robustness.md, robustness.jsonl and robustness.png.
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from experiments.config import Result
 from experiments.files import save_figure, write_results
 from experiments.flags import shown
 from experiments.styles import STYLES
+from lowcost.terminal import printable, warn
 
 TEMPLATE = """# Trained networks under small perturbations
 
@@ -85,11 +85,13 @@ def main(config: Config) -> int:
         try:
             for row in measure(workdir, config):
                 rows.append({"workdir": str(workdir), "flags": told, **row})
-                print(f"{workdir.name}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True)
+                print(
+                    f"{printable(workdir.name)}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True
+                )
         except ValueError as error:
             if config.workdirs or (rows and rows[-1]["workdir"] == str(workdir)):  # named, or opened well enough
                 raise
-            print(f"{workdir}: passed over: {error}", file=sys.stderr)
+            warn(f"{workdir}: passed over: {error}")
             continue
         write_results(config.out_dir / "robustness", rows, markdown(rows))
         draw(rows, config.out_dir / "robustness.png")
@@ -105,7 +107,7 @@ def single_runs(directory: Path) -> Iterator[Path]:
         if Result(path)["seeds"] == 1:
             yield path.parent
         else:
-            print(f"{path.parent}: several seeds, passed over", file=sys.stderr)
+            warn(f"{path.parent}: several seeds, passed over")
 
 
 def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -85,15 +86,15 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     if not 0 <= config.seed < 2**63 - config.seeds:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
     use_every_core(config.batch_size // (config.num_processes or 1))
-    cache = config.directory().parent / CACHE
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
     dataset = data.load(
         config.dataset,
         data_dir=config.data_dir,
         image_size=config.image_size,
-        cache_dir=cache,
+        cache_dir=image_cache(config.directory()),
         download=config.download,
+        max_pixels=config.max_pixels,
     )
     if config.train_images is not None:
         dataset = dataset.sample(config.train_images)
@@ -103,8 +104,15 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
             f"--batch-size {config.batch_size} is larger than the {len(dataset.train)} training images of "
             f"{dataset.name}; use a smaller one"
         )
-    keep_compiled(cache / "compiled")
+    keep_compiled(config.directory().parent / CACHE / "compiled")
     return _build(config, recipe, dataset, mesh, steps_per_epoch)
+
+
+def image_cache(workdir: Path) -> Path | None:
+    """Returns the folder beside a work directory for decoded images; None, for memory, where nothing can be written."""
+    cache = workdir.absolute().parent / CACHE
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    return cache if os.access(there, os.W_OK) else None
 
 
 def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh, steps_per_epoch: int) -> Setup:

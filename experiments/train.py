@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import entry
 from experiments.config import DIVERGED, Result, TrainConfig, identity, write_or_compare
 from experiments.files import write_whole
+from lowcost.terminal import printable, warn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,10 +81,10 @@ def run(config: TrainConfig, recipe: "Recipe | None" = None) -> int:
             interruption = held.enter_context(Interruption())
             return _train(ready, claim, interruption)
     except (_RefusedError, OSError) as error:  # no room, no permission: what is saved is whole
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         return 2
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         return DIVERGED
 
 
@@ -119,7 +120,7 @@ def _prepare(config: TrainConfig, recipe: "Recipe | None") -> "Setup | None":
             )
     except OSError as error:  # no devices, or another process has ended
         failure = failure or str(error)
-    print(f"error: {failure or 'another process could not start; see what it printed'}", file=sys.stderr)
+    warn(f"error: {failure or 'another process could not start; see what it printed'}")
     return None
 
 
@@ -173,7 +174,7 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
             restored = checkpoints.restore_newest(ready.abstract_state())
         begin, state, meta = restored[:3] if restored else (0, ready.initial_state(), {"seconds": 0.0})
         if restored:
-            console.print(f"going on from step {begin} in {workdir}")
+            console.print(f"resuming from step {begin} in {printable(workdir)}")
         rows = from_first(lambda: read_rows(workdir / "metrics.jsonl", begin // ready.steps_per_epoch))
         with _refusing():
             log = MetricsLog(
@@ -200,8 +201,8 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
             raise
-        print(f"error: another process of the run is gone ({str(error).splitlines()[0][:200]})", file=sys.stderr)
-        print("start all of them again: they go on from the last checkpoint", file=sys.stderr, flush=True)
+        warn(f"error: another process of the run is gone ({str(error).splitlines()[0][:200]})")
+        warn("start all of them again to resume from the last checkpoint")
         os._exit(4)  # an orderly exit would wait for the one that is gone
     finally:
         checkpoints.close()
@@ -209,8 +210,8 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
         draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {dataset.name}")
     if interruption.signal is not None and log.last_epoch() < epochs:
         where = "the last checkpoint" if skipped_in_a_row(state) else "there"
-        saved = "" if skipped_in_a_row(state) else f", saved in {workdir}"
-        console.print(f"stopped at step {first_step(state)}{saved}; the same command goes on from {where}")
+        saved = "" if skipped_in_a_row(state) else f", saved in {printable(workdir)}"
+        console.print(f"stopped at step {first_step(state)}{saved}; the same command resumes from {where}")
         return 128 + interruption.signal
     if not first:
         return 0
@@ -310,7 +311,7 @@ def _print(console: "Console", result: dict[str, Any], workdir: Path) -> None:
         table.add_row("images per second", f"{result['images_per_second']:,.0f}{share}")
     table.add_row("peak memory", f"{result['peak_memory_gib']:.2f} GiB")
     console.print(table)
-    console.print(f"everything in {workdir}", highlight=False)  # a cell of the table would be cut
+    console.print(f"everything in {printable(workdir)}", highlight=False)  # a cell of the table would be cut
 
 
 if __name__ == "__main__":
