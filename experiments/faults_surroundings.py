@@ -3,8 +3,10 @@
 import json
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from experiments.subject import (
     Laboratory,
@@ -111,4 +113,87 @@ def lost_output(lab: Laboratory) -> Iterator[Row]:
     )
 
 
-FAULTS = (processes_that_differ, changed_pixels, ambient_settings, lost_output)
+def programs_of_others(lab: Laboratory) -> Iterator[Row]:
+    """Compiled programs beside the work directory, in a folder to which everybody can write."""
+    theirs, home = lab.subject.directory / "open" / ".lowcost-cache" / "compiled", lab.subject.directory / "home"
+    theirs.mkdir(parents=True)
+    home.mkdir(mode=0o700)
+    for entry in (lab.subject.directory / "compiled").glob("*-cache"):
+        (theirs / entry.name).write_bytes(b"forged")
+    before = sorted(theirs.iterdir())
+    theirs.chmod(0o777)
+    environment = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(home)}
+    workdir = theirs.parents[1] / "run"
+    code, output = outcome(lab.subject.start(workdir, environment=environment))
+    whole = code == 0 and json.loads((workdir / "result.json").read_text())["digest"] == lab.digest
+    lines = [line for line in output.splitlines() if "warning: " in line or "cache" in line.lower()]
+    untouched = sorted(theirs.iterdir()) == before and all(path.read_bytes() == b"forged" for path in before)
+    yield Row(
+        "forged compiled programs in a folder to which others can write",
+        f"{len(before)} forged, {len(lines)} line of warning, none {'read' if untouched else 'READ or written'}; "
+        f"{'the' if whole else 'NOT the'} undisturbed state",
+        whole and untouched and len(lines) == 1 and len(before) > 0,
+    )
+
+
+def damaged_small_files(lab: Laboratory) -> Iterator[Row]:
+    """A bit flipped in metrics.jsonl; an empty result.json; a configuration of wrong types."""
+    metrics, result, types = (lab.copy(name) for name in ("metrics", "result", "types"))
+    content = bytearray((metrics / "metrics.jsonl").read_bytes())
+    content[3] ^= 0x80
+    (metrics / "metrics.jsonl").write_bytes(content)
+    code, output = outcome(lab.subject.start(metrics))
+    named = [code == 0 and "warning: line 1 of " in output and "Traceback" not in output]
+    (result / "result.json").write_bytes(b"")
+    (types / "config.json").write_text(
+        (types / "config.json").read_text().replace('"batch_size": 8', '"batch_size": "8"')
+    )
+    for workdir, word in (result, "result.json"), (types, "batch_size"):
+        for program in ("export", "--out", workdir / "net.onnx"), ("evaluate",):
+            code, line = error_of(lab.subject.start_program(*program, "--workdir", workdir))
+            named.append(code == 2 and word in line)
+    yield Row(
+        "metrics.jsonl with a flipped bit, an empty result.json, config.json of wrong types",
+        f"{sum(named)} of {len(named)} starts reported it in one line that names the file or field",
+        all(named),
+    )
+
+
+def processes_that_do_not_come(lab: Laboratory) -> Iterator[Row]:
+    """A bad address, a port in use, a missing backend, a second process that never starts."""
+    with socket.create_server(("localhost", 0)) as taken, socket.socket() as free:
+        free.bind(("localhost", 0))
+        free_port, taken_port = free.getsockname()[1], taken.getsockname()[1]
+        free.close()
+        first = ("--num-processes", 2, "--process-id", 0, "--wait-seconds", 5, "--coordinator")
+        second = ("--num-processes", 2, "--process-id", 1, "--wait-seconds", 5, "--coordinator")
+        attempts: list[tuple[tuple[Any, ...], dict[str, str]]] = [
+            *(((*first, address), {}) for address in ("localhost", "localhost:99999", "no.such.host.invalid:4000")),
+            *(((*order, f"localhost:{port}"), {}) for order, port in ((first, taken_port), (first, free_port))),
+            ((*second, f"localhost:{free_port}"), {}),
+            ((), {"JAX_PLATFORMS": "cuda"}),
+        ]
+        refused, longest = 0, 0.0
+        for i, (flags, environment) in enumerate(attempts):
+            begin = time.monotonic()
+            code, _ = error_of(
+                lab.subject.start(lab.subject.directory / f"nobody-{i}", *flags, environment=environment)
+            )
+            longest = max(longest, time.monotonic() - begin)
+            refused += code == 2
+    yield Row(
+        "bad addresses, a port in use, processes that never start, a missing backend",
+        f"{refused} of {len(attempts)} ended with 2 and one line, after {longest:.0f} s at most (waiting 5 s)",
+        refused == len(attempts) and longest < 30,
+    )
+
+
+FAULTS = (
+    processes_that_differ,
+    changed_pixels,
+    ambient_settings,
+    lost_output,
+    programs_of_others,
+    damaged_small_files,
+    processes_that_do_not_come,
+)

@@ -60,14 +60,14 @@ class Subject:
     def start_program(
         self, name: str, *flags: Any, environment: dict[str, str] | None = None
     ) -> "subprocess.Popen[str]":
-        """Another program of `experiments`."""
+        """Starts another program of `experiments`; a variable that is set to nothing is removed."""
         return self._process([sys.executable, "-m", f"experiments.{name}", *map(str, flags)], environment or {})
 
     def _process(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=self.environment | environment,
+            env={name: value for name, value in (self.environment | environment).items() if value},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
