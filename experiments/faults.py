@@ -273,7 +273,7 @@ def bad_batches(lab: Laboratory) -> Iterator[Row]:
     seen, spared = ready.initial_state(), ready.initial_state()
     for step in range(steps):
         rows = ready.indices(step).astype(np.int32)
-        images = ready.dataset.train.images[rows].astype(np.float32)
+        images = ready.dataset.train.images[rows] / np.float32(255)
         batch = [x[None] for x in (images, ready.dataset.train.labels[rows], rows)]
         if step in bad:
             spared = jax.block_until_ready(spared.replace(step=spared.step + 1))
