@@ -39,7 +39,9 @@ def main(config: Config) -> None:
     import numpy as np
 
     from lowcost import data
+    from lowcost.train.processes import devices
 
+    devices()  # raises where there are none
     train = data.load(config.dataset, data_dir=config.data_dir).train
     chosen = choose(train.labels, config.seed)
     images = train.images[chosen].astype(np.float32) / 255

@@ -79,9 +79,10 @@ def measure(
     import jax
     import jax.numpy as jnp
 
+    from lowcost.train import processes
     from lowcost.train.mesh import data_mesh, over_batch
 
-    devices = jax.device_count()
+    devices = len(processes.devices())
     batch = max(devices, features // (n**dims * channels) // devices * devices)
     mesh = data_mesh(batch)
     jax.set_mesh(mesh)

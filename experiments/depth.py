@@ -52,7 +52,9 @@ class Config:
 def main(config: Config) -> None:
     """Measure, write the three files, print the table."""
     from lowcost import data, nn
+    from lowcost.train.processes import devices
 
+    devices()  # raises where there are none
     images = data.load("digits").train.images[: config.images]
     rows = [
         measure(architecture, images / 255, steps, width=config.width, h=config.h, seed=config.seed)

@@ -148,8 +148,9 @@ def measure(
 
     import lowcost
     from lowcost.train.mesh import data_mesh, over_batch
+    from lowcost.train.processes import devices
 
-    mesh = data_mesh(batch_size) if batch_size % jax.device_count() == 0 else None
+    mesh = data_mesh(batch_size) if batch_size % len(devices()) == 0 else None
     if mesh:
         jax.set_mesh(mesh)
     window, grid = (kernel_size,) * dims, (size,) * dims

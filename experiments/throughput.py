@@ -283,9 +283,10 @@ def measure_peaks() -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
+    from lowcost.train import processes
     from lowcost.train.mesh import data_mesh, over_batch
 
-    n, devices = 2048, jax.device_count()
+    n, devices = 2048, len(processes.devices())
     sharding = over_batch(data_mesh(devices))
     a = jax.device_put(jnp.ones((devices, n, n)), sharding)
     product = jax.jit(lambda a: jnp.einsum("dij,djk->dik", a, a), out_shardings=sharding)
