@@ -52,7 +52,11 @@ def test_an_address_that_is_none_is_refused(address, process):
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_port_in_use_is_refused(host):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as other:
+    try:
+        server = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with server as other:
         address = f"localhost:{other.getsockname()[1]}"
         with pytest.raises(OSError, match=rf"must be .* a free PORT of it, got {address} \(Address already in use"):
             connect(address, 2, 0, wait_seconds=1)
@@ -63,7 +67,7 @@ def test_a_process_0_that_does_not_answer_is_waited_for_in_vain(port, process, h
     begin = time.monotonic()
     with pytest.raises(OSError, match=rf"must be process 0's HOST .*, got {host}:{port} \(.*; start process 0"):
         connect(f"{host}:{port}", 2, process, wait_seconds=1)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60  # the resolver may be slow
 
 
 def test_training_ends_when_a_process_does_not_come(port):
