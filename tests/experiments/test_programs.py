@@ -101,16 +101,17 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path):
 
     assert empty_newest_checkpoint(whole) == "24"
     assert empty_newest_checkpoint(whole, but="24") == "18"
+    left = f"error: {whole / 'checkpoints'} must hold a valid checkpoint, got damaged ones only; put back a copy of one"
     code, output = finish(program("evaluate", "--workdir", whole))
     assert code == 2
-    assert f"error: all checkpoints in {whole / 'checkpoints'} are damaged: 2" in output
+    assert left in output
     code, output = finish(program("train", *arguments))
     assert code == 2
-    assert f"error: all checkpoints in {whole / 'checkpoints'} are damaged, and now named damaged-*: 2" in output
+    assert left in output
     assert {path.name for path in (whole / "checkpoints").iterdir()} == {"damaged-24-1", "damaged-24-2", "damaged-18-1"}
     code, output = finish(program("evaluate", "--workdir", whole))
     assert code == 2
-    assert "holds no checkpoint yet" in output
+    assert left in output
 
 
 def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
@@ -249,7 +250,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path
 
     config = TrainConfig(workdir=tmp_path / "run", batch_size=8, width="B")
     (tmp_path / "run").mkdir()
-    write_or_compare(config, {"schedule": "halving", "flip": "never"}, {"train": 1})
+    write_or_compare(config, {"schedule": "halving", "flip": "never"}, {"train": 1}, {})
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*")} | {tmp_path / "run" / "lock": ANY}
     message = error()
     for difference in (

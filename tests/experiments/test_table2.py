@@ -47,7 +47,7 @@ def trained(monkeypatch):
 
     def train(run):
         started.append(run)
-        write_or_compare(run, dataclasses.asdict(RECIPES[run.recipe]), {})
+        write_or_compare(run, dataclasses.asdict(RECIPES[run.recipe]), {}, {})
         (run.directory() / "result.json").write_text(json.dumps(result(run, 0.5 + 0.01 * len(started), 0.002)))
         return 0
 
@@ -129,9 +129,9 @@ def test_a_newer_run_takes_the_place_of_an_older_one(tmp_path, trained):
 def test_pictures_that_have_moved_are_where_the_run_finds_them(tmp_path):
     """A run goes on with them, and is found finished with them."""
     run = TrainConfig(dataset="folder", data_dir=tmp_path / "a", epochs=1, workdir=tmp_path)
-    write_or_compare(run, {}, {})
+    write_or_compare(run, {}, {}, {})
     moved = dataclasses.replace(run, data_dir=tmp_path / "b")
-    write_or_compare(moved, {}, {})
+    write_or_compare(moved, {}, {}, {})
     (tmp_path / "result.json").write_text("{}")
     assert finished(moved, {}) == {}
 
