@@ -181,8 +181,7 @@ def damaged_files(lab: Laboratory) -> Iterator[Row]:
     files = sorted(path.relative_to(source) for path in (source / str(newest)).rglob("*") if path.is_file())
     for name, damage in kinds.items():
         counts: Counter[str] = Counter()
-        repeats = 5 if damage is flip else 1
-        for file in [f for f in files for _ in range(repeats)]:
+        for file in files:
             content = (source / file).read_bytes()
             changed = damage(content) if content else None if damage(b"") is None else content
             if changed == content:
