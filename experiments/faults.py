@@ -192,13 +192,13 @@ def damaged_files(lab: Laboratory) -> Iterator[Row]:
             if changed is not None:
                 (directory / file).write_bytes(changed)
             step, value = restored(directory)
-            counts["wrong" if right[step] != value else "older" if step == older else "unharmed"] += 1
+            counts["wrong" if right[step] != value else "older" if step == older else "unnoticed"] += 1
             shutil.rmtree(directory)
         yield Row(
             f"{name} every file of the newest checkpoint",
-            f"{counts.total()} damages: wrong values accepted {counts['wrong']}, fell back to the older step "
-            f"{counts['older']}, no value was touched and all are right {counts['unharmed']}",
-            counts["wrong"] == 0 and counts["older"] > 0,
+            f"{counts.total()} damages: wrong values accepted {counts['wrong']}, not noticed {counts['unnoticed']}, "
+            f"fell back to the older step {counts['older']}",
+            counts["older"] == counts.total() > 0,
         )
 
 
