@@ -8,6 +8,7 @@ that is (5/4) n log₂ n multiply-adds a transform; a DFT by matrix product n ·
 
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -27,11 +28,13 @@ def block_channels(width: str | Sequence[int]) -> tuple[int, ...]:
     if isinstance(width, str):
         check_choice("width", width, tuple(WIDTHS))
         return WIDTHS[width]
-    if not width or width[0] < 1 or any(b != 2 * a for a, b in itertools.pairwise(width)):
+    whole = all(isinstance(c, numbers.Integral) for c in width)
+    if not whole or not len(width) or width[0] < 1 or any(b != 2 * a for a, b in itertools.pairwise(width)):
         raise ValueError(
-            f"width must double from block to block, since a connecting layer [x; K x] does; got {tuple(width)}"
+            "width must double from block to block, in whole numbers, since a connecting layer [x; K x] does; "
+            f"got {tuple(width)}"
         )
-    return tuple(width)
+    return tuple(map(int, width))
 
 
 class Cost(NamedTuple):

@@ -1,33 +1,75 @@
 """Over the images of a batch, none of which any operator mixes: device by device, and on a CPU one after another."""
 
+from functools import partial
+
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
 """Name of the mesh axis over which a trainer shards the leading axis of the features."""
 
 
-def per_shard(transform, dims, y, *weights):
-    """`transform(y, *weights)` on each device's own part of the batch, y being [batch, ..., *grid, C] with dims axes.
+def per_shard(transform, dims, y, *weights, **options):
+    """Computes `transform(y, *weights, **options)` on each device's own images, y being [batch, ..., *grid, C].
+
+    On mesh axes of type Explicit the sharding of y determines which images these are: sharded grids, channels and
+    weights are gathered, and a result shaped as y is sharded as y. Axes of type Auto hide the sharding from a traced
+    function: there the batch is taken to be sharded along `BATCH_AXIS` if the mesh has that axis.
 
     XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), for a loop over images, and for a convolution
-    under `jax.vmap`, although none of them mixes images.
+    under `jax.vmap`, although none of them mixes images; on Explicit axes JAX refuses the loop.
+
+    Args:
+        transform: a function of a module, since what is compiled is cached by it.
+        dims: number of grid axes.
+        y: features.
+        weights: arrays, the same on every device.
+        options: hashable.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if y.ndim <= dims + 1 or BATCH_AXIS not in mesh.axis_names:
-        return transform(y, *weights)
-    kind = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[BATCH_AXIS]
-    if kind == AxisType.Manual or y.shape[0] % mesh.shape[BATCH_AXIS]:
-        return transform(y, *weights)
-    if kind == AxisType.Explicit and jax.typeof(y).sharding.spec[0] != BATCH_AXIS:
-        return transform(y, *weights)  # there the type of y says how it lies: whole on every device
+    mesh, specs = layout(y, *weights)
+    typed = batch = PartitionSpec(*specs[0][: max(y.ndim - dims - 1, 0)])
+    if batch and not batch[0] and BATCH_AXIS in mesh.auto_axes and y.shape[0] % mesh.shape[BATCH_AXIS] == 0:
+        batch = PartitionSpec(BATCH_AXIS, *batch[1:])
+    if not any(map(any, (batch, *specs))):
+        return transform(y, *weights, **options)
+    return _sharded(transform, tuple(options.items()), mesh, typed, batch, y, *weights)
 
+
+@partial(jax.jit, static_argnums=range(5))  # outside of any jit each operation would be compiled for itself
+def _sharded(transform, options, mesh, typed, batch, y, *weights):
     def shard(y, *weights):
-        # Said here, once: inside a loop over images the weights' gradient would be summed over devices for each image.
-        return transform(y, *jax.lax.pcast(weights, BATCH_AXIS, to="varying"))
+        # Cast once, here: inside a loop over images the weights' gradient would be summed over devices for each image.
+        return transform(y, *jax.lax.pcast(weights, _axes(batch), to="varying"), **dict(options))
 
-    batch, whole = PartitionSpec(BATCH_AXIS), PartitionSpec()
-    return jax.shard_map(shard, in_specs=(batch, *[whole] * len(weights)), out_specs=batch)(y, *weights)
+    whole = [PartitionSpec()] * len(weights)
+    shard = jax.shard_map(shard, mesh=mesh, in_specs=(batch, *whole), out_specs=batch)
+    if not mesh.explicit_axes:
+        return shard(y, *weights)
+    place = [NamedSharding(mesh, spec) for spec in (typed, *whole)]
+    result = shard(*map(jax.reshard, (y, *weights), place))
+    return jax.reshard(result, NamedSharding(mesh, jax.typeof(y).sharding.spec)) if result.shape == y.shape else result
+
+
+def layout(*arrays):
+    """Returns the mesh that the arrays lie on, and the axes of type Explicit along which each is sharded."""
+    shardings = [jax.typeof(x).sharding for x in arrays]
+    mesh = next((s.mesh for s in shardings if not s.mesh.empty), jax.sharding.get_abstract_mesh())
+    return mesh, [tuple(s.spec) for s in shardings]
+
+
+def product_sharding(y, matrix):
+    """Returns the sharding of `y @ matrix`, which JAX may refuse to choose; None unless an Explicit axis is in use.
+
+    Rows are sharded as those of y, columns as those of the matrix along mesh axes that no row uses.
+    """
+    mesh, (rows, columns) = layout(y, matrix)
+    free = set(_axes(columns[-1:])).isdisjoint(_axes(rows[:-1]))
+    spec = PartitionSpec(*rows[:-1], columns[-1] if free else None)
+    return NamedSharding(mesh, spec) if any(rows + columns) else None
+
+
+def _axes(spec):
+    return tuple(jax.tree.leaves(tuple(spec)))
 
 
 def each_image(function, images, *, together=False):

@@ -1,5 +1,7 @@
 """What method="auto" means: the fastest way at the nearest measured point, or a rule where nothing was measured.
 
+Where a method needs more operations than at that point, its seconds grow in proportion.
+
 `methods_cpu.json` is made by `python -m experiments.autotune`: per line an operator, a size, and the seconds that value
 and gradients take by each method. A file named in the environment variable LOWCOST_METHODS takes its place, on any
 platform. The rules for accelerators follow from what these are built for; they are not measured.
@@ -49,17 +51,27 @@ def choose(method: str, operator: str, grid: Sequence[int], window: Sequence[int
     check_choice("method", method, ("auto", *WAYS[operator]))
     if method != "auto":
         return method
-    n, m = (math.prod(sizes) ** (1 / len(sizes)) for sizes in (grid, window))
+    (n, m), dims = (math.prod(sizes) ** (1 / len(sizes)) for sizes in (grid, window)), len(grid)
     rows = [row for row in _measured(jax.default_backend()) if row["operator"] == _MEASURED_AS.get(operator, operator)]
     if not rows:
         return _rule(operator, max(grid), math.prod(window), channels)
 
     def distance(row: dict) -> float:
         apart = (math.log2(x / row[key]) for x, key in ((n, "n"), (m, "m"), (channels, "channels")))
-        return 10 * abs(len(grid) - row["dims"]) + sum(map(abs, apart))
+        return 10 * abs(dims - row["dims"]) + sum(map(abs, apart))
 
-    seconds = min(rows, key=distance)["seconds"]
+    nearest = min(rows, key=distance)
+    measured = _costs(operator, *(nearest[key] for key in ("dims", "n", "m", "channels")))
+    costs = _costs(operator, dims, n, m, channels)
+    seconds = {way: seconds * max(1, costs[way] / measured[way]) for way, seconds in nearest["seconds"].items()}
     return min((way for way in WAYS[operator] if way in seconds), key=seconds.__getitem__)
+
+
+def _costs(operator, dims, n, m, channels):
+    """Operations per feature of each method, up to a factor: what an operator costs far from where it was measured."""
+    mixed = channels if operator in ("circulant", "circulant_resolvent", "coupled") else 1
+    fft = dims * math.log2(n) + (mixed if operator == "coupled" else 1 + math.log2(mixed))
+    return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed}
 
 
 @cache

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def primitive(
@@ -31,10 +32,16 @@ def primitive(
     mlir.register_lowering(result, mlir.lower_fun(function, multiple_results=False))
 
     def batch(arrays, axes, **how):
-        *weights, y = arrays
-        if leading_axes and all(axis is None for axis in axes[:-1]):
-            return result.bind(*weights, jnp.moveaxis(y, axes[-1], 0), **how), 0
-        return jax.vmap(partial(function, **how), in_axes=axes)(*arrays), 0
+        def apply(*arrays):
+            if leading_axes and all(axis is None for axis in axes[:-1]):
+                return result.bind(*arrays[:-1], jnp.moveaxis(arrays[-1], axes[-1], 0), **how)
+            return jax.vmap(partial(function, **how), in_axes=axes)(*arrays)
+
+        for axis, sharding in zip(axes, [jax.typeof(x).sharding for x in arrays], strict=True):
+            if axis is not None and sharding.spec[axis]:  # JAX refuses the reshapes and loops inside for Explicit axes
+                out = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[axis]))
+                return jax.sharding.auto_axes(apply, out_sharding=out)(*arrays), 0
+        return apply(*arrays), 0
 
     batching.primitive_batchers[result] = batch
     return result

@@ -44,10 +44,18 @@ def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     """
     grid = tuple(grid)
     check_stencil(stencil, grid)
+    return _symbol(stencil, grid)
+
+
+def _symbol(stencil, grid):
     # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
     λ = widen(stencil) + 0j
-    for axis, (n, m) in enumerate(zip(grid, stencil.shape[:-1], strict=True)):
-        λ = _along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
+    for axis, (n, m) in enumerate(zip(grid, stencil.shape, strict=False)):
+        if n * m <= 2**20:
+            λ = _along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
+        else:  # where the matrix would be a constant of many megabytes
+            phase = _characters(n, 1, m // 2).astype(λ.dtype)
+            λ = n * jnp.fft.ifft(λ, n, axis) * phase.reshape(-1, *(1,) * (λ.ndim - 1 - axis))
     return λ
 
 
@@ -84,8 +92,9 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     Raises:
         TypeError, ValueError: as `symbol`.
     """
-    *window, c_in, c_out = stencil.shape
-    return symbol(stencil.reshape(*window, c_in * c_out), grid).reshape(*grid, c_in, c_out)
+    grid = tuple(grid)
+    check_stencil(stencil, grid, channel_axes=2)
+    return _symbol(stencil, grid)
 
 
 def power(symbol: jax.Array) -> jax.Array:
@@ -104,9 +113,9 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
         y: features, real, [..., *grid, C].
         method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster here, by grid and platform).
 
-    Over a batch that is sharded along the mesh axis "data" (`jax.set_mesh`), nothing is gathered: the leading axis of
-    y is the batch. Without that mesh, or under `jax.vmap`, XLA gathers: on a CPU, which takes one image after another,
-    and before jax 0.12 for "fft" everywhere.
+    Nothing is gathered for a sharded batch: on mesh axes of type Explicit the sharding of y decides, on axes of type
+    Auto the batch must lie along one that is named "data" (`jax.set_mesh`). Otherwise, and under `jax.vmap` over a
+    sharded axis, XLA may gather: on a CPU, which takes one image after another, and before jax 0.12 for "fft".
 
     Returns:
         Features with the shape and dtype of y, computed in float32 at least.
@@ -126,6 +135,11 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: str = "auto") -> ja
         raise ValueError(
             f"y must end in the symbol's shape [*grid, C] = {list(symbol.shape)}, got y of shape {list(y.shape)}"
         )
+    return per_shard(scale_spectrum, symbol.ndim - 1, y, symbol, method=method)
+
+
+def scale_spectrum(y: jax.Array, symbol: jax.Array, method: str) -> jax.Array:
+    """F⁻¹(λ ⊙ F y): `apply_symbol` on the images of one device."""
     return filter_spectrum(symbol, y, _scale, method=method)
 
 
@@ -152,7 +166,7 @@ def filter_spectrum(
     grid = symbol.shape[:-1]
     method = choose(method, "complex" if jnp.iscomplexobj(symbol) else "real", grid, grid, y.shape[-1])
     apply = _filter_fft if method == "fft" else _filter_matmul
-    return apply(symbol, widen(y), multiply, together).astype(jnp.result_type(y))
+    return apply(widen(y), symbol, multiply, together).astype(jnp.result_type(y))
 
 
 def _scale(λ, spectrum):
@@ -168,10 +182,10 @@ def widen(x: jax.Array) -> jax.Array:
 # --- transforms -------------------------------------------------------------------------------------------------------
 
 
-def _filter_fft(symbol, y, multiply, together):
+def _filter_fft(y, symbol, multiply, together):
     grid = symbol.shape[:-1]
     half = symbol[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
-    return per_shard(partial(_over_images, _filter_image_fft, multiply, grid, together), len(grid), y, half)
+    return _over_images(_filter_image_fft, multiply, grid, together, y, half)
 
 
 def _filter_image_fft(multiply, grid, half, image):
@@ -179,7 +193,7 @@ def _filter_image_fft(multiply, grid, half, image):
     return jnp.fft.irfftn(multiply(half, jnp.fft.rfftn(image, axes=axes)), s=grid, axes=axes)
 
 
-def _filter_matmul(symbol, y, multiply, together):
+def _filter_matmul(y, symbol, multiply, together):
     """Rᵀ Σ_S A_S ⊙ flip_S(R y), R the orthonormal cos/sin basis of each axis: the same filter in real arithmetic.
 
     On the pair (cos kt, sin kt) a convolution acts as a + bJ, J the rotation by a right angle. R is ordered so that
@@ -188,8 +202,7 @@ def _filter_matmul(symbol, y, multiply, together):
     only the even |S| remain.
     """
     subsets, parts = zip(*((subset, part.astype(y.dtype)) for subset, part in real_parts(symbol).items()), strict=True)
-    filter_images = partial(_over_images, _filter_image_matmul, multiply, subsets, together)
-    return per_shard(filter_images, symbol.ndim - 1, y, *parts)
+    return _over_images(_filter_image_matmul, multiply, subsets, together, y, *parts)
 
 
 def _filter_image_matmul(multiply, subsets, *parts_and_image):
@@ -217,12 +230,13 @@ def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
     """R y along `axis`, or Rᵀ y, R being `real_basis`: the matrix product, or the batch of them, that moves no data."""
     basis = real_basis(y.shape[axis])
     matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
-    batch, after = math.prod(y.shape[:axis]), y.shape[axis + 1 :]
+    batch, after = math.prod(y.shape[:axis]), math.prod(y.shape[axis + 1 :])
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to fewer bits
-    if math.prod(after) == 1:
+    if after == 1:
         return product(y.reshape(batch, y.shape[axis]), matrix.T).reshape(y.shape)
-    folded = y.reshape(batch, y.shape[axis], math.prod(after))
-    return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(y.shape)
+    merged = (*y.shape[: axis + 1], after)  # one axis at a time, as JAX demands for a batch sharded along Explicit axes
+    folded = y.reshape(merged).reshape(batch, y.shape[axis], after)
+    return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(merged).reshape(y.shape)
 
 
 # R is orthogonal: its adjoint is its inverse, and is computed as that. JAX's own would contract the first axis of R,

@@ -33,10 +33,19 @@ def row(operator="diffusion", n=32, m=3, channels=32, dims=2, **seconds):
 
 def test_the_fastest_at_the_nearest_point(table):
     """Nearest in octaves of grid, stencil and channels, within as many dimensions."""
-    table(row(n=8, fft=1.0, matmul=0.5), row(n=64, fft=0.5, matmul=1.0), row(n=32, dims=3, fft=0.5, matmul=1.0))
+    table(row(n=8, fft=1.0, matmul=0.5), row(n=64, fft=0.5, matmul=1.0), row(n=8, dims=3, fft=0.5, matmul=1.0))
     assert methods.choose("auto", "real", (16, 16), WINDOW, 32) == "matmul"
     assert methods.choose("auto", "real", (48, 48), WINDOW, 32) == "fft"
     assert methods.choose("auto", "real", (8, 8, 8), WINDOW, 32) == "fft"
+
+
+def test_far_from_the_table_its_seconds_are_scaled():
+    """By operations: long stencils go to the FFT, and many coupled channels to the stencil itself."""
+    for operator in ("depthwise", "diffusion", "circulant", "coupled"):
+        assert methods.choose("auto", operator, (16_384,), (2049,), 3) == "fft"
+        assert methods.choose("auto", operator, (16, 16, 16), (7, 7, 7), 8) == "fft"
+    assert methods.choose("auto", "depthwise", (16_384,), (3,), 3) == "direct"
+    assert methods.choose("auto", "coupled", GRID, WINDOW, 1024) == "direct"
 
 
 def test_only_methods_that_the_operator_has(table):
@@ -57,7 +66,7 @@ def test_what_the_caller_names_is_taken(table):
 def test_operators_read_it(table):
     """The very operators follow: without an FFT in the program, or with."""
     for fft, matmul in ((1.0, 2.0), (2.0, 1.0)):
-        table(row("depthwise", fft=fft, matmul=matmul, direct=3.0))
+        table(row("depthwise", n=8, channels=2, fft=fft, matmul=matmul, direct=3.0))
         jax.clear_caches()
         program = str(jax.make_jaxpr(lowcost.depthwise)(jnp.ones((3, 3, 2)), jnp.ones((2, 8, 8, 2))))
         assert ("fft" in program) == (fft < matmul)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.operators.boundary import pad
+from lowcost.operators.sliding import UNROLLED
 from lowcost.spectral import real_parts, real_transform
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
@@ -43,8 +44,11 @@ class Convolution:
             patches = jnp.concatenate(_shifted(padded, window), axis=-1)
             return jnp.matmul(patches, self.stencil.reshape(-1, self.stencil.shape[-1]), precision=FULL)
 
-        padded = pad(y, window, "periodic")
-        convolved = jax.lax.platform_dependent(padded, cpu=product, default=partial(_convolve, self.stencil))
+        convolve = partial(_convolve, self.stencil)
+        few = math.prod(window) <= 3 * UNROLLED
+        convolved = jax.lax.platform_dependent(
+            pad(y, window, "periodic"), cpu=product if few else convolve, default=convolve
+        )
         return convolved + _rows(self.bias, y)
 
 
@@ -71,7 +75,7 @@ class Depthwise:
             return reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window)))
 
         convolve = partial(_convolve, self.stencil[..., None, :], groups=c)
-        few = math.prod(window) <= 49  # each is a term to compile
+        few = math.prod(window) <= UNROLLED
         convolved = jax.lax.platform_dependent(
             pad(y, window, "periodic"), cpu=shift_and_add if few else convolve, default=convolve
         )

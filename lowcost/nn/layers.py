@@ -3,6 +3,7 @@
 Arguments have Conv's names and meaning. What a low-cost operator cannot do, Conv's other arguments, is not offered.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from lowcost.arguments import check_choice, check_floating, check_time_step
@@ -53,7 +55,7 @@ class _Layer(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
 
     def _window(self) -> tuple[int, ...]:
-        return (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
+        return tuple(map(operator.index, np.atleast_1d(self.kernel_size)))
 
     def _boundary(self) -> str:
         check_choice("padding", self.padding, tuple(_BOUNDARIES))

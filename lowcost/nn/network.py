@@ -1,6 +1,7 @@
 """The base architecture of Section 4: an opening, blocks of steps, connecting layers, a linear classifier."""
 
 import itertools
+import numbers
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -77,22 +78,29 @@ def network(
     """
     check_choice("architecture", architecture, tuple(ARCHITECTURES))
     channels = block_channels(width)
-    for name, count in {
-        "num_classes": num_classes,
-        "kernel_size": kernel_size,
-        "steps_per_block": steps_per_block,
-    }.items():
-        if not isinstance(count, int) or count < 1:
+    counts = {"num_classes": num_classes, "kernel_size": kernel_size, "steps_per_block": steps_per_block}
+    for name, count in counts.items():
+        if not isinstance(count, numbers.Integral) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+    num_classes, kernel_size, steps_per_block = map(int, counts.values())
     check_time_step(h)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, e.g. jnp.bfloat16, got {dtype}")
-    step = partial(ARCHITECTURES[architecture], kernel_size=kernel_size)
-    if architecture != "mobilenet":
-        step = partial(step, h=h)
-    elif h != 1:
+    if architecture == "mobilenet" and h != 1:
         raise ValueError(f"h must be left at 1 for 'mobilenet', whose steps are no time steps (Eq. 13), got {h}")
-    return Network(step, channels, num_classes, kernel_size, steps_per_block, dtype, remat, opening_init)
+    options = {"kernel_size": kernel_size} | ({} if architecture == "mobilenet" else {"h": h})
+    step = _Step(ARCHITECTURES[architecture], **options)
+    return Network(step, channels, num_classes, kernel_size, steps_per_block, jnp.dtype(dtype), remat, opening_init)
+
+
+class _Step(partial):
+    """A step with options, equal to another of the same: equal networks are one static argument of `jax.jit`."""
+
+    def __eq__(self, other):
+        return type(other) is _Step and (self.func, self.keywords) == (other.func, other.keywords)
+
+    def __hash__(self):
+        return hash((self.func, frozenset(self.keywords.items())))
 
 
 class Network(nn.Module):

@@ -1,16 +1,12 @@
 """K_circ(θ): block circulant in the channels, so that F₃ over space and channels makes it diagonal, Eq. (12)."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
-from lowcost.methods import choose
-from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
-from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
-from lowcost.spectral import apply_symbol, circulant_symbol, power, widen
+from lowcost.operators import fully_coupled
+from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
+from lowcost.spectral import circulant_symbol, scale_spectrum
 
 
 def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -36,12 +32,7 @@ def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
         [[2. 3. 1.]
          [5. 6. 4.]]
     """
-    window = _check("y", y, stencil, boundary)
-    method = _choose(method, stencil, y)
-    if method == "direct":
-        return fully_coupled(circulant_stencil(stencil), y, boundary=boundary, method="direct")
-    apply = partial(_apply, lambda λ: λ, stencil, method)
-    return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
+    return apply(convolve, _WAYS, "circulant", "y", stencil, y, boundary, method)
 
 
 def circulant_adjoint(
@@ -51,12 +42,7 @@ def circulant_adjoint(
 
     Args, Returns, Raises: as `circulant`.
     """
-    window = _check("z", z, stencil, boundary)
-    method = _choose(method, stencil, z)
-    if method == "direct":
-        return fully_coupled_adjoint(circulant_stencil(stencil), z, boundary=boundary, method="direct")
-    apply = partial(_apply, jnp.conj, stencil, method)
-    return with_boundary_adjoint(apply, widen(z), window, boundary).astype(jnp.result_type(z))
+    return apply(correlate, _WAYS, "circulant", "z", stencil, z, boundary, method)
 
 
 def circulant_diffusion(
@@ -66,12 +52,7 @@ def circulant_diffusion(
 
     Args, Returns, Raises: as `circulant`.
     """
-    _check("y", y, stencil, boundary)
-    method = _choose(method, stencil, y)
-    if boundary == "periodic" and method != "direct":
-        return _apply(lambda λ: -power(λ), stencil, method, y)
-    convolved = circulant(stencil, widen(y), boundary=boundary, method=method)
-    return -circulant_adjoint(stencil, convolved, boundary=boundary, method=method).astype(jnp.result_type(y))
+    return apply(diffuse, _WAYS, "circulant", "y", stencil, y, boundary, method)
 
 
 def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
@@ -90,10 +71,7 @@ def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown method.
     """
-    check_features("y", y, stencil)
-    check_time_step(h)
-    method = _choose(method, stencil, y, "circulant_resolvent")
-    return _apply(lambda λ: 1 / (1 + h * power(λ)), stencil, method, y)
+    return resolvent(_WAYS, "circulant_resolvent", stencil, y, h, method)
 
 
 def circulant_stencil(stencil: jax.Array) -> jax.Array:
@@ -102,17 +80,18 @@ def circulant_stencil(stencil: jax.Array) -> jax.Array:
     return jnp.asarray(stencil)[..., (channel[:, None] - channel[None, :]) % len(channel)]
 
 
-def _check(name, y, stencil, boundary):
-    check_features(name, y, stencil)
-    check_choice("boundary", boundary, BOUNDARIES)
-    return stencil.shape[:-1]
+def _slide(stencil, y, boundary):
+    return fully_coupled.convolve(y, circulant_stencil(stencil), boundary, "direct")
 
 
-def _choose(method, stencil, y, operator="circulant"):
-    return choose(method, operator, y.shape[-stencil.ndim : -1], stencil.shape[:-1], y.shape[-1])
+def _slide_adjoint(stencil, z, boundary):
+    return fully_coupled.correlate(z, circulant_stencil(stencil), boundary, "direct")
 
 
-def _apply(function, stencil, method, y):
+def _filter(function, stencil, method, y):
     """F₃⁻¹(function(λ) ⊙ F₃ y): the channels join the grid, and a single channel is left."""
     λ = circulant_symbol(stencil, y.shape[-stencil.ndim : -1])
-    return apply_symbol(function(λ)[..., None], y[..., None], method=method)[..., 0]
+    return scale_spectrum(y[..., None], function(λ)[..., None], method)[..., 0]
+
+
+_WAYS = Ways(_slide, _slide_adjoint, _filter)

@@ -1,13 +1,10 @@
 """K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit inverse, Eq. (11)."""
 
 import jax
-import jax.numpy as jnp
 
-from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
-from lowcost.methods import choose
-from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
+from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
 from lowcost.operators.sliding import slide, slide_adjoint
-from lowcost.spectral import apply_symbol, power, symbol, widen
+from lowcost.spectral import scale_spectrum, symbol
 
 
 def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -28,19 +25,12 @@ def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> difference = jnp.array([0.0, -1.0, 1.0])[:, None]  # y_{i+1} - y_i, one channel
         >>> print(depthwise(difference, jnp.array([0.0, 1.0, 4.0, 9.0])[:, None])[:, 0])
         [ 1.  3.  5. -9.]
     """
-    check_features("y", y, stencil)
-    check_choice("boundary", boundary, BOUNDARIES)
-    window = stencil.shape[:-1]
-    method = _choose(method, stencil, y)
-    if method == "direct":
-        return slide(stencil, y, boundary)
-    return with_boundary(
-        lambda y: apply_symbol(_symbol(stencil, y), y, method=method), widen(y), window, boundary
-    ).astype(jnp.result_type(y))
+    return apply(convolve, _WAYS, "depthwise", "y", stencil, y, boundary, method)
 
 
 def depthwise_adjoint(
@@ -50,15 +40,7 @@ def depthwise_adjoint(
 
     Args, Returns, Raises: as `depthwise`.
     """
-    check_features("z", z, stencil)
-    check_choice("boundary", boundary, BOUNDARIES)
-    window = stencil.shape[:-1]
-    method = _choose(method, stencil, z)
-    if method == "direct":
-        return slide_adjoint(stencil, z, boundary)
-    return with_boundary_adjoint(
-        lambda z: apply_symbol(jnp.conj(_symbol(stencil, z)), z, method=method), widen(z), window, boundary
-    ).astype(jnp.result_type(z))
+    return apply(correlate, _WAYS, "depthwise", "z", stencil, z, boundary, method)
 
 
 def depthwise_diffusion(
@@ -68,12 +50,8 @@ def depthwise_diffusion(
 
     Args, Returns, Raises: as `depthwise`.
     """
-    check_features("y", y, stencil)
-    method = _choose(method, stencil, y, "diffusion" if boundary == "periodic" else "depthwise")
-    if boundary == "periodic" and method != "direct":
-        return apply_symbol(-power(_symbol(stencil, y)), y, method=method)
-    convolved = depthwise(stencil, widen(y), boundary=boundary, method=method)
-    return -depthwise_adjoint(stencil, convolved, boundary=boundary, method=method).astype(jnp.result_type(y))
+    operator = "diffusion" if boundary == "periodic" else "depthwise"
+    return apply(diffuse, _WAYS, operator, "y", stencil, y, boundary, method)
 
 
 def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
@@ -96,19 +74,17 @@ def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
         ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown method.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> difference = jnp.array([0.0, -1.0, 1.0])[:, None]
         >>> y = jnp.array([1.0, 0.0, 0.0, 0.0])[:, None]
         >>> print(depthwise_resolvent(difference, y, 1.0)[:, 0].round(3))  # smoother, the mean as before
         [0.467 0.2   0.133 0.2  ]
     """
-    check_features("y", y, stencil)
-    check_time_step(h)
-    return apply_symbol(1 / (1 + h * power(_symbol(stencil, y))), y, method=method)
+    return resolvent(_WAYS, "real", stencil, y, h, method)
 
 
-def _choose(method, stencil, y, operator="depthwise"):
-    return choose(method, operator, y.shape[-stencil.ndim : -1], stencil.shape[:-1], y.shape[-1])
+def _filter(function, stencil, method, y):
+    return scale_spectrum(y, function(symbol(stencil, y.shape[-stencil.ndim : -1])), method)
 
 
-def _symbol(stencil, y):
-    return symbol(stencil, y.shape[-stencil.ndim : -1])
+_WAYS = Ways(slide, slide_adjoint, _filter)

@@ -10,7 +10,7 @@ from lowcost.arguments import BOUNDARIES, check_choice, check_features
 from lowcost.images import per_shard
 from lowcost.methods import choose
 from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
-from lowcost.operators.sliding import slide, slide_adjoint
+from lowcost.operators.sliding import UNROLLED, slide, slide_adjoint
 from lowcost.spectral import coupled_symbol, filter_spectrum, widen
 
 
@@ -31,14 +31,7 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
     """
-    window = _check("y", y, stencil, -2, boundary)
-    method = _choose(method, stencil, y)
-    if method == "direct":
-        if _by_patches(stencil):
-            return slide(stencil, y, boundary, coupled=True)
-        return _convolve(stencil, pad(y, window, boundary)).astype(jnp.result_type(y))
-    apply = partial(_apply, stencil, "...io,...i->...o", method)
-    return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
+    return _checked("y", convolve, -2, stencil, y, boundary, method)
 
 
 def fully_coupled_adjoint(
@@ -57,30 +50,43 @@ def fully_coupled_adjoint(
     Raises:
         TypeError, ValueError: as `fully_coupled`.
     """
-    window = _check("z", z, stencil, -1, boundary)
-    method = _choose(method, stencil, z)
+    return _checked("z", correlate, -1, stencil, z, boundary, method)
+
+
+def _checked(name, function, channel_axis, stencil, y, boundary, method):
+    """`function` over a batch, on each device's own images."""
+    check_features(name, y, stencil, channel_axes=2, channel_axis=channel_axis)
+    check_choice("boundary", boundary, BOUNDARIES)
+    method = choose(method, "coupled", y.shape[1 - stencil.ndim : -1], stencil.shape[:-2], stencil.shape[-2])
+    return per_shard(function, stencil.ndim - 2, y, stencil, boundary=boundary, method=method)
+
+
+def convolve(y, stencil, boundary, method):
+    """K(θ) y on the images of one device, with arguments that `fully_coupled` has checked."""
+    window = stencil.shape[:-2]
+    if method == "direct":
+        if _by_patches(stencil):
+            return slide(stencil, y, boundary, coupled=True)
+        return _slide_by_xla(stencil, pad(y, window, boundary)).astype(jnp.result_type(y))
+    apply = partial(_filter, stencil, "...io,...i->...o", method)
+    return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
+
+
+def correlate(z, stencil, boundary, method):
+    """K(θ)ᵀ z on the images of one device, with arguments that `fully_coupled_adjoint` has checked."""
+    window = stencil.shape[:-2]
     if method == "direct":
         if _by_patches(stencil):
             return slide_adjoint(stencil, z, boundary, coupled=True)
         wide = jnp.promote_types(widen(stencil).dtype, widen(z).dtype)  # the padding's adjoint adds after the sum
         y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), wide)
-        transpose = jax.linear_transpose(lambda y: _convolve(widen(stencil), pad(y, window, boundary)), y)
+        transpose = jax.linear_transpose(lambda y: _slide_by_xla(widen(stencil), pad(y, window, boundary)), y)
         return transpose(jnp.asarray(z, wide))[0].astype(jnp.result_type(z))
-    apply = partial(_apply, stencil, "...io,...o->...i", method)
+    apply = partial(_filter, stencil, "...io,...o->...i", method)
     return with_boundary_adjoint(apply, widen(z), window, boundary).astype(jnp.result_type(z))
 
 
-def _check(name, y, stencil, channel_axis, boundary):
-    check_features(name, y, stencil, channel_axes=2, channel_axis=channel_axis)
-    check_choice("boundary", boundary, BOUNDARIES)
-    return stencil.shape[:-2]
-
-
-def _choose(method, stencil, y):
-    return choose(method, "coupled", y.shape[1 - stencil.ndim : -1], stencil.shape[:-2], stencil.shape[-2])
-
-
-def _apply(stencil, product, method, y):
+def _filter(stencil, product, method, y):
     """One matrix product a frequency: the symbol of a coupled stencil is a matrix, [*grid, C_in, C_out]."""
     grid = y.shape[1 - stencil.ndim : -1]
     λ = coupled_symbol(stencil, grid)
@@ -104,26 +110,22 @@ def _multiply(product, channels):
 
 def _by_patches(stencil):
     """On a CPU a product with the patches of each image, while these stay in the cache, is faster than convolutions."""
-    return jax.default_backend() == "cpu" and math.prod(stencil.shape[:-1]) <= 1200
+    few = math.prod(stencil.shape[:-2]) <= 3 * UNROLLED and math.prod(stencil.shape[:-1]) <= 1200
+    return jax.default_backend() == "cpu" and few
 
 
-def _convolve(stencil, padded):
+def _slide_by_xla(stencil, padded):
     """XLA's convolution of the padded grid; like a Flax layer it follows `jax.default_matmul_precision`.
 
     Of bfloat16 with bfloat16 the products are summed in float32 by every backend's convolution.
     """
     dims = stencil.ndim - 2
     dtype = jnp.result_type(stencil.dtype, padded.dtype)
-    return per_shard(_convolve_shard, dims, padded.astype(dtype), stencil.astype(dtype))
-
-
-def _convolve_shard(padded, stencil):
-    dims = stencil.ndim - 2
     batch, points = padded.shape[: -1 - dims], padded.shape[-1 - dims :]
     spatial = "XYZ"[:dims]
     result = jax.lax.conv_general_dilated(
-        padded.reshape(math.prod(batch), *points),
-        stencil,
+        padded.reshape(math.prod(batch), *points).astype(dtype),
+        stencil.astype(dtype),
         window_strides=(1,) * dims,
         padding="VALID",
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import check_channels, check_floating
+from lowcost.images import product_sharding
 
 
 def pointwise(matrix: jax.Array, y: jax.Array) -> jax.Array:
@@ -54,5 +55,5 @@ def _product(matrix, name, y, *, transpose):
     if transpose:
         matrix = matrix.T
     dtype = jnp.promote_types(jnp.result_type(matrix.dtype, y.dtype), jnp.float32)
-    product = jnp.dot(y, matrix, preferred_element_type=dtype)
+    product = jnp.dot(y, matrix, preferred_element_type=dtype, out_sharding=product_sharding(y, matrix))
     return product.astype(jnp.result_type(y))

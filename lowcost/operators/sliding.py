@@ -11,12 +11,16 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import ad
 
-from lowcost.images import each_image, per_shard
+from lowcost.images import each_image
 from lowcost.operators.boundary import pad, pad_adjoint
 from lowcost.primitive import primitive
 from lowcost.spectral import widen
+
+UNROLLED = 49
+"""Stencils of more points are applied in a loop: the time to compile grows with the number of terms written out."""
 
 
 def slide(stencil: jax.Array, y: jax.Array, boundary: str, *, coupled: bool = False) -> jax.Array:
@@ -31,20 +35,18 @@ def slide(stencil: jax.Array, y: jax.Array, boundary: str, *, coupled: bool = Fa
     Returns:
         [..., *grid, C], or C_out.
     """
-    return _per_shard(_slide, stencil, y, boundary, coupled)
+    return _bind(_slide, stencil, y, boundary, coupled)
 
 
 def slide_adjoint(stencil: jax.Array, z: jax.Array, boundary: str, *, coupled: bool = False) -> jax.Array:
     """K(θ)ᵀ z, with the arguments of `slide`, but C_out and C_in exchanged."""
-    return _per_shard(_slide_adjoint, stencil, z, boundary, coupled)
+    return _bind(_slide_adjoint, stencil, z, boundary, coupled)
 
 
-def _per_shard(operator, stencil, y, boundary, coupled):
+def _bind(operator, stencil, y, boundary, coupled):
     wide = widen(y)
     stencil = jnp.asarray(stencil, wide.dtype)
-    apply = partial(operator.bind, boundary=boundary, rank=stencil.ndim - 1 - coupled)
-    result = per_shard(lambda y, θ: apply(θ, y), stencil.ndim - 1 - coupled, wide, stencil)
-    return result.astype(jnp.result_type(y))
+    return operator.bind(stencil, wide, boundary=boundary, rank=stencil.ndim - 1 - coupled).astype(jnp.result_type(y))
 
 
 # --- the form of one image --------------------------------------------------------------------------------------------
@@ -74,7 +76,11 @@ def _slide_gradient_image(y, z, boundary, shape):
     if len(shape) > rank + 1:
         patches = _patches(padded, window)
         return jnp.tensordot(patches, z, axes=(tuple(range(rank)),) * 2).reshape(shape)
-    return jnp.stack([jnp.sum(z * piece, range(rank)) for piece in _shifted(padded, window)]).reshape(shape)
+    if math.prod(window) > UNROLLED:
+        gradient = jax.lax.map(lambda j: jnp.sum(z * _moved(padded, j, z.shape[:-1]), range(rank)), _offsets(window))
+    else:
+        gradient = jnp.stack([jnp.sum(z * piece, range(rank)) for piece in _shifted(padded, window)])
+    return gradient.reshape(shape)
 
 
 def _apply(stencil, padded, rank):
@@ -85,6 +91,10 @@ def _apply(stencil, padded, rank):
     if stencil.ndim > rank + 1:
         return _patches(padded, window) @ stencil.reshape(-1, stencil.shape[-1])
     weights = stencil.reshape(-1, *(1,) * rank, stencil.shape[-1])
+    if len(weights) > UNROLLED:
+        offsets, piece = _offsets(window), partial(_moved, padded, grid=_grid(padded, window))
+        add = lambda total, x: (total + x[0] * piece(x[1]), None)  # noqa: E731
+        return jax.lax.scan(add, weights[0] * piece(offsets[0]), (weights[1:], offsets[1:]))[0]
     return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window))))
 
 
@@ -98,9 +108,20 @@ def _patches(padded, window):
 
 def _shifted(padded, window):
     """The grid moved by every offset of the window."""
-    grid = [n - (m - 1) for n, m in zip(padded.shape[:-1], window, strict=True)]
-    offsets = itertools.product(*map(range, window))
-    return [padded[tuple(slice(j, j + n) for j, n in zip(offset, grid, strict=True))] for offset in offsets]
+    return [padded[tuple(map(slice, j, j + _grid(padded, window)))] for j in _offsets(window)]
+
+
+def _moved(padded, offset, grid):
+    """The grid moved by an offset that is known only when the program runs."""
+    return jax.lax.dynamic_slice(padded, (*offset, np.int32(0)), (*grid, padded.shape[-1]))
+
+
+def _grid(padded, window):
+    return np.subtract(padded.shape[:-1], window) + 1
+
+
+def _offsets(window):
+    return np.array(list(itertools.product(*map(range, window))), np.int32)
 
 
 # --- over a batch, as primitives --------------------------------------------------------------------------------------

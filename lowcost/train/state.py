@@ -24,6 +24,7 @@ class TrainState(flax.struct.PyTreeNode):
         metrics: sums over the present epoch, {"loss", "correct", "count"}, float32.
         skipped: steps whose loss or gradient was not finite, and which changed nothing, int32.
         skipped_in_a_row: the last so many steps were among them, int32.
+        key_impl: generator of the key, as `jax.random.key_impl`, not saved; None is JAX's default.
     """
 
     step: jax.Array
@@ -35,6 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
     metrics: dict[str, jax.Array]
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    key_impl: Any = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def create_state(
         metrics=zero_metrics(),
         skipped=zero,
         skipped_in_a_row=zero,
+        key_impl=jax.random.key_impl(seed_key),
     )
 
 

@@ -69,7 +69,7 @@ def make_train_step(
     def train_step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array) -> TrainState:
         chex.assert_rank(labels, 1)
         chex.assert_equal_shape_prefix([images, labels, indices], 1)
-        key = jax.random.wrap_key_data(state.key)
+        key = jax.random.wrap_key_data(state.key, impl=state.key_impl)
         draw = Draw(key, jax.random.fold_in(key, state.step), indices, state.step // steps_per_epoch)
         inputs = augment(to_unit_range(images), draw)
 

@@ -147,3 +147,15 @@ def test_implicit_diffusion_is_periodic():
         ImplicitDiffusion(C, (3, 3), padding="SAME").init(jax.random.key(0), jnp.ones((1, 6, 5, C)))
     with pytest.raises(ValueError, match="h must be a finite time step ≥ 0, got -1"):
         ImplicitDiffusion(C, (3, 3), h=-1.0).init(jax.random.key(0), jnp.ones((1, 6, 5, C)))
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 2), [3, 2], np.array([3, 2]), (np.int64(3), np.int8(2))], ids=repr)
+def test_sizes_may_be_numpys(kernel_size):
+    """Any whole numbers; others are refused."""
+    y = jnp.ones((1, 4, 5, C))
+    shapes = jax.eval_shape(Depthwise(np.int64(C), kernel_size).init, jax.random.key(0), y)["params"]
+    assert shapes["stencil"].shape == (3, 2, C)
+    one = jax.eval_shape(Depthwise(C, np.int64(3)).init, jax.random.key(0), y)["params"]
+    assert one["stencil"].shape == (3, C)
+    with pytest.raises(TypeError):
+        Depthwise(C, (3.5, 2)).init(jax.random.key(0), y)

@@ -82,12 +82,55 @@ def test_training_needs_no_gather(architecture):
     assert "all-gather" not in compiled
 
 
+def test_explicit_mesh_axes_of_any_name():
+    """Loss and gradients on sharded images, with weights that are sharded or not, equal those on one device."""
+    net = network("linear_mix", (2,), 3, steps_per_block=1)
+    images = np.random.default_rng(0).uniform(size=(4, 5, 3)).astype(np.float32)
+    variables = jax.jit(net.init)(jax.random.key(0), images)
+
+    def loss(params, images):
+        logits, _ = net.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        return jnp.sum(logits**2)
+
+    run = jax.jit(jax.value_and_grad(loss))
+    expected, mesh = run(variables["params"], images), jax.make_mesh((2, 2), ("b", "m"))
+
+    def place(w):
+        spec = [None] * (w.ndim - 1) + ["m"] if w.ndim > 1 and w.shape[-1] % 2 == 0 else []
+        return jax.device_put(w, jax.NamedSharding(mesh, jax.P(*spec)))
+
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(place, variables["params"])
+        result = run(params, jax.device_put(images, jax.NamedSharding(mesh, jax.P("b"))))
+    chex.assert_trees_all_close(jax.device_get(result), jax.device_get(expected), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_equal_networks_are_one_static_argument(architecture):
+    """Made twice, with NumPy's integers and an array as width too: equal, with one hash, and traced once."""
+    chex.clear_trace_counter()
+    count, options = np.int64(3), {"kernel_size": 3, "steps_per_block": 2}
+    nets = [
+        network(architecture, (8, 16), 3, **options),
+        network(architecture, [8, 16], 3, **options, dtype="float32"),
+        network(architecture, np.array([8, 16]), count, kernel_size=count, steps_per_block=np.int32(2)),
+    ]
+    assert len({*nets}) == 1
+    assert network(architecture, (8, 16), 3, kernel_size=1, steps_per_block=2) not in nets
+    assert network(architecture, (8, 16), 3, steps_per_block=2, dtype=jnp.bfloat16) not in nets
+    assert all(type(x) is int for x in (*nets[2].channels, nets[2].num_classes, nets[2].steps_per_block))
+    step = jax.jit(chex.assert_max_traces(lambda net, x: x + net.num_classes, n=1), static_argnums=0)
+    assert [float(step(net, jnp.zeros(()))) for net in nets] == [3, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("implicit", "A", 10), "architecture must be one of 'resnet', .*'implicit_circulant_rd' here, got 'implicit'"),
         (("implicit_rd", "D", 10), "width must be one of 'A', 'B', 'C' here, got 'D'"),
         (("implicit_rd", (4, 6), 10), r"width must double .* got \(4, 6\)"),
+        (("implicit_rd", (4.0, 8.0), 10), r"width must double .* in whole numbers, .* got \(4.0, 8.0\)"),
+        (("implicit_rd", np.array([]), 10), r"width must double .* got \(\)"),
         (("implicit_rd", "A", 0), "num_classes must be a whole number of at least 1, got 0"),
     ],
 )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, assert_close
+from cases import CASE, CASES, METHODS, QUICK, assert_close, over_all
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import lowcost
@@ -37,16 +37,100 @@ def test_no_gather(case, way):
         assert_close(ours, theirs, 1e-4)
 
 
-@pytest.mark.parametrize(("case", "way"), [x for x in WAYS if not x[0].form], ids=str)
-def test_axes_of_the_mesh_may_be_explicit(case, way):
-    """As `jax.make_mesh` makes them: images that lie on all devices alike, and those that are spread over them."""
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
-    weights, y = case.draw((3, 2), (5, 4), (8,), dtype=np.float32)
-    expected = case.function(*weights, y, **way)
+@over_all
+def test_explicit_axes(case):
+    """Of any name, with batch, channels and weights sharded: values and gradients equal those without a mesh."""
+    mesh = jax.make_mesh((2, 2), ("b", "m"))
+    weights, y = case.draw((2,), (4,), (2, 3), 4, dtype=np.float32)
+    if case.channels(weights) % 2:  # the adjoints of operators that add a channel
+        weights, y = [w[..., :4] for w in weights], y[..., :4]
+
+    def run(*arrays):
+        def loss(*arrays):
+            results = [case.function(*arrays, **way) for way in case.ways]
+            return sum(jnp.tanh(x).sum() for x in results), results
+
+        return jax.grad(loss, range(len(arrays)), has_aux=True)(*arrays)
+
+    def place(x, *axes):
+        whole = [axis if n % 2 == 0 else None for axis, n in zip(axes, x.shape, strict=True)]
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*whole)))
+
+    compiled = jax.jit(run, compiler_options=QUICK)
+    expected = compiled(*weights, y)
     with jax.set_mesh(mesh):
-        for sharding in (PartitionSpec(), PartitionSpec("data")):
-            placed = jax.device_put(y, NamedSharding(mesh, sharding))
-            assert_close(case.function(*weights, placed, **way), expected, 1e-5)
+        placed = [place(w, *[None] * (w.ndim - 2), "b", "m") for w in weights], place(y, "b", None, None, "m")
+        gradients, results = compiled(*placed[0], placed[1])
+    for ours, theirs in zip(jax.tree.leaves((gradients, results)), jax.tree.leaves(expected), strict=True):
+        assert_close(ours, theirs, 1e-5)
+    for array, gradient in zip((*placed[0], placed[1]), gradients, strict=True):
+        assert gradient.sharding == array.sharding
+    for result in results:
+        assert result.sharding.spec[0] == "b"
+        assert result.shape != y.shape or case.operator == "pointwise" or result.sharding == placed[1].sharding
+
+
+@pytest.mark.parametrize("name", ["depthwise", "fully_coupled"])
+@pytest.mark.parametrize("method", METHODS)
+def test_explicit_axes_outside_of_jit(name, method):
+    """With and without `jax.set_mesh`, under `jax.vmap` over a sharded axis, in a `jax.shard_map` of the user."""
+    mesh = jax.make_mesh((4,), ("batch",))
+    (stencil,), y = CASE[name].draw((2,), (4,), (4,), dtype=np.float32)
+    apply = partial(getattr(lowcost, name), stencil, method=method)
+    expected, along_batch = apply(y), PartitionSpec("batch")
+    placed = jax.device_put(y, NamedSharding(mesh, along_batch))
+    results = [apply(placed)]
+    with jax.set_mesh(mesh):
+        mapped = jax.jit(jax.vmap(lambda y: apply(y[None])[0]))(placed)
+        by_hand = jax.shard_map(apply, in_specs=along_batch, out_specs=along_batch)(placed)
+        results += [
+            apply(placed),
+            apply(jax.device_put(y, NamedSharding(mesh, PartitionSpec()))),
+            apply(y),
+            mapped,
+            by_hand,
+        ]
+    for result in results:
+        assert_close(result, expected, 1e-5)
+
+
+@pytest.mark.parametrize("case", [CASE["depthwise_resolvent"], CASE["circulant"]], ids=str)
+def test_no_gather_on_explicit_axes(case):
+    """The compiled value and gradient hold no all-gather, for axes of any name."""
+    mesh = jax.make_mesh((4,), ("batch",))
+    weights, y = case.draw((3,), (5,), (8,), dtype=np.float32)
+    with jax.set_mesh(mesh):
+        y = jax.device_put(y, NamedSharding(mesh, PartitionSpec("batch")))
+        loss = jax.grad(lambda *a: jnp.tanh(case.function(*a, method="fft")).sum(), (0, 1))
+        assert "all-gather" not in jax.jit(loss).lower(*weights, y).compile().as_text()
+
+
+@pytest.mark.parametrize(("axes", "shape"), [(("batch",), (4,)), (("data", "model"), (2, 2))], ids=str)
+def test_auto_axes_of_any_name(axes, shape):
+    """Axes of type Auto, which a traced function cannot see, may have other names, or hold channels."""
+    mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes))
+    (stencil,), y = CASE["depthwise"].draw((2,), (4,), (4,), 2, dtype=np.float32)
+    loss = jax.jit(jax.grad(lambda *a: jnp.tanh(lowcost.depthwise(*a, method="fft")).sum(), (0, 1)))
+    expected = loss(stencil, y)
+    spec = PartitionSpec(axes[0], None, *axes[1:])
+    with jax.set_mesh(mesh):
+        for ours, theirs in zip(loss(stencil, jax.device_put(y, NamedSharding(mesh, spec))), expected, strict=True):
+            assert_close(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("spec", [("b",), (None, "b"), (None, None, "m"), (None, "b", "m")], ids=str)
+def test_symbols_of_sharded_stencils(spec):
+    """The symbols, and filters by them, of stencils that are sharded along any axis."""
+    mesh = jax.make_mesh((2, 2), ("b", "m"))
+    stencil = np.random.default_rng(0).normal(size=(2, 2, 4)).astype(np.float32)
+    placed = jax.device_put(stencil, NamedSharding(mesh, PartitionSpec(*spec)))
+    for function, window in (
+        (lowcost.symbol, (2, 2)),
+        (lowcost.circulant_symbol, (2, 2)),
+        (lowcost.coupled_symbol, (2,)),
+    ):
+        assert_close(jnp.abs(function(placed, window)), np.abs(function(stencil, window)), 1e-5)
+    assert_close(lowcost.apply_symbol(placed, placed), lowcost.apply_symbol(stencil, stencil), 1e-5)
 
 
 @pytest.mark.parametrize("form", ["", "_resolvent"])

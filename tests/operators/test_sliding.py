@@ -1,5 +1,7 @@
 """Sliding a stencil: a primitive that keeps all of JAX's transformations, of every order."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from cases import BOUNDARIES, assert_close
 from jax.test_util import check_grads
 
 import lowcost
+from lowcost.deploy import operations
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -82,3 +85,45 @@ def test_no_zero_padded_sums_on_the_way_back():
     for name in ("slide[", "slide_adjoint[", "slide_gradient["):
         assert name in text
     assert "pad[" not in text
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("adjoint", ["", "_adjoint"])
+def test_a_long_stencil(adjoint, boundary):
+    """Applied in a loop: values, gradients and a map over stencils as by FFT."""
+    rng = np.random.default_rng(0)
+    stencils, y = rng.standard_normal((2, 75, 2)), rng.standard_normal((3, 80, 2))
+
+    def run(method):
+        apply = partial(getattr(lowcost, f"depthwise{adjoint}"), boundary=boundary, method=method)
+        gradient = jax.grad(lambda *a: jnp.tanh(apply(*a)).sum(), (0, 1))
+        return apply(stencils[0], y), gradient(stencils[0], y), jax.vmap(apply, (0, None))(stencils, y)
+
+    for ours, theirs in zip(*(jax.tree.leaves(run(method)) for method in ("direct", "fft")), strict=True):
+        assert_close(ours, theirs, 1e-11)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "fully_coupled", "circulant", "Depthwise", "Convolution"])
+def test_programs_of_bounded_length(name):
+    """With its gradient the program is as long for 900 points as for 500: no point is a term of its own."""
+
+    def length(points):
+        stencil = np.ones((points, 1, 1) if name in ("fully_coupled", "Convolution") else (points, 1), np.float32)
+        if name[0].islower():
+            function = partial(getattr(lowcost, name), method="direct")
+        else:
+            stencil, function = 1.0, getattr(operations, name)(stencil, np.ones(1, np.float32))
+            function = lambda scale, y, apply=function: scale * apply(y)  # noqa: E731
+        loss = jax.grad(lambda *a: jnp.sum(function(*a) ** 2), (0, 1))
+        return jax.jit(loss).lower(stencil, jnp.ones((2, 1000, 1), jnp.float32)).as_text().count("\n")
+
+    assert length(900) == length(500)
+
+
+def test_the_symbol_of_a_long_stencil():
+    """By FFT, where the matrix would be large: the eigenvalues of the very convolution."""
+    rng = np.random.default_rng(0)
+    stencil, y = rng.standard_normal((1025, 1)), rng.standard_normal((1030, 1))
+    assert "fft" in str(jax.make_jaxpr(lambda θ: lowcost.symbol(θ, (1030,)))(stencil))
+    direct = lowcost.depthwise(stencil, y, method="direct")
+    assert_close(lowcost.apply_symbol(lowcost.symbol(stencil, (1030,)), y, method="fft"), direct, 1e-11)

@@ -1,5 +1,7 @@
 """Steps whose loss or gradient is not finite change nothing, are counted, and end the run when they do not end."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,25 @@ def program(net, steps_per_epoch=100):
 @pytest.fixture(scope="module")
 def small():
     return program(network("implicit_rd", (2, 4), 3, steps_per_block=1))
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_a_key_of_any_generator(impl):
+    """The step draws from the very key that the state was made with, for one seed and for several."""
+    key = jax.random.key(5, impl=impl)
+
+    def augment(images, draw):
+        return images + jax.random.key_data(draw.run).sum() + jax.random.uniform(draw.step, images.shape)
+
+    step = jax.jit(make_train_step(Cusp(), OPTIMIZER, augment, 100))
+    create = partial(create_state, Cusp(), OPTIMIZER, image_shape=(12, 8, 3))
+    state, images = create(key), np.ones((8, 12, 8, 3), np.float32)
+    assert step(state, images, LABELS[0], ROWS).step == 1
+    assert state.key_impl == impl
+    states = jax.vmap(create)(jax.random.split(key, 2))
+    several = jax.vmap(step, (0, None, None, None))(states, images, LABELS[0], ROWS)
+    assert several.step.tolist() == [1, 1]
+    assert several.key_impl == impl
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -1,0 +1,73 @@
+"""K, Kᵀ, −KᵀK and (I + hKᵀK)⁻¹ of a stencil [*window, C]: what K_dw, Eq. (5), and K_circ, Eq. (12), have in common."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
+from lowcost.images import per_shard
+from lowcost.methods import choose
+from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
+from lowcost.spectral import power, widen
+
+
+class Ways(NamedTuple):
+    """How an operator is computed on the images of one device.
+
+    Attributes:
+        slide: (stencil, y, boundary) → K y, directly.
+        slide_adjoint: (stencil, z, boundary) → Kᵀ z, directly.
+        filter: (function, stencil, method, y) → F⁻¹(function(λ) ⊙ F y).
+    """
+
+    slide: Callable[..., jax.Array]
+    slide_adjoint: Callable[..., jax.Array]
+    filter: Callable[..., jax.Array]
+
+
+def apply(form, ways, operator, name, stencil, y, boundary, method):
+    """Checks the arguments and applies `form`, one of this module's functions, on each device's own images."""
+    check_features(name, y, stencil)
+    check_choice("boundary", boundary, BOUNDARIES)
+    method = choose(method, operator, y.shape[-stencil.ndim : -1], stencil.shape[:-1], y.shape[-1])
+    return per_shard(form, stencil.ndim - 1, y, stencil, ways=ways, boundary=boundary, method=method)
+
+
+def resolvent(ways, operator, stencil, y, h, method):
+    """(I + hKᵀK)⁻¹ y: `apply` for the inverse, which is periodic and has no stencil."""
+    check_features("y", y, stencil)
+    check_time_step(h)
+    grid = y.shape[-stencil.ndim : -1]
+    method = choose(method, operator, grid, grid, y.shape[-1])
+    return per_shard(_resolve, stencil.ndim - 1, y, stencil, h, ways=ways, method=method)
+
+
+def convolve(y, stencil, ways, boundary, method):
+    """K y."""
+    if method == "direct":
+        return ways.slide(stencil, y, boundary)
+    filtered = partial(ways.filter, lambda λ: λ, stencil, method)
+    return with_boundary(filtered, widen(y), stencil.shape[:-1], boundary).astype(jnp.result_type(y))
+
+
+def correlate(z, stencil, ways, boundary, method):
+    """Kᵀ z."""
+    if method == "direct":
+        return ways.slide_adjoint(stencil, z, boundary)
+    filtered = partial(ways.filter, jnp.conj, stencil, method)
+    return with_boundary_adjoint(filtered, widen(z), stencil.shape[:-1], boundary).astype(jnp.result_type(z))
+
+
+def diffuse(y, stencil, ways, boundary, method):
+    """−KᵀK y."""
+    if boundary == "periodic" and method != "direct":
+        return ways.filter(lambda λ: -power(λ), stencil, method, y)
+    convolved = convolve(widen(y), stencil, ways, boundary, method)
+    return -correlate(convolved, stencil, ways, boundary, method).astype(jnp.result_type(y))
+
+
+def _resolve(y, stencil, h, ways, method):
+    return ways.filter(lambda λ: 1 / (1 + h * power(λ)), stencil, method, y)
