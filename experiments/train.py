@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def main(config: TrainConfig) -> int:
     """Joins the other processes, trains, prints the result; heavy imports wait for the flags."""
-    from lowcost.train.processes import connect
+    from experiments.cluster import connect
 
     try:
         given = config.coordinator, config.num_processes, config.process_id

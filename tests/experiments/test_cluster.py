@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
-from lowcost.train.processes import connect
+from experiments.cluster import connect
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +41,56 @@ def refused(process):
     [line] = errors.splitlines()
     assert line.startswith("error: ")
     return line
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The calls of `jax.distributed.initialize`, which finds no cluster."""
+    calls = []
+
+    def initialize(*arguments, **options):
+        calls.append((arguments, options))
+        if not arguments:
+            raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    return calls
+
+
+def test_flags_are_handed_on(asked):
+    with socket.create_server(("localhost", 0)) as first:
+        address = f"localhost:{first.getsockname()[1]}"
+        assert connect(address, 4, 3, heartbeat_seconds=7, wait_seconds=20) == 4
+    assert asked == [((address, 4, 3), {"heartbeat_timeout_seconds": 7, "initialization_timeout": 80})]
+
+
+def test_without_flags_jax_looks_for_a_cluster(asked):
+    assert connect(heartbeat_seconds=7) == 1
+    assert asked == [((), {"heartbeat_timeout_seconds": 7, "initialization_timeout": 360})]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SLURM_STEP_NUM_TASKS", "1"), ("OMPI_COMM_WORLD_SIZE", "1"), ("KUBERNETES_SERVICE_HOST", "10.0.0.1")],
+)
+def test_alone_in_a_cluster_nobody_is_looked_for(asked, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert connect() == 1
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_cluster_tells_how_many_they_are(monkeypatch, name):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: None)
+    monkeypatch.setenv(name, "4")
+    assert connect() == 4
+
+
+@pytest.mark.parametrize("given", [("host:1", None, None), ("host:1", 2, None), (None, 2, 0), ("host:1", 2, 2)])
+def test_incomplete_flags_are_refused(asked, given):
+    with pytest.raises(ValueError, match="all of --coordinator HOST:PORT, --num-processes N and --process-id"):
+        connect(*given)
+    assert asked == []
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:", ":1", "localhost:0", "localhost:99999", "localhost:x"])
@@ -79,8 +130,8 @@ def test_training_ends_when_a_process_does_not_come(port):
 
 def test_a_process_that_has_ended_is_reported(port):
     """Process 1 ends after the processes have found each other; process 0 meets it at their next agreement."""
-    code = "import os, sys, jax; from lowcost.train.processes import agree, connect; i = int(sys.argv[2])\n"
-    code += "connect(sys.argv[1], 2, i, wait_seconds=30); agree(1); os._exit(0) if i else None\n"
+    code = "import os, sys; from experiments.cluster import connect; from lowcost.train.processes import agree\n"
+    code += "i = int(sys.argv[2]); connect(sys.argv[1], 2, i, wait_seconds=30); agree(1); os._exit(0) if i else None\n"
     code += "try:\n    agree(2)\nexcept OSError as error:\n    print(f'error: {error}', file=sys.stderr); os._exit(2)"
     pair = [start("-c", code, f"localhost:{port}", i) for i in range(2)]
     pair[1].communicate(timeout=60)
