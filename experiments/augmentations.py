@@ -63,8 +63,7 @@ def choose(labels, seed: int):
 def augmented(images, indices, seed: int) -> dict[tuple[str, str], object]:
     """(function, its arguments or the like) → images, beginning with the images themselves.
 
-    The square of cutout has a quarter of the image's side, 8 pixels for 32; mixup's λ is uniform here, since with the
-    usual small alpha most of eight images would look untouched.
+    The square of cutout has a quarter of the image's side, 8 pixels for 32.
 
     Args:
         images: [B, H, W, C], floating point in [0, 1].
@@ -74,7 +73,6 @@ def augmented(images, indices, seed: int) -> dict[tuple[str, str], object]:
     from collections import OrderedDict
 
     import jax
-    import jax.numpy as jnp
 
     from lowcost.data import augment
 
@@ -91,7 +89,6 @@ def augmented(images, indices, seed: int) -> dict[tuple[str, str], object]:
                 ("alternating_flip", "epoch 0"): augment.alternating_flip(key, images, indices, 0),
                 ("alternating_flip", "epoch 1"): augment.alternating_flip(key, images, indices, 1),
                 ("cutout", f"pixels={hole}"): augment.cutout(key, images, pixels=hole),
-                ("mixup", "alpha=1"): augment.mixup(key, images, jnp.eye(len(images)), alpha=1)[0],
             }
         )
 

@@ -16,14 +16,7 @@ from lowcost.data.sources import SOURCES, digits, load, published
 from lowcost.lazy import attributes
 
 if TYPE_CHECKING:
-    from lowcost.data.augment import (
-        alternating_flip,
-        cutout,
-        mixup,
-        random_flip,
-        random_resized_crop,
-        random_translate,
-    )
+    from lowcost.data.augment import alternating_flip, cutout, random_flip, random_resized_crop, random_translate
 
 __all__ = [
     "SOURCES",
@@ -36,7 +29,6 @@ __all__ = [
     "epoch_order",
     "folder",
     "load",
-    "mixup",
     "published",
     "random_flip",
     "random_resized_crop",

@@ -1,11 +1,9 @@
-"""Random changes of a batch: pure functions of a key and images [B, H, W, C]. All but `mixup` keep the labels.
+"""Random changes of a batch: pure functions of a key and images [B, H, W, C]. Labels stay as they are.
 
 Every image draws for itself from a counter-based generator: what is drawn for image i depends on the key and i alone,
 its place in the batch or, for `alternating_flip`, in the data set; not on the other images nor on how many devices
 share the batch. Nothing is gathered: images move by slices, selections and small matrix products.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -151,47 +149,6 @@ def cutout(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
 
     hole = inside(0)[:, :, None, None] & inside(1)[:, None, :, None]
     return jnp.where(hole, jnp.zeros((), images.dtype), images)
-
-
-def mixup(key: jax.Array, images: jax.Array, labels: jax.Array, *, alpha: float = 0.2) -> tuple[jax.Array, jax.Array]:
-    """λ·image + (1 − λ)·next image, labels likewise; λ = max(l, 1 − l) with l ~ Beta(alpha, alpha) for each image.
-
-    The maximum lets every image have the larger part in its own mixture, and a small alpha leave the batch nearly as it
-    is. The last image's next is the first. That is as good as a random partner if the batch's order is random, as that
-    of `batch_indices`; of a sharded batch each device sends one image to its neighbour, where a random permutation
-    would gather the whole batch on every device.
-
-    Args:
-        key: random key.
-        images: [B, H, W, C], floating point.
-        labels: [B, K], floating point: one-hot, or any distribution over K classes.
-        alpha: > 0 and finite, a Python number; 1 draws λ uniformly, less lets one of the two prevail.
-
-    Returns:
-        Images and labels, shaped as the input.
-
-    Raises:
-        ValueError: images or labels have another rank or dtype or are not equally many, or not 0 < alpha < ∞.
-    """
-    _check_images("mixup", images, floating=True)
-    if labels.ndim != 2 or len(labels) != len(images) or not jnp.issubdtype(labels.dtype, jnp.floating):
-        raise ValueError(
-            f"mixup: expected floating-point labels [{len(images)}, K], one-hot, got {labels.dtype} {labels.shape}"
-        )
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"mixup: expected 0 < alpha < ∞, got {alpha=}")
-    # Devroye, Random variate generation in one line of code (1996): exact, for any alpha. The rejection loop of
-    # jax.random.beta would have the devices wait for one another in each round.
-    radius_key, angle_key = jax.random.split(key)
-    radius = jnp.expm1(jax.random.exponential(radius_key, images.shape[:1], jnp.float32) / alpha)
-    angle = jax.random.uniform(angle_key, images.shape[:1], jnp.float32, 0, 2 * math.pi)
-    largest = 0.5 + 0.5 / jnp.sqrt(1 + 1 / (radius * jnp.cos(angle) ** 2))
-
-    def mix(x: jax.Array) -> jax.Array:
-        weights = largest.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        return weights * x + (1 - weights) * jnp.roll(x, -1, axis=0)
-
-    return mix(images), mix(labels)
 
 
 def _mirror(images: jax.Array, mirrored: jax.Array) -> jax.Array:

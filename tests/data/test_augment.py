@@ -15,7 +15,6 @@ from scipy import stats
 from lowcost.data.augment import (
     alternating_flip,
     cutout,
-    mixup,
     random_flip,
     random_resized_crop,
     random_translate,
@@ -26,7 +25,6 @@ flip = jax.jit(random_flip)
 alternate = jax.jit(alternating_flip)
 translate = jax.jit(random_translate, static_argnames="pixels")
 cut = jax.jit(cutout, static_argnames="pixels")
-mix = jax.jit(mixup, static_argnames="alpha")
 
 
 @jax.jit
@@ -39,13 +37,8 @@ def alternate_in_order(key, images):
     return alternating_flip(key, images, jnp.arange(len(images)), 3)
 
 
-@jax.jit
-def mix_alone(key, images):
-    return mixup(key, images, jnp.eye(len(images)))[0]
-
-
 SELECTING = [flip, alternate_in_order, translate, cut_4]
-EVERY = pytest.mark.parametrize("augment", [crop, *SELECTING, mix_alone], ids=lambda augment: augment.__name__)
+EVERY = pytest.mark.parametrize("augment", [crop, *SELECTING], ids=lambda augment: augment.__name__)
 
 
 @pytest.fixture
@@ -153,50 +146,15 @@ def test_cutout_is_black_in_a_square_that_the_border_may_clip(key, pixels):
     assert_drawn(np.asarray(cut(key, jnp.broadcast_to(image, (4000, 5, 7, 2)), pixels=pixels)), outcomes)
 
 
-@pytest.mark.parametrize("alpha", [0.2, 3])
-def test_mixtures_are_convex_and_beta_distributed(key, alpha):
-    """λ·own + (1 − λ)·next in images and labels alike, with λ = max(l, 1 − l) for l ~ Beta(alpha, alpha)."""
-    images = np.random.default_rng(0).random((2000, 2, 2, 1), np.float32)
-    classes = np.arange(2000) % 3  # neighbours differ, but for the last and the first
-    classes[-1] = 2
-    labels = np.eye(3, dtype=np.float32)[classes]
-    mixed, soft = map(np.asarray, mix(key, images, labels, alpha=alpha))
-    np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
-    largest = soft[np.arange(2000), classes]
-    weights = largest[:, None]
-    np.testing.assert_allclose(soft, weights * labels + (1 - weights) * np.roll(labels, -1, 0), atol=1e-6)
-    weights = weights[:, :, None, None]
-    np.testing.assert_allclose(mixed, weights * images + (1 - weights) * np.roll(images, -1, 0), atol=1e-6)
-    assert ((largest >= 0.5) & (largest <= 1)).all()
-
-    def cdf(t):
-        return stats.beta.cdf(t, alpha, alpha) - stats.beta.cdf(1 - t, alpha, alpha)
-
-    # Not beyond 0.9999: closer to 1 than float32 resolves lies much of the mass of a small alpha.
-    t = np.linspace(0.5, 0.9999, 200)
-    below = (largest[:, None] <= t).mean(0)
-    assert abs(below - cdf(t)).max() < stats.kstwo.isf(1e-6, 2000)
-
-
-def test_a_small_alpha_mixes_hardly_anything(key, images):
-    labels = jnp.eye(12)
-    mixed, soft = mix(key, images, labels, alpha=1e-4)
-    np.testing.assert_allclose(mixed, images, atol=1e-3)
-    np.testing.assert_allclose(soft, labels, atol=1e-3)
-
-
 @EVERY
 def test_every_image_goes_its_own_way(augment, key, images):
-    """The same picture twelve times comes out in different ways; what the others are, and how many, changes nothing.
-
-    But for the next one, which `mixup` mixes in.
-    """
-    same = images if augment is mix_alone else jnp.broadcast_to(images[:1], images.shape)
+    """The same picture twelve times comes out in different ways; what the others are, and how many, changes nothing."""
+    same = jnp.broadcast_to(images[:1], images.shape)
     change = np.asarray(augment(key, same) - same)
     assert len({each.tobytes() for each in change}) > 1
     others = images.at[3:].set(0)
-    np.testing.assert_array_equal(augment(key, images)[:2], augment(key, others)[:2])
-    np.testing.assert_allclose(augment(key, images)[:2], augment(key, images[:3])[:2], atol=1e-6)
+    np.testing.assert_array_equal(augment(key, images)[:3], augment(key, others)[:3])
+    np.testing.assert_allclose(augment(key, images)[:3], augment(key, images[:3]), atol=1e-6)
 
 
 @EVERY
@@ -205,10 +163,9 @@ def test_keys_decide(augment, key, images):
     assert (augment(key, images) != augment(jax.random.key(8), images)).any()
 
 
-@pytest.mark.parametrize("augment", [crop, mix_alone], ids=lambda augment: augment.__name__)
-def test_where_pixels_are_computed_the_dtype_is_kept(augment, key, images):
+def test_where_pixels_are_computed_the_dtype_is_kept(key, images):
     for dtype in (jnp.float32, jnp.bfloat16):
-        result = augment(key, images.astype(dtype))
+        result = crop(key, images.astype(dtype))
         assert (result.shape, result.dtype) == (images.shape, dtype)
 
 
@@ -221,12 +178,10 @@ def test_where_pixels_are_only_selected_bytes_do(augment, key, images):
     np.testing.assert_array_equal(augment(key, grey), result.astype(jnp.float32), strict=True)
 
 
-@pytest.mark.parametrize(
-    "augment", [crop, flip, alternate, translate, cut_4, mix], ids=lambda augment: augment.__name__
-)
+@pytest.mark.parametrize("augment", [crop, flip, alternate, translate, cut_4], ids=lambda augment: augment.__name__)
 def test_sharding_changes_no_bit(augment, key, images):
-    """On four devices as on one, each for itself: mixup alone sends something, one image; and compiled as not."""
-    others = {alternate: (np.arange(12), 3), mix: (np.eye(12, 5, dtype=np.float32),)}.get(augment, ())
+    """On four devices as on one, each for itself, sending nothing; and compiled as not."""
+    others = (np.arange(12), 3) if augment is alternate else ()
     along_batch = NamedSharding(Mesh(jax.devices()[:4], "batch"), PartitionSpec("batch"))
     placed = [jax.device_put(x, along_batch) if np.ndim(x) else x for x in (images, *others)]
     compiled = augment.lower(key, *placed).compile()
@@ -243,18 +198,14 @@ def test_sharding_changes_no_bit(augment, key, images):
         np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_allclose(uncompiled, theirs, atol=1e-5)
     sent = re.findall(r"= (.+?)(?:\{\S*)? (?:all|collective|reduce-scatter|ragged)[\w-]*\(", compiled.as_text())
-    assert sorted(sent) == (["f32[1,12,10,3]", "f32[1,5]"] if augment is mix else [])
+    assert sent == []
 
 
 def test_what_is_refused(key, images):
-    for name, function in {
-        "random_resized_crop": random_resized_crop,
-        "mixup": partial(mixup, labels=jnp.eye(12)),
-    }.items():
-        with pytest.raises(ValueError, match=rf"{name}: expected floating-point images .* got uint8 \(12, 12, 10, 3\)"):
-            function(key, images.astype(jnp.uint8))
-        with pytest.raises(ValueError, match=rf"{name}: .* got float32 \(12, 10, 3\)"):
-            function(key, images[0])
+    with pytest.raises(ValueError, match=r"_crop: expected floating-point images .* got uint8 \(12, 12, 10, 3\)"):
+        random_resized_crop(key, images.astype(jnp.uint8))
+    with pytest.raises(ValueError, match=r"random_resized_crop: .* got float32 \(12, 10, 3\)"):
+        random_resized_crop(key, images[0])
     for name, function in {
         "random_flip": random_flip,
         "alternating_flip": partial(alternating_flip, indices=jnp.arange(12), epoch=0),
@@ -274,9 +225,3 @@ def test_what_is_refused(key, images):
     for pixels in (-1, 11, 1.5):
         with pytest.raises(ValueError, match=rf"cutout: expected pixels from 0 to 10 .* got {pixels}"):
             cutout(key, images, pixels=pixels)
-    for labels in (jnp.arange(12), jnp.arange(12.0), jnp.eye(7), jnp.eye(12, dtype=int)):
-        with pytest.raises(ValueError, match=r"mixup: expected floating-point labels \[12, K\], one-hot, got .*32 \("):
-            mixup(key, images, labels)
-    for alpha in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"mixup: expected 0 < alpha < ∞, got alpha={alpha}"):
-            mixup(key, images, jnp.eye(12), alpha=alpha)
