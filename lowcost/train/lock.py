@@ -6,13 +6,14 @@ import fcntl
 import os
 import re
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Errors of flock on file systems that have no locks."""
+_FLAGS = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Of a lock file: a link or pipe that appears meanwhile is neither followed nor waited at."""
 _REMEDY = "remove it, or choose another folder"
 
 
@@ -31,15 +32,17 @@ def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterat
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / name
-    with open(path, "rb+", buffering=0, opener=_open) as file:
-        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        holder = re.fullmatch(rb"(process \d+ on .*)?\n?", os.pread(file.fileno(), 1000, 0)) if regular else None
-        if holder is None:
-            raise OSError(f"{path} must be a lock file of this program, got another file; {_REMEDY}")
+    foreign = OSError(f"{path} must be a lock file of this program, got another file; {_REMEDY}")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise foreign
+    with open(path, "rb+", buffering=0, opener=lambda path, flags: os.open(path, flags | _FLAGS, 0o666)) as file:
+        holder = os.pread(file.fileno(), 1000, 0).decode(errors="replace").strip()
+        if not re.fullmatch(r"(process \d+ on .*)?", holder):
+            raise foreign
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            who = (holder[1] or b"another run").decode(errors="replace")
+            who = holder or "another run"
             raise OSError(f"{directory} is in use by {who}; wait for it, or choose another --workdir") from error
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
@@ -48,13 +51,3 @@ def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterat
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
-
-
-def _open(path: str, flags: int) -> int:
-    """Opens the file without following a link, waiting at a pipe, or truncating anything."""
-    try:
-        return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise OSError(f"{path} must be a lock file of this program, got a link; {_REMEDY}") from error
