@@ -31,8 +31,7 @@ def block_channels(width: str | Sequence[int]) -> tuple[int, ...]:
     whole = all(isinstance(c, numbers.Integral) for c in width)
     if not whole or not len(width) or width[0] < 1 or any(b != 2 * a for a, b in itertools.pairwise(width)):
         raise ValueError(
-            "width must double from block to block, in whole numbers, since a connecting layer [x; K x] does; "
-            f"got {tuple(width)}"
+            f"width must double from block to block, in whole numbers, as [x; K x] does; got {tuple(width)}"
         )
     return tuple(map(int, width))
 

@@ -45,8 +45,7 @@ def _sharded(transform, options, mesh, typed, batch, y, *weights):
     shard = jax.shard_map(shard, mesh=mesh, in_specs=(batch, *whole), out_specs=batch)
     if not mesh.explicit_axes:
         return shard(y, *weights)
-    place = [NamedSharding(mesh, spec) for spec in (typed, *whole)]
-    result = shard(*map(jax.reshard, (y, *weights), place))
+    result = shard(*map(jax.reshard, (y, *weights), [NamedSharding(mesh, spec) for spec in (typed, *whole)]))
     return jax.reshard(result, NamedSharding(mesh, jax.typeof(y).sharding.spec)) if result.shape == y.shape else result
 
 

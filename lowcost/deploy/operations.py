@@ -45,10 +45,8 @@ class Convolution:
             return jnp.matmul(patches, self.stencil.reshape(-1, self.stencil.shape[-1]), precision=FULL)
 
         convolve = partial(_convolve, self.stencil)
-        few = math.prod(window) <= 3 * UNROLLED
-        convolved = jax.lax.platform_dependent(
-            pad(y, window, "periodic"), cpu=product if few else convolve, default=convolve
-        )
+        cpu = product if math.prod(window) <= 3 * UNROLLED else convolve
+        convolved = jax.lax.platform_dependent(pad(y, window, "periodic"), cpu=cpu, default=convolve)
         return convolved + _rows(self.bias, y)
 
 
@@ -75,10 +73,8 @@ class Depthwise:
             return reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window)))
 
         convolve = partial(_convolve, self.stencil[..., None, :], groups=c)
-        few = math.prod(window) <= UNROLLED
-        convolved = jax.lax.platform_dependent(
-            pad(y, window, "periodic"), cpu=shift_and_add if few else convolve, default=convolve
-        )
+        cpu = shift_and_add if math.prod(window) <= UNROLLED else convolve
+        convolved = jax.lax.platform_dependent(pad(y, window, "periodic"), cpu=cpu, default=convolve)
         return convolved + _rows(self.bias, y)
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.operators import fully_coupled
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
+from lowcost.operators.fully_coupled import slide_coupled, slide_coupled_adjoint
 from lowcost.spectral import circulant_symbol, scale_spectrum
 
 
@@ -81,11 +81,11 @@ def circulant_stencil(stencil: jax.Array) -> jax.Array:
 
 
 def _slide(stencil, y, boundary):
-    return fully_coupled.convolve(y, circulant_stencil(stencil), boundary, "direct")
+    return slide_coupled(circulant_stencil(stencil), y, boundary)
 
 
 def _slide_adjoint(stencil, z, boundary):
-    return fully_coupled.correlate(z, circulant_stencil(stencil), boundary, "direct")
+    return slide_coupled_adjoint(circulant_stencil(stencil), z, boundary)
 
 
 def _filter(function, stencil, method, y):

@@ -1,4 +1,4 @@
-"""K, Kᵀ, −KᵀK and (I + hKᵀK)⁻¹ of a stencil [*window, C]: what K_dw, Eq. (5), and K_circ, Eq. (12), have in common."""
+"""K, Kᵀ, −KᵀK and (I + hKᵀK)⁻¹ of a stencil: what K, K_dw and K_circ, Eqs. (4), (5) and (12), have in common."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,20 +20,26 @@ class Ways(NamedTuple):
     Attributes:
         slide: (stencil, y, boundary) → K y, directly.
         slide_adjoint: (stencil, z, boundary) → Kᵀ z, directly.
-        filter: (function, stencil, method, y) → F⁻¹(function(λ) ⊙ F y).
+        filter: (function, stencil, method, y) → F⁻¹(function(λ) F y).
+        adjoint: λ ↦ the symbol of Kᵀ.
+        channel_axes: how many axes the stencil has after its window.
     """
 
     slide: Callable[..., jax.Array]
     slide_adjoint: Callable[..., jax.Array]
     filter: Callable[..., jax.Array]
+    adjoint: Callable[[jax.Array], jax.Array] = jnp.conj
+    channel_axes: int = 1
 
 
-def apply(form, ways, operator, name, stencil, y, boundary, method):
+def apply(form, ways, operator, name, stencil, y, boundary, method, *, channel_axis=-1):
     """Checks the arguments and applies `form`, one of this module's functions, on each device's own images."""
-    check_features(name, y, stencil)
+    check_features(name, y, stencil, channel_axes=ways.channel_axes, channel_axis=channel_axis)
     check_choice("boundary", boundary, BOUNDARIES)
-    method = choose(method, operator, y.shape[-stencil.ndim : -1], stencil.shape[:-1], y.shape[-1])
-    return per_shard(form, stencil.ndim - 1, y, stencil, ways=ways, boundary=boundary, method=method)
+    window = stencil.shape[: -ways.channel_axes]
+    dims = len(window)
+    method = choose(method, operator, y.shape[-dims - 1 : -1], window, stencil.shape[dims])
+    return per_shard(form, dims, y, stencil, ways=ways, boundary=boundary, method=method)
 
 
 def resolvent(ways, operator, stencil, y, h, method):
@@ -50,15 +56,17 @@ def convolve(y, stencil, ways, boundary, method):
     if method == "direct":
         return ways.slide(stencil, y, boundary)
     filtered = partial(ways.filter, lambda λ: λ, stencil, method)
-    return with_boundary(filtered, widen(y), stencil.shape[:-1], boundary).astype(jnp.result_type(y))
+    return with_boundary(filtered, widen(y), stencil.shape[: -ways.channel_axes], boundary).astype(jnp.result_type(y))
 
 
 def correlate(z, stencil, ways, boundary, method):
     """Kᵀ z."""
     if method == "direct":
         return ways.slide_adjoint(stencil, z, boundary)
-    filtered = partial(ways.filter, jnp.conj, stencil, method)
-    return with_boundary_adjoint(filtered, widen(z), stencil.shape[:-1], boundary).astype(jnp.result_type(z))
+    filtered = partial(ways.filter, ways.adjoint, stencil, method)
+    return with_boundary_adjoint(filtered, widen(z), stencil.shape[: -ways.channel_axes], boundary).astype(
+        jnp.result_type(z)
+    )
 
 
 def diffuse(y, stencil, ways, boundary, method):

@@ -1,15 +1,13 @@
 """K(θ): the usual convolution, every output channel from every input channel, Eq. (4): what the paper does without."""
 
 import math
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import BOUNDARIES, check_choice, check_features
-from lowcost.images import per_shard
-from lowcost.methods import choose
-from lowcost.operators.boundary import pad, with_boundary, with_boundary_adjoint
+from lowcost.operators.boundary import pad
+from lowcost.operators.forms import Ways, apply, convolve, correlate
 from lowcost.operators.sliding import UNROLLED, slide, slide_adjoint
 from lowcost.spectral import coupled_symbol, filter_spectrum, widen
 
@@ -31,7 +29,7 @@ def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
     """
-    return _checked("y", convolve, -2, stencil, y, boundary, method)
+    return apply(convolve, _WAYS, "coupled", "y", stencil, y, boundary, method, channel_axis=-2)
 
 
 def fully_coupled_adjoint(
@@ -50,60 +48,40 @@ def fully_coupled_adjoint(
     Raises:
         TypeError, ValueError: as `fully_coupled`.
     """
-    return _checked("z", correlate, -1, stencil, z, boundary, method)
+    return apply(correlate, _WAYS, "coupled", "z", stencil, z, boundary, method)
 
 
-def _checked(name, function, channel_axis, stencil, y, boundary, method):
-    """`function` over a batch, on each device's own images."""
-    check_features(name, y, stencil, channel_axes=2, channel_axis=channel_axis)
-    check_choice("boundary", boundary, BOUNDARIES)
-    method = choose(method, "coupled", y.shape[1 - stencil.ndim : -1], stencil.shape[:-2], stencil.shape[-2])
-    return per_shard(function, stencil.ndim - 2, y, stencil, boundary=boundary, method=method)
+def slide_coupled(stencil, y, boundary):
+    """K(θ) y directly, on the images of one device."""
+    if _by_patches(stencil):
+        return slide(stencil, y, boundary, coupled=True)
+    return _slide_by_xla(stencil, pad(y, stencil.shape[:-2], boundary)).astype(jnp.result_type(y))
 
 
-def convolve(y, stencil, boundary, method):
-    """K(θ) y on the images of one device, with arguments that `fully_coupled` has checked."""
-    window = stencil.shape[:-2]
-    if method == "direct":
-        if _by_patches(stencil):
-            return slide(stencil, y, boundary, coupled=True)
-        return _slide_by_xla(stencil, pad(y, window, boundary)).astype(jnp.result_type(y))
-    apply = partial(_filter, stencil, "...io,...i->...o", method)
-    return with_boundary(apply, widen(y), window, boundary).astype(jnp.result_type(y))
+def slide_coupled_adjoint(stencil, z, boundary):
+    """K(θ)ᵀ z directly, on the images of one device."""
+    if _by_patches(stencil):
+        return slide_adjoint(stencil, z, boundary, coupled=True)
+    wide = jnp.promote_types(widen(stencil).dtype, widen(z).dtype)  # the padding's adjoint adds after the sum
+    y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), wide)
+    transpose = jax.linear_transpose(lambda y: _slide_by_xla(widen(stencil), pad(y, stencil.shape[:-2], boundary)), y)
+    return transpose(jnp.asarray(z, wide))[0].astype(jnp.result_type(z))
 
 
-def correlate(z, stencil, boundary, method):
-    """K(θ)ᵀ z on the images of one device, with arguments that `fully_coupled_adjoint` has checked."""
-    window = stencil.shape[:-2]
-    if method == "direct":
-        if _by_patches(stencil):
-            return slide_adjoint(stencil, z, boundary, coupled=True)
-        wide = jnp.promote_types(widen(stencil).dtype, widen(z).dtype)  # the padding's adjoint adds after the sum
-        y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), wide)
-        transpose = jax.linear_transpose(lambda y: _slide_by_xla(widen(stencil), pad(y, window, boundary)), y)
-        return transpose(jnp.asarray(z, wide))[0].astype(jnp.result_type(z))
-    apply = partial(_filter, stencil, "...io,...o->...i", method)
-    return with_boundary_adjoint(apply, widen(z), window, boundary).astype(jnp.result_type(z))
-
-
-def _filter(stencil, product, method, y):
+def _filter(function, stencil, method, y):
     """One matrix product a frequency: the symbol of a coupled stencil is a matrix, [*grid, C_in, C_out]."""
-    grid = y.shape[1 - stencil.ndim : -1]
-    λ = coupled_symbol(stencil, grid)
-    if product.endswith("i"):
-        λ = jnp.conj(λ)
-    return filter_spectrum(
-        λ.reshape(*grid, -1), y, _multiply(product, stencil.shape[-2:]), method=method, together=True
-    )
+    λ = function(coupled_symbol(stencil, y.shape[1 - stencil.ndim : -1]))
+    flat = λ.reshape(*λ.shape[:-2], -1)
+    return filter_spectrum(flat, y, _multiply(λ.shape[-2:]), method=method, together=True)
 
 
 @cache
-def _multiply(product, channels):
+def _multiply(channels):
     """(λ [*grid, C_in·C_out], ŷ) → the product of the matrix of each frequency with what ŷ has there."""
 
     def multiply(λ, spectrum):
         matrices = λ.reshape(*λ.shape[:-1], *channels)
-        return jnp.einsum(product, matrices, spectrum, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("...io,...i->...o", matrices, spectrum, precision=jax.lax.Precision.HIGHEST)
 
     return multiply
 
@@ -131,3 +109,6 @@ def _slide_by_xla(stencil, padded):
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
     )
     return result.reshape(*batch, *result.shape[1:])
+
+
+_WAYS = Ways(slide_coupled, slide_coupled_adjoint, _filter, lambda λ: jnp.conj(λ.swapaxes(-1, -2)), channel_axes=2)
