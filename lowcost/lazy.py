@@ -20,10 +20,11 @@ def attributes(
     def get(name: str) -> Any:
         if name in homes:
             return import_module(f"{package}.{name}")
-        for home in homes if name in names else ():
-            if home not in names and name in vars(module := import_module(f"{package}.{home}")):
-                setattr(sys.modules[package], name, vars(module)[name])
-                return vars(module)[name]
+        for home in [home for home in homes if name in names and home not in names]:
+            value = vars(import_module(f"{package}.{home}")).get(name)
+            if getattr(value, "__module__", None) == f"{package}.{home}":  # defined there, not imported
+                setattr(sys.modules[package], name, value)
+                return value
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get, lambda: sorted({*vars(sys.modules[package]), *names})
