@@ -6,10 +6,11 @@ import json
 import os
 import stat
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lowcost import disk
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def write_whole(path: Path, content: bytes) -> None:
         with open(os.open(path, os.O_WRONLY), "wb") as file:
             file.write(content)
     else:
-        _replace(Path(os.path.realpath(path)), content, there and stat.S_IMODE(there.st_mode))
+        disk.replace(Path(os.path.realpath(path)), content, there and stat.S_IMODE(there.st_mode))
 
 
 def messages(path: Path | None) -> Any:
@@ -51,26 +52,6 @@ def _standard_stream(path: Path) -> Any:
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 return stream
     return None
-
-
-def _replace(path: Path, content: bytes, mode: int | None) -> None:
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:  # a new file: no link that somebody has put there is followed
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some file systems cannot, and the file is whole anyway
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -21,3 +21,8 @@ def printable(text: object) -> str:
 def warn(text: object) -> None:
     """Prints the text on stderr, as one line whatever names it contains."""
     print(printable(text), file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an error says, at most 200 characters, or its type if it says nothing."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
 
+from lowcost.disk import reserve
 from lowcost.terminal import printable, warn
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray]
@@ -54,9 +55,7 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             array = open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and later would kill the process
-                with temporary.open("rb+") as file:
-                    os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes + DIGEST_BYTES)
+            reserve(temporary, array.offset + array.nbytes + DIGEST_BYTES)  # a full disk would later kill the process
         return array
 
     try:

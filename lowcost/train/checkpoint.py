@@ -4,10 +4,8 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
+from lowcost import disk
+from lowcost.terminal import first_line, warn
 from lowcost.train import manifest
 from lowcost.train.manifest import DamageError
 from lowcost.train.mesh import place
@@ -196,7 +196,7 @@ class Checkpoints:
             leaves = self._orbax.restore(path / "state", args=arguments)
         except Exception as error:  # the layers below raise anything, for want of memory, threads or file handles
             raise OSError(
-                f"{path} could not be read although its files are whole ({_first_line(error)}); try again"
+                f"{path} could not be read although its files are whole ({first_line(error)}); try again"
             ) from error
         for name, digest in _digests(leaves).items():
             if digest != record["sha256"][name]:
@@ -210,7 +210,7 @@ class Checkpoints:
                 writing.result()
         except Exception as error:  # a full disk speaks through several layers
             raise OSError(
-                f"no checkpoint could be written to {self._directory} ({_first_line(error)}); older checkpoints are "
+                f"no checkpoint could be written to {self._directory} ({first_line(error)}); older checkpoints are "
                 "intact: fix the cause and rerun the same command to resume"
             ) from error
 
@@ -224,12 +224,14 @@ class Checkpoints:
         unfinished = path.with_name(f"tmp-saving-{step}")
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "state").mkdir(parents=True)
-        _check_room(unfinished / "room", sum(x.nbytes + FILE_BYTES for x in leaves.values()))
+        room = unfinished / "room"
+        disk.reserve(room, sum(x.nbytes + FILE_BYTES for x in leaves.values()))  # one line, where orbax prints hundreds
+        room.unlink()
         self._orbax.save(unfinished / "state", args=ocp.args.PyTreeSave(leaves))
         manifest.write(unfinished, record)
         self._leaves(unfinished, manifest.verified(unfinished), leaves)
         unfinished.rename(path)
-        manifest.sync(self._directory)
+        disk.sync(self._directory)
         for old in self._steps()[self._keep :]:
             away = path.with_name(f"tmp-deleting-{old}")  # first out of sight: nobody meets half of it
             path.with_name(str(old)).rename(away)
@@ -237,25 +239,16 @@ class Checkpoints:
 
     def _set_aside(self, damaged: dict[Path, DamageError], outcome: str) -> None:
         for path, reason in damaged.items():
-            if not self._owned:
-                print(f"warning: {path} is damaged ({reason}), {outcome}", file=sys.stderr)
-                continue
-            names = (path.with_name(f"damaged-{path.name}-{n}") for n in itertools.count(1))
-            aside = path.rename(next(name for name in names if not name.exists()))
-            print(f"warning: {path} is damaged ({reason}); set aside as {aside.name}, {outcome}", file=sys.stderr)
+            done = ""
+            if self._owned:
+                names = (path.with_name(f"damaged-{path.name}-{n}") for n in itertools.count(1))
+                done = f"set aside as {path.rename(next(name for name in names if not name.exists())).name}, "
+            warn(f"warning: {path} is damaged ({reason}); {done}{outcome}")
 
 
 def digest(state: Any) -> str:
     """Returns the sha256 of all leaves of state, names and values: runs with equal digests are equal bit for bit."""
     return _digest(_digests(_named(jax.tree.map(lambda x: np.asarray(_on_one_device(x)), state))))
-
-
-def _check_room(path: Path, size: int) -> None:
-    """Raises OSError where a file of this size does not fit: one line, where orbax prints hundreds."""
-    with path.open("xb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-    path.unlink()
 
 
 def _on_one_device(x: jax.Array) -> jax.Array:
@@ -278,7 +271,3 @@ def _digests(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 def _digest(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

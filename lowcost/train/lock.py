@@ -6,9 +6,10 @@ import fcntl
 import os
 import re
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from lowcost.terminal import warn
 
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Errors of flock on file systems that have no locks."""
@@ -47,7 +48,7 @@ def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterat
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
-            print(f"warning: {directory} cannot be locked ({error}); start no second run in it", file=sys.stderr)
+            warn(f"warning: {directory} cannot be locked ({error}); start no second run in it")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

@@ -5,9 +5,10 @@ It proves damage without opening a file by more than a plain read, and names the
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from lowcost import disk
 
 NAME = "manifest"
 """The file: its sha256 in the first line, the record as JSON in the second."""
@@ -22,11 +23,7 @@ def write(directory: Path, record: dict[str, Any]) -> None:
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     sums = {file.relative_to(directory).as_posix(): _sha256(file) for file in files}
     text = json.dumps({**record, "files": sums}, allow_nan=False).encode()
-    with (directory / NAME).open("xb") as file:
-        file.write(b"%s\n%s" % (hashlib.sha256(text).hexdigest().encode(), text))
-        file.flush()
-        os.fsync(file.fileno())
-    sync(directory)
+    disk.replace(directory / NAME, b"%s\n%s" % (hashlib.sha256(text).hexdigest().encode(), text))
 
 
 def verified(directory: Path) -> dict[str, Any]:
@@ -47,15 +44,6 @@ def verified(directory: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamageError(f"{Path(error.filename).relative_to(directory)} is missing") from error
     return record
-
-
-def sync(directory: Path) -> None:
-    """Brings the names in a directory to the disk, without which a rename may be lost with the power."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

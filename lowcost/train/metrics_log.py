@@ -1,12 +1,14 @@
 """metrics.jsonl: what every epoch came to, one line each; the same for TensorBoard when wished."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lowcost import disk
+from lowcost.terminal import warn
 
 Row = dict[str, Any]
 Metrics = Mapping[str, np.ndarray]
@@ -25,14 +27,12 @@ def read_rows(path: Path, epochs: int) -> list[Row]:
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         row = _parse(line)
         if row is None and line.endswith(b"\n"):
-            print(f"warning: line {number} of {path} is damaged; its epoch is left out", file=sys.stderr)
+            warn(f"warning: line {number} of {path} is damaged; its epoch is left out")
         elif row is not None and row["epoch"] <= epochs:
             rows.append(row)
     whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
     if content != whole:
-        replacement = path.with_suffix(".tmp")
-        replacement.write_bytes(whole)
-        replacement.replace(path)
+        disk.replace(path, whole)
     return rows
 
 

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lowcost.terminal import first_line
+
 T = TypeVar("T")
 
 
@@ -27,7 +29,7 @@ def devices() -> list[jax.Device]:
         asked, remedy = jax.config.values["jax_platforms"] or "", "unset it, or install what the devices need"
         if jax.distributed.is_initialized():
             remedy = "start all processes again"
-        reason = _first_line(error) or "JAX knows none"
+        reason = first_line(error) if str(error) else "JAX knows none"
         raise OSError(f"JAX must find devices, got none with JAX_PLATFORMS={asked} ({reason}); {remedy}") from error
 
 
@@ -85,12 +87,8 @@ def _all_alive() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        expected = f"all processes of the run must be alive, got {_first_line(error)}"
+        expected = f"all processes of the run must be alive, got {first_line(error)}"
         raise ConnectionError(f"{expected}; start all of them again to resume") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
 
 
 def unequal_devices() -> bool:
