@@ -4,11 +4,11 @@ import hashlib
 import http
 import http.client
 import os
-import queue
 import socket
 import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import Future
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,25 +80,23 @@ def _check_that_host_answers(entry: Entry, folder: Path) -> None:
     if proxy and not urllib.request.proxy_bypass(url.netloc):
         asked = urlsplit(proxy if "://" in proxy else f"//{proxy}")
 
-    answer: queue.Queue[Exception | None] = queue.Queue()
+    answer: Future[None] = Future()
 
     def ask() -> None:
         try:
             # Of several addresses the first may be dead.
             socket.create_connection((asked.hostname, asked.port or PORTS[url.scheme]), ANSWER_SECONDS / 2).close()
+            answer.set_result(None)
         except Exception as error:  # a name that cannot be one raises UnicodeError
-            answer.put(error)
-        else:
-            answer.put(None)
+            answer.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()  # the look-up of a name knows no time limit
     try:
-        error = answer.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        error = TimeoutError(f"waited {ANSWER_SECONDS} s")
-    if error is not None:
+        answer.result(ANSWER_SECONDS)
+    except Exception as error:
         host = asked.hostname if asked is url else f"{asked.hostname}, the proxy for {url.hostname},"
-        raise ConnectionError(f"{host} does not answer ({error}); {by_hand(entry, folder)}") from error
+        reason = str(error) or f"waited {ANSWER_SECONDS} s"
+        raise ConnectionError(f"{host} does not answer ({reason}); {by_hand(entry, folder)}") from error
 
 
 def _fetch(entry: Entry, part: Path, have: int, console: "Console | None") -> int:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -104,7 +104,7 @@ def fit(
                 test = evaluate(state)
                 if test is None:
                     break
-                skipped = int(_host(state.skipped).sum())
+                skipped = int(np.asarray(state.skipped).sum())  # by NumPy: no program for the devices
                 total = time.monotonic() - begin
                 log.append(epoch_row(epoch, step, train, test, **speed, seconds=total, skipped=skipped))
                 console.print(epoch_line(log.rows[-1], epochs), highlight=False)
@@ -143,16 +143,12 @@ def fit(
 
 def first_step(state: TrainState) -> int:
     """state.step, the number of steps done, which with several seeds is the same for all."""
-    return int(_host(state.step).min())
+    return int(np.asarray(state.step).min())
 
 
 def skipped_in_a_row(state: TrainState) -> int:
     """state.skipped_in_a_row; with several seeds the largest of them."""
-    return int(_host(state.skipped_in_a_row).max())
-
-
-def _host(x: jax.Array) -> np.ndarray:
-    return np.asarray(x)  # of a jax.Array NumPy's functions would be programs for the devices
+    return int(np.asarray(state.skipped_in_a_row).max())
 
 
 def evaluate_all(
@@ -183,17 +179,12 @@ def evaluate_all(
     """
     nothing = np.zeros(state.step.shape, np.float32)
     sums = {name: place(nothing, replicated(mesh)) for name in zero_metrics()}
-    for some_images, some_labels, weight in _padded_batches(images, labels, batch_size):
-        if interruption is not None and interruption.wanted():
-            return None
-        sums = eval_step(state, *shard_batch(mesh, some_images, some_labels, weight), sums)
-        jax.block_until_ready(sums)
-    return mean_metrics(sums)
-
-
-def _padded_batches(images, labels, batch_size) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     for start in range(0, len(labels), batch_size):
         rows = np.arange(start, start + batch_size)
         weight = (rows < len(labels)).astype(np.float32)
         rows = rows.clip(max=len(labels) - 1)
-        yield images[rows], labels[rows], weight
+        if interruption is not None and interruption.wanted():
+            return None
+        sums = eval_step(state, *shard_batch(mesh, images[rows], labels[rows], weight), sums)
+        jax.block_until_ready(sums)
+    return mean_metrics(sums)
