@@ -16,7 +16,10 @@ from lowcost.data.pictures import MAX_PIXELS
 from lowcost.terminal import printable
 
 if TYPE_CHECKING:
-    from lowcost.data import Dataset
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lowcost.data import Dataset, Split
 
 EXAMPLES, ROWS = 8, 20
 
@@ -86,15 +89,29 @@ def class_counts(dataset: "Dataset") -> list[tuple[str, int, int]]:
     return list(zip(dataset.classes, train, test, strict=True))
 
 
+def moments(split: "Split") -> tuple["NDArray[np.float64]", "NDArray[np.float64]"]:
+    """Returns mean and standard deviation of each channel over all images, in [0, 1]; a memory map may be large."""
+    import numpy as np
+
+    counts = np.zeros((split.images.shape[-1], 256), np.int64)  # how often each value occurs: exact, in any order
+    for images in split.chunks():
+        for channel, values in enumerate(np.moveaxis(images, -1, 0)):
+            counts[channel] += np.bincount(values.ravel(), minlength=256)
+    weights, values = counts / counts.sum(1, keepdims=True), np.arange(256)[None] / 255
+    mean = (weights * values).sum(1)
+    return mean, np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1))
+
+
 def describe(dataset: "Dataset") -> dict[str, str]:
     """Size, mean and deviation of the images, where they were read from, and checksums."""
     from lowcost.data.catalogue import ENTRIES
 
     height, width, channels = dataset.image_shape
+    mean, deviation = moments(dataset.train)
     facts = {
         "images": f"{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}",
-        "mean": " ".join(f"{x:.4f}" for x in dataset.mean),
-        "deviation": " ".join(f"{x:.4f}" for x in dataset.deviation),
+        "mean": " ".join(f"{x:.4f}" for x in mean),
+        "deviation": " ".join(f"{x:.4f}" for x in deviation),
         "read from": dataset.origin,
         "sha256 of training images and labels": dataset.train.digest,
         "sha256 of test images and labels": dataset.test.digest,

@@ -106,16 +106,6 @@ class Dataset:
         content = ascii((self.train.digest, self.test.digest, self.image_shape, self.classes))
         return hashlib.sha256(content.encode()).hexdigest()
 
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """Of each channel over the training images, in [0, 1]."""
-        return self._moments[0]
-
-    @property
-    def deviation(self) -> NDArray[np.float64]:
-        """Standard deviation of each channel over the training images, in [0, 1]."""
-        return self._moments[1]
-
     def sample(self, count: int) -> "Dataset":
         """The same with so many of the training images, drawn by lot, always the same ones; all test images.
 
@@ -126,13 +116,3 @@ class Dataset:
             raise ValueError(f"{self.name} has {len(self.train)} training images, got {count} to draw from them")
         rows = np.sort(epoch_order(0, 0, len(self.train))[:count])
         return replace(self, train=Split(self.train.images[rows], self.train.labels[rows]))
-
-    @cached_property
-    def _moments(self):
-        counts = np.zeros((self.image_shape[2], 256), np.int64)  # how often each value occurs: exact, in any order
-        for images in self.train.chunks():
-            for channel, values in enumerate(np.moveaxis(images, -1, 0)):
-                counts[channel] += np.bincount(values.ravel(), minlength=256)
-        weights, values = counts / counts.sum(1, keepdims=True), np.arange(256)[None] / 255
-        mean = (weights * values).sum(1)
-        return mean, np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1))

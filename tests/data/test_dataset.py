@@ -51,16 +51,6 @@ def test_the_splits_must_agree_in_shape():
         dataset(test=Split(IMAGES.transpose(0, 2, 1, 3), LABELS))
 
 
-def test_mean_and_deviation_are_those_of_the_training_images():
-    rng = np.random.default_rng(0)
-    images = (rng.integers(0, 256, (2500, 2, 3, 3)) // np.array([1, 2, 3])).astype(np.uint8)
-    split = Split(images, np.zeros(2500, np.int32))
-    other = Split(images[:1] // 2, np.zeros(1, np.int32))
-    data = Dataset("any", split, other, ("one",), flip=False)
-    np.testing.assert_allclose(data.mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(data.deviation, (images / 255).std((0, 1, 2)), rtol=1e-12)
-
-
 def test_a_sample_is_drawn_once_and_for_all():
     """Some of the training images with their labels, each once, in their order; all test images."""
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import train
 from experiments.config import TrainConfig
-from experiments.data import DataConfig, class_counts, draw, main
+from experiments.data import DataConfig, class_counts, draw, main, moments
 from lowcost.data import Dataset, Split, load
 
 
@@ -80,3 +80,11 @@ def test_what_is_not_there_ends_in_one_line(program, dataset, message, tmp_path,
         assert program(TrainConfig(**config, workdir=tmp_path / "runs" / "one")) == 2
         assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+def test_moments_are_those_of_all_images():
+    rng = np.random.default_rng(0)
+    images = (rng.integers(0, 256, (2500, 2, 3, 3)) // np.array([1, 2, 3])).astype(np.uint8)
+    mean, deviation = moments(Split(images, np.zeros(2500, np.int32)))
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(deviation, (images / 255).std((0, 1, 2)), rtol=1e-12)
