@@ -49,7 +49,7 @@ INITIAL = jax.jit(create_state, static_argnums=(0, 1, 3))(Linear(), OPTIMIZER, j
 def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, most=1):
     """The state after training, from the newest checkpoint on, on batches of which those in `bad` hold NaN."""
     workdir.mkdir(exist_ok=True)
-    interruption, checkpoints = StopAt(stop), Checkpoints(workdir / "checkpoints", 2)
+    interruption, checkpoints = StopAt(stop), Checkpoints(workdir / "checkpoints", keep=2)
 
     def batches(step, n, following):
         steps = [min(step + i, 11) for i in range(most)]
@@ -60,7 +60,7 @@ def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, most=1):
     def evaluate(state):
         return None if interruption.wanted() else {"loss": np.float32(np.inf), "accuracy": np.float32(0.5)}
 
-    step, state, _ = checkpoints.restore_newest(INITIAL) or (0, INITIAL, {})
+    step, state, *_ = checkpoints.restore_newest(INITIAL) or (0, INITIAL)
     metrics = workdir / "metrics.jsonl"
     with (workdir / "output").open("a") as output:
         try:
