@@ -102,14 +102,12 @@ def search(entry: Entry, data_dir: str | PathLike[str] | None = None) -> list[Pa
         ValueError: one of the first two begins with a home directory that is not known.
         FileNotFoundError: there is no folder at all.
     """
-    folders = []
     named = {"data_dir": data_dir, "LOWCOST_DATA": os.environ.get("LOWCOST_DATA"), "": f"{_user_cache()}/lowcost"}
-    for name, folder in named.items():
-        path = os.path.expanduser(folder or "")
-        if path.startswith("~") and name:
+    paths = {name: os.path.expanduser(folder) for name, folder in named.items() if folder}
+    for name, path in paths.items():
+        if name and path.startswith("~"):
             raise ValueError(f"{name} must be a path, got {path}, whose home directory is unknown; write it in full")
-        if path and not path.startswith("~"):
-            folders.append(Path(path))
+    folders = [Path(path) for path in paths.values() if not path.startswith("~")]
     if not folders:
         hint = "name a folder with --data-dir or $LOWCOST_DATA"
         raise FileNotFoundError(f"{entry.name}: there is no home directory to look for {entry.filename} in; {hint}")

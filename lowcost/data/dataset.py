@@ -34,10 +34,8 @@ class Split:
                 expected = f"{np.dtype(dtype).name} {axes}"
                 raise ValueError(f"Split.{name}: expected {expected}, got {array.dtype.name} {list(array.shape)}")
         if len(self.images) != len(self.labels) or not len(self.labels):
-            raise ValueError(
-                f"Split: expected as many labels as images and at least one, "
-                f"got {len(self.images)} images and {len(self.labels)} labels"
-            )
+            got = f"{len(self.images)} images and {len(self.labels)} labels"
+            raise ValueError(f"Split: expected as many labels as images and at least one, got {got}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -58,10 +58,9 @@ def read_picture(
         picture.load()
         try:
             ImageOps.exif_transpose(picture, in_place=True)
-        except MemoryError:
-            raise
-        except Exception:  # a damaged EXIF block, met before the image is turned or afterwards: the pixels are right
-            pass
+        except Exception as error:  # a damaged EXIF block, met before the image is turned or afterwards
+            if isinstance(error, MemoryError):
+                raise
         rgb = _rgb(picture)
         if grid is not None and rgb.size != grid[::-1]:
             # Lanczos: antialiased and sharp when it shrinks, smooth when it enlarges, where a box would repeat pixels.

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,15 +59,11 @@ class Checkpoints:
         ValueError: orbax cannot read below a directory of this name.
     """
 
-    def __init__(
-        self, directory: Path, *, run: Mapping[str, Any] | None = None, keep: int = 2, owned: bool = True
-    ) -> None:
-        self._directory, self._run, self._keep, self._owned = directory.absolute(), dict(run or {}), keep, owned
+    def __init__(self, directory: Path, *, run: dict[str, Any] | None = None, keep: int = 2, owned: bool = True):
+        self._directory, self._run, self._keep, self._owned = directory.absolute(), run or {}, keep, owned
         self._writing: Future[None] | None = None
         if re.search(r"\\|:/|[\udc80-\udcff]", str(self._directory)):
-            raise ValueError(
-                f"directory must be UTF-8 without a backslash or ':/', got {str(self._directory)!r}; choose another one"
-            )
+            raise ValueError(f"directory must be UTF-8 without \\ or ':/', got {str(directory)!r}; choose another one")
         if not is_first():
             return
         if owned:
@@ -152,10 +148,8 @@ class Checkpoints:
             return self._newest_valid(like)
         self._set_aside(damaged, "no older one is left")
         if damaged or any(self._directory.glob("damaged-*")):
-            raise ValueError(
-                f"{self._directory} must hold a valid checkpoint, got damaged ones only; "
-                "put back a copy of one, or train from step 0 in another directory"
-            )
+            remedy = "put back a copy of one, or train from step 0 in another directory"
+            raise ValueError(f"{self._directory} must hold a valid checkpoint, got damaged ones only; {remedy}")
         return None
 
     @contextlib.contextmanager
@@ -172,10 +166,8 @@ class Checkpoints:
         expected = {"step": step, **self._run}
         got = {"step": record["step"], **record["run"]}
         for name in [name for name in expected | got if expected.get(name) != got.get(name)][:1]:
-            raise ValueError(
-                f"{path} must be a checkpoint of {name} {expected.get(name)}, got {name} {got.get(name)}; "
-                "put back the run's own checkpoint, or remove this one"
-            )
+            what = f"{path} must be a checkpoint of {name} {expected.get(name)}, got {name} {got.get(name)}"
+            raise ValueError(f"{what}; put back the run's own checkpoint, or remove this one")
         there, here = record["types"], _types(_named(like))
         names = [name for name in (here | there if self._owned else here) if here.get(name) != there.get(name)]
         if names:
@@ -189,15 +181,12 @@ class Checkpoints:
 
     def _leaves(self, path: Path, record: dict[str, Any], like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Leaves by name, read by orbax from files that are known to be whole."""
-        arguments = ocp.args.PyTreeRestore(
-            like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
-        )
+        types = ocp.checkpoint_utils.construct_restore_args(like)
+        arguments = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
         try:
             leaves = self._orbax.restore(path / "state", args=arguments)
         except Exception as error:  # the layers below raise anything, for want of memory, threads or file handles
-            raise OSError(
-                f"{path} could not be read although its files are whole ({first_line(error)}); try again"
-            ) from error
+            raise OSError(f"{path} is whole but cannot be read here ({first_line(error)}); try again") from error
         for name, digest in _digests(leaves).items():
             if digest != record["sha256"][name]:
                 raise OSError(f"{path} gave other values of {name} than were saved, although its files are whole")
@@ -209,10 +198,9 @@ class Checkpoints:
             if writing is not None:
                 writing.result()
         except Exception as error:  # a full disk speaks through several layers
-            raise OSError(
-                f"no checkpoint could be written to {self._directory} ({first_line(error)}); older checkpoints are "
-                "intact: fix the cause and rerun the same command to resume"
-            ) from error
+            what = f"no checkpoint could be written to {self._directory} ({first_line(error)})"
+            remedy = "older checkpoints are intact: fix the cause and rerun the same command to resume"
+            raise OSError(f"{what}; {remedy}") from error
 
     def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         leaves, path = _named(jax.device_get(state)), self._directory / str(step)
@@ -261,13 +249,13 @@ def _named(state: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 
 
-def _types(leaves: Mapping[str, Any]) -> dict[str, str]:
+def _types(leaves: dict[str, Any]) -> dict[str, str]:
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
 
 
-def _digests(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
+def _digests(leaves: dict[str, np.ndarray]) -> dict[str, str]:
     return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in leaves.items()}
 
 
-def _digest(digests: Mapping[str, str]) -> str:
+def _digest(digests: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

@@ -125,10 +125,9 @@ def fit(
                 dispatch = agree(min(math.ceil(DISPATCH_SECONDS * n / busy), most))
             streak = skipped_in_a_row(state)
             if streak >= PATIENCE or (step == last and streak >= steps_per_epoch):
-                raise FloatingPointError(
-                    f"step {first_step(state)}: the loss or its gradient was not finite in the last {streak} "
-                    f"step{'s' * (streak > 1)}; look at the data, or train with a smaller learning rate or time step"
-                )
+                what = f"the loss or its gradient was not finite in the last {streak} step{'s' * (streak > 1)}"
+                remedy = "look at the data, or train with a smaller learning rate or time step"
+                raise FloatingPointError(f"step {first_step(state)}: {what}; {remedy}")
             if progress.due():
                 progress.show(step, mean_metrics(state.metrics), rate.images_per_second())
             if streak:  # it ends within PATIENCE steps

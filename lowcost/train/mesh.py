@@ -41,15 +41,11 @@ def data_mesh(batch_size: int) -> Mesh:
     """
     number = len(devices())
     if unequal_devices():
-        raise ValueError(
-            "all processes must have the same number of devices, got several; start them by the same command"
-        )
+        raise ValueError("all processes must have the same number of devices, got several; start them by one command")
     if batch_size % number:
         below = batch_size - batch_size % number
-        raise ValueError(
-            f"batch size {batch_size} is not divisible by the {number} devices that share it; "
-            f"use e.g. {below or number}"
-        )
+        remedy = f"use e.g. {below or number}"
+        raise ValueError(f"batch size {batch_size} is not divisible by the {number} devices that share it; {remedy}")
     return jax.make_mesh((number,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 

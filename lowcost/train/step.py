@@ -155,10 +155,8 @@ def to_unit_range(images: Any) -> Any:
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images.astype(jnp.promote_types(images.dtype, jnp.float32))
     if not (jnp.issubdtype(images.dtype, jnp.integer) and images.dtype.itemsize <= 2):
-        raise TypeError(
-            f"images must be uint8, uint16, int8, int16 or real floating point, got {images.dtype}; cast grey levels "
-            "to the type whose range they fill, e.g. images.astype(np.uint8), and all else to float32"
-        )
+        remedy = "cast grey levels to the type whose range they fill, e.g. np.uint8, and all else to float32"
+        raise TypeError(f"images must be (u)int8, (u)int16 or real floating point, got {images.dtype}; {remedy}")
     low, high = jnp.iinfo(images.dtype).min, jnp.iinfo(images.dtype).max
     return (images.astype(jnp.float32) - low) / (high - low)
 

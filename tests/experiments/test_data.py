@@ -33,18 +33,16 @@ def test_names_are_printed_as_text(tmp_path, capsys):
             path = os.fsencode(root / split) + b"/" + name
             os.makedirs(path)
             Image.new("RGB", (8, 8)).save(path + b"/0.png")
-    assert main(DataConfig("folder", root, out_dir=tmp_path / "runs\x07")) == 0
+    main(DataConfig("folder", root, out_dir=tmp_path / "runs\x07"))
     output = capsys.readouterr().out
     assert all(line.isprintable() for line in output.split("\n"))
     assert all(text in output for text in ("caf\\udce9", "\\x1b[31mred\\r\\nerror: none", "runs\\x07"))
     assert (tmp_path / "runs\x07" / "folder.png").exists()
-    assert main(DataConfig("folder", root / "train", out_dir=tmp_path / "runs")) == 2
-    line, end = capsys.readouterr().err.split("\n")
-    assert line.startswith("error: ")
-    assert line.isprintable()
-    assert not end
-    assert main(DataConfig("folder", root, out_dir=tmp_path / "other", max_pixels=63)) == 2
-    assert "8 x 8 pixels, more than max_pixels 63" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="no such folder") as error:
+        main(DataConfig("folder", root / "train", out_dir=tmp_path / "runs"))
+    assert str(error.value).isprintable()
+    with pytest.raises(ValueError, match="8 x 8 pixels, more than max_pixels 63"):
+        main(DataConfig("folder", root, out_dir=tmp_path / "other", max_pixels=63))
 
 
 @pytest.mark.parametrize("classes", [3, 45])

@@ -163,7 +163,7 @@ def test_any_name_of_a_directory(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["back\\slash", "gs:", os.fsdecode(b"raw\xff")])
 def test_a_name_that_orbax_cannot_read_is_refused_before_anything_is_written(tmp_path, name):
-    with pytest.raises(ValueError, match=r"directory must be UTF-8 without a backslash or ':/', got .*; choose"):
+    with pytest.raises(ValueError, match=r"directory must be UTF-8 without \\ or ':/', got .*; choose"):
         Checkpoints(tmp_path / name / "checkpoints")
     assert list(tmp_path.iterdir()) == []
 
@@ -210,7 +210,11 @@ os.chmod(data, 0o644)
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("permission", "Permission denied"), ("threads", "whole (can't start new thread); try again")]
+    ("kind", "message"),
+    [
+        ("permission", "Permission denied"),
+        ("threads", "is whole but cannot be read here (can't start new thread); try again"),
+    ],
 )
 def test_what_the_machine_lacks_is_no_damage(kind, message):
     """An unreadable file or a lack of threads renames nothing, in a process of an ordinary user."""
