@@ -49,7 +49,7 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
     except (ValueError, OSError, ImportError) as error:
         from lowcost.terminal import warn
 
-        warn(f"error: {' '.join(str(error).splitlines()) or type(error).__name__}")
+        warn(f"error: {str(error) or type(error).__name__}")
         code = 2
     except KeyboardInterrupt:
         leave()

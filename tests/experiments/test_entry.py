@@ -42,7 +42,7 @@ def start(tmp_path_factory):
     ("name", "module"),
     [
         *[(name, "tyro.") for name in ("train", "data", "spectra", "evaluate", "table2", "deploy")],
-        *[(name, "jax._src.core") for name in ("train", "data", "evaluate")],
+        *[("train", "jax._src.core"), ("evaluate", "jax._src.core"), ("data", "sklearn.utils")],
     ],
 )
 def test_ctrl_c_while_importing(start, tmp_path, name, module):
@@ -160,13 +160,20 @@ def test_lost_output_is_no_error_where_files_hold_the_results(start, tmp_path):
 def test_the_work_directory_is_never_cut(capsys):
     """However narrow the terminal."""
     result = {"architecture": "a", "width": "A", "dataset": "d", "seeds": 1, "test_accuracy_std": None, "weights": 1}
-    result |= {"test_accuracy": 1.0, "test_images": 1, "epochs": 1, "train_seconds": 1.0, "images_per_second": None}
+    result |= {
+        "test_accuracy": 1.0,
+        "test_images": 1,
+        "epochs": 1,
+        "train_seconds": 1.0,
+        "images_per_second": None,
+        "skipped_steps": 0,
+    }
     workdir = Path("/somewhere") / ("long-" * 20)
     train._print(Console(width=40, soft_wrap=True, markup=False), result | {"peak_memory_gib": 1.0}, workdir)
     assert f"everything in {workdir}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "faults"])
+@pytest.mark.parametrize("name", list(PROGRAMS))
 def test_every_program_starts_by_the_same_entry(name):
     """No program parses its flags or catches its errors by itself."""
     text = (ROOT / "experiments" / f"{name}.py").read_text()
