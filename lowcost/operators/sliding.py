@@ -93,7 +93,11 @@ def _apply(stencil, padded, rank):
     weights = stencil.reshape(-1, *(1,) * rank, stencil.shape[-1])
     if len(weights) > UNROLLED:
         offsets, piece = _offsets(window), partial(_moved, padded, grid=_grid(padded, window))
-        add = lambda total, x: (total + x[0] * piece(x[1]), None)  # noqa: E731
+
+        def add(total, term):
+            weight, offset = term
+            return total + weight * piece(offset), None
+
         return jax.lax.scan(add, weights[0] * piece(offsets[0]), (weights[1:], offsets[1:]))[0]
     return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window))))
 

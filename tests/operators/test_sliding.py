@@ -112,8 +112,11 @@ def test_programs_of_bounded_length(name):
         if name[0].islower():
             function = partial(getattr(lowcost, name), method="direct")
         else:
-            stencil, function = 1.0, getattr(operations, name)(stencil, np.ones(1, np.float32))
-            function = lambda scale, y, apply=function: scale * apply(y)  # noqa: E731
+            stencil, convolve = 1.0, getattr(operations, name)(stencil, np.ones(1, np.float32))
+
+            def function(scale, y):
+                return scale * convolve(y)
+
         loss = jax.grad(lambda *a: jnp.sum(function(*a) ** 2), (0, 1))
         return jax.jit(loss).lower(stencil, jnp.ones((2, 1000, 1), jnp.float32)).as_text().count("\n")
 
