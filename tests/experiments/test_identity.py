@@ -1,6 +1,9 @@
 """A run is what its configuration, data, settings and checkpoints say, or it is refused: real runs, real files."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 from experiments import export, predict, setup, train
 from experiments.config import TrainConfig
-from experiments.subject import Subject, error_of
+from experiments.subject import ROOT, Subject, error_of
 
 
 def run(workdir, pictures, **changes):
@@ -135,3 +138,21 @@ def test_processes_that_differ_are_refused_before_the_first_step(runs, copy, tmp
             assert line.startswith("error: all processes must have the same ")
             assert all(field in line for field in fields)
     assert not (tmp_path / "pair" / "config.json").exists()
+
+
+def test_a_run_on_a_read_only_disk_can_be_read(copy):
+    """Nothing is written, neither decoded images nor compiled programs; the folder is mounted so for one process."""
+    workdir, _ = copy
+    folder = workdir.parent
+    script = f'mount --bind "{folder}" "{folder}" && mount -o remount,ro,bind "{folder}" || exit 77; exec "$@"'
+    wrap = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    command = [sys.executable, "-m", "experiments.evaluate", "--workdir", str(workdir)]
+    try:
+        done = subprocess.run([*wrap, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if done.returncode == 77 or "unshare:" in done.stderr:
+        pytest.skip("this system lets nobody mount a folder")
+    accuracy = json.loads((workdir / "result.json").read_text())["test_accuracy"]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"accuracy {accuracy:.2%}" in done.stdout

@@ -406,8 +406,8 @@ def test_so_many_are_kept(tmp_path, keep):
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(step) for step in range(6 - keep, 6)]
 
 
-def test_a_full_disk(saved, tmp_path):
-    """The save that found no room is an OSError of one line; what was there is whole, and the next save works."""
+def test_a_full_disk(saved, tmp_path, capfd):
+    """The save that found no room is an OSError of one line, and nothing else is printed; then all works again."""
     shutil.copytree(saved, tmp_path / "run")
     before = contents(tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run")
@@ -422,6 +422,7 @@ def test_a_full_disk(saved, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
     after = contents(tmp_path / "run")
     assert {path: after[path] for path in before} == before
     assert_is(restore(tmp_path / "run"), 7)
