@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 train: .venv/installed  ## train an implicit reaction-diffusion network on real handwritten digits
 	$(BIN)/python -m experiments.train digits --epochs 40
 
-faults: .venv/installed  ## kill, damage, fill disks, and print what became of it (a quarter of an hour)
+faults: .venv/installed  ## kill, damage, fill disks, and print what became of it (half an hour)
 	$(BIN)/python -m experiments.faults --out experiments/results/faults
 
 test: .venv/installed-test  ## everything that CI checks

@@ -52,7 +52,7 @@ def changed_pixels(lab: Laboratory) -> Iterator[Row]:
             content[place] ^= 0x80
         path.write_bytes(content)
     whole = lab.is_whole(lab.subject.directory / "flipped-cache")
-    half, pictures = lab.subject.directory / "half-pictures", lab.subject.directory / "moved"
+    half, pictures = lab.subject.directory / "half-pictures", lab.subject.directory / "exchanging"
     shutil.copytree(lab.subject.pictures, pictures)
     process = lab.subject.start(half, "--data-dir", pictures)
     wait_until_epoch(1, half, process)
@@ -65,7 +65,7 @@ def changed_pixels(lab: Laboratory) -> Iterator[Row]:
     refused = code == 2 and "data.digest is " in line
     yield Row(
         "bits flipped in decoded images; images exchanged between stop and resume",
-        f"{len(cache)} files decoded again, {'the' if whole else 'NOT the'} undisturbed state; the exchange is "
+        f"{len(cache)} file{'s' * (len(cache) > 1)} decoded again, {'the' if whole else 'NOT the'} undisturbed state; the exchange is "
         f"{'refused' if refused else 'NOT refused'}",
         whole and refused and bool(cache),
     )
@@ -97,9 +97,9 @@ def ambient_settings(lab: Laboratory) -> Iterator[Row]:
 def lost_output(lab: Laboratory) -> Iterator[Row]:
     """A reader of the output that goes away, a full disk behind it, streams that are closed."""
     shells = {
-        "| head -n 1": 'set -o pipefail; "$@" 2>&1 | head -n 1',
-        "> /dev/full": '"$@" > /dev/full 2>&1',
-        ">&- 2>&-": '"$@" >&- 2>&-',
+        "to a reader that leaves": 'set -o pipefail; "$@" 2>&1 | head -n 1',
+        "to a full disk": '"$@" > /dev/full 2>&1',
+        "to closed streams": '"$@" >&- 2>&-',
     }
     whole = 0
     for i, script in enumerate(shells.values()):
