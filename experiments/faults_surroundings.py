@@ -65,8 +65,8 @@ def changed_pixels(lab: Laboratory) -> Iterator[Row]:
     refused = code == 2 and "data.digest is " in line
     yield Row(
         "bits flipped in decoded images; images exchanged between stop and resume",
-        f"{len(cache)} file{'s' * (len(cache) > 1)} decoded again, {'the' if whole else 'NOT the'} undisturbed state; the exchange is "
-        f"{'refused' if refused else 'NOT refused'}",
+        f"{len(cache)} file{'s' * (len(cache) > 1)} decoded again, {'the' if whole else 'NOT the'} undisturbed state; "
+        f"the exchange is {'refused' if refused else 'NOT refused'}",
         whole and refused and bool(cache),
     )
 
