@@ -31,7 +31,7 @@ _OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tenso
 class TrainConfig:
     """Train a network of the paper and leave its accuracy, curves and checkpoints in a work directory.
 
-    Run the same command again and it goes on from the last checkpoint.
+    The same command again resumes from the last checkpoint.
     """
 
     dataset: Annotated[DatasetName, tyro.conf.Positional] = "digits"

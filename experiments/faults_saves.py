@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.subject import ROOT, Laboratory, Row, error_of, steps_saved
+from experiments.subject import ROOT, Laboratory, Row, error_of, outcome, steps_saved
 
 SAVER = """
 import sys
@@ -75,7 +75,12 @@ def _is_whole(directory: Path, finished: int) -> bool:
 def names_of_directories(lab: Laboratory) -> Iterator[Row]:
     """Work directories whose names mean something to a shell, a glob or a URL."""
     names = ["exp[1]", "a*b?", "{x}#%20", "λ ü", "two\nlines", "~", "-v"]
-    whole = sum(lab.is_whole(lab.subject.directory / "names" / name) for name in names)
+    whole = 0
+    for name in names:
+        directory = lab.subject.directory / "names" / name
+        trained = lab.is_whole(directory)
+        code, _ = outcome(lab.subject.start_program("evaluate", "--workdir", directory))
+        whole += trained and code == 0
     refused = 0
     for name in "back\\slash", "gs:", os.fsdecode(b"raw\xff"):
         directory = lab.subject.directory / "names" / name
@@ -83,8 +88,8 @@ def names_of_directories(lab: Laboratory) -> Iterator[Row]:
         refused += code == 2 and "must be UTF-8" in line and not steps_saved(directory)
     yield Row(
         "work directories with [, *, ?, #, a newline or ~ in their names",
-        f"{whole} of {len(names)} trained to the undisturbed state; {refused} names that orbax cannot read refused "
-        "before step 0",
+        f"{whole} of {len(names)} trained to the undisturbed state and evaluated; {refused} names that orbax cannot "
+        "read refused before step 0",
         whole == len(names) and refused == 3,
     )
 
