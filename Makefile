@@ -9,7 +9,7 @@ train: .venv/installed  ## train an implicit reaction-diffusion network on real 
 	$(BIN)/python -m experiments.train digits --epochs 40
 
 faults: .venv/installed  ## kill, damage, fill disks, and print what became of it (half an hour)
-	$(BIN)/python -m experiments.faults --out experiments/results/faults
+	PYTHONPATH=tests $(BIN)/python -m faults.faults --out experiments/results/faults
 
 test: .venv/installed-test  ## everything that CI checks
 	$(BIN)/ruff format --check .

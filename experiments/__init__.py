@@ -3,6 +3,6 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:  # Python is about to import a program, and Ctrl-C may come meanwhile
-    from experiments.interrupt import guard_imports
+    from experiments.common.interrupt import guard_imports
 
     guard_imports()

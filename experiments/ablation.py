@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from experiments import entry
-from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
-from experiments.files import write_results
-from experiments.flags import shown
+from experiments.common import entry
+from experiments.common.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
+from experiments.common.files import write_results
+from experiments.common.flags import shown
 
 if TYPE_CHECKING:
-    from experiments.recipes import Recipe
+    from experiments.common.recipes import Recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -85,7 +85,7 @@ def main(arguments: AblationConfig) -> int:
 
 def variants(arguments: AblationConfig) -> dict[str, tuple[TrainConfig, "Recipe"]]:
     """The run and the recipe of each variant."""
-    from experiments.recipes import RECIPES
+    from experiments.common.recipes import RECIPES
 
     which = f"{arguments.dataset}-{arguments.architecture}-{arguments.epochs}epochs-{arguments.seeds}seeds"
     which += "" if arguments.train_images is None else f"-{arguments.train_images}images"

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments import entry
-from experiments.files import save_figure
+from experiments.common import entry
+from experiments.common.files import save_figure
 from lowcost.terminal import printable
 
 MARGIN, LABEL, SIDE, GAP = 16, 176, 96, 8

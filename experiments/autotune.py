@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import entry
-from experiments.files import write_rows
-from experiments.timing import Step, interleave
+from experiments.common import entry
+from experiments.common.files import write_rows
+from experiments.common.timing import Step, interleave
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import entry
-from experiments.files import save_figure
+from experiments.common import entry
+from experiments.common.files import save_figure
 
 TITLES = (
     ("a stencil θ", "9 weights"),
@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     θ = jnp.array([[0.0, 0.8, 0.8], [0.8, -4.8, 0.8], [0.8, 0.8, 0.0]])[..., None] / 4  # a Laplacian that leans
     grid = (64, 64)
     greens = [np.abs(lowcost.analysis.green_function(θ, grid, h)[..., 0]) for h in (1.0, 100.0)]
-    symbol = np.fft.fftshift(lowcost.power(lowcost.symbol(θ, grid))[..., 0])
+    symbol = np.fft.fftshift(lowcost.squared_modulus(lowcost.symbol(θ, grid))[..., 0])
     log: list[dict] = [{"norm": LogNorm(1e-5 * g.max(), g.max(), clip=True), "cmap": "viridis"} for g in greens]
     panels: tuple[tuple[Any, dict], ...] = (
         (θ[..., 0], {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}),

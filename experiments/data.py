@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments import entry
-from experiments.config import DatasetName
-from experiments.files import save_figure
-from lowcost.data.pictures import MAX_PIXELS
+from experiments.common import entry
+from experiments.common.config import DatasetName
+from experiments.common.files import save_figure
+from lowcost.data.decoding import MAX_PIXELS
 from lowcost.terminal import printable
 
 if TYPE_CHECKING:

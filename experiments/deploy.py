@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from experiments import entry, predict
-from experiments.entry import in_a_process
-from experiments.files import write_page, write_results, write_whole
-from experiments.flags import shown
+from experiments import predict
+from experiments.common import entry
+from experiments.common.entry import in_a_process
+from experiments.common.files import write_page, write_results, write_whole
+from experiments.common.flags import shown
 from experiments.train import peak_memory, provenance
 
 TEMPLATE = """# A trained network outside of training
@@ -94,7 +95,7 @@ def forms(config: Config) -> list[dict[str, Any]]:
     """A line for each form of the first network."""
     import jax
 
-    from experiments.timing import interleave
+    from experiments.common.timing import interleave
     from lowcost.deploy.operations import Depthwise
 
     workdir = config.workdirs[0]
@@ -224,18 +225,18 @@ def _words(run, config: Config) -> str:
 
 def _load(workdir: Path, config: Config):
     """The run, its folded and its truncated network, its test images."""
-    from experiments import setup
+    from experiments.common import runs
     from lowcost import data, deploy
 
-    run = setup.trained(workdir)
-    setup.check_finished(workdir, run.step, run.steps)
+    run = runs.trained(workdir)
+    runs.check_finished(workdir, run.step, run.steps)
     dataset = data.load(
         run.config.dataset,
         data_dir=config.data_dir or run.config.data_dir,
         image_size=run.config.image_size,
-        cache_dir=setup.image_cache(workdir),
+        cache_dir=runs.image_cache(workdir),
     )
-    setup.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
+    runs.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
     exact = deploy.fold(run.net, run.variables, run.image_shape)
     return run, exact, deploy.truncate(exact, config.tolerance), dataset.test
 
@@ -304,10 +305,10 @@ def _peak(form: str, path: str) -> float:
     if form.startswith("JAX"):
         import jax
 
-        from experiments import setup
+        from experiments.common import runs
         from lowcost import deploy
 
-        run = setup.trained(Path(path))
+        run = runs.trained(Path(path))
         shape = run.image_shape
         folded = form == "JAX, folded" and deploy.fold(run.net, run.variables, shape)
         call = jax.jit(folded or partial(run.net.apply, run.variables))

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import entry
-from experiments.files import save_figure, write_results
-from experiments.styles import STYLES
+from experiments.common import entry
+from experiments.common.files import save_figure, write_results
+from experiments.common.styles import STYLES
 
 TEMPLATE = """# The signal over depth, before training
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from experiments import entry
+from experiments.common import entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,11 @@ def main(arguments: EvaluateConfig) -> None:
     """
     import numpy as np
 
-    from experiments import setup
+    from experiments.common import runs
     from lowcost.train.loop import evaluate_all, first_step
     from lowcost.train.state import count_weights
 
-    ready, state = setup.reopen(arguments.workdir, arguments.data_dir)
+    ready, state = runs.reopen(arguments.workdir, arguments.data_dir)
     config, test = ready.config, ready.dataset.test
     metrics = evaluate_all(
         ready.eval_step,

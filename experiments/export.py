@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import entry
-from experiments.config import Result
-from experiments.files import messages, write_whole
+from experiments.common import entry
+from experiments.common.config import Result
+from experiments.common.files import messages, write_whole
 from lowcost.terminal import printable
 
 Format = Literal["onnx", "stablehlo"]
@@ -59,11 +59,11 @@ def folded_run(workdir: Path, tolerance: float | None) -> tuple[Any, dict[str, s
     Raises:
         ValueError, OSError: there is no run, it has not finished, it is damaged, or tolerance is not above 0.
     """
-    from experiments import setup
+    from experiments.common import runs
     from lowcost import __version__, deploy
 
-    run = setup.trained(workdir)
-    setup.check_finished(workdir, run.step, run.steps)
+    run = runs.trained(workdir)
+    runs.check_finished(workdir, run.step, run.steps)
     result = Result(workdir / "result.json")
     folded = deploy.fold(run.net, run.variables, run.image_shape)
     metadata = {

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments import entry
-from experiments.files import save_figure, write_page, write_rows
-from experiments.timing import Step, interleave
+from experiments.common import entry
+from experiments.common.files import save_figure, write_page, write_rows
+from experiments.common.timing import Step, interleave
 from experiments.train import provenance
 
 OPERATORS = {

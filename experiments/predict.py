@@ -18,10 +18,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import entry
-from experiments.files import messages, write_whole
+from experiments.common import entry
+from experiments.common.files import messages, write_whole
+from lowcost.data.decoding import MAX_PIXELS, read_picture
 from lowcost.data.listing import SUFFIXES, list_images, report
-from lowcost.data.pictures import MAX_PIXELS, read_picture
 from lowcost.terminal import printable, warn
 
 
@@ -210,10 +210,10 @@ def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
 
     import jax
 
-    from experiments import setup
+    from experiments.common import runs
     from lowcost import deploy
 
-    run = setup.trained(workdir)
+    run = runs.trained(workdir)
     told = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
     if onnx:
         model = deploy.to_onnx(deploy.fold(run.net, run.variables, run.image_shape), metadata=told)

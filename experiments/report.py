@@ -6,8 +6,8 @@ Every page there is made by the program that it names; this one only puts them t
 import dataclasses
 from pathlib import Path
 
-from experiments import entry
-from experiments.files import read_rows, write_page
+from experiments.common import entry
+from experiments.common.files import read_rows, write_page
 from lowcost.terminal import printable
 
 PAGES = (

@@ -12,11 +12,11 @@ from typing import Any
 
 import tyro
 
-from experiments import entry
-from experiments.config import Result
-from experiments.files import save_figure, write_results
-from experiments.flags import shown
-from experiments.styles import STYLES
+from experiments.common import entry
+from experiments.common.config import Result
+from experiments.common.files import save_figure, write_results
+from experiments.common.flags import shown
+from experiments.common.styles import STYLES
 from lowcost.terminal import printable, warn
 
 TEMPLATE = """# Trained networks under small perturbations
@@ -115,18 +115,18 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
     import jax
     import numpy as np
 
-    from experiments import setup
-    from experiments.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
+    from experiments.common import runs
+    from experiments.common.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
     from experiments.stability import changed
     from experiments.train import provenance
     from lowcost.nn.stability import stability_report
     from lowcost.train.loop import evaluate_all, first_step
     from lowcost.train.step import make_eval_step, to_unit_range
 
-    ready, state = setup.reopen(workdir, config.data_dir)
+    ready, state = runs.reopen(workdir, config.data_dir)
     if ready.config.seeds > 1:
         raise ValueError(f"{workdir} holds {ready.config.seeds} networks; disturb runs of a single seed")
-    setup.check_finished(workdir, first_step(state), (ready.config.epochs or 0) * ready.steps_per_epoch)
+    runs.check_finished(workdir, first_step(state), (ready.config.epochs or 0) * ready.steps_per_epoch)
     net, variables, labels = ready.net, state.variables, ready.dataset.test.labels
     images = to_unit_range(ready.dataset.test.images)  # floats, which evaluation uses as they are
     if not 1 <= config.images <= len(images):

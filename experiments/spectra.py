@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from experiments import entry
+from experiments.common import entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +20,10 @@ def main(arguments: SpectraConfig) -> None:
     Raises:
         ValueError, OSError: there is nothing to report on.
     """
-    from experiments import setup
+    from experiments.common import runs
     from lowcost.nn import stability_report
 
-    run = setup.trained(arguments.workdir)
+    run = runs.trained(arguments.workdir)
     config = run.config
     if config.seeds > 1:
         print(f"the first of {config.seeds} networks, seed {config.seed}")

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import entry
-from experiments.config import DIVERGED, TrainConfig, finished
-from experiments.files import save_figure, write_results
-from experiments.flags import shown
-from experiments.styles import STYLES
+from experiments.common import entry
+from experiments.common.config import DIVERGED, TrainConfig, finished
+from experiments.common.files import save_figure, write_results
+from experiments.common.flags import shown
+from experiments.common.styles import STYLES
 
 LIMIT = 1e3
 """Features that grew by more than this factor count as unbounded."""
@@ -67,7 +67,7 @@ def main(config: Config) -> int:
         The exit status of training: 3 if the loss of any network was no longer finite, another as soon as one has it.
     """
     from experiments import train
-    from experiments.recipes import RECIPES
+    from experiments.common.recipes import RECIPES
 
     if sorted(set(config.step_sizes)) != list(config.step_sizes) or 1.0 not in config.step_sizes:
         raise ValueError(f"--step-sizes must ascend and hold 1, that of training; got {config.step_sizes}")
@@ -106,11 +106,11 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
     """
     import jax
 
-    from experiments import setup
+    from experiments.common import runs
     from experiments.train import provenance
     from lowcost.nn.stability import stability_report
 
-    ready, state = setup.reopen(run.directory(), run.data_dir)
+    ready, state = runs.reopen(run.directory(), run.data_dir)
     grow = jax.jit(partial(growth, ready.net), static_argnames="by_batch")
     some = ready.dataset.train.images[:images] / 255
     rows = []

@@ -6,8 +6,8 @@ Writes table1.md and table1.jsonl, and prints the table.
 import dataclasses
 from pathlib import Path
 
-from experiments import entry
-from experiments.files import write_results
+from experiments.common import entry
+from experiments.common.files import write_results
 
 ORDERS = {
     "fully coupled": ("O(m²c²)", "O(nm²c²)"),

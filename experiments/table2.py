@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments import entry
-from experiments.config import DIVERGED, Architecture, DatasetName, RecipeName, Result, TrainConfig, finished
-from experiments.files import changing, write_page
-from experiments.flags import flags, shown
+from experiments.common import entry
+from experiments.common.config import DIVERGED, Architecture, DatasetName, RecipeName, Result, TrainConfig, finished
+from experiments.common.files import changing, write_page
+from experiments.common.flags import flags, shown
 from experiments.table2_page import PAPER, draw, markdown, place
 from experiments.table2_plan import plan
 
@@ -76,7 +76,7 @@ def main(config: Config) -> int:
     Returns:
         The exit status of training: 3 if the loss of any network was no longer finite, another as soon as one has it.
     """
-    from experiments.recipes import RECIPES
+    from experiments.common.recipes import RECIPES
 
     wanted = list(runs(config))
     if not wanted:
@@ -110,7 +110,7 @@ def main(config: Config) -> int:
 
 def runs(config: Config) -> Iterator[TrainConfig]:
     """The grid, the paper's empty places left out."""
-    from experiments.recipes import RECIPES
+    from experiments.common.recipes import RECIPES
 
     epochs = RECIPES[config.recipe].epochs if config.epochs is None else config.epochs
     for dataset in config.datasets:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.files import save_figure
-from experiments.styles import STYLES
+from experiments.common.files import save_figure
+from experiments.common.styles import STYLES
 
 PAPER: dict[str, dict[str, dict[str, float]]] = {
     "cifar10": {

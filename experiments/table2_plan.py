@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.config import TrainConfig
-from experiments.entry import in_a_process
+from experiments.common.config import TrainConfig
+from experiments.common.entry import in_a_process
 
 SHAPES: dict[str, tuple[int, int]] = {"cifar10": (50_000, 32), "cifar100": (50_000, 32), "stl10": (5_000, 96)}
 """Training images, and their side, for the plan."""
@@ -18,7 +18,8 @@ def plan(runs: Iterable[TrainConfig]) -> None:
     Args:
         runs: with the number of epochs.
     """
-    from experiments.subject import epochs_done
+    from faults.subject import epochs_done
+
     from lowcost import cost
 
     total = work = 0.0
@@ -71,7 +72,7 @@ def _images_per_second(*kind: Any) -> float:
 
 def _measure(architecture: str, width: str, side: int, batch_size: int) -> float:
     from experiments import throughput
-    from experiments.timing import interleave
+    from experiments.common.timing import interleave
     from lowcost.train.mesh import use_every_core
 
     use_every_core(batch_size)

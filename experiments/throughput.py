@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from experiments import entry
-from experiments.config import Architecture
-from experiments.files import write_page, write_rows
-from experiments.timing import Step, interleave
+from experiments.common import entry
+from experiments.common.config import Architecture
+from experiments.common.files import write_page, write_rows
+from experiments.common.timing import Step, interleave
 from experiments.train import provenance
 
 PERIODIC = ("implicit_rd", "circulant_rd", "implicit_circulant_rd")
@@ -223,7 +223,7 @@ class Theirs:
         import numpy as np
         import torch
 
-        from experiments.torch_networks import Network
+        from experiments.common.torch_networks import Network
 
         self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
         self.images = torch.tensor(ours.images.transpose(0, 3, 1, 2).copy(), device=self.device)

@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import entry
-from experiments.config import DIVERGED, Result, TrainConfig, identity, write_or_compare
-from experiments.files import write_whole
+from experiments.common import entry
+from experiments.common.config import DIVERGED, Result, TrainConfig, identity, write_or_compare
+from experiments.common.files import write_whole
 from lowcost.terminal import printable, warn
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.recipes import Recipe
-    from experiments.setup import Setup
+    from experiments.common.recipes import Recipe
+    from experiments.common.runs import Setup
     from lowcost.train.interruption import Interruption
     from lowcost.train.metrics_log import MetricsLog
     from lowcost.train.state import TrainState
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def main(config: TrainConfig) -> int:
     """Joins the other processes, trains, prints the result; heavy imports wait for the flags."""
-    from experiments.cluster import connect
+    from experiments.common.cluster import connect
 
     try:
         given = config.coordinator, config.num_processes, config.process_id
@@ -71,13 +71,13 @@ def run(config: TrainConfig, recipe: "Recipe | None" = None) -> int:
         return 2
     from lowcost.train.interruption import Interruption
     from lowcost.train.lock import locked
-    from lowcost.train.processes import from_first
+    from lowcost.train.processes import from_process_0
 
     try:
         with contextlib.ExitStack() as held:
-            from_first(lambda: held.enter_context(locked(config.directory())) and None)
+            from_process_0(lambda: held.enter_context(locked(config.directory())) and None)
             with _refusing():
-                claim = from_first(lambda: _claim(ready))
+                claim = from_process_0(lambda: _claim(ready))
             interruption = held.enter_context(Interruption())
             return _train(ready, claim, interruption)
     except (_RefusedError, OSError) as error:  # no room, no permission: what is saved is whole
@@ -102,18 +102,18 @@ def _refusing() -> Iterator[None]:
 
 
 def _prepare(config: TrainConfig, recipe: "Recipe | None") -> "Setup | None":
-    from experiments import setup
+    from experiments.common import runs
     from lowcost.train.processes import agree, unequal_devices
 
     ready, failure = None, ""
     try:
-        ready = setup.prepare(config, recipe)
+        ready = runs.prepare(config, recipe)
     except (ValueError, OSError) as error:
         failure = str(error)
     try:
         if not (unequal_devices() or agree(bool(failure))):
             assert ready is not None
-            if not (names := setup.differing_fields(ready)):
+            if not (names := runs.differing_fields(ready)):
                 return ready
             failure = (
                 f"all processes must have the same {', '.join(names)}, got several; start them by the same command"
@@ -126,10 +126,10 @@ def _prepare(config: TrainConfig, recipe: "Recipe | None") -> "Setup | None":
 
 def _claim(ready: "Setup") -> dict[str, Any]:
     """Writes config.json, or compares the one that is there: the run's identity."""
-    from experiments import setup
+    from experiments.common import runs
 
     config, workdir = ready.config, ready.config.directory()
-    write_or_compare(config, dataclasses.asdict(ready.recipe), setup.describe(ready.dataset), setup.settings())
+    write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
     if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
         raise ValueError(
             f"{workdir} must hold the checkpoints of its finished run, got result.json without any; "
@@ -142,14 +142,14 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
     import jax
     from rich.console import Console
 
-    from experiments.curves import draw
+    from experiments.common.curves import draw
     from lowcost.train.checkpoint import Checkpoints
     from lowcost.train.feed import feed, fits
     from lowcost.train.loop import evaluate_all, first_step, fit, most_steps, skipped_in_a_row
     from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
-    from lowcost.train.processes import from_first, is_first
+    from lowcost.train.processes import from_process_0, is_process_0
 
-    config, dataset, workdir, first = ready.config, ready.dataset, ready.config.directory(), is_first()
+    config, dataset, workdir, first = ready.config, ready.dataset, ready.config.directory(), is_process_0()
     epochs = config.epochs or 0
     console = Console(soft_wrap=True, markup=False, quiet=not first)  # a path may look like markup
 
@@ -175,7 +175,7 @@ def _train(ready: "Setup", run: dict[str, Any], interruption: "Interruption") ->
         begin, state, meta = restored[:3] if restored else (0, ready.initial_state(), {"seconds": 0.0})
         if restored:
             console.print(f"resuming from step {begin} in {printable(workdir)}")
-        rows = from_first(lambda: read_rows(workdir / "metrics.jsonl", begin // ready.steps_per_epoch))
+        rows = from_process_0(lambda: read_rows(workdir / "metrics.jsonl", begin // ready.steps_per_epoch))
         with _refusing():
             log = MetricsLog(
                 rows,

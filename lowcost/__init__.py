@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
     from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
     from lowcost.operators.pointwise import pointwise, pointwise_adjoint
-    from lowcost.spectral import apply_symbol, circulant_symbol, coupled_symbol, power, symbol
+    from lowcost.spectral import apply_symbol, circulant_symbol, coupled_symbol, squared_modulus, symbol
     from lowcost.time_stepping import (
         crank_nicolson,
         exponential_euler,
@@ -57,9 +57,9 @@ __all__ = [
     "linear_mix_adjoint",
     "pointwise",
     "pointwise_adjoint",
-    "power",
     "reaction_diffusion",
     "spectral_step",
+    "squared_modulus",
     "symbol",
 ]
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.arguments import check_choice, check_time_step
-from lowcost.spectral import power, symbol
+from lowcost.spectral import squared_modulus, symbol
 from lowcost.time_stepping import INTEGRATORS, Map
 
 LARGEST_MATRIX = 2**14
@@ -120,7 +120,7 @@ def max_stable_step(symbol: jax.Array) -> jax.Array:
         >>> print(max_stable_step(symbol(laplacian, (4,))))  # max|λ|² = 16
         0.125
     """
-    return 2 / jnp.max(power(symbol))
+    return 2 / jnp.max(squared_modulus(symbol))
 
 
 def amplification(integrator: str, symbol: jax.Array, h: float | jax.Array) -> jax.Array:
@@ -140,7 +140,7 @@ def amplification(integrator: str, symbol: jax.Array, h: float | jax.Array) -> j
     """
     check_choice("integrator", integrator, tuple(INTEGRATORS))
     check_time_step(h)
-    return INTEGRATORS[integrator].factor(h * power(symbol))
+    return INTEGRATORS[integrator].factor(h * squared_modulus(symbol))
 
 
 def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array) -> jax.Array:
@@ -163,7 +163,7 @@ def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array
     """
     check_time_step(h)
     axes = range(len(grid))
-    response = jnp.fft.ifftn(1 / (1 + h * power(symbol(stencil, grid))), axes=axes).real
+    response = jnp.fft.ifftn(1 / (1 + h * squared_modulus(symbol(stencil, grid))), axes=axes).real
     return jnp.fft.fftshift(response, axes)
 
 

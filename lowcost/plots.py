@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.arguments import check_choice, check_floating
-from lowcost.spectral import power
+from lowcost.spectral import squared_modulus
 from lowcost.time_stepping import INTEGRATORS
 
 try:
@@ -63,7 +63,7 @@ def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
     Raises:
         ValueError: the symbol is not that of signals or images.
     """
-    values = np.asarray(power(symbol), float)
+    values = np.asarray(squared_modulus(symbol), float)
     pictures = np.fft.fftshift(_two_dimensional("symbol", values), (0, 1))
     ax = _axes(ax)
     if values.ndim == 2:
@@ -158,7 +158,7 @@ def stability_map(integrator: str, symbol: jax.Array, *, ax: Axes | None = None)
         ValueError: unknown integrator, or λ = 0.
     """
     check_choice("integrator", integrator, tuple(INTEGRATORS))
-    largest = float(power(symbol).max())
+    largest = float(squared_modulus(symbol).max())
     if not largest:
         raise ValueError("symbol must have a λ other than 0 to have modes to draw")
     ax = _axes(ax)

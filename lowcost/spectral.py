@@ -15,7 +15,7 @@ import numpy as np
 from jax.interpreters import ad
 
 from lowcost.arguments import check_floating, check_stencil
-from lowcost.images import each_image, per_shard
+from lowcost.batching import each_image, per_shard
 from lowcost.methods import choose
 from lowcost.primitive import primitive
 
@@ -49,7 +49,7 @@ def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
 
 def _symbol(stencil, grid):
     # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
-    λ = widen(stencil) + 0j
+    λ = promote(stencil) + 0j
     for axis, (n, m) in enumerate(zip(grid, stencil.shape, strict=False)):
         if n * m <= 2**20:
             λ = _along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
@@ -97,7 +97,7 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     return _symbol(stencil, grid)
 
 
-def power(symbol: jax.Array) -> jax.Array:
+def squared_modulus(symbol: jax.Array) -> jax.Array:
     """|λ|² = λ.re² + λ.im²: the symbol of KᵀK in Eqs. (8) to (11), real, shaped as λ.
 
     Not abs(λ)², whose second derivative is wrong where λ = 0.
@@ -166,14 +166,14 @@ def filter_spectrum(
     grid = symbol.shape[:-1]
     method = choose(method, "complex" if jnp.iscomplexobj(symbol) else "real", grid, grid, y.shape[-1])
     apply = _filter_fft if method == "fft" else _filter_matmul
-    return apply(widen(y), symbol, multiply, together).astype(jnp.result_type(y))
+    return apply(promote(y), symbol, multiply, together).astype(jnp.result_type(y))
 
 
 def _scale(λ, spectrum):
     return jnp.expand_dims(λ, range(spectrum.ndim - λ.ndim)) * spectrum  # said, not left to NumPy's promotion of ranks
 
 
-def widen(x: jax.Array) -> jax.Array:
+def promote(x: jax.Array) -> jax.Array:
     """x in float32 at least: the operators take and give bfloat16, but compute, and add up, in float32."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import check_choice, check_time_step
-from lowcost.spectral import apply_symbol, widen
+from lowcost.spectral import apply_symbol, promote
 
 Map = Callable[[jax.Array], jax.Array]
 
@@ -102,7 +102,7 @@ INTEGRATORS = {
 
 def spectral_step(
     integrator: str | Integrator,
-    power: jax.Array,
+    squared_modulus: jax.Array,
     reaction: Map,
     y: jax.Array,
     h: float | jax.Array,
@@ -113,7 +113,7 @@ def spectral_step(
 
     Args:
         integrator: "forward_euler", "imex_euler", "crank_nicolson", "exponential_euler", or an `Integrator`.
-        power: |λ|², [*grid, C], the symbol of KᵀK.
+        squared_modulus: |λ|², [*grid, C], the symbol of KᵀK.
         reaction: y ↦ r(y).
         y: features, [..., *grid, C].
         h: time step, h ≥ 0.
@@ -129,13 +129,13 @@ def spectral_step(
     if isinstance(integrator, str):
         check_choice("integrator", integrator, tuple(INTEGRATORS))
         integrator = INTEGRATORS[integrator]
-    z = h * power
-    diffused = apply_symbol(integrator.factor(z), widen(y), method=method)
-    reacted = apply_symbol(integrator.response(z), widen(reaction(y)), method=method)
+    z = h * squared_modulus
+    diffused = apply_symbol(integrator.factor(z), promote(y), method=method)
+    reacted = apply_symbol(integrator.response(z), promote(reaction(y)), method=method)
     return (diffused + h * reacted).astype(jnp.result_type(y))
 
 
-def crank_nicolson(power: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
+def crank_nicolson(squared_modulus: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
     """(I + h/2 KᵀK)⁻¹ ((I - h/2 KᵀK) y + h r(y)): the trapezoidal rule for the diffusion, Euler for the reaction.
 
     Second order in the diffusion; its factor (1 - z/2) / (1 + z/2), z = h|λ|², stays within (-1, 1] but does not damp
@@ -143,12 +143,12 @@ def crank_nicolson(power: jax.Array, reaction: Map, y: jax.Array, h: float | jax
 
     Args, Returns, Raises: as `spectral_step`.
     """
-    return spectral_step("crank_nicolson", power, reaction, y, h)
+    return spectral_step("crank_nicolson", squared_modulus, reaction, y, h)
 
 
-def exponential_euler(power: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
+def exponential_euler(squared_modulus: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
     """exp(-hKᵀK) y + h φ(hKᵀK) r(y), φ(z) = (1 - e⁻ᶻ) / z: the diffusion exactly, the reaction held over the step.
 
     Args, Returns, Raises: as `spectral_step`.
     """
-    return spectral_step("exponential_euler", power, reaction, y, h)
+    return spectral_step("exponential_euler", squared_modulus, reaction, y, h)

@@ -127,7 +127,7 @@ animation
 # at a hundred times that limit it is the reaction that blows up.
 
 # %%
-powers = [lowcost.power(lowcost.symbol(θ, (size, size))) for θ in (vertical, horizontal)]
+powers = [lowcost.squared_modulus(lowcost.symbol(θ, (size, size))) for θ in (vertical, horizontal)]
 limit = float(2 / sum(powers).max())
 print(f"the explicit limit is h = {limit:.3f}; 100 units of time from the patterns on:")
 for factor in (0.95, 1.05, 1.5, 3.0, 8.0, 100.0):

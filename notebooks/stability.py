@@ -29,7 +29,7 @@ stencil = jnp.array([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])[..., N
 grid = (64, 64)
 symbol = lowcost.symbol(stencil, grid)
 limit = float(analysis.max_stable_step(symbol))
-print(f"max|λ|² = {float(lowcost.power(symbol).max()):g}, the explicit step is stable up to h = {limit:g}")
+print(f"max|λ|² = {float(lowcost.squared_modulus(symbol).max()):g}, the explicit step is stable up to h = {limit:g}")
 
 # %% [markdown]
 # ## The factor of one step
@@ -86,7 +86,7 @@ plt.show()
 edge = jnp.array([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])[..., None] / 8
 for name, θ in {"Laplacian": stencil, "edge": edge, "Laplacian + 0.1 δ": stencil.at[1, 1].add(0.1)}.items():
     factors = analysis.spectrum(lambda y, θ=θ: lowcost.depthwise_resolvent(θ, y, 1.0), grid, 1)
-    unseen = int((lowcost.power(lowcost.symbol(θ, grid)) < 1e-12).sum())
+    unseen = int((lowcost.squared_modulus(lowcost.symbol(θ, grid)) < 1e-12).sum())
     print(f"{name:<18} ρ = {float(jnp.abs(factors).max()):.6f}, {unseen} of {factors.size} eigenvalues are 1")
 print(f"mean before and after: {float(noise.mean()):.6f}, {float(implicit(noise, 100.0).mean()):.6f}")
 
@@ -110,7 +110,7 @@ plt.show()
 
 # %% [markdown]
 # So an implicit step is a convolution with a large stencil that costs nine weights. Where the weight beyond r is
-# small enough, g can be cut off at r for devices that have only convolutions (`lowcost.deploy.truncate`), with an
+# small enough, g can be cut off at r for devices that have only convolutions (`lowcost.deploy.truncation`), with an
 # error that is known:
 
 # %%

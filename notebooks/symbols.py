@@ -108,7 +108,7 @@ def difference(ours, dense):
 
 normal = K.T @ K
 print("adjoint   λ̄               ", difference(lowcost.apply_symbol(λ.conj(), y), K.T @ y.ravel()))
-print("KᵀK       |λ|²            ", difference(lowcost.apply_symbol(lowcost.power(λ), y), normal @ y.ravel()))
+print("KᵀK       |λ|²            ", difference(lowcost.apply_symbol(lowcost.squared_modulus(λ), y), normal @ y.ravel()))
 solved = jnp.linalg.solve(jnp.eye(len(K)) + h * normal, y.ravel())
 print("implicit  1 / (1 + h|λ|²) ", difference(lowcost.depthwise_resolvent(θ, y, h), solved))
 print(f"norm      max|λ|           {float(jnp.abs(λ).max()):.5f} = {float(jnp.linalg.norm(K, 2)):.5f}")

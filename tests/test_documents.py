@@ -20,7 +20,8 @@ import pytest
 import tyro
 
 import lowcost
-from experiments import config, cover
+from experiments import cover
+from experiments.common import config
 from lowcost.data import SOURCES
 from lowcost.nn import ARCHITECTURES
 

@@ -37,7 +37,7 @@ def test_lazy_names_are_those_of_the_import_statements(package):
 
 def test_the_first_use_of_a_name_imports_jax_and_no_earlier():
     code = (
-        "import sys, lowcost, lowcost.data; from lowcost.data.pictures import read_picture\n"
+        "import sys, lowcost, lowcost.data; from lowcost.data.decoding import read_picture\n"
         "assert 'jax' not in sys.modules\n"
         "from lowcost import depthwise; from lowcost.data import cutout; import lowcost.cost\n"
         "assert 'jax' in sys.modules\n"

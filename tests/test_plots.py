@@ -33,7 +33,7 @@ def canvas(ax):
     ("draw", "values", "tiles"),
     [
         (lambda: plots.stencils(STENCIL), STENCIL, (2, 3)),
-        (lambda: plots.symbol(SYMBOL), jnp.fft.fftshift(lowcost.power(SYMBOL), (0, 1)), (2, 3)),
+        (lambda: plots.symbol(SYMBOL), jnp.fft.fftshift(lowcost.squared_modulus(SYMBOL), (0, 1)), (2, 3)),
     ],
     ids=["stencils", "symbol"],
 )
@@ -62,7 +62,7 @@ def test_zero_frequency_stands_in_the_middle(grid):
 
 def test_spectra_share_an_axes():
     ax = plots.spectrum(SYMBOL, label="K")
-    assert plots.spectrum(lowcost.power(SYMBOL), ax=ax, label="KᵀK") is ax
+    assert plots.spectrum(lowcost.squared_modulus(SYMBOL), ax=ax, label="KᵀK") is ax
     drawn = [line for line in ax.lines if line.get_label() in ("K", "KᵀK")]
     assert [len(line.get_xdata()) for line in drawn] == [SYMBOL.size, SYMBOL.size]
     np.testing.assert_array_equal(drawn[0].get_ydata(), np.asarray(SYMBOL).ravel().imag)
@@ -77,7 +77,7 @@ def test_stability_map_draws_the_limit_where_there_is_one(integrator):
     assert (factors.max() > 1 + 1e-6) == (integrator == "forward_euler") == (len(ax.collections) == 2)
     if integrator == "forward_euler":
         line = max(ax.collections[1].get_paths(), key=lambda path: len(path.vertices)).vertices
-        largest, limit = float(lowcost.power(SYMBOL).max()), float(analysis.max_stable_step(SYMBOL))
+        largest, limit = float(lowcost.squared_modulus(SYMBOL).max()), float(analysis.max_stable_step(SYMBOL))
         assert line[line[:, 1].argmax()] == pytest.approx((limit, largest), rel=0.05)
 
 

@@ -38,7 +38,7 @@ def stepper(name, stencil, reaction):
         return partial(lowcost.forward_euler, lowcost.reaction_diffusion(diffusion, reaction))
     if name == "imex_euler":
         return partial(lowcost.imex_euler, partial(lowcost.depthwise_resolvent, stencil), reaction)
-    return partial(getattr(lowcost, name), lowcost.power(lowcost.symbol(stencil, GRID)), reaction)
+    return partial(getattr(lowcost, name), lowcost.squared_modulus(lowcost.symbol(stencil, GRID)), reaction)
 
 
 def dense_step(name, a, source, y):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.dataset import Dataset, Split
+from lowcost.data.decoding import MAX_PIXELS, read_pictures
 from lowcost.data.listing import SUFFIXES, Entries, list_images, report
-from lowcost.data.pictures import MAX_PIXELS, read_pictures
 from lowcost.terminal import printable
 
 LAYOUT = "data_dir must hold train/<class>/ and test/<class>/ with images"
@@ -42,7 +42,7 @@ def folder(
             times of modification and of status change) checks their digest and maps them without decoding. A file
             system that keeps no time of status change hides an exchange of two files of equal size and modification
             time: then delete the cache. None keeps the images in memory alone. Any file in it may be deleted.
-        max_pixels: of each image, as in `lowcost.data.pictures.read_picture`; at most 8 are decoded at a time.
+        max_pixels: of each image, as in `lowcost.data.decoding.read_picture`; at most 8 are decoded at a time.
 
     Returns:
         The data set, with the images of a class side by side and flip True.

@@ -12,9 +12,9 @@ from lowcost.data.archives import read_archive
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.catalogue import ENTRIES, find_archive, search
 from lowcost.data.dataset import Dataset, Split
+from lowcost.data.decoding import MAX_PIXELS
 from lowcost.data.download import download as download_archive
 from lowcost.data.folders import folder
-from lowcost.data.pictures import MAX_PIXELS
 from lowcost.data.prepared import find_prepared, read_prepared
 
 CACHE_FORMAT = 1  # to be raised when the same source comes to give other arrays

@@ -7,9 +7,9 @@
 The operations that a folded network consists of are in `lowcost.deploy.operations`.
 """
 
-from lowcost.deploy.fold import Folded, FoldedLayer, fold
+from lowcost.deploy.folding import Folded, FoldedLayer, fold
 from lowcost.deploy.onnx_graph import to_onnx
 from lowcost.deploy.stablehlo import to_stablehlo
-from lowcost.deploy.truncate import Certified, certified, truncate
+from lowcost.deploy.truncation import Certified, certified, truncate
 
 __all__ = ["Certified", "Folded", "FoldedLayer", "certified", "fold", "to_onnx", "to_stablehlo", "truncate"]

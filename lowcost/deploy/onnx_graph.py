@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcost.deploy.fold import Folded
+from lowcost.deploy.folding import Folded
 from lowcost.deploy.operations import (
+    AveragePool,
     Concatenate,
     Convolution,
     Depthwise,
     Filter,
-    Halve,
-    Mean,
+    GlobalAveragePool,
     Operation,
     Pointwise,
     Relu,
@@ -205,7 +205,7 @@ class _Graph:
         return self.alike("Relu", y)
 
     @add.register
-    def _(self, operation: Halve, y: str) -> str:
+    def _(self, operation: AveragePool, y: str) -> str:
         c = self.views[y][-1]  # as a connecting layer left it
         y = self.channels_first(self.viewed(y, (*self.grid, c)))
         y = self.node("AveragePool", y, kernel_shape=[2] * self.dims, strides=[2] * self.dims)
@@ -213,7 +213,7 @@ class _Graph:
         return self.channels_last(y, c)
 
     @add.register
-    def _(self, operation: Mean, y: str) -> str:
+    def _(self, operation: GlobalAveragePool, y: str) -> str:
         axes = self.integers(*range(1, self.dims + 1))
         total = self.features("ReduceSum", self.views[y][-1:], y, axes, keepdims=0)
         return self.alike("Mul", total, self.constant(1 / math.prod(self.grid)))

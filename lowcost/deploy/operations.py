@@ -162,7 +162,7 @@ class Relu:
 
 
 @dataclass(frozen=True, eq=False)
-class Halve:
+class AveragePool:
     """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels: the pooling between blocks, Section 4."""
 
     def __call__(self, y: jax.Array) -> jax.Array:
@@ -172,7 +172,7 @@ class Halve:
 
 
 @dataclass(frozen=True, eq=False)
-class Mean:
+class GlobalAveragePool:
     """Σ_x y_x / n: the average over the grid, the last pooling of Section 4."""
 
     def __call__(self, y: jax.Array) -> jax.Array:
@@ -210,7 +210,7 @@ class Concatenate:
         return jnp.concatenate([run(branch, y) for branch in self.branches], axis=-1)
 
 
-Operation = Convolution | Depthwise | Pointwise | Filter | Relu | Halve | Mean | Sum | Concatenate
+Operation = Convolution | Depthwise | Pointwise | Filter | Relu | AveragePool | GlobalAveragePool | Sum | Concatenate
 
 
 def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:

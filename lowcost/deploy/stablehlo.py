@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lowcost.deploy.fold import Folded
+from lowcost.deploy.folding import Folded
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -2,7 +2,7 @@
 
 from lowcost.nn import initializers
 from lowcost.nn.layers import Circulant, Depthwise, ImplicitDiffusion, LinearMix
-from lowcost.nn.network import ARCHITECTURES, Network, bound_layers, network
+from lowcost.nn.networks import ARCHITECTURES, Network, bound_layers, network
 from lowcost.nn.stability import StabilityReport, stability_report
 from lowcost.nn.steps import (
     CirculantRDStep,

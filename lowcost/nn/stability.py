@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from lowcost.analysis import amplification
 from lowcost.nn import steps
-from lowcost.nn.network import Connecting, Halving, Mean, Network, Opening, bound_layers
-from lowcost.spectral import coupled_symbol, power
+from lowcost.nn.networks import AveragePool, Connecting, GlobalAveragePool, Network, Opening, bound_layers
+from lowcost.spectral import coupled_symbol, squared_modulus
 
 
 class LayerBounds(NamedTuple):
@@ -98,7 +98,7 @@ def _diffusion(integrator, step, grid):
         lipschitz = jnp.max(jnp.abs(factors)) * (1 + step.h * reaction)
     else:
         lipschitz = jnp.max(jnp.abs(factors)) + step.h * reaction
-    stiffness = float(step.h * jnp.max(power(λ)))
+    stiffness = float(step.h * jnp.max(squared_modulus(λ)))
     stable = integrator != "forward_euler" or stiffness <= 2
     return lipschitz, stiffness, (float(factors.min()), float(factors.max())), stable
 
@@ -122,7 +122,7 @@ def _connecting(layer, grid):
     """‖N [I; K]‖² = max over channels and frequencies of s₁² + s₂²|λ|²."""
     first, second = jnp.split(_scale(layer.variables["batch_stats"]) ** 2, 2)
     dims = range(len(grid))
-    squares = jnp.expand_dims(first, dims) + jnp.expand_dims(second, dims) * power(layer.symbol(grid))
+    squares = jnp.expand_dims(first, dims) + jnp.expand_dims(second, dims) * squared_modulus(layer.symbol(grid))
     return (jnp.sqrt(jnp.max(squares)),)
 
 
@@ -157,7 +157,7 @@ _BOUNDS: dict[type, Callable[..., tuple]] = {
     steps.ImplicitCirculantRDStep: partial(_diffusion, "imex_euler"),
     Opening: _opening,
     Connecting: _connecting,
-    Halving: lambda layer, grid: (2 ** (-len(grid) / 2),),
-    Mean: lambda layer, grid: (math.prod(grid) ** -0.5,),
+    AveragePool: lambda layer, grid: (2 ** (-len(grid) / 2),),
+    GlobalAveragePool: lambda layer, grid: (math.prod(grid) ** -0.5,),
     nn.Dense: lambda layer, grid: (_norms(layer.variables["params"]["kernel"]),),
 }

@@ -25,7 +25,7 @@ from lowcost.operators.depthwise import depthwise, depthwise_diffusion, depthwis
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
 from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
 from lowcost.operators.pointwise import pointwise
-from lowcost.spectral import circulant_symbol, coupled_symbol, symbol, widen
+from lowcost.spectral import circulant_symbol, coupled_symbol, promote, symbol
 from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion
 
 EPSILON = 1e-5
@@ -48,7 +48,7 @@ class Normalize(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, y.shape[-1], jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, y.shape[-1], jnp.float32)
         mean, var = running_mean.value, running_var.value
-        wide, axes = widen(y), range(y.ndim - 1)
+        wide, axes = promote(y), range(y.ndim - 1)
         if train:
             mean = wide.mean(axes)
             var = jnp.maximum((wide**2).mean(axes) - mean**2, 0)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
-from lowcost.images import per_shard
+from lowcost.batching import per_shard
 from lowcost.methods import choose
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
-from lowcost.spectral import power, widen
+from lowcost.spectral import promote, squared_modulus
 
 
 class Ways(NamedTuple):
@@ -56,7 +56,7 @@ def convolve(y, stencil, ways, boundary, method):
     if method == "direct":
         return ways.slide(stencil, y, boundary)
     filtered = partial(ways.filter, lambda λ: λ, stencil, method)
-    return with_boundary(filtered, widen(y), stencil.shape[: -ways.channel_axes], boundary).astype(jnp.result_type(y))
+    return with_boundary(filtered, promote(y), stencil.shape[: -ways.channel_axes], boundary).astype(jnp.result_type(y))
 
 
 def correlate(z, stencil, ways, boundary, method):
@@ -64,7 +64,7 @@ def correlate(z, stencil, ways, boundary, method):
     if method == "direct":
         return ways.slide_adjoint(stencil, z, boundary)
     filtered = partial(ways.filter, ways.adjoint, stencil, method)
-    return with_boundary_adjoint(filtered, widen(z), stencil.shape[: -ways.channel_axes], boundary).astype(
+    return with_boundary_adjoint(filtered, promote(z), stencil.shape[: -ways.channel_axes], boundary).astype(
         jnp.result_type(z)
     )
 
@@ -72,10 +72,10 @@ def correlate(z, stencil, ways, boundary, method):
 def diffuse(y, stencil, ways, boundary, method):
     """−KᵀK y."""
     if boundary == "periodic" and method != "direct":
-        return ways.filter(lambda λ: -power(λ), stencil, method, y)
-    convolved = convolve(widen(y), stencil, ways, boundary, method)
+        return ways.filter(lambda λ: -squared_modulus(λ), stencil, method, y)
+    convolved = convolve(promote(y), stencil, ways, boundary, method)
     return -correlate(convolved, stencil, ways, boundary, method).astype(jnp.result_type(y))
 
 
 def _resolve(y, stencil, h, ways, method):
-    return ways.filter(lambda λ: 1 / (1 + h * power(λ)), stencil, method, y)
+    return ways.filter(lambda λ: 1 / (1 + h * squared_modulus(λ)), stencil, method, y)

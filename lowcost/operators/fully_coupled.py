@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lowcost.operators.boundary import pad
 from lowcost.operators.forms import Ways, apply, convolve, correlate
 from lowcost.operators.sliding import UNROLLED, slide, slide_adjoint
-from lowcost.spectral import coupled_symbol, filter_spectrum, widen
+from lowcost.spectral import coupled_symbol, filter_spectrum, promote
 
 
 def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -62,9 +62,9 @@ def slide_coupled_adjoint(stencil, z, boundary):
     """K(θ)ᵀ z directly, on the images of one device."""
     if _by_patches(stencil):
         return slide_adjoint(stencil, z, boundary, coupled=True)
-    wide = jnp.promote_types(widen(stencil).dtype, widen(z).dtype)  # the padding's adjoint adds after the sum
+    wide = jnp.promote_types(promote(stencil).dtype, promote(z).dtype)  # the padding's adjoint adds after the sum
     y = jax.ShapeDtypeStruct((*z.shape[:-1], stencil.shape[-2]), wide)
-    transpose = jax.linear_transpose(lambda y: _slide_by_xla(widen(stencil), pad(y, stencil.shape[:-2], boundary)), y)
+    transpose = jax.linear_transpose(lambda y: _slide_by_xla(promote(stencil), pad(y, stencil.shape[:-2], boundary)), y)
     return transpose(jnp.asarray(z, wide))[0].astype(jnp.result_type(z))
 
 

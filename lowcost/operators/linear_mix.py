@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lowcost.arguments import check_features, check_floating
 from lowcost.operators.depthwise import depthwise, depthwise_adjoint
 from lowcost.operators.pointwise import pointwise, pointwise_adjoint
-from lowcost.spectral import widen
+from lowcost.spectral import promote
 
 
 def linear_mix(
@@ -29,7 +29,7 @@ def linear_mix(
         TypeError, ValueError: as `depthwise`; ValueError also where the matrix is not [C, C].
     """
     _check("y", y, stencil, matrix)
-    wide = widen(y)
+    wide = promote(y)
     mixed = depthwise(stencil, wide, boundary=boundary, method=method) + pointwise(matrix, wide)
     return mixed.astype(jnp.result_type(y))
 
@@ -42,7 +42,7 @@ def linear_mix_adjoint(
     Args, Returns, Raises: as `linear_mix`.
     """
     _check("z", z, stencil, matrix)
-    wide = widen(z)
+    wide = promote(z)
     mixed = depthwise_adjoint(stencil, wide, boundary=boundary, method=method) + pointwise_adjoint(matrix, wide)
     return mixed.astype(jnp.result_type(z))
 

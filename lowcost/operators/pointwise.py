@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import check_channels, check_floating
-from lowcost.images import product_sharding
+from lowcost.batching import product_sharding
 
 
 def pointwise(matrix: jax.Array, y: jax.Array) -> jax.Array:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad
 
-from lowcost.images import each_image
+from lowcost.batching import each_image
 from lowcost.operators.boundary import pad, pad_adjoint
 from lowcost.primitive import primitive
-from lowcost.spectral import widen
+from lowcost.spectral import promote
 
 UNROLLED = 49
 """Stencils of more points are applied in a loop: the time to compile grows with the number of terms written out."""
@@ -44,7 +44,7 @@ def slide_adjoint(stencil: jax.Array, z: jax.Array, boundary: str, *, coupled: b
 
 
 def _bind(operator, stencil, y, boundary, coupled):
-    wide = widen(y)
+    wide = promote(y)
     stencil = jnp.asarray(stencil, wide.dtype)
     return operator.bind(stencil, wide, boundary=boundary, rank=stencil.ndim - 1 - coupled).astype(jnp.result_type(y))
 

@@ -22,7 +22,7 @@ from lowcost.terminal import first_line, warn
 from lowcost.train import manifest
 from lowcost.train.manifest import DamageError
 from lowcost.train.mesh import place
-from lowcost.train.processes import from_first, is_first
+from lowcost.train.processes import from_process_0, is_process_0
 
 FILE_BYTES = 16384
 """The most that the files of a leaf take besides its values."""
@@ -64,7 +64,7 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         if re.search(r"\\|:/|[\udc80-\udcff]", str(self._directory)):
             raise ValueError(f"directory must be UTF-8 without \\ or ':/', got {str(directory)!r}; choose another one")
-        if not is_first():
+        if not is_process_0():
             return
         if owned:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ class Checkpoints:
             OSError: the previous save failed; older checkpoints are intact.
         """
         self._wait()
-        if is_first():
+        if is_process_0():
             # A copy, since the next step may donate the original while this is being written.
             whole = jax.device_put(jax.tree.map(_on_one_device, state), may_alias=False)
             self._writing = self._writer.submit(self._write, step, whole, meta)
@@ -103,7 +103,7 @@ class Checkpoints:
             OSError: a checkpoint cannot be read, which proves no damage; nothing was renamed.
         """
         self._wait()
-        restored = from_first(lambda: self._newest_valid(like))
+        restored = from_process_0(lambda: self._newest_valid(like))
         if restored is None:
             return None
         # On the devices only now: a lack of memory there is no damage.
@@ -118,7 +118,7 @@ class Checkpoints:
         try:
             self._wait()
         finally:
-            if is_first():
+            if is_process_0():
                 self._writer.shutdown()
                 self._orbax.close()
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lowcost.images import BATCH_AXIS
+from lowcost.batching import BATCH_AXIS
 from lowcost.train.processes import devices, unequal_devices
 
 

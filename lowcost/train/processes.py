@@ -33,12 +33,12 @@ def devices() -> list[jax.Device]:
         raise OSError(f"JAX must find devices, got none with JAX_PLATFORMS={asked} ({reason}); {remedy}") from error
 
 
-def is_first() -> bool:
+def is_process_0() -> bool:
     """Whether this process is the one that writes files and speaks to the user."""
     return jax.process_index() == 0
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_process_0(make: Callable[[], T]) -> T:
     """make() of process 0, in all of them; an exception there is raised in all.
 
     The pickle is of process 0 of this run and comes by JAX's collectives: like them, it trusts the network between the
@@ -57,7 +57,7 @@ def from_first(make: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return make()
     outcome: tuple[bool, T | Exception] | None = None
-    if is_first():
+    if is_process_0():
         try:
             outcome = True, make()
         except Exception as error:
@@ -65,7 +65,7 @@ def from_first(make: Callable[[], T]) -> T:
     payload = np.frombuffer(pickle.dumps(outcome), np.uint8)
     with _all_alive():
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
-        payload = np.resize(payload, size) if is_first() else np.zeros(size, np.uint8)
+        payload = np.resize(payload, size) if is_process_0() else np.zeros(size, np.uint8)
         payload = np.asarray(multihost_utils.broadcast_one_to_all(payload))
     fine, value = pickle.loads(payload.tobytes())
     if not fine:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lowcost.data import decoding as pictures_module
 from lowcost.data import folder, folders
-from lowcost.data import pictures as pictures_module
 
 
 def write(path, value=0, size=(8, 8)):

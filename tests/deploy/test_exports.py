@@ -10,8 +10,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from lowcost.deploy import fold, to_onnx, to_stablehlo, truncate
-from lowcost.deploy.fold import Folded, FoldedLayer
-from lowcost.deploy.operations import Convolution, Mean
+from lowcost.deploy.folding import Folded, FoldedLayer
+from lowcost.deploy.operations import Convolution, GlobalAveragePool
 from lowcost.nn import ARCHITECTURES
 
 OPERATORS = {
@@ -96,10 +96,12 @@ def test_an_opset_that_cannot_be_written_is_refused(trained, opset):
 def test_padding_may_be_wider_than_the_images():
     """A stencil of 9 points on a grid of 3 meets each point three times."""
     stencil = np.random.default_rng(0).normal(size=(9, 1, 2)).astype(np.float32)
-    layers = (FoldedLayer("wide", (Convolution(stencil, np.zeros(2, np.float32)), Mean()), 1.0),)
+    layers = (FoldedLayer("wide", (Convolution(stencil, np.zeros(2, np.float32)), GlobalAveragePool()), 1.0),)
     images = np.random.default_rng(1).uniform(size=(4, 3, 1)).astype(np.float32)
     short = stencil.reshape(3, 3, 1, 2).sum(0)  # tap j meets the point (j - 4) mod 3 = (j - 1) mod 3 from its own
-    reference = Folded((FoldedLayer("short", (Convolution(short, np.zeros(2, np.float32)), Mean()), 1.0),), (3, 1))
+    reference = Folded(
+        (FoldedLayer("short", (Convolution(short, np.zeros(2, np.float32)), GlobalAveragePool()), 1.0),), (3, 1)
+    )
     np.testing.assert_allclose(answer(to_onnx(Folded(layers, (3, 1))), images), reference(images), atol=1e-5)
 
 

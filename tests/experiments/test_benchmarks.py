@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import autotune, figure1, huge_pages, throughput, timing
+from experiments import autotune, figure1, throughput
+from experiments.common import huge_pages, timing
 
 RESULTS = Path("experiments/results")
 
@@ -106,7 +107,7 @@ def test_the_pytorch_networks_are_the_same_functions(architecture, train):
     torch = pytest.importorskip("torch")
     import jax
 
-    from experiments.torch_networks import Network
+    from experiments.common.torch_networks import Network
     from lowcost import nn
 
     images = np.random.default_rng(0).random((6, 16, 16, 3), np.float32)
@@ -123,7 +124,8 @@ def test_the_pytorch_networks_are_the_same_functions(architecture, train):
 def test_a_program_starts_again_with_huge_pages():
     """Same process, same arguments, the tunable beside the user's own; once, and not where it would not help."""
     script = (
-        "import os, sys; from experiments.huge_pages import use_huge_pages; print(os.getpid()); use_huge_pages();"
+        "import os, sys; from experiments.common.huge_pages import use_huge_pages;"
+        "print(os.getpid()); use_huge_pages();"
         "print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
     )
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}

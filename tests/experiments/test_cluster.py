@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.cluster import connect
+from experiments.common.cluster import connect
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +130,7 @@ def test_training_ends_when_a_process_does_not_come(port):
 
 def test_a_process_that_has_ended_is_reported(port):
     """Process 1 ends after the processes have found each other; process 0 meets it at their next agreement."""
-    code = "import os, sys; from experiments.cluster import connect; from lowcost.train.processes import agree\n"
+    code = "import os, sys; from experiments.common.cluster import connect; from lowcost.train.processes import agree\n"
     code += "i = int(sys.argv[2]); connect(sys.argv[1], 2, i, wait_seconds=30); agree(1); os._exit(0) if i else None\n"
     code += "try:\n    agree(2)\nexcept OSError as error:\n    print(f'error: {error}', file=sys.stderr); os._exit(2)"
     pair = [start("-c", code, f"localhost:{port}", i) for i in range(2)]

@@ -8,11 +8,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from faults.subject import Subject
 
-from experiments import export, setup, train
-from experiments.config import TrainConfig, finished, read, write_or_compare
-from experiments.recipes import RECIPES
-from experiments.subject import Subject
+from experiments import export, train
+from experiments.common import runs
+from experiments.common.config import TrainConfig, finished, read, write_or_compare
+from experiments.common.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def test_a_configuration_of_wrong_types_is_refused(workdir, name, value):
     (content[parts[0]] if parts else content)[last] = value
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=str(path)) as error:
-        setup.trained(workdir)
+        runs.trained(workdir)
     assert name in ("data", "settings") or f"{name} in {path} must be " in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -111,7 +112,7 @@ def open_folder():
 _PROGRAM = """
 import sys, jax
 from pathlib import Path
-from experiments.compiled import keep_compiled
+from experiments.common.compiled import keep_compiled
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 keep_compiled(Path(sys.argv[1]))
 print(jax.jit(lambda x: x + 1)(1))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import train
-from experiments.config import TrainConfig
+from experiments.common.config import TrainConfig
 from experiments.data import DataConfig, class_counts, draw, main, moments
 from lowcost.data import Dataset, Split, load
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from faults.subject import write_pictures
 from PIL import Image
 
 from experiments import deploy, export, predict, train
-from experiments.config import TrainConfig
+from experiments.common.config import TrainConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
-from experiments.subject import write_pictures
-from lowcost.data.pictures import read_picture
+from lowcost.data.decoding import read_picture
 
 ROOT = Path(__file__).parents[2]
 

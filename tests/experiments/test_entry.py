@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from experiments import table2, train
-from experiments.flags import flags
+from experiments.common.flags import flags
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(
@@ -71,7 +71,7 @@ def test_ctrl_c_while_computing(start, tmp_path):
 
 PROGRAM = """
 import dataclasses, time
-from experiments import entry
+from experiments.common import entry
 @dataclasses.dataclass(frozen=True)
 class Config:
     pass

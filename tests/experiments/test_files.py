@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.files import read_rows, write_whole
+from experiments.common.files import read_rows, write_whole
 
 ROOT = Path(__file__).parents[2]
 RECORD = """
@@ -81,7 +81,7 @@ def test_standard_output_keeps_what_was_printed(tmp_path):
     """Like /dev/stdout, the link leads to the file that the shell opened, whose position the prints share."""
     link = tmp_path / "stdout"
     link.symlink_to("/proc/self/fd/1")
-    code = "from experiments.files import write_whole; from pathlib import Path; import sys; print('before');"
+    code = "from experiments.common.files import write_whole; from pathlib import Path; import sys; print('before');"
     code += "write_whole(Path(sys.argv[1]), b'content\\n'); print('after')"
     with (tmp_path / "out").open("wb") as out:
         subprocess.run([sys.executable, "-c", code, link], cwd=ROOT, stdout=out, check=True)

@@ -8,10 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from faults.subject import ROOT, Subject, error_of
 
-from experiments import export, predict, setup, train
-from experiments.config import TrainConfig
-from experiments.subject import ROOT, Subject, error_of
+from experiments import export, predict, train
+from experiments.common.config import TrainConfig
+from experiments.common.runs import reopen, trained
 
 
 def run(workdir, pictures, **changes):
@@ -73,7 +74,7 @@ def test_checkpoints_of_another_seed_are_refused(runs, copy, capsys):
         capsys, run(workdir, pictures)
     )
     with pytest.raises(ValueError, match="must be a checkpoint of seed 0, got seed 1"):
-        setup.trained(workdir)
+        trained(workdir)
 
 
 def test_a_result_of_another_run_is_refused(runs, copy, tmp_path):
@@ -82,7 +83,7 @@ def test_a_result_of_another_run_is_refused(runs, copy, tmp_path):
     shutil.copy(runs.directory / "seed1" / "result.json", workdir / "result.json")
     message = r"result\.json must be of the run's last checkpoint, got the digest of another state; put back"
     with pytest.raises(ValueError, match=message):
-        setup.reopen(workdir, pictures)
+        reopen(workdir, pictures)
     with pytest.raises(ValueError, match=message):
         export.main(export.ExportConfig(workdir=workdir, out=tmp_path / "net.onnx"))
     assert not (tmp_path / "net.onnx").exists()
@@ -108,12 +109,12 @@ def test_ambient_settings(copy, capsys, name, value):
     """Training refuses others and names them; a reader takes weights and statistics alone and does not care."""
     workdir, pictures = copy
     before = getattr(jax.config, name)
-    _, state = setup.reopen(workdir, pictures)
+    _, state = reopen(workdir, pictures)
     jax.config.update(name, value)
     try:
         line = refused(capsys, run(workdir, pictures))
         assert f"settings.{name} is {before} there and {value} here" in line
-        _, other = setup.reopen(workdir, pictures)
+        _, other = reopen(workdir, pictures)
         jax.tree.map(np.testing.assert_array_equal, state.variables, other.variables)
     finally:
         jax.config.update(name, before)

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 import yaml
 
-from experiments.config import TrainConfig
+from experiments.common.config import TrainConfig
 
 LAUNCH = Path(__file__).parents[2] / "experiments" / "launch"
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import perturbations, robustness, stability, train
-from experiments.config import TrainConfig
-from experiments.files import read_rows
+from experiments import robustness, stability, train
+from experiments.common import perturbations
+from experiments.common.config import TrainConfig
+from experiments.common.files import read_rows
 
 RESULTS = Path("experiments/results")
 

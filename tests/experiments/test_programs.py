@@ -10,10 +10,10 @@ from unittest.mock import ANY
 
 import numpy as np
 import pytest
+from faults.subject import write_pictures
 
 from experiments import evaluate, spectra, train
-from experiments.config import TrainConfig
-from experiments.subject import write_pictures
+from experiments.common.config import TrainConfig
 from lowcost import cost
 
 ROOT = Path(__file__).parents[2]
@@ -140,9 +140,10 @@ def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
 
 def test_what_one_run_compiled_the_next_one_reads(pictures, tmp_path):
     """Beside the work directories, where the user chose no other place."""
-    from experiments.config import TrainConfig
+    from experiments.common.config import TrainConfig
 
-    code = "import sys; from experiments.setup import prepare; from experiments.config import TrainConfig; import jax;"
+    code = "import jax, sys; from experiments.common.runs import prepare;"
+    code += "from experiments.common.config import TrainConfig;"
     code += "from pathlib import Path; prepare(TrainConfig(workdir=Path(sys.argv[1]), batch_size=8));"
     code += "print(jax.config.values['jax_compilation_cache_dir'])"
     run = [sys.executable, "-c", code, str(TrainConfig(workdir=tmp_path / "a").directory())]
@@ -246,7 +247,7 @@ def test_stencil_larger_than_the_grid(error, pictures):
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path):
-    from experiments.config import write_or_compare
+    from experiments.common.config import write_or_compare
 
     config = TrainConfig(workdir=tmp_path / "run", batch_size=8, width="B")
     (tmp_path / "run").mkdir()

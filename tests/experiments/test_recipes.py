@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from experiments.ablation import VARIANTS, AblationConfig, markdown, variants
-from experiments.flags import shown
-from experiments.recipes import RECIPES, Recipe
+from experiments.common.flags import shown
+from experiments.common.recipes import RECIPES, Recipe
 from lowcost.nn import network
 from lowcost.train.step import Draw
 

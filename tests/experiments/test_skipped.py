@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from experiments import robustness, train
-from experiments.config import DIVERGED, TrainConfig
-from experiments.curves import draw
-from experiments.files import read_rows, write_rows
-from experiments.recipes import Recipe
+from experiments.common.config import DIVERGED, TrainConfig
+from experiments.common.curves import draw
+from experiments.common.files import read_rows, write_rows
+from experiments.common.recipes import Recipe
 
 EXPLODING = Recipe(learning_rate=1e38)
 """The first step has a finite loss; those after it have none."""

@@ -11,9 +11,9 @@ import pytest
 import tyro
 
 from experiments import table2, table2_page, table2_plan
-from experiments.config import TrainConfig, finished, write_or_compare
-from experiments.files import read_rows
-from experiments.recipes import RECIPES
+from experiments.common.config import TrainConfig, finished, write_or_compare
+from experiments.common.files import read_rows
+from experiments.common.recipes import RECIPES
 from lowcost import cost
 
 RESULTS = Path("experiments/results")

@@ -8,7 +8,7 @@ import pytest
 
 from lowcost.analysis import operator_matrix
 from lowcost.nn import ARCHITECTURES, Network, network, stability_report
-from lowcost.nn.network import Connecting, Halving, Mean
+from lowcost.nn.networks import AveragePool, Connecting, GlobalAveragePool
 
 IMAGE = (8, 6, 3)
 
@@ -42,7 +42,7 @@ def test_linear_layers_are_exact(trained):
     net, variables = trained
     report = {layer.name: layer.lipschitz for layer in stability_report(net, variables, IMAGE).layers}
     shapes = {"block1_connecting": (8, 6, 2), "block1_pooling": (8, 6, 4), "pooling": (4, 3, 8)}
-    modules = {"block1_connecting": Connecting(), "block1_pooling": Halving(), "pooling": Mean()}
+    modules = {"block1_connecting": Connecting(), "block1_pooling": AveragePool(), "pooling": GlobalAveragePool()}
     for name, module in modules.items():
         part = {k: v[name] for k, v in variables.items() if name in v}
         options = {"train": False} if name == "block1_connecting" else {}

@@ -77,8 +77,8 @@ def test_apply_symbol(window, grid):
     """F⁻¹(λ ⊙ F y) is C y, with conj(λ) it is Cᵀy, with |λ|² it is CᵀCy."""
     (stencil,), y = CASE["depthwise"].draw(window, grid, (2,))
     k, symbol = matrices.depthwise(stencil, grid), lowcost.symbol(stencil, grid)
-    np.testing.assert_allclose(lowcost.power(symbol), np.abs(symbol) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(lowcost.squared_modulus(symbol), np.abs(symbol) ** 2, rtol=1e-12)
     for method in ("auto", "fft", "matmul"):
         apply = jax.jit(partial(lowcost.apply_symbol, method=method))
-        for s, matrix in ((symbol, k), (symbol.conj(), k.T), (lowcost.power(symbol), k.T @ k)):
+        for s, matrix in ((symbol, k), (symbol.conj(), k.T), (lowcost.squared_modulus(symbol), k.T @ k)):
             assert_close(apply(s, y), matrices.product(matrix, y, grid))

@@ -139,7 +139,7 @@ def test_without_the_remedy_xla_gathers(form, monkeypatch):
     if jax.__version_info__ >= (0, 12):
         pytest.skip("fixed in jax 0.12")
     case = next(case for case in CASES if str(case) == f"depthwise{form}")
-    monkeypatch.setattr("lowcost.images.BATCH_AXIS", "nothing is called so")
+    monkeypatch.setattr("lowcost.batching.BATCH_AXIS", "nothing is called so")
     with pytest.raises(AssertionError):
         test_no_gather(case, {"method": "fft"})
 

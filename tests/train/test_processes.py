@@ -11,8 +11,8 @@ from lowcost.train.lock import locked
 
 def test_alone_it_agrees_with_itself():
     assert processes.agree(15) == 15
-    assert processes.from_first(lambda: {"a": 1}) == {"a": 1}
-    assert processes.is_first()
+    assert processes.from_process_0(lambda: {"a": 1}) == {"a": 1}
+    assert processes.is_process_0()
 
 
 def test_one_run_at_a_time(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from cases import QUICK
 from rich.console import Console
 
-from experiments.recipes import RECIPES
+from experiments.common.recipes import RECIPES
 from lowcost import fully_coupled
 from lowcost.nn import network
 from lowcost.train.checkpoint import Checkpoints

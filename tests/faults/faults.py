@@ -1,4 +1,4 @@
-"""What training does when something goes wrong: `python -m experiments.faults` really kills, damages and fills disks.
+"""What training does when something goes wrong: `python -m faults.faults` really kills, damages and fills disks.
 
 Every row of the table is one fault. Processes are those that users start, files those that they write.
 """
@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from experiments import entry, faults_saves, faults_surroundings
-from experiments.files import write_rows
-from experiments.subject import (
+from faults import saves, surroundings
+from faults.subject import (
     Laboratory,
     Row,
     Subject,
@@ -33,6 +32,9 @@ from experiments.subject import (
     wait_until_epoch,
     write_pictures,
 )
+
+from experiments.common import entry
+from experiments.common.files import write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,14 +152,14 @@ def signals(lab: Laboratory) -> Iterator[Row]:
 
 def damaged_files(lab: Laboratory) -> Iterator[Row]:
     """Every file of the newest checkpoint: a bit flipped, truncated, deleted; restored as training does."""
-    from experiments import setup
-    from experiments.config import identity, read
-    from experiments.recipes import Recipe
+    from experiments.common import runs
+    from experiments.common.config import identity, read
+    from experiments.common.recipes import Recipe
     from lowcost.train.checkpoint import Checkpoints, digest
 
     run = identity(lab.whole)
     config, ingredients, _ = read(lab.whole)
-    ready = setup.prepare(config, Recipe(**ingredients))
+    ready = runs.prepare(config, Recipe(**ingredients))
     older, newest = steps_saved(lab.whole)
     source = lab.whole / "checkpoints"
 
@@ -263,13 +265,13 @@ def bad_batches(lab: Laboratory) -> Iterator[Row]:
     import jax
     import numpy as np
 
-    from experiments import setup
-    from experiments.config import read
-    from experiments.recipes import Recipe
+    from experiments.common import runs
+    from experiments.common.config import read
+    from experiments.common.recipes import Recipe
     from lowcost.train.checkpoint import digest
 
     config, ingredients, _ = read(lab.whole)
-    ready = setup.prepare(config, Recipe(**ingredients))
+    ready = runs.prepare(config, Recipe(**ingredients))
     steps = 40
     within = [step for step in range(steps) if step % ready.steps_per_epoch]  # at its start an epoch's sums are reset
     bad = set(lab.rng.sample(within, steps // 4))
@@ -432,13 +434,13 @@ FAULTS = (
     other_configurations,
     two_runs,
     damaged_programs,
-    *faults_saves.FAULTS,
-    *faults_surroundings.FAULTS,
+    *saves.FAULTS,
+    *surroundings.FAULTS,
 )
 
 TESTED_ELSEWHERE = (
-    *faults_saves.TESTED_ELSEWHERE,
-    *faults_surroundings.FAULTS,
+    *saves.TESTED_ELSEWHERE,
+    *surroundings.FAULTS,
     damaged_files,
     bad_batches,
     devices,

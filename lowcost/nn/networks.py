@@ -18,7 +18,7 @@ from lowcost.nn.initializers import Initializer, opening_stencil, stable_stencil
 from lowcost.nn.steps import Normalize
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
-from lowcost.spectral import symbol, widen
+from lowcost.spectral import promote, symbol
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet": steps.ResNetStep,
@@ -144,10 +144,10 @@ class Network(nn.Module):
         run = nn.remat(block, static_argnums=2) if self.remat else block
         for i, c in enumerate(self.channels):
             if i:
-                y = Halving(name=f"block{i}_pooling")(y)
+                y = AveragePool(name=f"block{i}_pooling")(y)
             chex.assert_shape(y, (None,) * (1 + len(grid)) + (c,))
             y = run(self, y, i + 1)
-        return nn.Dense(self.num_classes, name="classifier")(Mean(name="pooling")(y))
+        return nn.Dense(self.num_classes, name="classifier")(GlobalAveragePool(name="pooling")(y))
 
 
 class Layer(NamedTuple):
@@ -234,7 +234,7 @@ class Connecting(nn.Module):
         return symbol(self.variables["params"]["stencil"], grid)
 
 
-class Halving(nn.Module):
+class AveragePool(nn.Module):
     """The average of every 2 x 2 pixels: half the points per axis."""
 
     @nn.compact
@@ -242,14 +242,14 @@ class Halving(nn.Module):
         """[B, *grid, C] → [B, *(grid / 2), C]."""
         # Sums of strided slices fuse with what stands round them; a window reduction does not (XLA on a CPU).
         corners = itertools.product(*[(slice(0, None, 2), slice(1, None, 2))] * (y.ndim - 2))
-        total = reduce(jnp.add, [widen(y[:, *corner]) for corner in corners])
+        total = reduce(jnp.add, [promote(y[:, *corner]) for corner in corners])
         return (total / 2 ** (y.ndim - 2)).astype(y.dtype)
 
 
-class Mean(nn.Module):
+class GlobalAveragePool(nn.Module):
     """The average of every channel over the grid: a single pixel."""
 
     @nn.compact
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → [B, C], float32 at least."""
-        return jnp.mean(widen(y), axis=range(1, y.ndim - 1))
+        return jnp.mean(promote(y), axis=range(1, y.ndim - 1))

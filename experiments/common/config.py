@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from experiments.files import write_whole
-from lowcost.data.pictures import MAX_PIXELS
+from experiments.common.files import write_whole
+from lowcost.data.decoding import MAX_PIXELS
 
 DatasetName = Literal["digits", "folder", "cifar10", "cifar100", "stl10"]
 RecipeName = Literal["paper", "fast"]
@@ -188,7 +188,7 @@ def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any], dict[str, Any]]:
         )
     fields, data_dir = _read(path)
     recipe, data, _ = (fields.pop(name) for name in ("ingredients", "data", "settings"))
-    from experiments.recipes import Recipe
+    from experiments.common.recipes import Recipe
 
     _check(
         path, {**fields, "data_dir": data_dir}, {**get_type_hints(TrainConfig), "epochs": int, "data_dir": str | None}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.deploy.fold import Folded, FoldedLayer, cut
+from lowcost.deploy.folding import Folded, FoldedLayer, cut
 from lowcost.deploy.operations import Depthwise, Filter
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lowcost.data.pictures import read_picture, read_pictures
+from lowcost.data.decoding import read_picture, read_pictures
 
 RAMP = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
 

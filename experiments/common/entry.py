@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from experiments.interrupt import leave, on_interrupt, raise_interrupt
+from experiments.common.interrupt import leave, on_interrupt, raise_interrupt
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
     """
     output = _keep_writing()
     if long:
-        from experiments.huge_pages import use_huge_pages
+        from experiments.common.huge_pages import use_huge_pages
 
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the program that starts again is guarded
         use_huge_pages()

@@ -1,4 +1,4 @@
-"""What surrounds a run and may be wrong: rows of `experiments.faults` on processes, data, settings and files."""
+"""What surrounds a run and may be wrong: rows of `faults.faults` on processes, data, settings and files."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.subject import (
+from faults.subject import (
     Laboratory,
     Row,
     error_of,

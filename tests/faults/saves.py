@@ -1,4 +1,4 @@
-"""What becomes of saved work: rows of `experiments.faults` about checkpoints and who reads, moves or loses them."""
+"""What becomes of saved work: rows of `faults.faults` about checkpoints and who reads, moves or loses them."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.subject import ROOT, Laboratory, Row, error_of, outcome, steps_saved
+from faults.subject import ROOT, Laboratory, Row, error_of, outcome, steps_saved
 
 SAVER = """
 import sys
@@ -138,13 +138,13 @@ def a_reader_beside(lab: Laboratory) -> Iterator[Row]:
     """Reads the newest checkpoint again and again while a run trains that keeps one."""
     import jax
 
-    from experiments import setup
-    from experiments.config import identity
+    from experiments.common import runs
+    from experiments.common.config import identity
     from lowcost.train.checkpoint import Checkpoints
 
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        setup.trained(lab.whole).variables["params"],
+        runs.trained(lab.whole).variables["params"],
     )
     workdir = lab.subject.directory / "read"
     process = lab.subject.start(workdir, "--keep", 1)

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.compiled import keep_compiled
-from experiments.config import Result, TrainConfig, identity, read, shared
-from experiments.recipes import RECIPES, Recipe
+from experiments.common.compiled import keep_compiled
+from experiments.common.config import Result, TrainConfig, identity, read, shared
+from experiments.common.recipes import RECIPES, Recipe
 from lowcost import data, nn
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.loop import first_step
@@ -197,7 +197,7 @@ def settings() -> dict[str, Any]:
 def differing_fields(ready: Setup) -> list[str]:
     """Returns the names of what is not the same in all processes: code, configuration, recipe, data, settings."""
     code = hashlib.sha256()
-    for package in (Path(__file__).parent, Path(data.__file__).parents[1]):
+    for package in (Path(__file__).parents[1], Path(data.__file__).parents[1]):
         for path in sorted(package.rglob("*.py")):
             code.update(path.read_bytes())
     versions = differing({"code": code.hexdigest(), "jax": jax.__version__})

@@ -12,21 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.deploy.operations import (
+    AveragePool,
     Concatenate,
     Convolution,
     Depthwise,
     Filter,
-    Halve,
-    Mean,
+    GlobalAveragePool,
     Operation,
     Pointwise,
     Relu,
     Sum,
     run,
 )
-from lowcost.nn import steps
-from lowcost.nn.network import Connecting, Halving, Network, Opening, bound_layers
-from lowcost.nn.network import Mean as Pooling
+from lowcost.nn import networks, steps
+from lowcost.nn.networks import Connecting, Network, Opening, bound_layers
 from lowcost.nn.stability import stability_report
 
 
@@ -164,8 +163,8 @@ def _classifier(layer, grid):
 _FOLD: dict[type, Callable[..., tuple[Operation, ...]]] = {
     Opening: _opening,
     Connecting: _connecting,
-    Halving: lambda layer, grid: (Halve(),),
-    Pooling: lambda layer, grid: (Mean(),),
+    networks.AveragePool: lambda layer, grid: (AveragePool(),),
+    networks.GlobalAveragePool: lambda layer, grid: (GlobalAveragePool(),),
     nn.Dense: _classifier,
     steps.ResNetStep: _resnet,
     steps.MobileNetStep: _mobilenet,

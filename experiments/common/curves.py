@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.files import save_figure
+from experiments.common.files import save_figure
 
 
 def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowcost.deploy import certified, fold, truncate
-from lowcost.deploy.fold import Folded, FoldedLayer, cut
+from lowcost.deploy.folding import Folded, FoldedLayer, cut
 from lowcost.deploy.operations import Depthwise, Filter, Pointwise
 
 GRID, H = (8, 12), 2.0

@@ -74,7 +74,7 @@ def connect(
     return max(told, default=1)
 
 
-def _find(coordinator: str, is_first: bool, deadline: float) -> None:
+def _find(coordinator: str, is_process_0: bool, deadline: float) -> None:
     """Returns once process 0's port can be connected to; until JAX does, process 0 itself listens there."""
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
@@ -86,7 +86,7 @@ def _find(coordinator: str, is_first: bool, deadline: float) -> None:
     listen = partial(socket.create_server, family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
     while True:
         try:
-            with listen(("", int(port))) if is_first else contextlib.nullcontext():
+            with listen(("", int(port))) if is_process_0 else contextlib.nullcontext():
                 return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES) or time.monotonic() > deadline:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from lowcost.nn.network import bound_layers
+from lowcost.nn.networks import bound_layers
 from lowcost.nn.stability import stability_report
 
 

@@ -1,0 +1,1 @@
+"""What several programs share: configuration, a run, recipes, files, timing."""
