@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.common.config import TrainConfig
 from experiments.common.entry import in_a_process
+from experiments.common.files import read_rows
 
 SHAPES: dict[str, tuple[int, int]] = {"cifar10": (50_000, 32), "cifar100": (50_000, 32), "stl10": (5_000, 96)}
 """Training images, and their side, for the plan."""
@@ -18,8 +19,6 @@ def plan(runs: Iterable[TrainConfig]) -> None:
     Args:
         runs: with the number of epochs.
     """
-    from faults.subject import epochs_done
-
     from lowcost import cost
 
     total = work = 0.0
@@ -29,7 +28,7 @@ def plan(runs: Iterable[TrainConfig]) -> None:
         images, side = SHAPES.get(run.dataset) or _folder(run)
         if run.train_images is not None:
             images = run.train_images
-        done = epochs_done(run.directory())
+        done = len(read_rows(run.directory() / "metrics.jsonl"))
         kind = (run.architecture, run.width, side)
         if kind not in speeds and done < epochs:
             print(f"measuring {run.architecture} {run.width} on {side}x{side} pixels …", file=sys.stderr)
