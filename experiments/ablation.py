@@ -60,7 +60,7 @@ class AblationConfig:
 
 def main(arguments: AblationConfig) -> int:
     """Train all variants, one after another, and write what came of those that are finished."""
-    from experiments import train
+    from experiments.common import training
 
     told = f"{arguments.dataset} {shown(arguments, 'dataset', 'workdir', 'out')}".strip()
     rows: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ def main(arguments: AblationConfig) -> int:
         ingredients = dataclasses.asdict(recipe)
         result = finished(config, ingredients)
         if result is None:
-            code = train.run(config, recipe)
+            code = training.run(config, recipe)
             if code == DIVERGED and rows:  # nothing can be compared with a fast recipe that failed
                 status = code
                 continue

@@ -21,7 +21,7 @@ from experiments.common import entry
 from experiments.common.entry import in_a_process
 from experiments.common.files import write_page, write_results, write_whole
 from experiments.common.flags import shown
-from experiments.train import peak_memory, provenance
+from experiments.common.provenance import peak_memory, provenance
 
 TEMPLATE = """# A trained network outside of training
 

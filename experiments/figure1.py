@@ -13,8 +13,8 @@ from typing import Any
 
 from experiments.common import entry
 from experiments.common.files import save_figure, write_page, write_rows
+from experiments.common.provenance import provenance
 from experiments.common.timing import Step, interleave
-from experiments.train import provenance
 
 OPERATORS = {
     "depthwise direct": ("depthwise", "direct"),

@@ -117,8 +117,8 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
 
     from experiments.common import runs
     from experiments.common.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
+    from experiments.common.provenance import provenance
     from experiments.stability import changed
-    from experiments.train import provenance
     from lowcost.nn.stability import stability_report
     from lowcost.train.loop import evaluate_all, first_step
     from lowcost.train.step import make_eval_step, to_unit_range

@@ -66,7 +66,7 @@ def main(config: Config) -> int:
     Returns:
         The exit status of training: 3 if the loss of any network was no longer finite, another as soon as one has it.
     """
-    from experiments import train
+    from experiments.common import training
     from experiments.common.recipes import RECIPES
 
     if sorted(set(config.step_sizes)) != list(config.step_sizes) or 1.0 not in config.step_sizes:
@@ -83,7 +83,7 @@ def main(config: Config) -> int:
                 seed=config.seed,
                 workdir=config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}",
             )
-            if finished(run, dataclasses.asdict(RECIPES[run.recipe])) is None and (code := train.run(run)):
+            if finished(run, dataclasses.asdict(RECIPES[run.recipe])) is None and (code := training.run(run)):
                 if code == DIVERGED:
                     diverged = code
                     continue
@@ -107,7 +107,7 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
     import jax
 
     from experiments.common import runs
-    from experiments.train import provenance
+    from experiments.common.provenance import provenance
     from lowcost.nn.stability import stability_report
 
     ready, state = runs.reopen(run.directory(), run.data_dir)

@@ -12,8 +12,8 @@ from typing import Any, get_args
 from experiments.common import entry
 from experiments.common.config import Architecture
 from experiments.common.files import write_page, write_rows
+from experiments.common.provenance import provenance
 from experiments.common.timing import Step, interleave
-from experiments.train import provenance
 
 PERIODIC = ("implicit_rd", "circulant_rd", "implicit_circulant_rd")
 """Their steps are periodic in PyTorch too; the others are also timed with zero padding, which is cheaper."""

@@ -53,6 +53,17 @@ class Setup(NamedTuple):
     eval_step: Callable[..., dict[str, jax.Array]]
     initial_state: Callable[[], TrainState]
 
+    @property
+    def epochs(self) -> int:
+        """The number of epochs."""
+        assert self.config.epochs is not None
+        return self.config.epochs
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
     def indices(self, step: int) -> np.ndarray:
         """Rows of the batch of a step, [B], or [seeds, B]."""
         config = self.config
@@ -328,5 +339,4 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe)
     check_data(workdir, ready.dataset, expected)
-    assert ready.config.epochs is not None
-    return ready, _newest(workdir, ready.abstract_state(), ready.config.epochs * ready.steps_per_epoch)
+    return ready, _newest(workdir, ready.abstract_state(), ready.steps)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from faults.subject import Subject
 
-from experiments import export, train
-from experiments.common import runs
+from experiments import export
+from experiments.common import runs, training
 from experiments.common.config import TrainConfig, finished, read, write_or_compare
 from experiments.common.recipes import RECIPES
 
@@ -79,12 +79,12 @@ def test_a_finished_run_with_damaged_files(tmp_path, capsys):
     metrics = workdir / "metrics.jsonl"
     first, second = metrics.read_bytes().splitlines(keepends=True)
     metrics.write_bytes(first.replace(b"e", b"\xe5", 1) + second)
-    assert train.run(config) == 0
+    assert training.run(config) == 0
     assert f"warning: line 1 of {metrics} is damaged; its epoch is left out" in capsys.readouterr().err
     assert metrics.read_bytes() == second
 
     (workdir / "result.json").write_bytes(b"")
-    for code in train.run(config), _status(lambda: export.main(export.ExportConfig(workdir, tmp_path / "net.onnx"))):
+    for code in training.run(config), _status(lambda: export.main(export.ExportConfig(workdir, tmp_path / "net.onnx"))):
         assert code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2

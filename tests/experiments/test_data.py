@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import train
+from experiments.common import training
 from experiments.common.config import TrainConfig
 from experiments.data import DataConfig, class_counts, draw, main, moments
 from lowcost.data import Dataset, Split, load
@@ -63,7 +63,7 @@ def test_the_sheet_shows_every_class(classes, tmp_path, monkeypatch):
     assert (pages[0][:, 12:] == 255).all()
 
 
-@pytest.mark.parametrize("program", [main, train.run], ids=["data", "train"])
+@pytest.mark.parametrize("program", [main, training.run], ids=["data", "train"])
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [("folder", "no such folder"), ("cifar10", "expected cifar-10-binary.tar.gz in .* digits works now")],

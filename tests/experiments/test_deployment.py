@@ -13,7 +13,8 @@ import pytest
 from faults.subject import write_pictures
 from PIL import Image
 
-from experiments import deploy, export, predict, train
+from experiments import deploy, export, predict
+from experiments.common import training
 from experiments.common.config import TrainConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
@@ -36,7 +37,7 @@ def run(pictures, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jax.set_mesh", lambda mesh: None)
         few = {"epochs": 2, "batch_size": 8, "steps_per_block": 1}
-        assert train.run(TrainConfig("folder", data_dir=pictures, recipe="fast", workdir=workdir, **few)) == 0
+        assert training.run(TrainConfig("folder", data_dir=pictures, recipe="fast", workdir=workdir, **few)) == 0
     return workdir
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import table2, train
+from experiments import table2
+from experiments.common import training
 from experiments.common.flags import flags
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +170,7 @@ def test_the_work_directory_is_never_cut(capsys):
         "skipped_steps": 0,
     }
     workdir = Path("/somewhere") / ("long-" * 20)
-    train._print(Console(width=40, soft_wrap=True, markup=False), result | {"peak_memory_gib": 1.0}, workdir)
+    training.print_result(Console(width=40, soft_wrap=True, markup=False), result | {"peak_memory_gib": 1.0}, workdir)
     assert f"everything in {workdir}\n" in capsys.readouterr().out
 
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from faults.subject import ROOT, Subject, error_of
 
-from experiments import export, predict, train
+from experiments import export, predict
+from experiments.common import training
 from experiments.common.config import TrainConfig
 from experiments.common.runs import reopen, trained
 
 
 def run(workdir, pictures, **changes):
     fields = {"epochs": 1, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": pictures, **changes}
-    return train.run(TrainConfig("folder", **fields))
+    return training.run(TrainConfig("folder", **fields))
 
 
 @pytest.fixture(scope="module")

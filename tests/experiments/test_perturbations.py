@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import robustness, stability, train
-from experiments.common import perturbations
+from experiments import robustness, stability
+from experiments.common import perturbations, training
 from experiments.common.config import TrainConfig
 from experiments.common.files import read_rows
 
@@ -23,7 +23,7 @@ def test_both_on_a_run(tmp_path):
     run = TrainConfig(
         architecture="explicit_rd", steps_per_block=2, epochs=1, train_images=200, workdir=tmp_path / "explicit"
     )
-    assert train.run(run) == 0
+    assert training.run(run) == 0
     rows = stability.measure(run, (0.1, 1.0, 100.0), 8)
     assert [row["weights"] for row in rows] == ["initial", "trained", "trained"]
     assert all(row["growth"][-1] > stability.LIMIT and row["growth"][0] < 10 for row in rows)
@@ -118,7 +118,7 @@ def test_step_sizes_ascend_and_hold_that_of_training():
 def test_a_network_that_diverges_keeps_no_other_from_being_measured(tmp_path, monkeypatch):
     """And the program ends with its status."""
     row = {"weights": "initial", "statistics": "of the batch", "epochs": 5, "seed": 0, "images": 64, "stiffness": 1.0}
-    monkeypatch.setattr(train, "run", lambda run: 3 if run.architecture == "explicit_rd" else 0)
+    monkeypatch.setattr(training, "run", lambda run: 3 if run.architecture == "explicit_rd" else 0)
     monkeypatch.setattr(
         stability,
         "measure",

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from faults.subject import write_pictures
 
-from experiments import evaluate, spectra, train
+from experiments import evaluate, spectra
+from experiments.common import training
 from experiments.common.config import TrainConfig
 from lowcost import cost
 
@@ -177,7 +178,7 @@ def error(capsys, tmp_path):
 
     def run(**options):
         config = TrainConfig(**{"workdir": tmp_path / "run", "batch_size": 8, **options})
-        assert train.run(config) == 2
+        assert training.run(config) == 2
         message = capsys.readouterr().err
         assert message.startswith("error: ")
         assert message.count("\n") == 1

@@ -6,7 +6,8 @@ import math
 import pytest
 from rich.console import Console
 
-from experiments import robustness, train
+from experiments import robustness
+from experiments.common import training
 from experiments.common.config import DIVERGED, TrainConfig
 from experiments.common.curves import draw
 from experiments.common.files import read_rows, write_rows
@@ -30,7 +31,7 @@ def test_a_run_whose_last_epoch_has_no_finite_step(tmp_path, capsys):
     config = TrainConfig(
         *("digits", "explicit_rd"), steps_per_block=1, train_images=60, batch_size=20, epochs=2, workdir=tmp_path
     )
-    assert train.run(config, EXPLODING) == DIVERGED
+    assert training.run(config, EXPLODING) == DIVERGED
     out, err = capsys.readouterr()
     assert "  2 steps skipped so far" in out.splitlines()[0]
     assert err == (
@@ -58,7 +59,7 @@ def test_the_last_table_reports_skipped_steps(tmp_path, skipped):
     }
     result |= {"test_accuracy": 0.5, "test_accuracy_std": None, "train_seconds": 1.0, "images_per_second": None}
     with (tmp_path / "output").open("w") as output:
-        train._print(
+        training.print_result(
             Console(file=output, width=100), {**result, "peak_memory_gib": 1.0, "skipped_steps": skipped}, tmp_path
         )
     assert ("skipped steps" in (tmp_path / "output").read_text()) == bool(skipped)

@@ -1,0 +1,253 @@
+"""Trains one run: claims its work directory, resumes from its newest checkpoint, writes its result."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from experiments.common import runs
+from experiments.common.config import DIVERGED, Result, TrainConfig, identity, write_or_compare
+from experiments.common.curves import draw
+from experiments.common.files import write_whole
+from experiments.common.provenance import peak_memory, provenance
+from experiments.common.recipes import Recipe
+from lowcost.terminal import first_line, printable, warn
+from lowcost.train.checkpoint import Checkpoints, digest
+from lowcost.train.feed import feed, fits
+from lowcost.train.interruption import Interruption
+from lowcost.train.lock import locked
+from lowcost.train.loop import evaluate_all, first_step, fit, most_steps, skipped_in_a_row
+from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
+from lowcost.train.processes import agree, from_process_0, is_process_0, unequal_devices
+from lowcost.train.state import TrainState, count_weights
+
+
+def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
+    """Trains as configured, from the newest checkpoint if there is one, and prints the result.
+
+    Args:
+        config: the run's configuration.
+        recipe: replaces the recipe that the configuration names.
+
+    Returns:
+        The exit status: 0 done, 2 the configuration, the data or the disk must be fixed, 3 the loss diverged,
+        4 another process of the run is gone, 128 + n stopped by signal n.
+    """
+    try:
+        ready = _prepare(config, recipe)
+        with contextlib.ExitStack() as stack:
+            from_process_0(lambda: _hold(stack, config.directory()))
+            with _refusing():
+                claim = from_process_0(lambda: _claim(ready))
+            return _train(ready, claim, stack.enter_context(Interruption()))
+    except (_RefusedError, OSError) as error:
+        warn(f"error: {error}")
+        return 2
+    except FloatingPointError as error:
+        warn(f"error: {error}")
+        return DIVERGED
+
+
+class _RefusedError(Exception):
+    """A mistake that the user can fix, in one line."""
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuses the run at a ValueError or ImportError of calls that raise them for the user; others are faults."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise _RefusedError(*error.args) from error
+
+
+def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
+    """Returns the set-up once all processes have one, and the same; refuses in all of them otherwise."""
+    ready, failure = None, ""
+    try:
+        ready = runs.prepare(config, recipe)
+    except (ValueError, OSError) as error:
+        failure = str(error)
+    try:
+        if not (unequal_devices() or agree(bool(failure))):
+            assert ready is not None
+            if not (names := runs.differing_fields(ready)):
+                return ready
+            expected = f"all processes must have the same {', '.join(names)}, got several"
+            failure = f"{expected}; start them by the same command"
+    except OSError as error:  # no devices, or another process has ended
+        failure = failure or str(error)
+    raise _RefusedError(failure or "another process could not start; see what it printed")
+
+
+def _hold(stack: contextlib.ExitStack, directory: Path) -> None:
+    """Locks the directory until the stack is closed."""
+    stack.enter_context(locked(directory))
+
+
+def _claim(ready: runs.Setup) -> dict[str, Any]:
+    """Writes config.json, or compares it with the one in the work directory; returns the run's identity."""
+    config, workdir = ready.config, ready.config.directory()
+    write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
+    if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
+        raise ValueError(
+            f"{workdir} must hold the checkpoints of its finished run, got result.json without any; "
+            "put them back, or start over in another --workdir"
+        )
+    return identity(workdir)
+
+
+def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption) -> int:
+    """Restores, trains to the end or to a stop request, and reports; returns the exit status."""
+    workdir = ready.config.directory()
+    console = Console(soft_wrap=True, markup=False, quiet=not is_process_0())  # a path may look like markup
+    with _refusing():
+        checkpoints = Checkpoints(workdir / "checkpoints", run=claim, keep=ready.config.keep)
+    try:
+        with _refusing():
+            restored = checkpoints.restore_newest(ready.abstract_state())
+        begin, state, meta = restored[:3] if restored else (0, ready.initial_state(), {"seconds": 0.0})
+        if restored:
+            console.print(f"resuming from step {begin} in {printable(workdir)}")
+        log = _open_log(ready, begin)
+        most, images = most_steps(), ready.dataset.train.images
+        resident = fits(images, ready.mesh)
+        state = fit(
+            state,
+            ready.train_steps,
+            feed(images, ready.dataset.train.labels, ready.indices, ready.mesh, most=most, resident=resident),
+            lambda state: _evaluate(ready, state, interruption),
+            steps_per_epoch=ready.steps_per_epoch,
+            epochs=ready.epochs,
+            most=most,
+            log=log,
+            checkpoints=checkpoints,
+            interruption=interruption,
+            console=console,
+            seconds=meta["seconds"],
+        )
+    except (jax.errors.JaxRuntimeError, ConnectionError) as error:
+        if jax.process_count() == 1:
+            raise
+        warn(f"error: another process of the run is gone ({first_line(error)})")
+        warn("start all of them again to resume from the last checkpoint")
+        os._exit(4)  # an orderly exit would wait for the process that is gone
+    finally:
+        checkpoints.close()
+    return _report(ready, state, begin, log, interruption, console)
+
+
+def _open_log(ready: runs.Setup, step: int) -> MetricsLog:
+    """Opens metrics.jsonl, and TensorBoard's files if asked for, with the epochs up to a step; process 0 writes."""
+    config, workdir = ready.config, ready.config.directory()
+    path = workdir / "metrics.jsonl"
+    rows = from_process_0(lambda: read_rows(path, step // ready.steps_per_epoch))
+    if not is_process_0():
+        return MetricsLog(rows, None, None)
+    with _refusing():
+        return MetricsLog(rows, path, workdir / "tensorboard" if config.tensorboard else None)
+
+
+def _evaluate(ready: runs.Setup, state: TrainState, interruption: Interruption) -> Metrics | None:
+    """Returns the test metrics of the epochs that have an evaluation, {} for the others, None if interrupted."""
+    config, test = ready.config, ready.dataset.test
+    epoch = first_step(state) // ready.steps_per_epoch
+    if epoch % config.evaluate_every and epoch < ready.epochs:
+        return {}
+    return evaluate_all(
+        ready.eval_step,
+        state,
+        test.images,
+        test.labels,
+        batch_size=config.batch_size,
+        mesh=ready.mesh,
+        interruption=interruption,
+    )
+
+
+def _report(
+    ready: runs.Setup, state: TrainState, begin: int, log: MetricsLog, interruption: Interruption, console: Console
+) -> int:
+    """Draws the curves, writes and prints the result, or says where the run stopped; returns the exit status."""
+    config, workdir = ready.config, ready.config.directory()
+    if is_process_0() and log.rows:
+        draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {ready.dataset.name}")
+    if interruption.signal is not None and log.last_epoch() < ready.epochs:
+        unsaved = skipped_in_a_row(state)
+        where = "the last checkpoint" if unsaved else "there"
+        saved = "" if unsaved else f", saved in {printable(workdir)}"
+        console.print(f"stopped at step {first_step(state)}{saved}; the same command resumes from {where}")
+        return 128 + interruption.signal
+    if not is_process_0():
+        return 0
+    path = workdir / "result.json"
+    if begin == ready.steps and path.exists():  # a new result would hold other figures of time and memory
+        console.print("this run is finished; nothing was left to do")
+        with _refusing():
+            print_result(console, Result(path), workdir)
+        return 0
+    result = _result(ready, state, log)
+    write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    print_result(console, result, workdir)
+    return 0
+
+
+def _result(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, Any]:
+    """Returns the content of result.json."""
+    config, row = ready.config, log.rows[-1]
+
+    def median(name: str, digits: int) -> float | None:
+        values = [row[name] for row in log.rows if row.get(name)]
+        return round(statistics.median(values), digits) if values else None
+
+    accuracies = row.get("test_accuracy_seeds", [])
+    return {
+        "dataset": ready.dataset.name,
+        "architecture": config.architecture,
+        "width": config.width,
+        "recipe": config.recipe,
+        "weights": count_weights(state.params) // config.seeds,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "seeds": config.seeds,
+        "test_accuracy": row["test_accuracy"],
+        "test_accuracy_std": statistics.stdev(accuracies) if accuracies else None,
+        "test_accuracies": accuracies or [row["test_accuracy"]],
+        "test_images": len(ready.dataset.test),
+        "train_images": len(ready.dataset.train),
+        "skipped_steps": row["skipped"],
+        "train_seconds": round(row["seconds"], 1),
+        "images_per_second": median("images_per_second", 1),
+        "share_in_steps": median("share_in_steps", 4),
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        "processes": jax.process_count(),
+        **provenance(),
+        "digest": digest(state),
+    }
+
+
+def print_result(console: Console, result: dict[str, Any], workdir: Path) -> None:
+    """Prints the figures of a result.json as a table, and where the run lies."""
+    table = Table(show_header=False, title=f"{result['architecture']} {result['width']} on {result['dataset']}")
+    spread = "" if result["test_accuracy_std"] is None else f" ± {result['test_accuracy_std']:.2%}"
+    seeds = f", {result['seeds']} seeds" if result["seeds"] > 1 else ""
+    table.add_row("weights", f"{result['weights']:,}")
+    table.add_row("test accuracy", f"{result['test_accuracy']:.2%}{spread} of {result['test_images']:,} images{seeds}")
+    table.add_row("epochs", str(result["epochs"]))
+    if result["skipped_steps"]:
+        table.add_row("skipped steps", f"{result['skipped_steps']:,}: loss or gradient not finite")
+    table.add_row("time", f"{result['train_seconds']:,.0f} s")
+    if result["images_per_second"]:
+        share = f", {result['share_in_steps']:.1%} of the time in steps"
+        table.add_row("images per second", f"{result['images_per_second']:,.0f}{share}")
+    table.add_row("peak memory", f"{result['peak_memory_gib']:.2f} GiB")
+    console.print(table)
+    console.print(f"everything in {printable(workdir)}", highlight=False)  # a cell of the table would be cut
