@@ -20,18 +20,17 @@ def main(config: TrainConfig) -> int:
     from experiments.common import training
     from experiments.common.cluster import connect
 
-    cluster = config.coordinator, config.num_processes, config.process_id
     try:
-        number = connect(*cluster, heartbeat_seconds=config.heartbeat_seconds, wait_seconds=config.wait_seconds)
+        cluster = dataclasses.replace(config.cluster, num_processes=connect(config.cluster))
     except RuntimeError as error:
         raise ValueError(first_line(error)) from error
     try:
-        code = training.run(dataclasses.replace(config, num_processes=number))
+        code = training.run(dataclasses.replace(config, cluster=cluster))
     except ValueError as error:  # `run` has refused what the user can fix
         raise RuntimeError("training failed; this is a mistake in the program") from error
     if code == 2 and jax.distributed.is_initialized():
         sys.stdout.flush()
-        if not config.process_id:
+        if not cluster.process_id:
             time.sleep(2)  # JAX aborts the others when this one is gone: they need time for their own line
         os._exit(code)  # an orderly exit would wait for the others, who may wait for this one
     return code

@@ -12,53 +12,45 @@ from functools import partial
 
 import jax
 
+from experiments.common.config import Cluster
+from lowcost.terminal import warn
+
 # Where a cluster says how many processes work together; 1 is one that works alone, although it is inside.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
-def connect(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    *,
-    heartbeat_seconds: int = 100,
-    wait_seconds: int = 300,
-) -> int:
-    """Joins the other processes of a run, before JAX touches a device; a single process joins none.
+def connect(cluster: Cluster) -> int:
+    """Joins the other processes of a run, before JAX uses a device; a single process joins none.
 
-    If one of them is missing after `wait_seconds`, prints one line on stderr and ends this process with status 2: a
-    client of JAX that waits can neither be stopped nor closed, and would abort.
+    Without a coordinator, JAX finds the other processes by SLURM, Open MPI, Kubernetes indexed jobs (with the package
+    `kubernetes`) and Cloud TPU.
 
-    Without arguments the others are found as `jax.distributed` does: by SLURM, Open MPI, Kubernetes indexed jobs
-    (with the package `kubernetes`) and Cloud TPU.
+    If a process is missing after `wait_seconds`, prints one line on stderr and ends this process with status 2. JAX's
+    client cannot be stopped while it waits, and would abort the process.
 
     Args:
-        coordinator: HOST:PORT of process 0.
-        num_processes: how many there are.
-        process_id: which this is, from 0.
-        heartbeat_seconds: after so long without a sign of life a process is taken for dead, and the others end.
-        wait_seconds: time in which all processes must have started.
+        cluster: the other processes.
 
     Returns:
-        How many they are, as far as it is known before JAX touches a device; else 1.
+        The number of processes, 1 if it is not known before JAX uses a device.
 
     Raises:
-        ValueError: only some of the arguments are given, or they do not fit together.
-        OSError: process 0 cannot be reached, or it cannot listen at its port.
+        ValueError: only some of coordinator, num_processes and process_id are given, or they do not fit together.
+        OSError: process 0 cannot be reached, or cannot listen at its port.
         RuntimeError: JAX cannot join the others.
     """
-    deadline = time.monotonic() + wait_seconds
+    coordinator, num_processes, process_id = cluster.coordinator, cluster.num_processes, cluster.process_id
+    deadline = time.monotonic() + cluster.wait_seconds
     join = partial(
         jax.distributed.initialize,
-        heartbeat_timeout_seconds=heartbeat_seconds,
-        initialization_timeout=wait_seconds + 60,  # its end would abort this process
+        heartbeat_timeout_seconds=cluster.heartbeat_seconds,
+        initialization_timeout=cluster.wait_seconds + 60,  # later than the deadline, because JAX would abort
     )
-    given = (coordinator, num_processes, process_id)
-    if any(x is not None for x in given):
+    if (coordinator, num_processes, process_id) != (None, None, None):
         if coordinator is None or num_processes is None or process_id is None or not 0 <= process_id < num_processes:
             raise ValueError(
-                "several processes need all of --coordinator HOST:PORT, --num-processes N and --process-id 0 … N-1; "
-                f"got {coordinator}, {num_processes} and {process_id}"
+                "several processes need all of --cluster.coordinator HOST:PORT, --cluster.num-processes N and "
+                f"--cluster.process-id 0 … N-1, got {coordinator}, {num_processes} and {process_id}"
             )
         _find(coordinator, process_id == 0, deadline)
         _until(deadline, partial(join, coordinator, num_processes, process_id))
@@ -79,7 +71,7 @@ def _find(coordinator: str, is_process_0: bool, deadline: float) -> None:
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(
-            f"--coordinator must be HOST:PORT with a port from 1 to 65535, got {coordinator}; "
+            f"--cluster.coordinator must be HOST:PORT with a port from 1 to 65535, got {coordinator}; "
             "pass the same address of process 0 to all processes"
         )
     both = socket.has_dualstack_ipv6()
@@ -91,7 +83,7 @@ def _find(coordinator: str, is_process_0: bool, deadline: float) -> None:
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES) or time.monotonic() > deadline:
                 raise OSError(
-                    f"--coordinator must be process 0's HOST and a free PORT of it, got {coordinator} "
+                    f"--cluster.coordinator must be process 0's HOST and a free PORT of it, got {coordinator} "
                     f"({error.strerror or error}); start process 0, or use another address"
                 ) from error
         time.sleep(0.2)
@@ -102,6 +94,7 @@ def _until(deadline: float, join: Callable[[], None]) -> None:
     try:
         ThreadPoolExecutor(1).submit(join).result(max(1.0, deadline - time.monotonic()))
     except TimeoutError:
-        expected = "error: all processes of the run must start within --wait-seconds, got no sign of at least one"
-        print(f"{expected}; start all of them, with the same --num-processes", file=sys.stderr, flush=True)
+        expected = "all processes of the run must start within --cluster.wait-seconds, got no sign of at least one"
+        warn(f"error: {expected}; start all of them, with the same --cluster.num-processes")
+        sys.stderr.flush()
         os._exit(2)

@@ -19,12 +19,25 @@ Architecture = Literal[
 DIVERGED = 3
 """Exit status of training when the loss is no longer finite; to go on would be to meet that again."""
 
-_NOT_OF_THE_RUN = (
-    *("workdir", "data_dir", "download", "max_pixels", "keep", "evaluate_every", "tensorboard"),
-    *("coordinator", "num_processes", "process_id", "heartbeat_seconds", "wait_seconds"),
-)
+_OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tensorboard")
+_NOT_OF_THE_RUN = (*_OF_A_PROCESS, "evaluate_every", "cluster")
 _REWRITE = "remove it and run the same training again, which writes it anew"
-_OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tensorboard", "coordinator", "process_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Several processes that train as one. SLURM, Open MPI and Cloud TPU need none of these flags."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0."""
+    num_processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    heartbeat_seconds: int = 100
+    """A process that is silent for so many seconds counts as dead, and the others end."""
+    wait_seconds: int = 300
+    """All processes must start within so many seconds; otherwise training ends with an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +90,11 @@ class TrainConfig:
     """Get the archive of cifar10, cifar100 or stl10 if it is nowhere."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, into WORKDIR/tensorboard."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, when several processes train as one; SLURM, Open MPI and Cloud TPU are found without."""
-    num_processes: int | None = None
-    """How many processes there are."""
-    process_id: int | None = None
-    """Which of them this is, from 0."""
-    heartbeat_seconds: int = 100
-    """After so long without a sign of life of one process the others end."""
-    wait_seconds: int = 300
-    """Seconds to wait at the start until all processes have started; then training ends with an error."""
     image_size: int | None = None
     """folder: side of the square that images are resized to; when not given, their own size if they share one."""
     max_pixels: int = MAX_PIXELS
     """folder: refuse an image from which more pixels would have to be decoded."""
+    cluster: Cluster = dataclasses.field(default_factory=Cluster)
 
     def directory(self) -> Path:
         """The work directory."""
@@ -133,7 +137,9 @@ def identity(workdir: Path) -> dict[str, Any]:
 
 def shared(config: TrainConfig) -> dict[str, Any]:
     """Returns the fields that must be the same in all processes of a run."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _OF_A_PROCESS}
+    fields = _flat(dataclasses.asdict(config))
+    own = (*_OF_A_PROCESS, "cluster.coordinator", "cluster.process_id")
+    return {name: value for name, value in fields.items() if name not in own}
 
 
 def finished(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any] | None:

@@ -96,7 +96,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if not 0 <= config.seed < 2**63 - config.seeds:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
-    use_every_core(config.batch_size // (config.num_processes or 1))
+    use_every_core(config.batch_size // (config.cluster.num_processes or 1))
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
     dataset = data.load(

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from experiments.common.cluster import connect
+from experiments.common.config import Cluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,12 +61,12 @@ def asked(monkeypatch):
 def test_flags_are_handed_on(asked):
     with socket.create_server(("localhost", 0)) as first:
         address = f"localhost:{first.getsockname()[1]}"
-        assert connect(address, 4, 3, heartbeat_seconds=7, wait_seconds=20) == 4
+        assert connect(Cluster(address, 4, 3, heartbeat_seconds=7, wait_seconds=20)) == 4
     assert asked == [((address, 4, 3), {"heartbeat_timeout_seconds": 7, "initialization_timeout": 80})]
 
 
 def test_without_flags_jax_looks_for_a_cluster(asked):
-    assert connect(heartbeat_seconds=7) == 1
+    assert connect(Cluster(heartbeat_seconds=7)) == 1
     assert asked == [((), {"heartbeat_timeout_seconds": 7, "initialization_timeout": 360})]
 
 
@@ -75,7 +76,7 @@ def test_without_flags_jax_looks_for_a_cluster(asked):
 )
 def test_alone_in_a_cluster_nobody_is_looked_for(asked, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    assert connect() == 1
+    assert connect(Cluster()) == 1
     assert asked == []
 
 
@@ -83,21 +84,22 @@ def test_alone_in_a_cluster_nobody_is_looked_for(asked, monkeypatch, name, value
 def test_a_cluster_tells_how_many_they_are(monkeypatch, name):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: None)
     monkeypatch.setenv(name, "4")
-    assert connect() == 4
+    assert connect(Cluster()) == 4
 
 
 @pytest.mark.parametrize("given", [("host:1", None, None), ("host:1", 2, None), (None, 2, 0), ("host:1", 2, 2)])
 def test_incomplete_flags_are_refused(asked, given):
-    with pytest.raises(ValueError, match="all of --coordinator HOST:PORT, --num-processes N and --process-id"):
-        connect(*given)
+    message = r"all of --cluster\.coordinator HOST:PORT, --cluster\.num-processes N and --cluster\.process-id"
+    with pytest.raises(ValueError, match=message):
+        connect(Cluster(*given))
     assert asked == []
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:", ":1", "localhost:0", "localhost:99999", "localhost:x"])
 @pytest.mark.parametrize("process", [0, 1])
 def test_an_address_that_is_none_is_refused(address, process):
-    with pytest.raises(ValueError, match=f"--coordinator must be HOST:PORT .*, got {address}; pass"):
-        connect(address, 2, process)
+    with pytest.raises(ValueError, match=f"--cluster.coordinator must be HOST:PORT .*, got {address}; pass"):
+        connect(Cluster(address, 2, process))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -110,28 +112,31 @@ def test_a_port_in_use_is_refused(host):
     with server as other:
         address = f"localhost:{other.getsockname()[1]}"
         with pytest.raises(OSError, match=rf"must be .* a free PORT of it, got {address} \(Address already in use"):
-            connect(address, 2, 0, wait_seconds=1)
+            connect(Cluster(address, 2, 0, wait_seconds=1))
 
 
 @pytest.mark.parametrize(("process", "host"), [(0, "none.invalid"), (1, "none.invalid"), (1, "127.0.0.1")])
 def test_a_process_0_that_does_not_answer_is_waited_for_in_vain(port, process, host):
     begin = time.monotonic()
     with pytest.raises(OSError, match=rf"must be process 0's HOST .*, got {host}:{port} \(.*; start process 0"):
-        connect(f"{host}:{port}", 2, process, wait_seconds=1)
+        connect(Cluster(f"{host}:{port}", 2, process, wait_seconds=1))
     assert time.monotonic() - begin < 60  # the resolver may be slow
 
 
 def test_training_ends_when_a_process_does_not_come(port):
     """Process 0 of two: JAX alone would abort, with a stack of C++ calls."""
-    flags = ("digits", "--coordinator", f"localhost:{port}", "--num-processes", 2, "--process-id", 0)
-    line = refused(start("-m", "experiments.train", *flags, "--wait-seconds", 2))
-    assert line.startswith("error: all processes of the run must start within --wait-seconds")
+    cluster = {"coordinator": f"localhost:{port}", "num-processes": 2, "process-id": 0, "wait-seconds": 2}
+    flags = [f"--cluster.{name}={value}" for name, value in cluster.items()]
+    line = refused(start("-m", "experiments.train", "digits", *flags))
+    assert line.startswith("error: all processes of the run must start within --cluster.wait-seconds")
 
 
 def test_a_process_that_has_ended_is_reported(port):
     """Process 1 ends after the processes have found each other; process 0 meets it at their next agreement."""
-    code = "import os, sys; from experiments.common.cluster import connect; from lowcost.train.processes import agree\n"
-    code += "i = int(sys.argv[2]); connect(sys.argv[1], 2, i, wait_seconds=30); agree(1); os._exit(0) if i else None\n"
+    code = "import os, sys; from experiments.common.cluster import Cluster, connect\n"
+    code += "from lowcost.train.processes import agree\n"
+    code += "i = int(sys.argv[2]); connect(Cluster(sys.argv[1], 2, i, wait_seconds=30)); agree(1)\n"
+    code += "os._exit(0) if i else None\n"
     code += "try:\n    agree(2)\nexcept OSError as error:\n    print(f'error: {error}', file=sys.stderr); os._exit(2)"
     pair = [start("-c", code, f"localhost:{port}", i) for i in range(2)]
     pair[1].communicate(timeout=60)

@@ -19,7 +19,7 @@ def test_slurm():
     words = shlex.split(command)
     config = tyro.cli(TrainConfig, args=words[words.index("experiments.train") + 1 :])
     assert config.batch_size % 32 == 0
-    assert config.num_processes is None  # found by itself
+    assert config.cluster.num_processes is None  # found by itself
 
 
 def test_kubernetes():
@@ -27,9 +27,9 @@ def test_kubernetes():
     container = job["spec"]["template"]["spec"]["containers"][0]
     arguments = [x.replace("$(JOB_COMPLETION_INDEX)", "1") for x in container["command"][3:] + container["args"]]
     config = tyro.cli(TrainConfig, args=arguments)
-    assert config.num_processes == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert config.cluster.num_processes == job["spec"]["completions"] == job["spec"]["parallelism"]
     assert job["spec"]["completionMode"] == "Indexed"
     assert service["metadata"]["name"] == job["spec"]["template"]["spec"]["subdomain"]
-    host, port = config.coordinator.split(":")
+    host, port = config.cluster.coordinator.split(":")
     assert host == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert container["ports"] == [{"containerPort": int(port)}]

@@ -188,9 +188,9 @@ def error(capsys, tmp_path):
 
 
 def test_half_of_the_flags_for_many_processes(program):
-    code, output = finish(program("train", "digits", "--num-processes", 2))
+    code, output = finish(program("train", "digits", "--cluster.num-processes", 2))
     assert code == 2
-    assert output.startswith("error: several processes need all of --coordinator HOST:PORT")
+    assert output.startswith("error: several processes need all of --cluster.coordinator HOST:PORT")
     assert output.count("\n") == 1
 
 

@@ -80,9 +80,10 @@ class Subject:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        flags = (*flags, "--coordinator", f"localhost:{port}", "--num-processes", 2, "--heartbeat-seconds", 10)
+        cluster = {"coordinator": f"localhost:{port}", "num-processes": 2, "heartbeat-seconds": 10}
+        flags = (*flags, *(f"--cluster.{name}={value}" for name, value in cluster.items()))
         return [
-            self.start(workdir, *flags, "--process-id", i, *more, devices=devices[i])
+            self.start(workdir, *flags, "--cluster.process-id", i, *more, devices=devices[i])
             for i, more in enumerate(((), second))
         ]
 

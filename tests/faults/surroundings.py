@@ -165,8 +165,8 @@ def processes_that_do_not_come(lab: Laboratory) -> Iterator[Row]:
         free.bind(("localhost", 0))
         free_port, taken_port = free.getsockname()[1], taken.getsockname()[1]
         free.close()
-        first = ("--num-processes", 2, "--process-id", 0, "--wait-seconds", 5, "--coordinator")
-        second = ("--num-processes", 2, "--process-id", 1, "--wait-seconds", 5, "--coordinator")
+        both = ("--cluster.num-processes", 2, "--cluster.wait-seconds", 5)
+        first, second = ((*both, "--cluster.process-id", i, "--cluster.coordinator") for i in (0, 1))
         attempts: list[tuple[tuple[Any, ...], dict[str, str]]] = [
             *(((*first, address), {}) for address in ("localhost", "localhost:99999", "no.such.host.invalid:4000")),
             *(((*order, f"localhost:{port}"), {}) for order, port in ((first, taken_port), (first, free_port))),
