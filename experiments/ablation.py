@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from experiments.common import entry
-from experiments.common.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig, finished
+from experiments.common.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig
 from experiments.common.files import write_results
 from experiments.common.flags import shown
+from experiments.common.workdir import finished
 
 if TYPE_CHECKING:
     from experiments.common.recipes import Recipe

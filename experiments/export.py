@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.common import entry
-from experiments.common.config import Result
 from experiments.common.files import messages, write_whole
+from experiments.common.workdir import Result
 from lowcost.terminal import printable
 
 Format = Literal["onnx", "stablehlo"]

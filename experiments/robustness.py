@@ -13,10 +13,10 @@ from typing import Any
 import tyro
 
 from experiments.common import entry
-from experiments.common.config import Result
 from experiments.common.files import save_figure, write_results
 from experiments.common.flags import shown
 from experiments.common.styles import STYLES
+from experiments.common.workdir import Result
 from lowcost.terminal import printable, warn
 
 TEMPLATE = """# Trained networks under small perturbations

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import entry
-from experiments.common.config import DIVERGED, TrainConfig, finished
+from experiments.common.config import DIVERGED, TrainConfig
 from experiments.common.files import save_figure, write_results
 from experiments.common.flags import shown
 from experiments.common.styles import STYLES
+from experiments.common.workdir import finished
 
 LIMIT = 1e3
 """Features that grew by more than this factor count as unbounded."""

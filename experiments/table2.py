@@ -18,9 +18,10 @@ from typing import Any, Literal
 import tyro
 
 from experiments.common import entry
-from experiments.common.config import DIVERGED, Architecture, DatasetName, RecipeName, Result, TrainConfig, finished
+from experiments.common.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig
 from experiments.common.files import changing, write_page
 from experiments.common.flags import flags, shown
+from experiments.common.workdir import Result, finished
 from experiments.table2_page import PAPER, draw, markdown, place
 from experiments.table2_plan import plan
 

@@ -15,8 +15,9 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.common.compiled import keep_compiled
-from experiments.common.config import Result, TrainConfig, identity, read, shared
+from experiments.common.config import TrainConfig
 from experiments.common.recipes import RECIPES, Recipe
+from experiments.common.workdir import Result, identity, read, shared
 from lowcost import data, nn
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.loop import first_step

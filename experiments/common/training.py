@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import runs
-from experiments.common.config import DIVERGED, Result, TrainConfig, identity, write_or_compare
+from experiments.common.config import DIVERGED, TrainConfig
 from experiments.common.curves import draw
 from experiments.common.files import write_whole
 from experiments.common.provenance import peak_memory, provenance
 from experiments.common.recipes import Recipe
+from experiments.common.workdir import Result, identity, write_or_compare
 from lowcost.terminal import first_line, printable, warn
 from lowcost.train.checkpoint import Checkpoints, digest
 from lowcost.train.feed import feed, fits

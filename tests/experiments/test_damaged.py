@@ -12,8 +12,9 @@ from faults.subject import Subject
 
 from experiments import export
 from experiments.common import runs, training
-from experiments.common.config import TrainConfig, finished, read, write_or_compare
+from experiments.common.config import TrainConfig
 from experiments.common.recipes import RECIPES
+from experiments.common.workdir import finished, read, write_or_compare
 
 ROOT = Path(__file__).parents[2]
 

@@ -248,7 +248,7 @@ def test_stencil_larger_than_the_grid(error, pictures):
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path):
-    from experiments.common.config import write_or_compare
+    from experiments.common.workdir import write_or_compare
 
     config = TrainConfig(workdir=tmp_path / "run", batch_size=8, width="B")
     (tmp_path / "run").mkdir()

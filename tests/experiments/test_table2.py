@@ -11,9 +11,10 @@ import pytest
 import tyro
 
 from experiments import table2, table2_page, table2_plan
-from experiments.common.config import TrainConfig, finished, write_or_compare
+from experiments.common.config import TrainConfig
 from experiments.common.files import read_rows
 from experiments.common.recipes import RECIPES
+from experiments.common.workdir import finished, write_or_compare
 from lowcost import cost
 
 RESULTS = Path("experiments/results")

@@ -153,8 +153,8 @@ def signals(lab: Laboratory) -> Iterator[Row]:
 def damaged_files(lab: Laboratory) -> Iterator[Row]:
     """Every file of the newest checkpoint: a bit flipped, truncated, deleted; restored as training does."""
     from experiments.common import runs
-    from experiments.common.config import identity, read
     from experiments.common.recipes import Recipe
+    from experiments.common.workdir import identity, read
     from lowcost.train.checkpoint import Checkpoints, digest
 
     run = identity(lab.whole)
@@ -266,8 +266,8 @@ def bad_batches(lab: Laboratory) -> Iterator[Row]:
     import numpy as np
 
     from experiments.common import runs
-    from experiments.common.config import read
     from experiments.common.recipes import Recipe
+    from experiments.common.workdir import read
     from lowcost.train.checkpoint import digest
 
     config, ingredients, _ = read(lab.whole)

@@ -139,7 +139,7 @@ def a_reader_beside(lab: Laboratory) -> Iterator[Row]:
     import jax
 
     from experiments.common import runs
-    from experiments.common.config import identity
+    from experiments.common.workdir import identity
     from lowcost.train.checkpoint import Checkpoints
 
     params = jax.tree.map(
