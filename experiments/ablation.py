@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from experiments.common import entry
-from experiments.common.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig
+from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig
 from experiments.common.files import write_results
 from experiments.common.flags import shown
 from experiments.common.workdir import finished
@@ -71,7 +71,7 @@ def main(arguments: AblationConfig) -> int:
         result = finished(config, ingredients)
         if result is None:
             code = training.run(config, recipe)
-            if code == DIVERGED and rows:  # nothing can be compared with a fast recipe that failed
+            if code == entry.DIVERGED and rows:  # nothing can be compared with a fast recipe that failed
                 status = code
                 continue
             if code:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import entry
-from experiments.common.config import DIVERGED, TrainConfig
+from experiments.common.config import TrainConfig
 from experiments.common.files import save_figure, write_results
 from experiments.common.flags import shown
 from experiments.common.styles import STYLES
@@ -85,7 +85,7 @@ def main(config: Config) -> int:
                 workdir=config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}",
             )
             if finished(run, dataclasses.asdict(RECIPES[run.recipe])) is None and (code := training.run(run)):
-                if code == DIVERGED:
+                if code == entry.DIVERGED:
                     diverged = code
                     continue
                 return code

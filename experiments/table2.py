@@ -18,7 +18,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments.common import entry
-from experiments.common.config import DIVERGED, Architecture, DatasetName, RecipeName, TrainConfig
+from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig
 from experiments.common.files import changing, write_page
 from experiments.common.flags import flags, shown
 from experiments.common.workdir import Result, finished
@@ -98,7 +98,7 @@ def main(config: Config) -> int:
         result = finished(run, ingredients)
         if result is None:
             code = train(run)
-            if code == DIVERGED:
+            if code == entry.DIVERGED:
                 diverged = code
                 continue
             if code:

@@ -28,7 +28,7 @@ def main(config: TrainConfig) -> int:
         code = training.run(dataclasses.replace(config, cluster=cluster))
     except ValueError as error:  # `run` has refused what the user can fix
         raise RuntimeError("training failed; this is a mistake in the program") from error
-    if code == 2 and jax.distributed.is_initialized():
+    if code == entry.FIXABLE and jax.distributed.is_initialized():
         sys.stdout.flush()
         if not cluster.process_id:
             time.sleep(2)  # JAX aborts the others when this one is gone: they need time for their own line

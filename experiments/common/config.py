@@ -13,8 +13,6 @@ RecipeName = Literal["paper", "fast"]
 Architecture = Literal[
     "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"
 ]
-DIVERGED = 3
-"""Exit status of training when the loss is no longer finite; to go on would be to meet that again."""
 
 
 @dataclasses.dataclass(frozen=True)

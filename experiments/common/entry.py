@@ -1,60 +1,76 @@
-"""Starts every program: flags, one-line errors, exit statuses, Ctrl-C, and output that may go away.
+"""Starts every program: flags, one-line errors, exit statuses, Ctrl-C, and output that nobody reads any more."""
 
-`python -m experiments.NAME` ends with 0 when it is done, with 2 after one line that says what the user can fix, and
-with 130 after Ctrl-C. `experiments.train` lists the other statuses of training.
-"""
-
+import contextlib
 import errno
 import io
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
+import tyro
+
+from experiments.common.huge_pages import use_huge_pages
 from experiments.common.interrupt import leave, on_interrupt, raise_interrupt
+from lowcost.terminal import warn
 
 T = TypeVar("T")
+
+CHECK_FAILED, FIXABLE, DIVERGED, PROCESS_GONE = 1, 2, 3, 4
+STATUSES = """\
+exit status:
+  0        done
+  1        finished, but a check failed: a figure is wrong
+  2        something to fix, stated in one line: flags, data, files, or a missing package
+  3        training diverged
+  4        another process of the run is gone
+  128 + n  stopped by signal n; 130 is Ctrl-C
+"""
 
 
 def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = False) -> NoReturn:
     """Parses the flags, calls `main`, and exits with its status.
 
     Args:
-        main: configuration → exit status; None stands for 0. What it raises for the user, ValueError, OSError or
-            ImportError, becomes one line on standard error and status 2.
+        main: configuration → exit status; None means 0. ValueError, OSError and ImportError are mistakes that the user
+            can fix: they become one line on standard error, and status 2.
         configuration: a frozen dataclass, from which tyro makes the flags. The help begins with the docstring of the
-            program.
-        long: the program computes for long and writes its results to files: it asks for huge pages, and goes on
-            without a word where its output cannot be written, which otherwise ends with status 2.
+            program and ends with the exit statuses.
+        long: the program computes for a long time and writes its results to files. It asks for huge pages. It continues
+            where its output cannot be written, which ends other programs with status 2.
     """
     output = _keep_writing()
     if long:
-        from experiments.common.huge_pages import use_huge_pages
-
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the program that starts again is guarded
-        use_huge_pages()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    program = sys.modules["__main__"]
-    name = f"python -m {program.__spec__.name}" if program.__spec__ else sys.argv[0]
+        with _interrupts_held():  # the program that starts again is guarded a moment later
+            use_huge_pages()
     try:
-        import tyro
-
         on_interrupt(raise_interrupt)
-        code = main(tyro.cli(configuration, prog=name, description=program.__doc__)) or 0
+        code = main(_parse(configuration)) or 0
         sys.stdout.flush()
         if output.lost and not long and not code:
             raise output.lost
     except (ValueError, OSError, ImportError) as error:
-        from lowcost.terminal import warn
-
         warn(f"error: {str(error) or type(error).__name__}")
-        code = 2
+        code = FIXABLE
     except KeyboardInterrupt:
         leave()
     on_interrupt(leave)
     sys.exit(code)
+
+
+def _parse(configuration: type[T]) -> T:
+    """Returns the configuration that the flags give; ends the program after --help and after wrong flags."""
+    program = sys.modules["__main__"]
+    name = f"python -m {program.__spec__.name}" if program.__spec__ else sys.argv[0]
+    try:
+        return tyro.cli(configuration, prog=name, description=program.__doc__, config=(tyro.conf.DisallowNone,))
+    except SystemExit as end:
+        if not end.code and {"-h", "--help"} & {*sys.argv}:
+            print(STATUSES, end="")
+        raise
 
 
 def show(page: str) -> None:
@@ -66,22 +82,27 @@ def show(page: str) -> None:
 
 
 def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Returns function(*arguments), called in a process of its own that leaves no memory behind; Ctrl-C ends both."""
-    from concurrent.futures import ProcessPoolExecutor
-
+    """Returns function(*arguments), called in a new process, which frees all its memory; Ctrl-C ends both."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_by_interrupt) as processes:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited, until the initializer has run
-        try:
+        with _interrupts_held():  # inherited, until the initializer has run
             result = processes.submit(function, *arguments)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             return result.result()
         except KeyboardInterrupt:
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back until the block has ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _end_by_interrupt() -> None:
@@ -93,7 +114,7 @@ class _Output(io.FileIO):
     """A standard stream that drops what cannot be written, so that no print ends the program.
 
     Attributes:
-        lost: the first error, unless the reader has gone.
+        lost: the first error, other than that the reader has gone.
     """
 
     lost: OSError | None = None
@@ -109,10 +130,9 @@ class _Output(io.FileIO):
 
 
 def _keep_writing() -> _Output:
-    """Makes standard output and error streams that never raise; what their encoding lacks becomes a question mark.
+    """Makes standard output and error streams that never raise, and returns the file of standard output.
 
-    Returns:
-        Standard output.
+    A character that the encoding of a stream lacks becomes a question mark.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # no file may take the number of a closed stream
         os.set_inheritable(number, True)

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import runs
-from experiments.common.config import DIVERGED, TrainConfig
+from experiments.common.config import TrainConfig
 from experiments.common.curves import draw
+from experiments.common.entry import DIVERGED, FIXABLE, PROCESS_GONE
 from experiments.common.files import write_whole
 from experiments.common.provenance import peak_memory, provenance
 from experiments.common.recipes import Recipe
@@ -39,8 +40,7 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
         recipe: replaces the recipe that the configuration names.
 
     Returns:
-        The exit status: 0 done, 2 the configuration, the data or the disk must be fixed, 3 the loss diverged,
-        4 another process of the run is gone, 128 + n stopped by signal n.
+        The exit status, see `entry.STATUSES`.
     """
     try:
         ready = _prepare(config, recipe)
@@ -51,7 +51,7 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
             return _train(ready, claim, stack.enter_context(Interruption()))
     except (_RefusedError, OSError) as error:
         warn(f"error: {error}")
-        return 2
+        return FIXABLE
     except FloatingPointError as error:
         warn(f"error: {error}")
         return DIVERGED
@@ -140,7 +140,7 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
             raise
         warn(f"error: another process of the run is gone ({first_line(error)})")
         warn("start all of them again to resume from the last checkpoint")
-        os._exit(4)  # an orderly exit would wait for the process that is gone
+        os._exit(PROCESS_GONE)  # an orderly exit would wait for the process that is gone
     finally:
         checkpoints.close()
     return _report(ready, state, begin, log, interruption, console)

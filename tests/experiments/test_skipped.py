@@ -8,8 +8,9 @@ from rich.console import Console
 
 from experiments import robustness
 from experiments.common import training
-from experiments.common.config import DIVERGED, TrainConfig
+from experiments.common.config import TrainConfig
 from experiments.common.curves import draw
+from experiments.common.entry import DIVERGED
 from experiments.common.files import read_rows, write_rows
 from experiments.common.recipes import Recipe
 
