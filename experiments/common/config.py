@@ -13,11 +13,12 @@ RecipeName = Literal["paper", "fast"]
 Architecture = Literal[
     "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"
 ]
+Width = Literal["A", "B", "C"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Several processes that train as one. SLURM, Open MPI and Cloud TPU need none of these flags."""
+    """Several processes that train one network. SLURM, Open MPI and Cloud TPU need none of these flags."""
 
     coordinator: str | None = None
     """HOST:PORT of process 0."""
@@ -26,69 +27,67 @@ class Cluster:
     process_id: int | None = None
     """Number of this process, from 0."""
     heartbeat_seconds: int = 100
-    """A process that is silent for so many seconds counts as dead, and the others end."""
+    """Seconds without a sign of life after which a process counts as dead, and the others end."""
     wait_seconds: int = 300
-    """All processes must start within so many seconds; otherwise training ends with an error."""
+    """Seconds in which all processes must start; otherwise training ends with an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Train a network of the paper and leave its accuracy, curves and checkpoints in a work directory.
-
-    The same command again resumes from the last checkpoint.
-    """
+    """A training run: its network, its data and its files."""
 
     dataset: Annotated[DatasetName, tyro.conf.Positional] = "digits"
-    """digits: real handwritten digits inside scikit-learn; folder: your images, DIR/train/CLASS/* and DIR/test/CLASS/*
-    (PNG, JPEG, WebP, BMP, GIF, TIFF) under --data-dir; cifar10, cifar100, stl10: the published archives, looked for in
-    --data-dir, $LOWCOST_DATA and the user's cache folder."""
+    """digits: small handwritten digits, which come with scikit-learn.
+    folder: your images (PNG, JPEG, WebP, BMP, GIF, TIFF) in --data-dir DIR, as DIR/train/CLASS/* and DIR/test/CLASS/*.
+    cifar10, cifar100, stl10: the published archives, searched for in --data-dir, $LOWCOST_DATA and the user's cache."""
     architecture: Architecture = "implicit_rd"
-    """The steps: implicit (Eq. 11), explicit (Eq. 9) or circulant (Eq. 12) reaction-diffusion, the latter also
-    implicit; LinearMix (Eq. 7), MobileNet (Eq. 13), or a fully coupled ResNet (Eq. 3)."""
-    width: Literal["A", "B", "C"] = "A"
-    """Channels: A 32-64-128, B 48-96-192, C 32-64-128-256."""
+    """The step of the network, with its equation in the paper.
+    Reaction-diffusion: implicit_rd (11), explicit_rd (9), circulant_rd (12), implicit_circulant_rd (beyond the paper).
+    For comparison: linear_mix (7), mobilenet (13), resnet (3)."""
+    width: Width = "A"
+    """Channels of the blocks. A: 32, 64, 128. B: 48, 96, 192. C: 32, 64, 128, 256."""
     recipe: RecipeName = "paper"
-    """paper: Adam from 0.01, halved after every fifth of the run; fast: a tenth of the epochs, with a whitened opening
-    layer, one cycle of the learning rate, Muon for the matrices and an average of the weights; from the sixth epoch on
-    the matrices decay, and augmentation is heavier."""
+    """paper: Adam from learning rate 0.01, halved after every fifth of the run.
+    fast: a tenth of the epochs, with Muon, one cycle of the learning rate, a whitened opening layer, averaged weights,
+    and, from epoch 6 on, stronger augmentation and weight decay."""
     epochs: int | None = None
-    """Passes over the training images; 300 for the recipe paper, 30 for fast when not given."""
+    """Passes over the training images. None: 300 with the recipe paper, 30 with fast."""
     train_images: int | None = None
-    """Train on so many of the training images, drawn by lot, the same for every seed; all when not given."""
+    """Train on this number of the training images, sampled at random, the same for every seed. None: all."""
     batch_size: int = 100
     """Images per optimiser step, over all devices."""
     seed: int = 0
-    """Of the initial weights, the order of the images and the augmentation."""
+    """Seed of the initial weights, the order of the images and the augmentation."""
     seeds: int = 1
-    """Train so many independent networks at once, with seed, seed + 1, …, and report mean ± standard deviation."""
+    """Train this number of independent networks at once, with seed, seed + 1, …; report mean ± standard deviation."""
     steps_per_block: int = 4
     """Depth: steps in each block."""
     h: float = 1.0
     """Time step; mobilenet has none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the features; weights, statistics and sums are float32 anyway."""
+    """Type of the features; weights, statistics and sums stay float32."""
     remat: bool = False
-    """Keep the features of one block at a time and compute the others again: less memory, more time."""
+    """Store only each block's input for the backward pass and recompute the rest: less memory, more time."""
     workdir: Path | None = None
-    """Where to write; runs/DATASET-ARCHITECTURE-WIDTH-RECIPE-seedN when not given."""
+    """Work directory, for all files of the run. None: runs/DATASET-ARCHITECTURE-WIDTH-RECIPE-seedN."""
     keep: int = 2
-    """Checkpoints that stay in the work directory, the newest."""
+    """Number of checkpoints to keep; older ones are deleted."""
     evaluate_every: int = 1
-    """Epochs from one evaluation on the test images to the next; the last epoch always has one."""
-    data_dir: Path | None = None
-    """Where the pictures or archives are."""
-    download: bool = False
-    """Get the archive of cifar10, cifar100 or stl10 if it is nowhere."""
+    """Evaluate on the test images after every this many epochs, and after the last one."""
     tensorboard: bool = False
-    """Write the metrics for TensorBoard too, into WORKDIR/tensorboard."""
+    """Also write the metrics for TensorBoard, to WORKDIR/tensorboard."""
+    data_dir: Path | None = None
+    """Folder of the images or archives."""
+    download: bool = False
+    """Download the archive of cifar10, cifar100 or stl10 if it is not found."""
     image_size: int | None = None
-    """folder: side of the square that images are resized to; when not given, their own size if they share one."""
+    """folder: resize the images to squares of this side. None: keep their size, which they must share."""
     max_pixels: int = MAX_PIXELS
-    """folder: refuse an image from which more pixels would have to be decoded."""
+    """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
     cluster: Cluster = Cluster()
 
     def directory(self) -> Path:
-        """The work directory."""
+        """Returns the work directory."""
         seeds = f"seed{self.seed}" if self.seeds == 1 else f"seeds{self.seed}to{self.seed + self.seeds - 1}"
         name = f"{self.dataset}-{self.architecture}-{self.width}-{self.recipe}-{seeds}"
         return self.workdir or Path("runs") / name
