@@ -251,7 +251,7 @@ def trained(workdir: Path) -> Trained:
     Raises:
         ValueError, OSError: what the user can mend, in one line.
     """
-    config, recipe, about = _read(workdir)
+    config, recipe, about = read(workdir)
     assert config.epochs is not None
     devices()  # raises where there are none
     image_shape, steps_per_epoch = tuple(about["image_shape"]), about["train"] // config.batch_size
@@ -268,17 +268,6 @@ def trained(workdir: Path) -> Trained:
     if config.seeds > 1:
         variables = jax.tree.map(lambda x: x[0], variables)
     return Trained(config, net, variables, tuple(about["classes"]), image_shape, first_step(state), steps)
-
-
-def _read(workdir: Path) -> tuple[TrainConfig, Recipe, dict[str, Any]]:
-    """Configuration, recipe, and what `describe` told of the data."""
-    config, ingredients, about = read(workdir)
-    try:
-        return config, Recipe(**ingredients), {name: about[name] for name in ("classes", "image_shape", "train")}
-    except (TypeError, KeyError) as error:
-        raise ValueError(
-            f"{workdir / 'config.json'} is not of this version ({error}); train in another --workdir"
-        ) from error
 
 
 def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -> None:
@@ -335,7 +324,7 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
     Raises:
         ValueError, OSError: what the user can mend, in one line.
     """
-    config, recipe, expected = _read(workdir)
+    config, recipe, expected = read(workdir)
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe)

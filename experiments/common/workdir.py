@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,70 +12,72 @@ from experiments.common.files import write_whole
 from experiments.common.recipes import Recipe
 
 _OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tensorboard")
+"""Fields that may differ from one process of a run to the other."""
 _NOT_OF_THE_RUN = (*_OF_A_PROCESS, "evaluate_every", "cluster")
-_REWRITE = "remove it and run the same training again, which writes it anew"
+"""Fields that may differ when a run resumes; data_dir is written nevertheless, for programs that read the run."""
+_CONFIG = {**get_type_hints(TrainConfig), "epochs": int, "data_dir": str | None}
+_DATA = {"classes": list[str], "image_shape": list[int], "train": int}
+"""Types of the values in config.json, and of those under "data" that readers of a run need."""
+_FROM_ZERO = ("seed", "late")
+"""Whole numbers that may be 0; all others count something."""
 
 
 def write_or_compare(
     config: TrainConfig, recipe: dict[str, Any], data: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    """Writes the configuration to the work directory, after a check that one there differs in `data_dir` at most.
+    """Writes config.json, or compares it with the one in the work directory, from which only data_dir may differ.
 
     Args:
-        config: the run's, with the number of epochs.
+        config: the configuration of the run, with the number of epochs.
         recipe: its ingredients.
-        data: what identifies the data set: classes, image shape, counts, digest.
-        settings: of JAX, those that a result depends on.
+        data: what identifies the data set: classes, image shape, numbers of images, digest.
+        settings: JAX's settings that a result depends on.
 
     Raises:
         ValueError: the directory holds another configuration; the message names the fields.
     """
     path = config.directory() / "config.json"
-    new = {**_fields(config, recipe), "data": data, "settings": settings}
+    content = _content(config, recipe, data, settings)
     if path.exists():
-        there, data_dir = _read(path)
-        _compare(path, there, new)
-        if data_dir == _pictures(config):
+        saved = _read(path)
+        _compare(path, saved, content, without=("data_dir",))
+        if saved["data_dir"] == content["data_dir"]:
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps({**new, "data_dir": _pictures(config)}, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def identity(workdir: Path) -> dict[str, Any]:
-    """Returns what tells a run from all others: its seed and a digest of config.json, but for where its data lies."""
-    content, _ = _read(workdir / "config.json")
+    """Returns what distinguishes a run from all others: its seed, and a digest of config.json without data_dir."""
+    content = _read(workdir / "config.json")
+    del content["data_dir"]
     text = json.dumps(content, sort_keys=True).encode()
     return {"seed": content["seed"], "configuration": hashlib.sha256(text).hexdigest()[:16]}
 
 
 def shared(config: TrainConfig) -> dict[str, Any]:
     """Returns the fields that must be the same in all processes of a run."""
-    fields = _flat(dataclasses.asdict(config))
-    own = (*_OF_A_PROCESS, "cluster.coordinator", "cluster.process_id")
-    return {name: value for name, value in fields.items() if name not in own}
+    without = (*_OF_A_PROCESS, "cluster.coordinator", "cluster.process_id")
+    return {name: value for name, value in _flat(dataclasses.asdict(config)).items() if name not in without}
 
 
 def finished(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """What a run left in result.json, None of one that is not finished; no data set is read.
+    """Returns the content of result.json, or None if the run is not finished; reads no data set.
 
     Args:
-        config: the run's, with the number of epochs.
+        config: the configuration of the run, with the number of epochs.
         recipe: its ingredients.
 
     Raises:
-        ValueError: the directory holds a finished run of another configuration, or of a folder elsewhere.
+        ValueError: the directory holds a finished run of another configuration, or of another folder of images.
     """
-    path = config.directory() / "config.json"
-    result = path.with_name("result.json")
-    if not result.exists():
+    path = config.directory() / "result.json"
+    if not path.exists():
         return None
-    there, data_dir = _read(path)
-    del there["data"], there["settings"]
-    here = _fields(config, recipe)
-    if config.dataset == "folder":  # another's pictures; an archive is the same wherever it lies
-        there, here = {**there, "data_dir": data_dir}, {**here, "data_dir": _pictures(config)}
-    _compare(path, there, here)
-    return Result(result)
+    elsewhere = () if config.dataset == "folder" else ("data_dir",)  # an archive is the same wherever it lies
+    saved = path.with_name("config.json")
+    _compare(saved, _read(saved), _content(config, recipe, {}, {}), without=("data", "settings", *elsewhere))
+    return Result(path)
 
 
 class Result(dict[str, Any]):
@@ -84,52 +87,54 @@ class Result(dict[str, Any]):
         ValueError: it is damaged; also later, where a name is missing.
     """
 
+    _remedy = "remove it and run the same training again, which writes it anew"
+
     def __init__(self, path: Path):
-        super().__init__(_json(path, _REWRITE))
+        super().__init__(_json(path, self._remedy))
         self.path = path
 
     def __missing__(self, name: str) -> Any:
-        raise ValueError(f"{self.path} must hold {name}, got none; {_REWRITE}")
+        raise ValueError(f"{self.path} must hold {name}, got none; {self._remedy}")
 
 
-def read(workdir: Path) -> tuple[TrainConfig, dict[str, Any], dict[str, Any]]:
-    """The configuration that a work directory holds, its recipe's ingredients, and what identifies its data set.
+def read(workdir: Path) -> tuple[TrainConfig, Recipe, dict[str, Any]]:
+    """Returns a run's configuration and recipe, and {"classes", "image_shape", "train"} of its data set.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        FileNotFoundError: the directory holds no run.
+        ValueError: config.json is damaged.
     """
     path = workdir / "config.json"
     if not path.exists():
         raise FileNotFoundError(
             f"{workdir} holds no run: there is no config.json; train with --workdir {workdir} first"
         )
-    fields, data_dir = _read(path)
+    fields = _read(path)
     recipe, data, _ = (fields.pop(name) for name in ("ingredients", "data", "settings"))
-    _check(
-        path, {**fields, "data_dir": data_dir}, {**get_type_hints(TrainConfig), "epochs": int, "data_dir": str | None}
-    )
+    _check(path, fields, _CONFIG)
     _check(path, recipe, get_type_hints(Recipe), "ingredients.")
-    _check(path, data, {"classes": list[str], "image_shape": list[int], "train": int}, "data.")
+    _check(path, data, _DATA, "data.")
+    data_dir = fields.pop("data_dir")
     try:
-        return TrainConfig(**fields, workdir=workdir, data_dir=Path(data_dir) if data_dir else None), recipe, data
-    except TypeError as error:
+        config = TrainConfig(**fields, workdir=workdir, data_dir=data_dir and Path(data_dir))
+        return config, Recipe(**recipe), {name: data[name] for name in _DATA}
+    except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is not of this version ({error}); train in another --workdir") from error
 
 
-def _fields(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any]:
-    """What is written of a configuration and compared with another."""
+def _content(
+    config: TrainConfig, recipe: dict[str, Any], data: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the content of config.json, as JSON reads it."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_OF_THE_RUN}
-    return {**fields, "ingredients": recipe}
+    data_dir = None if config.data_dir is None else str(config.data_dir.absolute())
+    content = {**fields, "ingredients": recipe, "data": data, "settings": settings, "data_dir": data_dir}
+    return json.loads(json.dumps(content))
 
 
-def _pictures(config: TrainConfig) -> str | None:
-    return None if config.data_dir is None else str(config.data_dir.absolute())
-
-
-def _compare(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """ValueError that names what differs."""
-    one, other = _flat(there), _flat(json.loads(json.dumps(here)))
+def _compare(path: Path, saved: dict[str, Any], given: dict[str, Any], without: Container[str]) -> None:
+    """Raises ValueError that names what differs."""
+    one, other = (_flat({k: v for k, v in content.items() if k not in without}) for content in (saved, given))
     differences = [
         f"{k} is {one.get(k)} there and {other.get(k)} here" for k in other | one if one.get(k) != other.get(k)
     ]
@@ -140,12 +145,13 @@ def _compare(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
         )
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+def _read(path: Path) -> dict[str, Any]:
+    """Returns the content of config.json, with all that `_content` adds to the fields."""
     content = _json(path, "choose another --workdir")
     parts = [content.get(name) for name in ("ingredients", "data", "settings")]
     if not {"data_dir", "seed"} <= content.keys() or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{path} is no configuration of a run; choose another --workdir")
-    return content, content.pop("data_dir")
+    return content
 
 
 def _json(path: Path, remedy: str) -> dict[str, Any]:
@@ -159,10 +165,10 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _check(path: Path, values: dict[str, Any], kinds: dict[str, Any], prefix: str = "") -> None:
-    """ValueError that names the first value which is not of the type of its field; counts are at least 1."""
+    """Raises ValueError that names the first value of the wrong type; whole numbers are at least 1."""
     for name in values.keys() & kinds.keys():
         value, kind = values[name], kinds[name]
-        if not _fits(value, kind) or (kind is int and value < (name not in ("seed", "late"))):
+        if not _fits(value, kind) or (kind is int and value < (name not in _FROM_ZERO)):
             words = kind.__name__ if type(kind) is type else str(kind).removeprefix("typing.")
             raise ValueError(
                 f"{prefix}{name} in {path} must be {words}, got {value!r}; "
@@ -181,7 +187,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """Entries of dictionaries inside by themselves: data.classes, ingredients.schedule."""
+    """Returns the content with the entries of inner dictionaries as data.classes or ingredients.schedule."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}

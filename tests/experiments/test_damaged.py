@@ -1,5 +1,6 @@
 """Small files of a run that are damaged, and folders for compiled programs that others can write to."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,18 +18,18 @@ from experiments.common.recipes import RECIPES
 from experiments.common.workdir import finished, read, write_or_compare
 
 ROOT = Path(__file__).parents[2]
+INGREDIENTS = dataclasses.asdict(RECIPES["paper"])
 
 
 @pytest.fixture
 def workdir(tmp_path):
     """A work directory with a configuration and a result."""
     config = TrainConfig(workdir=tmp_path, epochs=1)
-    recipe = {name: getattr(RECIPES["paper"], name) for name in RECIPES["paper"].__dataclass_fields__}
     data = {"classes": ["0", "1"], "image_shape": [8, 8, 1], "train": 1437}
-    write_or_compare(config, recipe, data, {})
+    write_or_compare(config, INGREDIENTS, data, {})
     (tmp_path / "result.json").write_text('{"test_accuracy": 0.5}')
-    assert read(tmp_path)[0] == config
-    assert finished(config, recipe) == {"test_accuracy": 0.5}
+    assert read(tmp_path) == (config, RECIPES["paper"], data)
+    assert finished(config, INGREDIENTS) == {"test_accuracy": 0.5}
     return tmp_path
 
 
@@ -58,14 +59,14 @@ def test_a_damaged_result_is_refused(workdir, content):
     path, config = workdir / "result.json", TrainConfig(workdir=workdir, epochs=1)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} .*; remove it and run the same training again"):
-        finished(config, read(workdir)[1])
+        finished(config, INGREDIENTS)
     (workdir / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=f"{workdir / 'config.json'} .*; choose another --workdir"):
         read(workdir)
 
 
 def test_a_result_without_a_name_is_refused(workdir):
-    result = finished(TrainConfig(workdir=workdir, epochs=1), read(workdir)[1])
+    result = finished(TrainConfig(workdir=workdir, epochs=1), INGREDIENTS)
     with pytest.raises(ValueError, match=f"{workdir / 'result.json'} must hold digest, got none; remove it"):
         result["digest"]
 

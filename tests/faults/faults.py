@@ -153,13 +153,12 @@ def signals(lab: Laboratory) -> Iterator[Row]:
 def damaged_files(lab: Laboratory) -> Iterator[Row]:
     """Every file of the newest checkpoint: a bit flipped, truncated, deleted; restored as training does."""
     from experiments.common import runs
-    from experiments.common.recipes import Recipe
     from experiments.common.workdir import identity, read
     from lowcost.train.checkpoint import Checkpoints, digest
 
     run = identity(lab.whole)
-    config, ingredients, _ = read(lab.whole)
-    ready = runs.prepare(config, Recipe(**ingredients))
+    config, recipe, _ = read(lab.whole)
+    ready = runs.prepare(config, recipe)
     older, newest = steps_saved(lab.whole)
     source = lab.whole / "checkpoints"
 
@@ -266,12 +265,11 @@ def bad_batches(lab: Laboratory) -> Iterator[Row]:
     import numpy as np
 
     from experiments.common import runs
-    from experiments.common.recipes import Recipe
     from experiments.common.workdir import read
     from lowcost.train.checkpoint import digest
 
-    config, ingredients, _ = read(lab.whole)
-    ready = runs.prepare(config, Recipe(**ingredients))
+    config, recipe, _ = read(lab.whole)
+    ready = runs.prepare(config, recipe)
     steps = 40
     within = [step for step in range(steps) if step % ready.steps_per_epoch]  # at its start an epoch's sums are reset
     bad = set(lab.rng.sample(within, steps // 4))
