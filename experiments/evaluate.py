@@ -1,4 +1,4 @@
-"""Evaluate the newest checkpoint of a run on all test images: `python -m experiments.evaluate --workdir DIR`."""
+"""Evaluates the newest checkpoint of a run on all test images: `python -m experiments.evaluate --workdir DIR`."""
 
 import dataclasses
 from pathlib import Path
@@ -8,45 +8,37 @@ from experiments.common import entry
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Accuracy and loss of the newest checkpoint on all test images."""
+    """The run to evaluate."""
 
     workdir: Path
-    """The work directory of a run."""
+    """Work directory of the run."""
     data_dir: Path | None = None
-    """Where the pictures are now, if no longer where they were."""
+    """Folder of the images, if they were moved after training."""
 
 
 def main(arguments: EvaluateConfig) -> None:
     """Prints accuracy and loss.
 
     Raises:
-        ValueError, OSError: there is nothing to evaluate.
+        ValueError, OSError: what the user can fix, in one line.
     """
     import numpy as np
 
     from experiments.common import runs
-    from lowcost.train.loop import evaluate_all, first_step
+    from lowcost.train.loop import first_step
     from lowcost.train.state import count_weights
 
     ready, state = runs.reopen(arguments.workdir, arguments.data_dir)
-    config, test = ready.config, ready.dataset.test
-    metrics = evaluate_all(
-        ready.eval_step,
-        state,
-        test.images,
-        test.labels,
-        batch_size=config.batch_size,
-        mesh=ready.mesh,
-    )
+    metrics, config = ready.evaluate(state), ready.config
     assert metrics is not None
     accuracies, losses = np.atleast_1d(metrics["accuracy"]), np.atleast_1d(metrics["loss"])
     weights = count_weights(state.params) // config.seeds
     print(
         f"{config.architecture} {config.width} ({weights:,} weights) after {first_step(state)} steps, "
-        f"on all {len(test):,} test images of {ready.dataset.name}:"
+        f"on all {len(ready.dataset.test):,} test images of {ready.dataset.name}:"
     )
-    for i, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True)):
-        print(f"seed {config.seed + i}: accuracy {accuracy:.2%}, loss {loss:.4f}")
+    for seed, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), start=config.seed):
+        print(f"seed {seed}: accuracy {accuracy:.2%}, loss {loss:.4f}")
     if config.seeds > 1:
         print(f"mean: accuracy {accuracies.mean():.2%} ± {accuracies.std(ddof=1):.2%}")
 

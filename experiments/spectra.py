@@ -1,28 +1,29 @@
-"""The stability of a trained network, layer by layer: `python -m experiments.spectra --workdir DIR`."""
+"""Reports the stability of a trained network, layer by layer: `python -m experiments.spectra --workdir DIR`.
+
+Prints exact linear bounds of every layer of the newest checkpoint, and a Lipschitz bound of the network.
+"""
 
 import dataclasses
 from pathlib import Path
 
-from experiments.common import entry
+from experiments.common import entry, runs
+from lowcost.nn import stability_report
 
 
 @dataclasses.dataclass(frozen=True)
 class SpectraConfig:
-    """Exact linear bounds of every layer of a run's newest checkpoint, and a Lipschitz bound of the network."""
+    """The run to report on."""
 
     workdir: Path
-    """The work directory of a run."""
+    """Work directory of the run."""
 
 
 def main(arguments: SpectraConfig) -> None:
     """Prints the stability report.
 
     Raises:
-        ValueError, OSError: there is nothing to report on.
+        ValueError, OSError: what the user can fix, in one line.
     """
-    from experiments.common import runs
-    from lowcost.nn import stability_report
-
     run = runs.trained(arguments.workdir)
     config = run.config
     if config.seeds > 1:

@@ -1,4 +1,4 @@
-"""From a configuration to everything a run needs: data set, mesh, network, optimiser, programs, state."""
+"""Turns a configuration into everything a run needs: data set, mesh, network, optimiser, compiled programs, state."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig
@@ -20,20 +20,24 @@ from experiments.common.recipes import RECIPES, Recipe
 from experiments.common.workdir import Result, identity, read, shared
 from lowcost import data, nn
 from lowcost.train.checkpoint import Checkpoints
-from lowcost.train.loop import first_step
+from lowcost.train.interruption import Interruption
+from lowcost.train.loop import evaluate_all, first_step
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
+from lowcost.train.metrics_log import Metrics
 from lowcost.train.processes import devices, differing
 from lowcost.train.state import TrainState, create_state
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
 
 CACHE = ".lowcost-cache"
+WHITENING_IMAGES = 1000
+"""Number of training images from which the whitened opening layer is computed."""
 
 
 class Setup(NamedTuple):
     """What training and evaluation share.
 
     Attributes:
-        config: with the number of epochs.
+        config: the configuration, with the number of epochs.
         recipe: how to train.
         dataset: images and labels.
         mesh: all devices; already set as JAX's mesh.
@@ -57,8 +61,7 @@ class Setup(NamedTuple):
     @property
     def epochs(self) -> int:
         """The number of epochs."""
-        assert self.config.epochs is not None
-        return self.config.epochs
+        return self.config.epochs or 0
 
     @property
     def steps(self) -> int:
@@ -66,28 +69,30 @@ class Setup(NamedTuple):
         return self.epochs * self.steps_per_epoch
 
     def indices(self, step: int) -> np.ndarray:
-        """Rows of the batch of a step, [B], or [seeds, B]."""
-        config = self.config
-        seed = config.seed if config.seeds == 1 else tuple(range(config.seed, config.seed + config.seeds))
-        return data.batch_indices(seed, step, len(self.dataset.train), config.batch_size)
+        """Returns the rows of the batch of a step, [B], or [seeds, B]."""
+        seed, seeds = self.config.seed, self.config.seeds
+        either = seed if seeds == 1 else tuple(range(seed, seed + seeds))
+        return data.batch_indices(either, step, len(self.dataset.train), self.config.batch_size)
 
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state."""
-        sharding = replicated(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(self.initial_state)
-        )
+        """Returns the shapes, dtypes and shardings of the state."""
+        return _abstract(self.initial_state, replicated(self.mesh))
+
+    def evaluate(self, state: TrainState, interruption: Interruption | None = None) -> Metrics | None:
+        """Returns the mean metrics of all test images, or None if interrupted."""
+        evaluate = partial(evaluate_all, batch_size=self.config.batch_size, mesh=self.mesh, interruption=interruption)
+        return evaluate(self.eval_step, state, self.dataset.test.images, self.dataset.test.labels)
 
 
 def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
-    """Load the data and build the network, checking that they fit; nothing is trained or compiled yet.
+    """Loads the data and builds the network, checking that they fit; trains and compiles nothing.
 
     Args:
-        config: the run's.
-        recipe: in place of the one that the configuration names.
+        config: the configuration of the run.
+        recipe: replaces the recipe that the configuration names.
 
     Raises:
-        ValueError, OSError: what the user can mend, in one line.
+        ValueError, OSError: what the user can fix, in one line.
     """
     recipe = recipe or RECIPES[config.recipe]
     config = dataclasses.replace(config, epochs=recipe.epochs if config.epochs is None else config.epochs)
@@ -110,31 +115,31 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     )
     if config.train_images is not None:
         dataset = dataset.sample(config.train_images)
-    steps_per_epoch = len(dataset.train) // config.batch_size
-    if not steps_per_epoch:
+    if config.batch_size > len(dataset.train):
         raise ValueError(
-            f"--batch-size {config.batch_size} is larger than the {len(dataset.train)} training images of "
-            f"{dataset.name}; use a smaller one"
+            f"--batch-size must be at most the {len(dataset.train)} training images of {dataset.name}, "
+            f"got {config.batch_size}; use a smaller one"
         )
     keep_compiled(config.directory().parent / CACHE / "compiled")
-    return _build(config, recipe, dataset, mesh, steps_per_epoch)
+    return _build(config, recipe, dataset, mesh)
 
 
 def image_cache(workdir: Path) -> Path | None:
-    """Returns the folder beside a work directory for decoded images; None, for memory, where nothing can be written."""
+    """Returns the folder for decoded images beside a work directory, or None where nothing can be written."""
     cache = workdir.absolute().parent / CACHE
-    there = next(path for path in (cache, *cache.parents) if path.exists())
-    return cache if os.access(there, os.W_OK) else None
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    return cache if os.access(existing, os.W_OK) else None
 
 
-def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh, steps_per_epoch: int) -> Setup:
-    assert config.epochs is not None
+def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh) -> Setup:
     options = {}
     if recipe.whitening:
-        some = dataset.train.images[:: max(1, len(dataset.train) // 1000)]
+        some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
         options["opening_init"] = nn.initializers.patch_whitening(to_unit_range(some))
-    net = _network(config, len(dataset.classes), **options)
-    optimizer = recipe.transformation(config.epochs, steps_per_epoch)
+    steps_per_epoch = len(dataset.train) // config.batch_size
+    net, optimizer, initial_state = _model(
+        config, recipe, len(dataset.classes), dataset.image_shape, steps_per_epoch, **options
+    )
     augment = recipe.augmentation(dataset.flip)
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average)
     eval_step = make_eval_step(net)
@@ -142,51 +147,39 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
         train_step = jax.vmap(train_step)
         eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None, 0))
     everywhere = replicated(mesh)
-    setup = Setup(
-        config,
-        recipe,
-        dataset,
-        mesh,
-        net,
-        steps_per_epoch,
-        train_steps=jax.jit(repeat(train_step), donate_argnums=0, out_shardings=everywhere),
-        eval_step=jax.jit(eval_step, out_shardings=everywhere),
-        initial_state=jax.jit(
-            partial(_create, config, recipe, net, optimizer, dataset.image_shape), out_shardings=everywhere
-        ),
-    )
+    train_steps = jax.jit(repeat(train_step), donate_argnums=0, out_shardings=everywhere)
+    eval_step = jax.jit(eval_step, out_shardings=everywhere)
+    initial_state = jax.jit(initial_state, out_shardings=everywhere)
+    setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, train_steps, eval_step, initial_state)
     setup.abstract_state()  # raises where the network cannot take the images
     return setup
 
 
-def _network(config: TrainConfig, num_classes: int, **options: Any) -> nn.Network:
-    return nn.network(
-        config.architecture,
-        config.width,
-        num_classes,
-        steps_per_block=config.steps_per_block,
-        h=config.h,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-        **options,
-    )
-
-
-def _create(
+def _model(
     config: TrainConfig,
     recipe: Recipe,
-    net: nn.Network,
-    optimizer: optax.GradientTransformation,
+    num_classes: int,
     image_shape: tuple[int, ...],
-) -> TrainState:
-    """The state before the first step, of every seed."""
+    steps_per_epoch: int,
+    **options: Any,
+) -> tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState]]:
+    """Returns the network, the optimiser, and () → the state before the first step, of every seed."""
+    options |= {"steps_per_block": config.steps_per_block, "dtype": jnp.dtype(config.dtype), "remat": config.remat}
+    net = nn.network(config.architecture, config.width, num_classes, h=config.h, **options)
+    optimizer = recipe.transformation(config.epochs or 0, steps_per_epoch)
 
-    def create(seed_key: jax.Array) -> TrainState:
-        return create_state(net, optimizer, seed_key, image_shape, average=recipe.average is not None)
+    def create(key: jax.Array) -> TrainState:
+        return create_state(net, optimizer, key, image_shape, average=recipe.average is not None)
 
-    if config.seeds == 1:
-        return create(jax.random.key(config.seed))
-    return jax.vmap(create)(jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)]))
+    def initial_state() -> TrainState:
+        keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]
+        return create(keys[0]) if config.seeds == 1 else jax.vmap(create)(jnp.stack(keys))
+
+    return net, optimizer, initial_state
+
+
+def _abstract(make: Callable[[], TrainState], sharding: Sharding) -> TrainState:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make))
 
 
 def describe(dataset: data.Dataset) -> dict[str, Any]:
@@ -207,33 +200,28 @@ def settings() -> dict[str, Any]:
 
 
 def differing_fields(ready: Setup) -> list[str]:
-    """Returns the names of what is not the same in all processes: code, configuration, recipe, data, settings."""
+    """Returns the names of what differs between the processes: code, configuration, recipe, data, settings."""
     code = hashlib.sha256()
     for package in (Path(__file__).parents[1], Path(data.__file__).parents[1]):
         for path in sorted(package.rglob("*.py")):
             code.update(path.read_bytes())
+    recipe = {f"ingredients.{name}": value for name, value in dataclasses.asdict(ready.recipe).items()}
+    dataset = {f"data.{name}": value for name, value in describe(ready.dataset).items()}
     versions = differing({"code": code.hexdigest(), "jax": jax.__version__})
-    return versions or differing(
-        {
-            **shared(ready.config),
-            **{f"ingredients.{name}": value for name, value in dataclasses.asdict(ready.recipe).items()},
-            **{f"data.{name}": value for name, value in describe(ready.dataset).items()},
-            **settings(),
-        }
-    )
+    return versions or differing({**shared(ready.config), **recipe, **dataset, **settings()})
 
 
 class Trained(NamedTuple):
     """A network with its weights, without its data.
 
     Attributes:
-        config: of its run.
+        config: the configuration of its run.
         net: the network.
         variables: {"params", "batch_stats"}; of several seeds those of the first.
         classes: their names.
         image_shape: [H, W, C].
         step: optimiser steps done.
-        steps: of the whole run.
+        steps: optimiser steps of the whole run.
     """
 
     config: TrainConfig
@@ -246,32 +234,42 @@ class Trained(NamedTuple):
 
 
 def trained(workdir: Path) -> Trained:
-    """The network of a run's newest valid checkpoint, for which its data set need not be there.
+    """Returns the network of a run's newest valid checkpoint, without reading its data set.
 
     Raises:
-        ValueError, OSError: what the user can mend, in one line.
+        ValueError, OSError: what the user can fix, in one line.
     """
     config, recipe, about = read(workdir)
-    assert config.epochs is not None
     devices()  # raises where there are none
-    image_shape, steps_per_epoch = tuple(about["image_shape"]), about["train"] // config.batch_size
-    net = _network(config, len(about["classes"]))
-    optimizer = recipe.transformation(config.epochs, steps_per_epoch)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-        jax.eval_shape(partial(_create, config, recipe, net, optimizer, image_shape)),
-    )
-    steps = config.epochs * steps_per_epoch
-    state = _newest(workdir, like, steps)
-    variables = state.variables
-    if config.seeds > 1:
-        variables = jax.tree.map(lambda x: x[0], variables)
-    return Trained(config, net, variables, tuple(about["classes"]), image_shape, first_step(state), steps)
+    classes, image_shape = tuple(about["classes"]), tuple(about["image_shape"])
+    steps_per_epoch = about["train"] // config.batch_size
+    steps = (config.epochs or 0) * steps_per_epoch
+    net, _, initial_state = _model(config, recipe, len(classes), image_shape, steps_per_epoch)
+    state = _newest(workdir, _abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps)
+    variables = state.variables if config.seeds == 1 else jax.tree.map(lambda x: x[0], state.variables)
+    return Trained(config, net, variables, classes, image_shape, first_step(state), steps)
+
+
+def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
+    """Returns the set-up and the newest valid state of a run, which may still be training.
+
+    Args:
+        workdir: its work directory.
+        data_dir: the folder of its images now, if they were moved.
+
+    Raises:
+        ValueError, OSError: what the user can fix, in one line.
+    """
+    config, recipe, expected = read(workdir)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    ready = prepare(config, recipe)
+    check_data(workdir, ready.dataset, expected)
+    return ready, _newest(workdir, ready.abstract_state(), ready.steps)
 
 
 def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -> None:
-    """ValueError unless the data set has the classes and the image shape of the run's."""
+    """Raises ValueError unless the data set has the classes and the image shape of the run."""
     got = describe(dataset)
     for field in ("classes", "image_shape"):
         if got[field] != expected[field]:
@@ -281,8 +279,19 @@ def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -
             )
 
 
+def check_finished(workdir: Path, step: int, steps: int) -> None:
+    """Raises ValueError unless the run has finished and its newest valid checkpoint, of `step`, is its last."""
+    remedy = "run its training again to the end"
+    if not (workdir / "result.json").exists():
+        newest = f"its newest checkpoint is of step {step} of {steps}"
+        raise ValueError(f"{workdir} has not finished training: {newest}; {remedy}")
+    if step != steps:
+        newest = f"of step {steps}, is damaged, and the newest before it of step {step}"
+        raise ValueError(f"the last checkpoint of {workdir}, {newest}; {remedy}")
+
+
 def _newest(workdir: Path, like: TrainState, steps: int) -> TrainState:
-    """Step, weights and statistics of the newest valid checkpoint of a run of so many steps; the rest stays None."""
+    """Returns step, weights and statistics of the newest valid checkpoint, and None in place of all else."""
     saved = Checkpoints(workdir / "checkpoints", run=identity(workdir), owned=False)
     nothing = dict.fromkeys(("key", "opt_state", "metrics", "skipped", "skipped_in_a_row"))
     try:
@@ -298,35 +307,3 @@ def _newest(workdir: Path, like: TrainState, steps: int) -> TrainState:
             "result.json, or remove it and run its training again"
         )
     return restored.state
-
-
-def check_finished(workdir: Path, step: int, steps: int) -> None:
-    """ValueError unless the run has finished and its newest valid checkpoint, of `step`, is its last, of `steps`."""
-    if not (workdir / "result.json").exists():
-        raise ValueError(
-            f"{workdir} has not finished training: its newest checkpoint is of step {step} of {steps}; "
-            "run its training again to the end"
-        )
-    if step != steps:
-        raise ValueError(
-            f"the last checkpoint of {workdir}, of step {steps}, is damaged, and the newest before it of step {step}; "
-            "run its training again to the end"
-        )
-
-
-def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
-    """The set-up and newest valid state of a run, which may be training meanwhile.
-
-    Args:
-        workdir: its work directory.
-        data_dir: where its pictures are now, if no longer where they were.
-
-    Raises:
-        ValueError, OSError: what the user can mend, in one line.
-    """
-    config, recipe, expected = read(workdir)
-    if data_dir is not None:
-        config = dataclasses.replace(config, data_dir=data_dir)
-    ready = prepare(config, recipe)
-    check_data(workdir, ready.dataset, expected)
-    return ready, _newest(workdir, ready.abstract_state(), ready.steps)

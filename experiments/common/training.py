@@ -26,7 +26,7 @@ from lowcost.train.checkpoint import Checkpoints, digest
 from lowcost.train.feed import feed, fits
 from lowcost.train.interruption import Interruption
 from lowcost.train.lock import locked
-from lowcost.train.loop import evaluate_all, first_step, fit, most_steps, skipped_in_a_row
+from lowcost.train.loop import first_step, fit, most_steps, skipped_in_a_row
 from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
 from lowcost.train.processes import agree, from_process_0, is_process_0, unequal_devices
 from lowcost.train.state import TrainState, count_weights
@@ -159,19 +159,10 @@ def _open_log(ready: runs.Setup, step: int) -> MetricsLog:
 
 def _evaluate(ready: runs.Setup, state: TrainState, interruption: Interruption) -> Metrics | None:
     """Returns the test metrics of the epochs that have an evaluation, {} for the others, None if interrupted."""
-    config, test = ready.config, ready.dataset.test
     epoch = first_step(state) // ready.steps_per_epoch
-    if epoch % config.evaluate_every and epoch < ready.epochs:
+    if epoch % ready.config.evaluate_every and epoch < ready.epochs:
         return {}
-    return evaluate_all(
-        ready.eval_step,
-        state,
-        test.images,
-        test.labels,
-        batch_size=config.batch_size,
-        mesh=ready.mesh,
-        interruption=interruption,
-    )
+    return ready.evaluate(state, interruption)
 
 
 def _report(
