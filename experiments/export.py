@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.common import entry
-from experiments.common.files import messages, write_whole
+from experiments.common.files import check_target, messages, write_whole
 from experiments.common.workdir import Result
 from lowcost.terminal import printable
 
@@ -40,10 +40,7 @@ def main(config: ExportConfig) -> int:
     """Fold, write, say what was written."""
     if config.format != "onnx" and (config.bits, config.opset) != (32, 21):
         raise ValueError("--bits 8 and --opset are for --format onnx; leave them out for stablehlo")
-    if not config.out.parent.is_dir():
-        raise FileNotFoundError(f"{config.out.parent} is no folder to write to; make it, or choose another --out")
-    if config.out.is_dir():
-        raise IsADirectoryError(f"{config.out} is a folder; name a file in it with --out")
+    check_target(config.out, "--out")
     folded, metadata = folded_run(config.workdir, config.tolerance)
     for file, content in serialized(folded, metadata, config).items():
         write_whole(file, content)

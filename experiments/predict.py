@@ -1,6 +1,6 @@
-"""Classify pictures: `python -m experiments.predict PICTURE_OR_FOLDER... --workdir DIR` (or `--model FILE`).
+"""Classifies images: `python -m experiments.predict IMAGE_OR_FOLDER... --workdir DIR` (or `--model FILE`).
 
-With `--model FILE.onnx` nothing but NumPy, Pillow, tyro and onnxruntime is needed beside this repository.
+With `--model FILE.onnx` nothing but NumPy, Pillow, tyro and onnxruntime is needed besides this repository.
 """
 
 import csv
@@ -10,8 +10,9 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,32 +20,35 @@ import numpy as np
 import tyro
 
 from experiments.common import entry
-from experiments.common.files import messages, write_whole
+from experiments.common.files import check_target, messages, write_whole
 from lowcost.data.decoding import MAX_PIXELS, read_picture
 from lowcost.data.listing import SUFFIXES, list_images, report
-from lowcost.terminal import printable, warn
+from lowcost.terminal import first_line, printable, warn
+
+Row = tuple[str, str, float, float]
+"""File, class, probability, milliseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """Class, probability and milliseconds of each picture, as the network sees it alone (batch 1)."""
+    """What to classify, and by which network."""
 
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files (PNG, JPEG, WebP, BMP, GIF, TIFF), and folders of them, searched with the folders below."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files (PNG, JPEG, WebP, BMP, GIF, TIFF), and folders, which are searched with all folders below."""
     workdir: Path | None = None
-    """The work directory of a run."""
+    """Work directory of a run."""
     model: Path | None = None
-    """In its place, a file of `experiments.export`."""
+    """A file of `experiments.export`, in place of a run."""
     runtime: Literal["auto", "jax", "onnx"] = "auto"
-    """What computes: onnxruntime for an .onnx file and JAX for all else, when auto. A run is folded for onnx first."""
+    """auto: onnxruntime for .onnx files, JAX for all else. onnx: a run is converted to ONNX first."""
     csv: Path | None = None
-    """Write a table too."""
+    """Also write a table to this file."""
     max_pixels: int = MAX_PIXELS
-    """Width times height of an image that are decoded at most; 4 to 16 bytes of memory each."""
+    """Refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
 
 
 class Classifier(NamedTuple):
-    """What classifies.
+    """A network that is ready to classify.
 
     Attributes:
         logits: images float32 [B, H, W, C] in [0, 1] → [B, classes].
@@ -58,50 +62,38 @@ class Classifier(NamedTuple):
 
 
 def main(config: PredictConfig) -> int:
-    """Print a line a picture.
+    """Prints one line per image: class, probability, and the milliseconds that the network takes for it alone.
 
     Returns:
-        0, or 2 where a picture could not be read.
+        The exit status: 0, or 2 if an image could not be read.
     """
-    files = list(find(config.pictures))
-    if config.csv is not None and not config.csv.parent.is_dir():
-        raise FileNotFoundError(f"{config.csv.parent} is no folder to write to; make it, or choose another --csv")
+    files = list(find(config.images))
+    if config.csv is not None:
+        check_target(config.csv, "--csv")
     classifier = load(config)
-    rows, code = [], 0
+    rows: list[Row] = []
     for file in files:
         try:
-            image = read(file, classifier.image_shape, config.max_pixels)
+            rows.append(classify(classifier, file, config.max_pixels))
         except ValueError as error:
             warn(f"error: {error}")
-            code = 2
-            continue
-        started = time.perf_counter()
-        logits = np.asarray(classifier.logits(image[None]))[0].astype(np.float64)
-        milliseconds = 1000 * (time.perf_counter() - started)
-        weights = np.exp(logits - logits.max())
-        best = int(logits.argmax())
-        row = (str(file), classifier.classes[best], weights[best] / weights.sum(), milliseconds)
-        line = printable("{}  {}  {:.1%}  {:.1f} ms".format(*row))
-        print(line, flush=True, file=messages(config.csv))
-        rows.append(row)
+        else:
+            line = "{}  {}  {:.1%}  {:.1f} ms".format(*rows[-1])
+            print(printable(line), flush=True, file=messages(config.csv))
     if config.csv is not None:
-        text = io.StringIO(newline="")
-        table = csv.writer(text)
-        table.writerow(("file", "class", "probability", "milliseconds"))
-        table.writerows((name, label, f"{p:.6f}", f"{ms:.3f}") for name, label, p, ms in rows)
-        write_whole(config.csv, text.getvalue().encode(errors="surrogateescape"))  # a name need not be UTF-8
-    return code
+        write_whole(config.csv, table(rows))
+    return 0 if len(rows) == len(files) else entry.FIXABLE
 
 
-def find(pictures: tuple[Path, ...]) -> Iterator[Path]:
-    """Yields files as they are, folders as the images in them and below, through links, each folder once.
+def find(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yields each file, and of each folder the images in it and in all folders below, each folder once.
 
     Raises:
-        ValueError, OSError: there is nothing to classify in one of them.
+        ValueError, OSError: a path does not exist, or a folder holds no image.
     """
-    if not pictures:
-        raise ValueError("name pictures, or folders of them")
-    for path in pictures:
+    if not paths:
+        raise ValueError("name images, or folders of them")
+    for path in paths:
         if path.is_dir():
             yield from sorted(_below(path))
         elif path.exists():
@@ -116,13 +108,28 @@ def _below(folder: Path) -> list[Path]:
         path = waiting.pop()
         if (real := os.path.realpath(path)) not in seen:
             seen.add(real)
-            found, folders = list_images(path, left_out)
-            images += [Path(entry.path) for entry in found]
-            waiting += [entry.path for entry in folders]
+            files, folders = list_images(path, left_out)
+            images += [Path(file.path) for file in files]
+            waiting += [folder.path for folder in folders]
     report(folder, left_out)
     if not images:
         raise ValueError(f"{folder}: no {', '.join(SUFFIXES)} in this folder or below")
     return images
+
+
+def classify(classifier: Classifier, file: Path, max_pixels: int) -> Row:
+    """Returns file, class, probability, and the milliseconds that the network takes for a batch of this image alone.
+
+    Raises:
+        ValueError: the image cannot be read.
+    """
+    image = read(file, classifier.image_shape, max_pixels)
+    started = time.perf_counter()
+    logits = np.asarray(classifier.logits(image[None]))[0].astype(np.float64)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    weights = np.exp(logits - logits.max())
+    best = int(logits.argmax())
+    return str(file), classifier.classes[best], weights[best] / weights.sum(), milliseconds
 
 
 def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -136,69 +143,80 @@ def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = MAX_PIXELS)
     return (pixels / np.float32(255)).reshape(height, width, channels)
 
 
+def table(rows: Sequence[Row]) -> bytes:
+    """Returns the rows as CSV, in which names that are not UTF-8 stay as they are."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("file", "class", "probability", "milliseconds"))
+    writer.writerows((name, label, f"{p:.6f}", f"{ms:.3f}") for name, label, p, ms in rows)
+    return text.getvalue().encode(errors="surrogateescape")
+
+
 def load(config: PredictConfig) -> Classifier:
-    """The classifier that the flags name.
+    """Returns the classifier that the flags name.
 
     Raises:
-        ValueError, OSError, ImportError: what the user can mend, in one line.
+        ValueError, OSError, ImportError: what the user can fix, in one line.
     """
-    if (config.workdir is None) == (config.model is None):
-        raise ValueError("name either a run with --workdir or a file with --model")
-    if config.workdir is not None:
+    if config.workdir is not None and config.model is None:
         return _of_run(config.workdir, onnx=config.runtime == "onnx")
-    assert config.model is not None
+    if config.model is None or config.workdir is not None:
+        raise ValueError("name either a run with --workdir or a file with --model")
     is_onnx = config.model.suffix.lower() == ".onnx"
     if is_onnx and config.runtime == "jax":
         raise ValueError(f"JAX does not run {config.model}; leave --runtime out, or export with --format stablehlo")
-    content = config.model.read_bytes()
-    return (
-        of_onnx(content, config.model) if is_onnx or config.runtime == "onnx" else of_stablehlo(content, config.model)
-    )
+    of_file = of_onnx if is_onnx or config.runtime == "onnx" else of_stablehlo
+    return of_file(config.model.read_bytes(), config.model)
 
 
 def of_onnx(content: bytes, path: Path) -> Classifier:
-    """By onnxruntime, with what the file's metadata tell."""
+    """Returns a classifier that onnxruntime runs, as the metadata in the file describe it."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError("onnxruntime is needed: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised, and need not be printed too
     with _readable(path, "ONNX"):
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        told = session.get_modelmeta().custom_metadata_map
-        return _tried(lambda images: session.run(None, {"images": images})[0], told)
+        described = _described(session.get_modelmeta().custom_metadata_map)
+        return _tried(lambda images: session.run(None, {"images": images})[0], *described)
 
 
 def of_stablehlo(content: bytes, path: Path) -> Classifier:
-    """By JAX, with what the file beside tells."""
+    """Returns a classifier that JAX runs, as the file FILE.json beside it describes it."""
     import jax
 
     beside = path.with_name(path.name + ".json")
     if not beside.exists():
         raise FileNotFoundError(f"{beside} is missing, which holds the names of the classes; copy it with {path.name}")
+    with _readable(beside, "metadata"):
+        described = _described(json.loads(beside.read_text()))
     with _readable(path, "StableHLO"):
-        exported = jax.export.deserialize(bytearray(content))
-        return _tried(jax.jit(exported.call), json.loads(beside.read_text()))
+        return _tried(jax.jit(jax.export.deserialize(bytearray(content)).call), *described)
 
 
 @contextmanager
 def _readable(path: Path, kind: str) -> Iterator[None]:
-    """Every error as one line: decoders raise whatever they stumble over."""
+    """Turns every error into one line; decoders raise errors of any type."""
     try:
         yield
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(
-            f"{path} cannot be used as {kind} file of `experiments.export` ({type(error).__name__}: {first}); "
-            "export it again"
+            f"{path} cannot be used as {kind} file of `experiments.export` ({reason}); export it again"
         ) from error
 
 
-def _tried(logits: Callable[[Any], Any], told: dict[str, str]) -> Classifier:
-    """The classifier after a first image, which compiles and touches the memory, and shows that all fits together."""
-    classes, image_shape = json.loads(told["classes"]), tuple(json.loads(told["image_shape"]))
+def _described(metadata: dict[str, str]) -> tuple[list[str], tuple[int, ...]]:
+    """Returns the classes and the image shape that the metadata of an exported file hold."""
+    classes, image_shape = json.loads(metadata["classes"]), tuple(json.loads(metadata["image_shape"]))
     "".join(classes).encode(errors="surrogateescape")  # raises for names that no table could hold
+    return classes, image_shape
+
+
+def _tried(logits: Callable[[Any], Any], classes: list[str], image_shape: tuple[int, ...]) -> Classifier:
+    """Returns the classifier after a first image, which compiles it and checks the number of its classes."""
     got = np.asarray(logits(np.zeros((1, *image_shape), np.float32))).shape
     if got != (1, len(classes)):
         raise ValueError(f"logits of shape {list(got)} for one image and {len(classes)} classes")
@@ -206,19 +224,17 @@ def _tried(logits: Callable[[Any], Any], told: dict[str, str]) -> Classifier:
 
 
 def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
-    from functools import partial
-
     import jax
 
     from experiments.common import runs
     from lowcost import deploy
 
     run = runs.trained(workdir)
-    told = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
     if onnx:
-        model = deploy.to_onnx(deploy.fold(run.net, run.variables, run.image_shape), metadata=told)
+        metadata = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
+        model = deploy.to_onnx(deploy.fold(run.net, run.variables, run.image_shape), metadata=metadata)
         return of_onnx(model.SerializeToString(), workdir)
-    return _tried(jax.jit(partial(run.net.apply, run.variables)), told)
+    return _tried(jax.jit(partial(run.net.apply, run.variables)), list(run.classes), run.image_shape)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes files that are whole whatever happens meanwhile, and results as JSON lines, from which the pages are made."""
+"""Writes files that are whole even if the program or the machine stops, and results as JSON lines and pages."""
 
 import contextlib
 import io
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def check_target(path: Path, flag: str) -> None:
+    """Raises OSError, naming the flag, unless a file can be written there: in a folder, and not in place of one."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder to write to; make it, or choose another {flag}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it with {flag}")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces a regular file; if that fails or the machine stops, the file holds what it held before.
 
@@ -25,19 +33,16 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        there = None
-    if there and (stream := _standard_stream(path)):
+    existing = path.stat() if path.exists() else None
+    if existing and (stream := _standard_stream(path)):
         stream.flush()
         stream.buffer.write(content)
         stream.flush()
-    elif there and not stat.S_ISREG(there.st_mode):
+    elif existing and not stat.S_ISREG(existing.st_mode):
         with open(os.open(path, os.O_WRONLY), "wb") as file:
             file.write(content)
     else:
-        disk.replace(Path(os.path.realpath(path)), content, there and stat.S_IMODE(there.st_mode))
+        disk.replace(Path(os.path.realpath(path)), content, existing and stat.S_IMODE(existing.st_mode))
 
 
 def messages(path: Path | None) -> Any:
@@ -55,11 +60,9 @@ def _standard_stream(path: Path) -> Any:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes one line per row, with null in place of NaN and infinities, which JSON has not; creates the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes one line per row, with null in place of NaN and infinities, which JSON lacks."""
     rows = json.loads(json.dumps(rows), parse_constant=lambda _: None)
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_whole(path, "".join(lines).encode())
+    write_page(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -69,7 +72,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def changing(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Gives the rows of a file to be changed and then writes them; other processes wait until the block has ended."""
+    """Yields the rows of a file, and writes them at the end of the block, until which other processes wait."""
     from lowcost.train.lock import locked
 
     path = Path(os.path.realpath(path))
@@ -80,7 +83,8 @@ def changing(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes a page in UTF-8."""
+    """Writes a page in UTF-8; creates the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.encode())
 
 
@@ -91,7 +95,8 @@ def write_results(path: Path, rows: Sequence[dict[str, Any]], page: str) -> None
 
 
 def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
-    """Writes a picture in the format of its suffix, or PNG if there is none; `options` are those of savefig."""
-    picture = io.BytesIO()
-    figure.savefig(picture, **{"format": path.suffix[1:] or "png", **options})
-    write_whole(path, picture.getvalue())
+    """Writes a figure in the format of the file's suffix, or PNG if there is none; `options` are those of savefig."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = io.BytesIO()
+    figure.savefig(image, **{"format": path.suffix[1:] or "png", **options})
+    write_whole(path, image.getvalue())

@@ -45,9 +45,7 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
     try:
         ready = _prepare(config, recipe)
         with contextlib.ExitStack() as stack:
-            from_process_0(lambda: _hold(stack, config.directory()))
-            with _refusing():
-                claim = from_process_0(lambda: _claim(ready))
+            claim = from_process_0(lambda: _claim(ready, stack))
             return _train(ready, claim, stack.enter_context(Interruption()))
     except (_RefusedError, OSError) as error:
         warn(f"error: {error}")
@@ -89,21 +87,18 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
     raise _RefusedError(failure or "another process could not start; see what it printed")
 
 
-def _hold(stack: contextlib.ExitStack, directory: Path) -> None:
-    """Locks the directory until the stack is closed."""
-    stack.enter_context(locked(directory))
-
-
-def _claim(ready: runs.Setup) -> dict[str, Any]:
-    """Writes config.json, or compares it with the one in the work directory; returns the run's identity."""
+def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Locks the work directory until the stack is closed, writes or compares config.json, returns the identity."""
     config, workdir = ready.config, ready.config.directory()
-    write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
-    if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
-        raise ValueError(
-            f"{workdir} must hold the checkpoints of its finished run, got result.json without any; "
-            "put them back, or start over in another --workdir"
-        )
-    return identity(workdir)
+    stack.enter_context(locked(workdir))
+    with _refusing():
+        write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
+        if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
+            raise ValueError(
+                f"{workdir} must hold the checkpoints of its finished run, got result.json without any; "
+                "put them back, or start over in another --workdir"
+            )
+        return identity(workdir)
 
 
 def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption) -> int:
@@ -195,11 +190,7 @@ def _report(
 def _result(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, Any]:
     """Returns the content of result.json."""
     config, row = ready.config, log.rows[-1]
-
-    def median(name: str, digits: int) -> float | None:
-        values = [row[name] for row in log.rows if row.get(name)]
-        return round(statistics.median(values), digits) if values else None
-
+    speeds, shares = ([r[x] for r in log.rows if r.get(x)] for x in ("images_per_second", "share_in_steps"))
     accuracies = row.get("test_accuracy_seeds", [])
     return {
         "dataset": ready.dataset.name,
@@ -217,8 +208,8 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, 
         "train_images": len(ready.dataset.train),
         "skipped_steps": row["skipped"],
         "train_seconds": round(row["seconds"], 1),
-        "images_per_second": median("images_per_second", 1),
-        "share_in_steps": median("share_in_steps", 4),
+        "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
+        "share_in_steps": round(statistics.median(shares), 4) if shares else None,
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "processes": jax.process_count(),
         **provenance(),

@@ -272,9 +272,13 @@ def test_bad_models_are_told(exported, tmp_path):
     (tmp_path / "cut.stablehlo.json").write_text('{"classes": "[]", "image_shape": "[]"}')
     with pytest.raises(ValueError, match=r"cut\.stablehlo cannot be used as StableHLO file"):
         predict.load(PredictConfig((), model=tmp_path / "cut.stablehlo"))
+    for content in ("{", "[]", '{"classes": "[]"}'):
+        (tmp_path / "cut.stablehlo.json").write_text(content)
+        with pytest.raises(ValueError, match=r"cut\.stablehlo\.json cannot be used as metadata file"):
+            predict.load(PredictConfig((), model=tmp_path / "cut.stablehlo"))
     (tmp_path / "empty").mkdir()
     for pictures, options, message in (
-        ((), {}, "name pictures"),
+        ((), {}, "name images"),
         ((tmp_path / "empty",), {}, r"no \.png"),
         ((tmp_path / "nothing.png",), {}, "no such file or folder"),
         ((exported,), {"csv": tmp_path / "none" / "table.csv"}, "is no folder to write to"),
