@@ -15,7 +15,7 @@ from lowcost.data import Dataset, Split, load
 
 def test_digits_are_described(tmp_path, capsys):
     """Counts per class, totals, moments, checksums, and a sheet with a row a class."""
-    main(DataConfig("digits", out_dir=tmp_path))
+    main(DataConfig("digits", out=tmp_path / "digits.png"))
     output = capsys.readouterr().out.replace("\n", "")
     digits = load("digits")
     for name, *counts in class_counts(digits):
@@ -33,17 +33,17 @@ def test_names_are_printed_as_text(tmp_path, capsys):
             path = os.fsencode(root / split) + b"/" + name
             os.makedirs(path)
             Image.new("RGB", (8, 8)).save(path + b"/0.png")
-    main(DataConfig("folder", root, out_dir=tmp_path / "runs\x07"))
+    main(DataConfig("folder", root, out=tmp_path / "runs\x07" / "folder.png"))
     output = capsys.readouterr().out
     assert all(line.isprintable() for line in output.split("\n"))
     unfolded = re.sub(r"[\s│]", "", output)
     assert all(text in unfolded for text in ("caf\\udce9", "\\x1b[31mred\\r\\nerror:none", "runs\\x07"))
     assert (tmp_path / "runs\x07" / "folder.png").exists()
     with pytest.raises(FileNotFoundError, match="no such folder") as error:
-        main(DataConfig("folder", root / "train", out_dir=tmp_path / "runs"))
+        main(DataConfig("folder", root / "train", out=tmp_path / "runs" / "sheet.png"))
     assert str(error.value).isprintable()
     with pytest.raises(ValueError, match="8 x 8 pixels, more than max_pixels 63"):
-        main(DataConfig("folder", root, out_dir=tmp_path / "other", max_pixels=63))
+        main(DataConfig("folder", root, out=tmp_path / "other" / "sheet.png", max_pixels=63))
 
 
 @pytest.mark.parametrize("classes", [3, 45])
@@ -74,7 +74,7 @@ def test_what_is_not_there_ends_in_one_line(program, dataset, message, tmp_path,
     config = {"dataset": dataset, "data_dir": tmp_path / "none"}
     if program is main:
         with pytest.raises((ValueError, OSError), match=message):
-            main(DataConfig(**config, out_dir=tmp_path / "runs"))
+            main(DataConfig(**config, out=tmp_path / "runs" / "sheet.png"))
     else:
         assert program(TrainConfig(**config, workdir=tmp_path / "runs" / "one")) == 2
         assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
