@@ -1,17 +1,19 @@
-"""A trained network as a single file for other machines: `python -m experiments.export --workdir DIR --out FILE`.
+"""Writes a trained network to one file for other machines: `python -m experiments.export --workdir DIR --out FILE`.
 
---format onnx       standard operators only; classes and preprocessing are in the file's metadata
---format stablehlo  for jax.export.deserialize, on CPU, CUDA and TPU; the metadata is beside it, FILE.json
+--format onnx       standard operators only; classes and preprocessing are in the metadata of the file
+--format stablehlo  for jax.export.deserialize, on CPU, CUDA and TPU; the metadata are beside it, in FILE.json
 """
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from experiments.common import entry
+from experiments.common import entry, runs
 from experiments.common.files import check_target, messages, write_whole
 from experiments.common.workdir import Result
+from lowcost import __version__, deploy
+from lowcost.deploy.operations import Depthwise, Filter
 from lowcost.terminal import printable
 
 Format = Literal["onnx", "stablehlo"]
@@ -19,17 +21,17 @@ Format = Literal["onnx", "stablehlo"]
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Which run, and what to make of it."""
+    """The run, and the file to make of it."""
 
     workdir: Path
-    """The work directory of a finished run."""
+    """Work directory of a finished run."""
     out: Path
-    """The file to write."""
+    """File to write."""
     format: Format = "onnx"
-    """Of the file."""
+    """Format of the file."""
     tolerance: float | None = None
-    """Cut the filter of each implicit step to the smallest stencil that loses at most this share of its features (a
-    circulant one stays); exact when not given."""
+    """Replace the filter of each implicit step by the smallest stencil that loses at most this share of its features.
+    None: exact. Circulant steps stay exact."""
     bits: Literal[32, 8] = 32
     """onnx: bits of a weight in the file."""
     opset: int = 21
@@ -37,7 +39,7 @@ class ExportConfig:
 
 
 def main(config: ExportConfig) -> int:
-    """Fold, write, say what was written."""
+    """Folds the network, writes it, and prints the size of each file."""
     if config.format != "onnx" and (config.bits, config.opset) != (32, 21):
         raise ValueError("--bits 8 and --opset are for --format onnx; leave them out for stablehlo")
     check_target(config.out, "--out")
@@ -46,22 +48,18 @@ def main(config: ExportConfig) -> int:
         write_whole(file, content)
         print(f"{printable(file)}: {len(content):,} bytes", file=messages(config.out))
     for layer in folded.layers if config.tolerance is not None else ():
-        print(f"{layer.name:20} {_choice(layer.operations)}", file=messages(config.out))
+        print(f"{layer.name:20} {_choice(layer)}", file=messages(config.out))
     return 0
 
 
-def folded_run(workdir: Path, tolerance: float | None) -> tuple[Any, dict[str, str]]:
-    """The folded network of a finished run, and what its users must know.
+def folded_run(workdir: Path, tolerance: float | None) -> tuple[deploy.Folded, dict[str, str]]:
+    """Returns the folded network of a finished run, and the metadata that its users need.
 
     Raises:
         ValueError, OSError: there is no run, it has not finished, it is damaged, or tolerance is not above 0.
     """
-    from experiments.common import runs
-    from lowcost import __version__, deploy
-
     run = runs.trained(workdir)
     runs.check_finished(workdir, run.step, run.steps)
-    result = Result(workdir / "result.json")
     folded = deploy.fold(run.net, run.variables, run.image_shape)
     metadata = {
         "classes": json.dumps(run.classes),
@@ -72,19 +70,16 @@ def folded_run(workdir: Path, tolerance: float | None) -> tuple[Any, dict[str, s
         "dataset": run.config.dataset,
         "epochs": str(run.config.epochs),
         "seed": str(run.config.seed),
-        "test_accuracy": str(result["test_accuracies"][0]),
+        "test_accuracy": str(Result(workdir / "result.json")["test_accuracies"][0]),
         "lowcost": __version__,
     }
-    if tolerance is not None:
-        folded = deploy.truncate(folded, tolerance)
-        metadata["tolerance"] = str(tolerance)
-    return folded, metadata
+    if tolerance is None:
+        return folded, metadata
+    return deploy.truncate(folded, tolerance), {**metadata, "tolerance": str(tolerance)}
 
 
-def serialized(folded: Any, metadata: dict[str, str], config: ExportConfig) -> dict[Path, bytes]:
-    """The files and their content."""
-    from lowcost import deploy
-
+def serialized(folded: deploy.Folded, metadata: dict[str, str], config: ExportConfig) -> dict[Path, bytes]:
+    """Returns the content of each file."""
     if config.format == "onnx":
         metadata = {**metadata, "opset": str(config.opset)}
         model = deploy.to_onnx(folded, metadata=metadata, bits=config.bits, opset=config.opset)
@@ -93,11 +88,9 @@ def serialized(folded: Any, metadata: dict[str, str], config: ExportConfig) -> d
     return {config.out: deploy.to_stablehlo(folded), beside: (json.dumps(metadata, indent=2) + "\n").encode()}
 
 
-def _choice(operations: tuple[Any, ...]) -> str:
-    """How the implicit step of a layer is done."""
-    from lowcost.deploy.operations import Depthwise, Filter
-
-    for operation in operations:
+def _choice(layer: deploy.FoldedLayer) -> str:
+    """Returns how the implicit step of a layer is computed, "" if it has none."""
+    for operation in layer.operations:
         if isinstance(operation, Filter):
             return "exact: by matrix product"
         if isinstance(operation, Depthwise) and operation.dropped is not None:
