@@ -1,4 +1,4 @@
-"""How to train: a recipe is data, so that each of its ingredients can be taken out and measured (`ablation`)."""
+"""Training recipes. A recipe is data, so that `experiments.ablation` can take out each ingredient and measure it."""
 
 import dataclasses
 import operator
@@ -15,24 +15,24 @@ from lowcost.train.step import Augment, Draw
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An optimiser, a schedule, augmentations, and what else shortens the way; the defaults are Section 4's.
+    """An optimiser, a schedule, augmentations, and what else speeds up training; the defaults are Section 4's.
 
     Attributes:
-        epochs: how long to train when the user does not say.
-        optimizer: "adam"; "adamw", with weight decay; or "muon", AdamW but for the matrices M, whose updates are
+        epochs: number of epochs if the user states none.
+        optimizer: "adam"; "adamw", with weight decay; or "muon": AdamW, except for the matrices M, whose updates are
             orthogonalised.
-        learning_rate: the largest.
-        stencil_rate: of adamw and muon: learning rate of all but the matrices M, over theirs.
+        learning_rate: the largest one.
+        stencil_rate: of adamw and muon: learning rate of all weights but the matrices M, divided by that of M.
         schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise from a tenth, then a cosine back
-            to it. Of a run of under five steps only the fifths that begin at a later step of their own halve it.
+            to it. In a run of under five steps only the fifths that begin at a later step of their own halve the rate.
         weight_decay: of adamw and muon.
-        late: after so many epochs begins what keeps a network from learning the images by heart: the next two.
-        matrix_decay: late weight decay of the matrices M, added to weight_decay. Behind a normalisation the size of M
-            does not matter, but M grows with every step, and each then changes less of it: decay keeps it small.
+        late: number of epochs after which `matrix_decay` and `hidden` begin, which prevent overfitting.
+        matrix_decay: late weight decay of the matrices M, added to weight_decay. A normalisation follows M, so that its
+            size does not matter; but M grows with every step, and each step then changes M less. Decay keeps M small.
         hidden: late augmentation, 0 for none: a square of this share of the side is hidden, and translations reach
-            twice as far, if the side has 32 pixels at least.
+            twice as far if the side has at least 32 pixels.
         whitening: the opening layer starts with the principal components of image patches.
-        average: largest decay of a moving average of weights and statistics, which is what is evaluated; None for none.
+        average: largest decay of a moving average of weights and statistics, which is evaluated; None for none.
         shift: "resized_crop", a window of 0.8 to 1.2 times the image's side, or "translate" by up to 2 pixels.
         flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
     """
@@ -52,15 +52,8 @@ class Recipe:
     flip: Literal["random", "alternating"] = "random"
 
     def transformation(self, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
-        """The optimiser of a run of so many epochs."""
-        steps = epochs * steps_per_epoch
-        if self.schedule == "halving":  # every 60 of the paper's 300 epochs
-            fifths = {steps * i // 5 for i in range(1, 5)} - {0}  # fewer than four in a run of under five steps
-            rate = optax.piecewise_constant_schedule(self.learning_rate, dict.fromkeys(sorted(fifths), 0.5))
-        else:
-            peak = self.learning_rate
-            rise = min(steps - 1, max(1, steps // 20))
-            rate = optax.warmup_cosine_decay_schedule(peak / 10, peak, rise, steps, peak / 10)
+        """Returns the optimiser of a run of `epochs` epochs."""
+        rate = self._rate(epochs * steps_per_epoch)
         if self.optimizer == "adam":
             return optax.adam(rate)
 
@@ -84,8 +77,16 @@ class Recipe:
             muon_weight_dimension_numbers=_matrices,
         )
 
+    def _rate(self, steps: int) -> optax.Schedule:
+        peak = self.learning_rate
+        if self.schedule == "one_cycle":
+            rise = min(steps - 1, max(1, steps // 20))
+            return optax.warmup_cosine_decay_schedule(peak / 10, peak, rise, steps, peak / 10)
+        fifths = {steps * i // 5 for i in range(1, 5)} - {0}  # every 60 of the paper's 300 epochs
+        return optax.piecewise_constant_schedule(peak, dict.fromkeys(sorted(fifths), 0.5))
+
     def augmentation(self, mirror: bool) -> Augment:
-        """(images, draw) → images; mirrored only where a mirror image keeps its label."""
+        """Returns (images, draw) → images, which flips only if `mirror`: if mirror images keep their label."""
 
         def light(key: jax.Array, images: jax.Array, pixels: int = 2) -> jax.Array:
             if self.shift == "resized_crop":
@@ -94,10 +95,10 @@ class Recipe:
 
         def heavy(key: jax.Array, images: jax.Array) -> jax.Array:
             shift_key, hole_key = jax.random.split(key)
-            grey = 0.5  # what is hidden is neither dark nor bright
+            grey = 0.5  # the hidden square is neither dark nor bright
             side = min(images.shape[1:3])
-            far = 4 if side >= 32 else 2
-            return cutout(hole_key, light(shift_key, images, far) - grey, pixels=round(self.hidden * side)) + grey
+            shifted = light(shift_key, images, 4 if side >= 32 else 2)
+            return cutout(hole_key, shifted - grey, pixels=round(self.hidden * side)) + grey
 
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)
@@ -136,7 +137,7 @@ RECIPES = {
 
 
 def _is_matrix(params):
-    """Which weights are matrices M: all whose name begins so; a stencil or the classifier is not."""
+    """Returns which weights are matrices M: those whose name begins with "matrix"; no stencil, not the classifier."""
     return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key.startswith("matrix"), params)
 
 
