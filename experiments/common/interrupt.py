@@ -1,6 +1,6 @@
 """Ends a program at Ctrl-C with one line and status 130.
 
-Only three small modules are imported, so that this works almost from the start of Python.
+Imports three small modules only, so that it works almost from the start of Python.
 """
 
 import os
@@ -16,7 +16,7 @@ def guard_imports() -> None:
 
 
 def on_interrupt(handler) -> None:
-    """Sets the handler of SIGINT, unless it is ignored, as in a program that a script has put into the background."""
+    """Sets the handler of SIGINT, unless SIGINT is ignored, as in a program that a script runs in the background."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
 
@@ -31,7 +31,7 @@ def leave(*_: object) -> None:
 
 
 def raise_interrupt(_: int, frame) -> None:
-    """Raises KeyboardInterrupt; within an import, whose code may swallow or replace it, leaves instead."""
+    """Raises KeyboardInterrupt; ends the process instead during an import, whose code may swallow the exception."""
     while frame:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             leave()
@@ -40,7 +40,7 @@ def raise_interrupt(_: int, frame) -> None:
 
 
 def _unraisable(event) -> None:
-    """Leaves where KeyboardInterrupt came in a finalizer, which would only print it."""
+    """Ends the process if KeyboardInterrupt was raised in a finalizer, where Python would only print it."""
     if isinstance(event.exc_value, KeyboardInterrupt):
         leave()
     sys.__unraisablehook__(event)

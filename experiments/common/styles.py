@@ -1,4 +1,4 @@
-"""How each architecture is drawn: colours of Okabe and Ito that colour-blind readers can tell apart, and markers."""
+"""Colours and markers of the architectures: Okabe and Ito's colours, which colour-blind readers can distinguish."""
 
 STYLES = {
     "resnet": {"color": "#000000", "marker": "X"},

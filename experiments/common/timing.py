@@ -1,4 +1,4 @@
-"""Fair timing on a machine that others share: what is compared alternates, and medians count."""
+"""Times calls fairly on a machine that others share: the calls alternate, and medians count."""
 
 import time
 from collections.abc import Callable
@@ -10,15 +10,15 @@ Step = Callable[[], Any]
 
 
 def interleave(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """The median seconds of each, one timed call of each a round, after one round to warm up.
+    """Returns the median seconds of each step, timed once per round, after one round to warm up.
 
-    Before each timed call goes one that is not: a step finds the memory and the caches that a step before it leaves, as
-    in a run, and not what another program has left.
+    An untimed call precedes each timed one, so that the step finds memory and caches as another step leaves them, as in
+    a run, and not as another program leaves them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, step in steps.items():
-            time.sleep(0.01)  # until the threads of the one before have gone to sleep
+            time.sleep(0.01)  # until the threads of the step before sleep
             step()
             started = time.perf_counter()
             step()

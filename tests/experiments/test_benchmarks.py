@@ -133,7 +133,7 @@ def test_a_program_starts_again_with_huge_pages():
     lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[-1].endswith("['--flag', 'a b']")
     assert len(set(lines[:-1])) == 1
-    if huge_pages._can_be_asked_for():
+    if huge_pages._on_request():
         assert lines[-1].startswith("glibc.malloc.perturb=0:glibc.malloc.hugetlb=1 ")
         assert len(lines) == 3
     else:

@@ -118,7 +118,7 @@ from experiments.common.compiled import keep_compiled
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 keep_compiled(Path(sys.argv[1]))
 print(jax.jit(lambda x: x + 1)(1))
-print(jax.config.values["jax_compilation_cache_dir"])
+print(jax.config.jax_compilation_cache_dir)
 """
 
 

@@ -146,7 +146,7 @@ def test_what_one_run_compiled_the_next_one_reads(pictures, tmp_path):
     code = "import jax, sys; from experiments.common.runs import prepare;"
     code += "from experiments.common.config import TrainConfig;"
     code += "from pathlib import Path; prepare(TrainConfig(workdir=Path(sys.argv[1]), batch_size=8));"
-    code += "print(jax.config.values['jax_compilation_cache_dir'])"
+    code += "print(jax.config.jax_compilation_cache_dir)"
     run = [sys.executable, "-c", code, str(TrainConfig(workdir=tmp_path / "a").directory())]
     output = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.strip() == str(tmp_path / ".lowcost-cache" / "compiled")
