@@ -10,7 +10,6 @@ import time
 
 from experiments.common import entry
 from experiments.common.config import TrainConfig
-from lowcost.terminal import first_line
 
 
 def main(config: TrainConfig) -> int:
@@ -20,14 +19,8 @@ def main(config: TrainConfig) -> int:
     from experiments.common import training
     from experiments.common.cluster import connect
 
-    try:
-        cluster = dataclasses.replace(config.cluster, num_processes=connect(config.cluster))
-    except RuntimeError as error:
-        raise ValueError(first_line(error)) from error
-    try:
-        code = training.run(dataclasses.replace(config, cluster=cluster))
-    except ValueError as error:  # `run` has refused what the user can fix
-        raise RuntimeError("training failed; this is a mistake in the program") from error
+    cluster = dataclasses.replace(config.cluster, num_processes=connect(config.cluster))
+    code = training.run(dataclasses.replace(config, cluster=cluster))
     if code == entry.FIXABLE and jax.distributed.is_initialized():
         sys.stdout.flush()
         if not cluster.process_id:

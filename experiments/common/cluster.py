@@ -13,10 +13,13 @@ from functools import partial
 import jax
 
 from experiments.common.config import Cluster
-from lowcost.terminal import warn
+from experiments.common.entry import FIXABLE
+from lowcost.terminal import first_line, warn
 
-# Where a cluster says how many processes work together; 1 is one that works alone, although it is inside.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+"""Variables by which a cluster states the number of processes; 1 is a process that works alone, though in a cluster."""
+_MARGIN = 60
+"""Seconds by which JAX waits longer than this module: at the end of its wait JAX would abort the process."""
 
 
 def connect(cluster: Cluster) -> int:
@@ -25,49 +28,45 @@ def connect(cluster: Cluster) -> int:
     Without a coordinator, JAX finds the other processes by SLURM, Open MPI, Kubernetes indexed jobs (with the package
     `kubernetes`) and Cloud TPU.
 
-    If a process is missing after `wait_seconds`, prints one line on stderr and ends this process with status 2. JAX's
-    client cannot be stopped while it waits, and would abort the process.
-
-    Args:
-        cluster: the other processes.
+    If a process is missing after `wait_seconds`, prints one line on stderr and ends this process with status 2: JAX's
+    client cannot be stopped while it waits.
 
     Returns:
         The number of processes, 1 if it is not known before JAX uses a device.
 
     Raises:
         ValueError: only some of coordinator, num_processes and process_id are given, or they do not fit together.
-        OSError: process 0 cannot be reached, or cannot listen at its port.
-        RuntimeError: JAX cannot join the others.
+        OSError: process 0 cannot be reached or cannot listen at its port, or JAX cannot join the others.
     """
-    coordinator, num_processes, process_id = cluster.coordinator, cluster.num_processes, cluster.process_id
     deadline = time.monotonic() + cluster.wait_seconds
     join = partial(
         jax.distributed.initialize,
         heartbeat_timeout_seconds=cluster.heartbeat_seconds,
-        initialization_timeout=cluster.wait_seconds + 60,  # later than the deadline, because JAX would abort
+        initialization_timeout=cluster.wait_seconds + _MARGIN,
     )
-    if (coordinator, num_processes, process_id) != (None, None, None):
-        if coordinator is None or num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+    coordinator, number, process = address = cluster.coordinator, cluster.num_processes, cluster.process_id
+    if address != (None, None, None):
+        if coordinator is None or number is None or process is None or not 0 <= process < number:
             raise ValueError(
                 "several processes need all of --cluster.coordinator HOST:PORT, --cluster.num-processes N and "
-                f"--cluster.process-id 0 … N-1, got {coordinator}, {num_processes} and {process_id}"
+                f"--cluster.process-id 0 … N-1, got {coordinator}, {number} and {process}"
             )
-        _find(coordinator, process_id == 0, deadline)
-        _until(deadline, partial(join, coordinator, num_processes, process_id))
-        return num_processes
+        _find(coordinator, process == 0, deadline)
+        _until(deadline, partial(join, *address))
+        return number
     pod_of_no_job = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ
-    told = [int(os.environ[name]) for name in _COUNTS if name in os.environ]
-    if pod_of_no_job or 1 in told:
+    counts = [int(os.environ[name]) for name in _COUNTS if name in os.environ]
+    if pod_of_no_job or 1 in counts:
         return 1
     try:
         _until(deadline, join)
     except ValueError:  # JAX found no cluster
         return 1
-    return max(told, default=1)
+    return max(counts, default=1)
 
 
 def _find(coordinator: str, is_process_0: bool, deadline: float) -> None:
-    """Returns once process 0's port can be connected to; until JAX does, process 0 itself listens there."""
+    """Returns once process 0's port can be connected to; until JAX listens there, process 0 does so itself."""
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(
@@ -90,11 +89,13 @@ def _find(coordinator: str, is_process_0: bool, deadline: float) -> None:
 
 
 def _until(deadline: float, join: Callable[[], None]) -> None:
-    """join(), in a thread, so that Ctrl-C and the deadline can end the wait."""
+    """Calls join() in a thread, so that Ctrl-C and the deadline can end the wait."""
     try:
         ThreadPoolExecutor(1).submit(join).result(max(1.0, deadline - time.monotonic()))
     except TimeoutError:
         expected = "all processes of the run must start within --cluster.wait-seconds, got no sign of at least one"
         warn(f"error: {expected}; start all of them, with the same --cluster.num-processes")
         sys.stderr.flush()
-        os._exit(2)
+        os._exit(FIXABLE)
+    except RuntimeError as error:
+        raise OSError(first_line(error)) from error

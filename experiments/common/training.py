@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +46,9 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
         with contextlib.ExitStack() as stack:
             claim = from_process_0(lambda: _claim(ready, stack))
             return _train(ready, claim, stack.enter_context(Interruption()))
-    except (_RefusedError, OSError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         warn(f"error: {error}")
-        return FIXABLE
-    except FloatingPointError as error:
-        warn(f"error: {error}")
-        return DIVERGED
-
-
-class _RefusedError(Exception):
-    """A mistake that the user can fix, in one line."""
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Refuses the run at a ValueError or ImportError of calls that raise them for the user; others are faults."""
-    try:
-        yield
-    except (ValueError, ImportError) as error:
-        raise _RefusedError(*error.args) from error
+        return DIVERGED if isinstance(error, FloatingPointError) else FIXABLE
 
 
 def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
@@ -84,52 +67,35 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
             failure = f"{expected}; start them by the same command"
     except OSError as error:  # no devices, or another process has ended
         failure = failure or str(error)
-    raise _RefusedError(failure or "another process could not start; see what it printed")
+    raise ValueError(failure or "another process could not start; see what it printed")
 
 
 def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Locks the work directory until the stack is closed, writes or compares config.json, returns the identity."""
     config, workdir = ready.config, ready.config.directory()
     stack.enter_context(locked(workdir))
-    with _refusing():
-        write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
-        if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
-            raise ValueError(
-                f"{workdir} must hold the checkpoints of its finished run, got result.json without any; "
-                "put them back, or start over in another --workdir"
-            )
-        return identity(workdir)
+    write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
+    if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
+        raise ValueError(
+            f"{workdir} must hold the checkpoints of its finished run, got result.json without any; "
+            "put them back, or start over in another --workdir"
+        )
+    return identity(workdir)
 
 
 def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption) -> int:
     """Restores, trains to the end or to a stop request, and reports; returns the exit status."""
     workdir = ready.config.directory()
     console = Console(soft_wrap=True, markup=False, quiet=not is_process_0())  # a path may look like markup
-    with _refusing():
-        checkpoints = Checkpoints(workdir / "checkpoints", run=claim, keep=ready.config.keep)
+    checkpoints = Checkpoints(workdir / "checkpoints", run=claim, keep=ready.config.keep)
     try:
-        with _refusing():
-            restored = checkpoints.restore_newest(ready.abstract_state())
+        restored = checkpoints.restore_newest(ready.abstract_state())
         begin, state, meta = restored[:3] if restored else (0, ready.initial_state(), {"seconds": 0.0})
         if restored:
             console.print(f"resuming from step {begin} in {printable(workdir)}")
-        log = _open_log(ready, begin)
-        most, images = most_steps(), ready.dataset.train.images
-        resident = fits(images, ready.mesh)
-        state = fit(
-            state,
-            ready.train_steps,
-            feed(images, ready.dataset.train.labels, ready.indices, ready.mesh, most=most, resident=resident),
-            lambda state: _evaluate(ready, state, interruption),
-            steps_per_epoch=ready.steps_per_epoch,
-            epochs=ready.epochs,
-            most=most,
-            log=log,
-            checkpoints=checkpoints,
-            interruption=interruption,
-            console=console,
-            seconds=meta["seconds"],
-        )
+        log, seconds = _open_log(ready, begin), meta["seconds"]
+        outputs = {"log": log, "checkpoints": checkpoints, "console": console}
+        state = _fit(ready, state, interruption=interruption, seconds=seconds, **outputs)
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
             raise
@@ -148,16 +114,26 @@ def _open_log(ready: runs.Setup, step: int) -> MetricsLog:
     rows = from_process_0(lambda: read_rows(path, step // ready.steps_per_epoch))
     if not is_process_0():
         return MetricsLog(rows, None, None)
-    with _refusing():
-        return MetricsLog(rows, path, workdir / "tensorboard" if config.tensorboard else None)
+    return MetricsLog(rows, path, workdir / "tensorboard" if config.tensorboard else None)
 
 
-def _evaluate(ready: runs.Setup, state: TrainState, interruption: Interruption) -> Metrics | None:
-    """Returns the test metrics of the epochs that have an evaluation, {} for the others, None if interrupted."""
-    epoch = first_step(state) // ready.steps_per_epoch
-    if epoch % ready.config.evaluate_every and epoch < ready.epochs:
-        return {}
-    return ready.evaluate(state, interruption)
+def _fit(ready: runs.Setup, state: TrainState, *, interruption: Interruption, **options: Any) -> TrainState:
+    """Trains to the end or to a stop request; a ValueError here is a fault of the program and keeps its traceback."""
+
+    def evaluate(state: TrainState) -> Metrics | None:
+        epoch = first_step(state) // ready.steps_per_epoch
+        if epoch % ready.config.evaluate_every and epoch < ready.epochs:
+            return {}
+        return ready.evaluate(state, interruption)
+
+    train, most = ready.dataset.train, most_steps()
+    resident = fits(train.images, ready.mesh)
+    batches = feed(train.images, train.labels, ready.indices, ready.mesh, most=most, resident=resident)
+    options |= {"steps_per_epoch": ready.steps_per_epoch, "epochs": ready.epochs, "most": most}
+    try:
+        return fit(state, ready.train_steps, batches, evaluate, interruption=interruption, **options)
+    except ValueError as error:
+        raise RuntimeError("training failed; this is a mistake in the program") from error
 
 
 def _report(
@@ -178,11 +154,10 @@ def _report(
     path = workdir / "result.json"
     if begin == ready.steps and path.exists():  # a new result would hold other figures of time and memory
         console.print("this run is finished; nothing was left to do")
-        with _refusing():
-            print_result(console, Result(path), workdir)
-        return 0
-    result = _result(ready, state, log)
-    write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+        result: dict[str, Any] = Result(path)
+    else:
+        result = _result(ready, state, log)
+        write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     print_result(console, result, workdir)
     return 0
 
