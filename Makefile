@@ -8,15 +8,15 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 train: .venv/installed  ## train an implicit reaction-diffusion network on real handwritten digits
 	$(BIN)/python -m experiments.train digits --epochs 40
 
-faults: .venv/installed  ## kill, damage, fill disks, and print what became of it (half an hour)
-	PYTHONPATH=tests $(BIN)/python -m faults.faults --out experiments/results/faults
+faults: .venv/installed-test  ## kill, freeze and damage runs, fill disks, and write the results (half an hour)
+	$(BIN)/python -m pytest -vv tests/faults --full --faults-out experiments/results/faults
 
 test: .venv/installed-test  ## everything that CI checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 notebooks: $(patsubst %.py,%.ipynb,$(wildcard notebooks/*.py))  ## notebooks/*.ipynb, executed (a few minutes)
 

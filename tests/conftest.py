@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # in the processes that tests start too: most is compiling
 
@@ -10,6 +11,18 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker for each file, and one for all of tests/faults, so that no fixture is made twice."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/faults" if nodeid.startswith("tests/faults/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
@@ -30,3 +43,13 @@ def no_mesh_stays():
 def what_is_there_stays():
     """What modules before have compiled is not searched by every collection that restoring a checkpoint asks for."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def signals_reach_processes():
+    """Processes that tests start would inherit that SIGINT and SIGHUP are ignored, as under nohup or in a script."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: lambda number, frame: None}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A small training run to be disturbed, as users start it: `python -m experiments.train` in processes of its own."""
+"""A small training run to be interrupted and damaged, started as users start it: in processes of its own."""
 
 import dataclasses
 import json
@@ -14,17 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240
-"""Seconds after which whatever is waited for has failed."""
+"""Seconds after which a process that is waited for has failed."""
 
 
 class Subject:
-    """Runs on a few random pictures, all with the same data, configuration and compiled programs.
+    """Runs on a few random images, all with the same data, configuration and compiled programs.
 
     Args:
-        directory: where everything is.
-        epochs: of every run; one has 15 steps, more than a dispatch.
+        directory: the parent of all files.
+        epochs: the length of every run. An epoch has 15 steps, more than one dispatch.
     """
 
     steps_per_epoch = 15
@@ -38,12 +41,6 @@ class Subject:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
 
-    def command(self, workdir: Path, *flags: Any) -> list[str]:
-        """What a user would type."""
-        fixed: list[Any] = ["folder", "--data-dir", self.pictures, "--epochs", self.epochs, "--batch-size", 8]
-        fixed += ["--steps-per-block", 1]  # a network that starts quickly
-        return [sys.executable, "-m", "experiments.train", *map(str, (*fixed, "--workdir", workdir, *flags))]
-
     def start(
         self,
         workdir: Path,
@@ -52,22 +49,22 @@ class Subject:
         wrap: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
-        """A process that trains, on so many virtual CPU devices, started by the command `wrap` if given."""
-        return self._process(
-            [*wrap, *self.command(workdir, *flags)], {"JAX_NUM_CPU_DEVICES": str(devices), **(environment or {})}
+        """Starts training on the given number of virtual CPU devices, by the command `wrap` if given."""
+        fixed = ("folder", "--data-dir", self.pictures, "--epochs", self.epochs, "--batch-size", 8)
+        fixed += ("--steps-per-block", 1, "--workdir", workdir)  # a network that compiles quickly
+        return self.start_program(
+            "train", *fixed, *flags, wrap=wrap, environment={"JAX_NUM_CPU_DEVICES": str(devices), **(environment or {})}
         )
 
     def start_program(
-        self, name: str, *flags: Any, environment: dict[str, str] | None = None
+        self, name: str, *flags: Any, wrap: tuple[str, ...] = (), environment: dict[str, str] | None = None
     ) -> "subprocess.Popen[str]":
-        """Starts another program of `experiments`; a variable that is set to nothing is removed."""
-        return self._process([sys.executable, "-m", f"experiments.{name}", *map(str, flags)], environment or {})
-
-    def _process(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
+        """Starts a program of `experiments`; a variable with an empty value is removed from the environment."""
+        variables = self.environment | (environment or {})
         return subprocess.Popen(
-            command,
+            [*wrap, sys.executable, "-m", f"experiments.{name}", *map(str, flags)],
             cwd=ROOT,
-            env={name: value for name, value in (self.environment | environment).items() if value},
+            env={name: value for name, value in variables.items() if value},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -76,7 +73,7 @@ class Subject:
     def start_two(
         self, workdir: Path, *flags: Any, second: tuple[Any, ...] = (), devices: tuple[int, int] = (1, 1)
     ) -> list["subprocess.Popen[str]"]:
-        """Starts two processes that train as one, the second one with flags of its own too."""
+        """Starts two processes that train one network; `second` are further flags of the second process."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -88,36 +85,22 @@ class Subject:
         ]
 
     def finish(self, workdir: Path, *flags: Any, devices: int = 2) -> dict[str, Any]:
-        """Train to the end.
-
-        Returns:
-            result.json, without what depends on the time.
-        """
+        """Trains to the end and returns the content of result.json."""
         code, output = outcome(self.start(workdir, *flags, devices=devices))
-        if code:
-            raise RuntimeError(f"the undisturbed run ended with {code}: {output}")
+        assert code == 0, f"training must end with 0, got {code}: {output}"
         return json.loads((workdir / "result.json").read_text())
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """What came of one fault: a sentence with figures, and whether they are what they must be."""
-
-    fault: str
-    figure: str
-    fine: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class Laboratory:
-    """What the faults share.
+    """What the fault tests share.
 
     Attributes:
-        subject: the run that is disturbed.
-        whole: work directory of one that was not.
-        digest: of that one's final state.
-        rng: of moments and places.
-        short: few of each kind.
+        subject: starts runs.
+        whole: the work directory of an uninterrupted run.
+        digest: the digest of its final state.
+        rng: chooses moments and places.
+        short: few faults of each kind.
     """
 
     subject: Subject
@@ -127,19 +110,20 @@ class Laboratory:
     short: bool
 
     def copy(self, name: str) -> Path:
-        """A finished run to be damaged."""
+        """Returns a copy of the uninterrupted run, to be damaged."""
         return Path(shutil.copytree(self.whole, self.subject.directory / name))
 
-    def is_whole(self, workdir: Path, *flags: Any, devices: int = 2) -> bool:
-        """Whether the same command now ends with the state of the undisturbed run, bit for bit."""
-        return self.subject.finish(workdir, *flags, devices=devices)["digest"] == self.digest
+    def recovers(self, workdir: Path) -> bool:
+        """Whether the same command, run again, ends in the state of the uninterrupted run, bit for bit."""
+        return self.subject.finish(workdir)["digest"] == self.digest
+
+    def has_recovered(self, workdir: Path) -> bool:
+        """Whether the result in this work directory is that of the uninterrupted run."""
+        return json.loads((workdir / "result.json").read_text())["digest"] == self.digest
 
 
 def write_pictures(directory: Path, size: int = 16, train: int = 24, test: int = 9, names=("dark", "light")) -> Path:
-    """Pictures of random pixels, brighter in the second class, in directory/train and directory/test."""
-    import numpy as np
-    from PIL import Image
-
+    """Writes images of random pixels, brighter in later classes, to directory/train and directory/test."""
     rng = np.random.default_rng(0)
     for part, count in {"train": train, "test": test}.items():
         for label, name in enumerate(names):
@@ -150,62 +134,70 @@ def write_pictures(directory: Path, size: int = 16, train: int = 24, test: int =
     return directory
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Swaps the names of two files or folders."""
+    kept = one.with_name("exchanged")
+    one.rename(kept)
+    other.rename(one)
+    kept.rename(other)
+
+
 def outcome(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit status and output of a process, which is waited for."""
-    output, _ = process.communicate(timeout=PATIENCE)
+    """Waits for a process and returns its exit status and output; one that does not end in time is killed."""
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return process.returncode, output
 
 
 def error_of(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit status and the one line that says what is wrong; fails if there is a traceback or another line."""
+    """Waits for a process and returns its exit status and its error, which must be one line without a traceback."""
     code, output = outcome(process)
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    if len(lines) != 1 or "Traceback" in output:
-        raise RuntimeError(f"expected one line of error, got: {output}")
+    assert len(lines) == 1, f"expected one line of error, got: {output}"
+    assert "Traceback" not in output, f"expected one line of error, got: {output}"
     return code, lines[0]
 
 
-def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:
-    """Whether it came true while the process lived."""
+def wait_until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Returns when the condition holds or the process has ended.
+
+    Raises:
+        TimeoutError: neither happened in time; the process is killed.
+    """
     deadline = time.monotonic() + PATIENCE
-    while process.poll() is None:
-        if condition():
-            return True
+    while process.poll() is None and not condition():
         if time.monotonic() > deadline:
             process.kill()
             raise TimeoutError(f"nothing happened for {PATIENCE} s: {outcome(process)[1]}")
         time.sleep(0.001)
-    return condition()
+
+
+def wait_until_epoch(epoch: int, workdir: Path, process: "subprocess.Popen[str]") -> None:
+    """Returns when the given number of epochs is done or the process has ended."""
+    wait_until(lambda: epochs_done(workdir) >= epoch, process)
 
 
 def epochs_done(workdir: Path) -> int:
-    """Rows of metrics.jsonl."""
+    """Returns the number of rows in metrics.jsonl."""
     path = workdir / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
 
 
 def steps_saved(workdir: Path) -> list[int]:
-    """The checkpoints that are there, the newest last."""
+    """Returns the steps of the checkpoints, the newest last."""
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
 
 
-def is_saving(workdir: Path) -> bool:
-    """Whether a checkpoint is being written, or was when the process was killed."""
-    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
-
-
-def saving_anew(workdir: Path, before: list[int]) -> bool:
-    """Other checkpoints are there than before, and one is being written."""
-    return steps_saved(workdir) != before and is_saving(workdir)
-
-
-def wait_until_epoch(epoch: int, workdir: Path, process: "subprocess.Popen[str]") -> None:
-    """`wait_until` so many epochs are done."""
-    wait_until(lambda: epochs_done(workdir) >= epoch, process)
+def contents(directory: Path) -> dict[str, bytes]:
+    """Returns the bytes of every file below a directory."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def stop(process: "subprocess.Popen[str]", *signals: signal.Signals) -> tuple[int, str, float]:
-    """Send the signals, one right after the other: exit status, output, seconds until it was gone."""
+    """Sends signals in quick succession and returns the exit status, the output and the seconds until the exit."""
     begin = time.monotonic()
     for number in signals:
         process.send_signal(number)
