@@ -96,7 +96,7 @@ def forms(config: Config) -> list[dict[str, Any]]:
     import jax
 
     from experiments.common.timing import interleave
-    from lowcost.deploy.operations import Depthwise
+    from lowcost.nn.operations import Depthwise
 
     workdir = config.workdirs[0]
     run, exact, truncated, test = _load(workdir, config)
@@ -261,7 +261,7 @@ def _certificate(exact, truncated, images) -> dict[str, float]:
     import jax
 
     from lowcost.deploy import certified
-    from lowcost.deploy.operations import run
+    from lowcost.nn.operations import run
 
     @jax.jit
     def compare(images):

@@ -6,8 +6,10 @@ Writes depth.md, depth.jsonl and depth.png, and prints the table.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from experiments.common import entry
+from experiments.common.config import Architecture
 from experiments.common.files import save_figure, write_results
 from experiments.common.styles import STYLES
 
@@ -37,7 +39,7 @@ class Config:
 
     steps_per_block: tuple[int, ...] = (4, 16, 64)
     """Steps in each block: one measurement each."""
-    width: str = "A"
+    width: Literal["A", "B", "C"] = "A"
     """Channels of the network: A, B or C."""
     h: float = 1.0
     """Time step; MobileNet has none."""
@@ -72,7 +74,13 @@ def main(config: Config) -> None:
 
 
 def measure(
-    architecture: str, images, steps_per_block: int, *, width: str | Sequence[int] = "A", h: float = 1.0, seed: int = 0
+    architecture: Architecture,
+    images,
+    steps_per_block: int,
+    *,
+    width: Sequence[int] | Literal["A", "B", "C"] = "A",
+    h: float = 1.0,
+    seed: int = 0,
 ) -> dict:
     """The variance of the features of every step of a network with its initial weights.
 

@@ -13,7 +13,7 @@ from experiments.common import entry, runs
 from experiments.common.files import check_target, messages, write_whole
 from experiments.common.workdir import Result
 from lowcost import __version__, deploy
-from lowcost.deploy.operations import Depthwise, Filter
+from lowcost.nn.operations import Depthwise, Filter, Operation
 from lowcost.terminal import printable
 
 Format = Literal["onnx", "stablehlo"]
@@ -48,7 +48,7 @@ def main(config: ExportConfig) -> int:
         write_whole(file, content)
         print(f"{printable(file)}: {len(content):,} bytes", file=messages(config.out))
     for layer in folded.layers if config.tolerance is not None else ():
-        print(f"{layer.name:20} {_choice(layer)}", file=messages(config.out))
+        print(f"{layer.name:20} {_choice(layer.operations)}", file=messages(config.out))
     return 0
 
 
@@ -88,9 +88,9 @@ def serialized(folded: deploy.Folded, metadata: dict[str, str], config: ExportCo
     return {config.out: deploy.to_stablehlo(folded), beside: (json.dumps(metadata, indent=2) + "\n").encode()}
 
 
-def _choice(layer: deploy.FoldedLayer) -> str:
+def _choice(operations: tuple[Operation, ...]) -> str:
     """Returns how the implicit step of a layer is computed, "" if it has none."""
-    for operation in layer.operations:
+    for operation in operations:
         if isinstance(operation, Filter):
             return "exact: by matrix product"
         if isinstance(operation, Depthwise) and operation.dropped is not None:

@@ -3,9 +3,9 @@
 import math
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
-from experiments.common.config import TrainConfig
+from experiments.common.config import Architecture, TrainConfig
 from experiments.common.entry import in_a_process
 from experiments.common.files import read_rows
 
@@ -19,7 +19,7 @@ def plan(runs: Iterable[TrainConfig]) -> None:
     Args:
         runs: with the number of epochs.
     """
-    from lowcost import cost
+    from lowcost import nn
 
     total = work = 0.0
     speeds: dict[tuple, float] = {}
@@ -35,7 +35,7 @@ def plan(runs: Iterable[TrainConfig]) -> None:
             speeds[kind] = _images_per_second(*kind, run.batch_size)
         hours = (epochs - done) * run.seeds * images / speeds[kind] / 3600 if done < epochs else 0.0
         total += hours
-        forward = cost.network(run.architecture, run.width, 10, (side, side, 3)).multiply_adds
+        forward = nn.network_cost(nn.network(run.architecture, run.width, 10), (side, side, 3)).multiply_adds
         work += 3 * forward * max(0, epochs - done) * run.seeds * images  # the way back costs two ways forth
         print(
             f"{run.dataset:8} {run.architecture:13} {run.width}  {done}/{epochs} epochs of {images:,} images, "
@@ -69,7 +69,7 @@ def _images_per_second(*kind: Any) -> float:
     return in_a_process(_measure, *kind)
 
 
-def _measure(architecture: str, width: str, side: int, batch_size: int) -> float:
+def _measure(architecture: Architecture, width: Literal["A", "B", "C"], side: int, batch_size: int) -> float:
     from experiments import throughput
     from experiments.common.timing import interleave
     from lowcost.train.mesh import use_every_core

@@ -7,7 +7,7 @@ slows down slows both; medians. PyTorch is not a dependency: `pip install '.[ben
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from experiments.common import entry
 from experiments.common.config import Architecture
@@ -55,7 +55,7 @@ class Config:
 
     architectures: tuple[Architecture, ...] = get_args(Architecture)
     """Which networks."""
-    width: str = "A"
+    width: Literal["A", "B", "C"] = "A"
     """Channels of the network: A, B or C."""
     batch_size: int = 100
     """Images a step."""
@@ -82,7 +82,7 @@ def main(config: Config) -> None:
     entry.show(markdown(rows))
 
 
-def measure(config: Config, architecture: str) -> list[dict]:
+def measure(config: Config, architecture: Architecture) -> list[dict]:
     """The rows of an architecture, training and inference.
 
     Raises:
@@ -94,7 +94,7 @@ def measure(config: Config, architecture: str) -> list[dict]:
     except ImportError as error:
         raise ImportError(f"{error}; the comparison needs PyTorch: pip install '.[benchmark]'") from error
 
-    from lowcost.cost import block_channels
+    from lowcost.nn import block_channels
     from lowcost.train.mesh import use_every_core
 
     use_every_core(config.batch_size)
@@ -149,7 +149,7 @@ class Ours:
         steps, compile_seconds: by mode.
     """
 
-    def __init__(self, architecture: str, config: Config):
+    def __init__(self, architecture: Architecture, config: Config):
         import jax
         import numpy as np
         import optax
@@ -218,7 +218,7 @@ class Ours:
 class Theirs:
     """The network in PyTorch, with the weights of ours."""
 
-    def __init__(self, architecture: str, channels: tuple[int, ...], ours: Ours):
+    def __init__(self, architecture: Architecture, channels: tuple[int, ...], ours: Ours):
         import jax
         import numpy as np
         import torch

@@ -4,7 +4,7 @@
     logits = jax.jit(folded)(images)
     model = to_onnx(truncate(folded, tolerance=1e-3))
 
-The operations that a folded network consists of are in `lowcost.deploy.operations`.
+A folded network consists of the operations in `lowcost.nn.operations`.
 """
 
 from lowcost.deploy.folding import Folded, FoldedLayer, fold

@@ -1,36 +1,25 @@
 """A folded network of Section 4 as an ONNX graph of standard operators: Conv, MatMul, Add, Mul, Relu, pooling, Gemm.
 
-Features are channels last as everywhere, which makes most of the work large matrix products; a stencil's Conv, which
-ONNX wants channels first, stands between two transpositions, while the transform of an axis is a Conv of width 1. The
-symbols of the filters are computed in the graph from their stencils, of which a runtime makes constants when it loads
-the file: beside the network's weights the file holds the real bases of the transforms alone, about 11 n² bytes for
-images of n x n pixels.
+Features are channels last as everywhere, so that most of the work is large matrix products. ONNX's Conv takes channels
+first: a stencil's Conv stands between two transpositions, and the transform of an axis is a Conv of width 1. The graph
+computes the symbols of the filters from their stencils, and a runtime evaluates them once, when it loads the file.
+Besides the network's weights the file holds only the real bases of the transforms, about 11 n² bytes for images of
+n x n pixels.
 """
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from functools import reduce, singledispatchmethod
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lowcost.deploy.folding import Folded
-from lowcost.deploy.operations import (
-    AveragePool,
-    Concatenate,
-    Convolution,
-    Depthwise,
-    Filter,
-    GlobalAveragePool,
-    Operation,
-    Pointwise,
-    Relu,
-    Sum,
-)
+from lowcost.nn import operations as ops
 from lowcost.spectral import real_basis, slots
 
 if TYPE_CHECKING:
@@ -47,9 +36,9 @@ def to_onnx(
 
     Args:
         folded: from `fold` or `truncate`.
-        metadata: key → text, kept in the file.
+        metadata: key → text, stored in the file.
         bits: 32, or 8 to store the weights of matrices and stencils as integers with a scale for each output channel;
-            what is computed stays float32.
+            the network still computes in float32.
         opset: version of the operators, 13 to 21: the same graph for older runtimes; onnxruntime 1.12 reads 17. The
             version of the file format is the oldest that has this opset.
 
@@ -63,174 +52,143 @@ def to_onnx(
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("to write ONNX the package onnx is needed: pip install 'lowcost[export]'") from error
+        raise ImportError("to_onnx needs the package onnx; run pip install 'lowcost[export]'") from error
     if bits not in (8, 32):
         raise ValueError(f"bits must be 8 or 32, got {bits}")
     if opset not in OPSETS:
         raise ValueError(
             f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}; choose one that the runtime reads"
         )
-    graph = _Graph(onnx.helper, onnx.numpy_helper.from_array, bits, folded.image_shape[:-1])
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+    graph = _Graph(onnx, bits, folded.image_shape)
     y = "images"
-    graph.views[y] = folded.image_shape
     for layer in folded.layers:
         graph.scope = layer.name
         y = graph.run(layer.operations, y)
     graph.nodes[-1].output[0] = "logits"
-    number = onnx.TensorProto.FLOAT
-    (classes,) = graph.views[y]
-    proto = onnx.helper.make_graph(
-        graph.nodes,
-        "lowcost",
-        [onnx.helper.make_tensor_value_info("images", number, ["batch", *folded.image_shape])],
-        [onnx.helper.make_tensor_value_info("logits", number, ["batch", classes])],
-        graph.constants,
+    images, logits = (
+        helper.make_tensor_value_info(name, number, ["batch", *shape])
+        for name, shape in (("images", folded.image_shape), ("logits", graph.views[y]))
     )
-    operators = [onnx.helper.make_opsetid("", opset)]
-    oldest = onnx.helper.find_min_ir_version_for(operators)
-    model = onnx.helper.make_model(proto, opset_imports=operators, ir_version=oldest, producer_name="lowcost")
-    onnx.helper.set_model_props(model, dict(metadata or {}))
+    proto = helper.make_graph(graph.nodes, "lowcost", [images], [logits], list(graph.constants.values()))
+    operators = [helper.make_opsetid("", opset)]
+    oldest = helper.find_min_ir_version_for(operators)
+    model = helper.make_model(proto, opset_imports=operators, ir_version=oldest, producer_name="lowcost")
+    helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 class _Graph:
-    """Nodes and constants as they come; every method that adds a node gives the name of its result."""
+    """The nodes and constants so far. A method that adds a node returns the name of its result.
 
-    def __init__(self, helper: Any, from_array: Any, bits: int, grid: tuple[int, ...]):
-        self.helper, self.from_array, self.bits = helper, from_array, bits
-        self.grid, self.dims = grid, len(grid)
+    Attributes:
+        views: {result: its shape without the batch}. An operation returns features in the shape in which it computes
+            them, [-1, *grid, C] or [-1, C]; `viewed` reshapes them where another shape is needed.
+    """
+
+    def __init__(self, onnx: Any, bits: int, image_shape: tuple[int, ...]):
+        self.onnx, self.bits, self.grid = onnx, bits, image_shape[:-1]
         self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+        self.constants: dict[Any, Any] = {}
         self.scope = ""
-        self.views: dict[str, tuple[int, ...]] = {}
-        self._reshaped: dict[tuple[str, tuple[int, ...]], str] = {}
-        self._shared: dict[Any, str] = {}
+        self.views = {"images": image_shape}
 
-    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+    def node(self, kind: str, *inputs: str | ArrayLike, view: Sequence[int] | None = None, **attributes: Any) -> str:
+        """Adds a node whose result is [-1, *view]; inputs that are no names are constants."""
         name = f"{self.scope}/{kind}{len(self.nodes)}"
-        self.nodes.append(self.helper.make_node(kind, inputs, [name], name, **attributes))
+        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        self.nodes.append(self.onnx.helper.make_node(kind, names, [name], name, **attributes))
+        if view is not None:
+            self.views[name] = tuple(view)
         return name
 
-    def constant(self, array: Any, kind: Any = np.float32) -> str:
-        """One for all places that need the same."""
-        array = np.ascontiguousarray(array, kind)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._shared:
-            self._shared[key] = f"constant{len(self.constants)}"
-            self.constants.append(self.from_array(array, self._shared[key]))
-        return self._shared[key]
-
-    def integers(self, *values: int) -> str:
-        return self.constant(values, np.int64)
+    def constant(self, value: ArrayLike) -> str:
+        """One constant for all places that need the same: int8, int64 or float32."""
+        array = np.ascontiguousarray(value)
+        if array.dtype != np.int8:
+            array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
+        key = (array.dtype.str, np.shape(value), array.tobytes())
+        if key not in self.constants:
+            name = f"constant{len(self.constants)}"
+            self.constants[key] = self.onnx.numpy_helper.from_array(array.reshape(np.shape(value)), name)
+        return self.constants[key].name
 
     def weight(self, array: NDArray[np.float32], axis: int) -> str:
-        """A constant that has been learned, in 8 bits if so chosen, with a scale for each index of `axis`."""
+        """A learned constant; with 8 bits, integers and a scale for each index of `axis`."""
         if self.bits == 32:
             return self.constant(array)
-        largest = np.abs(array).max(tuple(i for i in range(array.ndim) if i != axis))
-        shape = [-1 if i == axis else 1 for i in range(array.ndim)]
-        scale = np.where(largest == 0, 1, largest / 127).reshape(shape)
-        # Not DequantizeLinear, which onnxruntime would compute anew, with all that follows from it, at every call.
-        integers = self.constant(np.round(array / scale), np.int8)
-        return self.node("Mul", self.node("Cast", integers, to=1), self.constant(scale))
+        largest = np.abs(array).max(tuple(i for i in range(array.ndim) if i != axis), keepdims=True)
+        scale = np.where(largest == 0, 1, largest / 127)
+        return self.node("Mul", self.node("Cast", np.round(array / scale).astype(np.int8), to=1), scale)
 
     def viewed(self, y: str, view: Sequence[int]) -> str:
-        """y as [-1, *view], once for all that need it so."""
-        if self.views[y] == tuple(view):
-            return y
-        key = (y, tuple(view))
-        if key not in self._reshaped:
-            self._reshaped[key] = self.features("Reshape", view, y, self.integers(-1, *view))
-        return self._reshaped[key]
+        """y as [-1, *view]."""
+        return y if self.views[y] == tuple(view) else self.node("Reshape", y, [-1, *view], view=view)
 
-    def features(self, kind: str, view: Sequence[int], *inputs: str, **attributes: Any) -> str:
-        """A node whose result is [-1, *view]."""
-        name = self.node(kind, *inputs, **attributes)
-        self.views[name] = tuple(view)
-        return name
+    def alike(self, kind: str, first: str, *others: str | ArrayLike) -> str:
+        """A node that acts point by point, in the view of its first input."""
+        view = self.views[first]
+        return self.node(kind, first, *(self.viewed(x, view) if isinstance(x, str) else x for x in others), view=view)
 
-    def alike(self, kind: str, *inputs: str) -> str:
-        """A node that acts point by point, in the view that its first features have."""
-        view = self.views[inputs[0]]
-        return self.features(kind, view, *(self.viewed(x, view) if x in self.views else x for x in inputs))
+    def run(self, operations: Sequence[ops.Operation], y: str) -> str:
+        return reduce(lambda y, operation: self.add(operation, y), operations, y)
 
-    def run(self, operations: Sequence[Operation], y: str) -> str:
-        for operation in operations:
-            y = self.add(operation, y)
-        return y
+    def add(self, operation: ops.Operation, y: str) -> str:
+        match operation:
+            case ops.Convolution(stencil, bias):
+                return self.convolve(y, np.moveaxis(stencil, (-1, -2), (0, 1)), bias, groups=1)
+            case ops.Depthwise(stencil, bias) if stencil[..., 0].size > 1:
+                return self.convolve(y, np.moveaxis(stencil, -1, 0)[:, None], bias, groups=stencil.shape[-1])
+            case ops.Depthwise(scale, bias) | ops.Scale(scale, bias):
+                y = self.viewed(y, (*self.grid, scale.shape[-1]))
+                return self.alike("Add", self.alike("Mul", y, scale.reshape(-1)), bias)
+            case ops.Pointwise(matrix, bias):  # one product for all pixels, with which runtimes fuse the bias and ReLU
+                y = self.viewed(y, matrix.shape[:1])
+                return self.node("Gemm", y, self.weight(matrix, 1), bias, view=matrix.shape[1:])
+            case ops.Filter():
+                return self.filter(operation, y)
+            case ops.Relu():
+                return self.alike("Relu", y)
+            case ops.AveragePool():
+                return self.average_pool(y)
+            case ops.GlobalAveragePool():
+                y = self.viewed(y, (*self.grid, self.views[y][-1]))
+                axes = list(range(1, len(self.grid) + 1))
+                total = self.node("ReduceSum", y, axes, keepdims=0, view=self.views[y][-1:])
+                return self.alike("Mul", total, 1 / math.prod(self.grid))
+            case ops.Sum(branches):
+                terms = [self.run(branch, y) for branch in branches]
+                return reduce(lambda a, b: self.alike("Add", a, b), reversed(terms))
+            case ops.Concatenate(branches):
+                results = [self.run(branch, y) for branch in branches]
+                results = [self.viewed(x, (*self.grid, self.views[x][-1])) for x in results]
+                c = sum(self.views[x][-1] for x in results)
+                return self.node("Concat", *results, axis=-1, view=(*self.grid, c))
+        raise TypeError(f"operation must be one of lowcost.nn.operations, got {type(operation).__name__}")
 
-    @singledispatchmethod
-    def add(self, operation, y: str) -> str:
-        raise TypeError(f"to_onnx knows nothing of {type(operation).__name__}")
-
-    @add.register
-    def _(self, operation: Convolution, y: str) -> str:
-        weight = np.moveaxis(operation.stencil, (-1, -2), (0, 1))
-        return self.convolve(y, weight, operation.bias, groups=1)
-
-    @add.register
-    def _(self, operation: Depthwise, y: str) -> str:
-        *window, c = operation.stencil.shape
-        if math.prod(window) > 1:
-            return self.convolve(y, np.moveaxis(operation.stencil, -1, 0)[:, None], operation.bias, groups=c)
-        y = self.viewed(y, (*self.grid, c))
-        scaled = self.alike("Mul", y, self.constant(operation.stencil.reshape(c)))
-        return self.alike("Add", scaled, self.constant(operation.bias))
-
-    def convolve(self, y: str, weight: NDArray[np.float32], bias: NDArray[np.float32], groups: int) -> str:
+    def convolve(self, y: str, weight: NDArray[np.float32], bias: ArrayLike, groups: int) -> str:
         y = self.viewed(y, (*self.grid, weight.shape[1] * groups))
         for axis, (n, m) in enumerate(zip(self.grid, weight.shape[2:], strict=True), 1):
             # Not Pad, whose mode "wrap" needs opset 19 and, in onnxruntime, at least one image; Gather is also faster.
-            y = self.node("Gather", y, self.integers(*(np.arange(n + m - 1) - m // 2) % n), axis=axis)
-        y = self.node("Conv", self.channels_first(y), self.weight(weight, 0), self.constant(bias), group=groups)
+            y = self.node("Gather", y, (np.arange(n + m - 1) - m // 2) % n, axis=axis)
+        y = self.node("Conv", self.channels_first(y), self.weight(weight, 0), bias, group=groups)
         return self.channels_last(y, len(weight))
 
     def channels_first(self, y: str) -> str:
-        last = self.dims + 1
+        last = len(self.grid) + 1
         return self.node("Transpose", y, perm=[0, last, *range(1, last)])
 
     def channels_last(self, y: str, channels: int) -> str:
-        return self.features("Transpose", (*self.grid, channels), y, perm=[0, *range(2, self.dims + 2), 1])
+        return self.node("Transpose", y, perm=[0, *range(2, len(self.grid) + 2), 1], view=(*self.grid, channels))
 
-    @add.register
-    def _(self, operation: Pointwise, y: str) -> str:
-        """As a product for all pixels at once, into which runtimes draw the bias and ReLU."""
-        y = self.viewed(y, operation.matrix.shape[:1])
-        weights = self.weight(operation.matrix, 1), self.constant(operation.bias)
-        return self.features("Gemm", operation.matrix.shape[1:], y, *weights)
-
-    @add.register
-    def _(self, operation: Relu, y: str) -> str:
-        return self.alike("Relu", y)
-
-    @add.register
-    def _(self, operation: AveragePool, y: str) -> str:
-        c = self.views[y][-1]  # as a connecting layer left it
+    def average_pool(self, y: str) -> str:
+        c, two = self.views[y][-1], [2] * len(self.grid)
         y = self.channels_first(self.viewed(y, (*self.grid, c)))
-        y = self.node("AveragePool", y, kernel_shape=[2] * self.dims, strides=[2] * self.dims)
         self.grid = tuple(n // 2 for n in self.grid)
-        return self.channels_last(y, c)
+        return self.channels_last(self.node("AveragePool", y, kernel_shape=two, strides=two), c)
 
-    @add.register
-    def _(self, operation: GlobalAveragePool, y: str) -> str:
-        axes = self.integers(*range(1, self.dims + 1))
-        total = self.features("ReduceSum", self.views[y][-1:], y, axes, keepdims=0)
-        return self.alike("Mul", total, self.constant(1 / math.prod(self.grid)))
-
-    @add.register
-    def _(self, operation: Sum, y: str) -> str:
-        terms = [self.run(branch, y) for branch in operation.branches]
-        return reduce(lambda a, b: self.alike("Add", a, b), reversed(terms))
-
-    @add.register
-    def _(self, operation: Concatenate, y: str) -> str:
-        branches = [self.run(branch, y) for branch in operation.branches]
-        c = sum(self.views[branch][-1] for branch in branches)
-        return self.features("Concat", (*self.grid, c), *branches, axis=-1)
-
-    @add.register
-    def _(self, operation: Filter, y: str) -> str:
+    def filter(self, operation: ops.Filter, y: str) -> str:
         """Rᵀ Σ_S A_S ⊙ flip_S(R y)."""
         shape = [*operation.grid, operation.stencil.shape[-1]]
         bases = list(enumerate(map(real_basis, operation.axes)))
@@ -247,21 +205,18 @@ class _Graph:
         """Σ_j matrix[i, j] y[..., j, ...] along an axis of y [-1, *shape], no axis moved."""
         n, m = matrix.shape
         if axis + 1 == len(shape):
-            y = self.viewed(y, shape)
-            return self.features("MatMul", (*shape[:-1], n), y, self.constant(matrix.T))
+            return self.node("MatMul", self.viewed(y, shape), matrix.T, view=(*shape[:-1], n))
         behind = math.prod(shape[axis + 1 :])
         # Not MatMul with the matrix on the left, which refuses an empty batch in onnxruntime 1.27 and older.
-        return self.features("Conv", (n, behind), self.viewed(y, (m, behind)), self.constant(matrix[..., None]))
+        return self.node("Conv", self.viewed(y, (m, behind)), matrix[..., None], view=(n, behind))
 
     def flip(self, y: str, subset: tuple[int, ...]) -> str:
         if not subset:
             return y
-        backwards, first = [-1] * len(subset), [np.iinfo(np.int64).min] * len(subset)
-        axes = [axis + 1 for axis in subset]
-        where = (self.integers(*x) for x in (backwards, first, axes, backwards))
-        return self.features("Slice", self.views[y], y, *where)
+        last, first = [-1] * len(subset), [np.iinfo(np.int64).min] * len(subset)
+        return self.node("Slice", y, last, first, [axis + 1 for axis in subset], last, view=self.views[y])
 
-    def parts(self, operation: Filter) -> dict[tuple[int, ...], str]:
+    def parts(self, operation: ops.Filter) -> dict[tuple[int, ...], str]:
         """{S: A_S}, computed in the graph: R(h|λ|²) at the frequencies ±k of each axis, and its even and odd parts."""
         rank = len(operation.axes)
         patterns = list(itertools.product((1,), *[(1, -1)] * (rank - 1)))  # k and -k are alike
@@ -269,12 +224,11 @@ class _Graph:
         parts = {}
         for subset in (s for size in range(0, rank + 1, 2) for s in itertools.combinations(range(rank), size)):
             parity = [(-1) ** (len(subset) // 2) * math.prod(signs[i] for i in subset) for signs in patterns]
-            shares = [self.constant(x / len(patterns)) for x in parity]
-            terms = [self.alike("Mul", x, share) for x, share in zip(factors, shares, strict=True)]
+            terms = [self.alike("Mul", x, p / len(patterns)) for x, p in zip(factors, parity, strict=True)]
             parts[subset] = reduce(lambda a, b: self.alike("Add", a, b), terms)
         return parts
 
-    def factor(self, operation: Filter, signs: tuple[int, ...]) -> str:
+    def factor(self, operation: ops.Filter, signs: tuple[int, ...]) -> str:
         """R(h|λ|²) with λ_k = Σ_j θ_j exp(2πi s·k·j / n), k in the order of the basis."""
         shape = list(operation.stencil.shape)
         re, im = self.weight(operation.stencil[None], operation.stencil.ndim), ""
@@ -290,9 +244,8 @@ class _Graph:
                 turned = [self.alike("Sub", turned[0], real), self.alike("Add", turned[1], imaginary)]
             re, im = turned
             shape[axis] = n
-        power = self.alike("Add", self.alike("Mul", re, re), self.alike("Mul", im, im))
-        z = self.alike("Mul", self.viewed(power, shape), self.constant(operation.h))
-        one = self.constant(1)
+        squared_modulus = self.alike("Add", self.alike("Mul", re, re), self.alike("Mul", im, im))
+        z = self.alike("Mul", self.viewed(squared_modulus, shape), operation.h)
         if operation.integrator == "forward_euler":
-            return self.features("Sub", shape, one, z)
-        return self.alike("Reciprocal", self.alike("Add", z, one))
+            return self.node("Sub", 1.0, z, view=shape)
+        return self.alike("Reciprocal", self.alike("Add", z, 1.0))

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.deploy.folding import Folded, FoldedLayer, cut
-from lowcost.deploy.operations import Depthwise, Filter
+from lowcost.deploy.folding import Folded, FoldedLayer
+from lowcost.nn.operations import Depthwise, Filter
 
 
 def truncate(folded: Folded, tolerance: float) -> Folded:
@@ -26,7 +26,7 @@ def truncate(folded: Folded, tolerance: float) -> Folded:
         tolerance: t_r, the share of a layer's features that may be lost, > 0.
 
     Returns:
-        The network with stencils that tell what they drop, for `certified`.
+        The network with stencils that record what they omit, for `certified`.
 
     Raises:
         ValueError: tolerance is not above 0; weights are not finite.
@@ -48,7 +48,7 @@ def _stencil(filter_: Filter, tolerance: float) -> Filter | Depthwise:
         raise ValueError("variables must be finite to be truncated, got a stencil with NaN or infinity")
 
     def box(radius: int) -> Depthwise:
-        return cut(filter_, [radius] * len(filter_.grid))
+        return filter_.cut([radius] * len(filter_.grid))
 
     # Ends with the whole grid at the latest, which drops nothing.
     return box(next(r for r in itertools.count() if np.asarray(box(r).dropped).max() <= tolerance))

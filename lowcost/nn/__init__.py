@@ -1,8 +1,9 @@
 """Networks of the paper as Flax (linen) modules."""
 
 from lowcost.nn import initializers
+from lowcost.nn.costs import network_cost
 from lowcost.nn.layers import Circulant, Depthwise, ImplicitDiffusion, LinearMix
-from lowcost.nn.networks import ARCHITECTURES, Network, bound_layers, network
+from lowcost.nn.networks import ARCHITECTURES, Architecture, Network, Width, block_channels, bound_layers, network
 from lowcost.nn.stability import StabilityReport, stability_report
 from lowcost.nn.steps import (
     CirculantRDStep,
@@ -11,11 +12,14 @@ from lowcost.nn.steps import (
     ImplicitRDStep,
     LinearMixStep,
     MobileNetStep,
+    Normalize,
+    Reaction,
     ResNetStep,
 )
 
 __all__ = [
     "ARCHITECTURES",
+    "Architecture",
     "Circulant",
     "CirculantRDStep",
     "Depthwise",
@@ -27,10 +31,15 @@ __all__ = [
     "LinearMixStep",
     "MobileNetStep",
     "Network",
+    "Normalize",
+    "Reaction",
     "ResNetStep",
     "StabilityReport",
+    "Width",
+    "block_channels",
     "bound_layers",
     "initializers",
     "network",
+    "network_cost",
     "stability_report",
 ]

@@ -19,24 +19,24 @@ from numpy.typing import ArrayLike
 
 Initializer = Callable[..., jax.Array]
 
-opening_stencil: Initializer = he_normal()
+opening_normal: Initializer = he_normal()
 """θ [*window, C_in, C_out] of K(θ), with variance 2 / fan-in."""
 
-depthwise_stencil: Initializer = variance_scaling(
+depthwise_normal: Initializer = variance_scaling(
     1.0, "fan_in", "truncated_normal", in_axis=(), out_axis=(), batch_axis=-1
 )
 """θ [*window, C] of K_dw(θ), with variance 1 / |window|."""
 
-circulant_stencil: Initializer = variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=())
+circulant_normal: Initializer = variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=())
 """θ [*window, C] of K_circ(θ), with variance 1 / (|window| C): every weight is shared by C pairs of channels."""
 
 # K_lm = K_dw + M: half of the variance from the neighbours, half from the other channels, however many those are.
-linear_mix_stencil: Initializer = variance_scaling(
+linear_mix_normal: Initializer = variance_scaling(
     0.5, "fan_in", "truncated_normal", in_axis=(), out_axis=(), batch_axis=-1
 )
 """θ¹ [*window, C] of K_lm(θ¹, θ²), with variance 1 / (2 |window|)."""
 
-linear_mix_matrix: Initializer = variance_scaling(0.5, "fan_in", "truncated_normal")
+linear_mix_matrix_normal: Initializer = variance_scaling(0.5, "fan_in", "truncated_normal")
 """θ² [C, C] of K_lm(θ¹, θ²), with variance 1 / 2C."""
 
 
@@ -99,7 +99,7 @@ def patch_whitening(images: ArrayLike) -> Initializer:
 
     Each filter and its negative answer with variance 1, and two different filters without correlation, so that the
     layers behind start with what an optimiser would first have to find. After Jordan, 94% on CIFAR-10 in 3.29 seconds
-    on a single GPU (2024). Filters beyond twice the numbers in a patch are drawn with `opening_stencil`.
+    on a single GPU (2024). Filters beyond twice the numbers in a patch are drawn with `opening_normal`.
 
     Args:
         images: a sample of the training images, [N, *grid, C], in [0, 1]; periodic as everywhere.
@@ -129,7 +129,7 @@ def patch_whitening(images: ArrayLike) -> Initializer:
     def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
         *window, _, features = shape
         known = jnp.asarray(filters(tuple(window))[..., :features], dtype)
-        return opening_stencil(key, tuple(shape), dtype).at[..., : known.shape[-1]].set(known)
+        return opening_normal(key, tuple(shape), dtype).at[..., : known.shape[-1]].set(known)
 
     return init
 

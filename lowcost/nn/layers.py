@@ -17,10 +17,10 @@ from flax.linen.dtypes import promote_dtype
 from lowcost.arguments import check_choice, check_floating, check_time_step
 from lowcost.nn.initializers import (
     Initializer,
-    circulant_stencil,
-    depthwise_stencil,
-    linear_mix_matrix,
-    linear_mix_stencil,
+    circulant_normal,
+    depthwise_normal,
+    linear_mix_matrix_normal,
+    linear_mix_normal,
     stable_stencil,
 )
 from lowcost.operators.circulant import circulant
@@ -92,7 +92,7 @@ class Depthwise(_Layer):
         ValueError: the inputs' channels are not `features`, the kernel is larger than the grid, unknown padding.
     """
 
-    kernel_init: Initializer = depthwise_stencil
+    kernel_init: Initializer = depthwise_normal
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -116,8 +116,8 @@ class LinearMix(_Layer):
         TypeError, ValueError: as `Depthwise`.
     """
 
-    kernel_init: Initializer = linear_mix_stencil
-    matrix_init: Initializer = linear_mix_matrix
+    kernel_init: Initializer = linear_mix_normal
+    matrix_init: Initializer = linear_mix_matrix_normal
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -140,7 +140,7 @@ class Circulant(_Layer):
         TypeError, ValueError: as `Depthwise`.
     """
 
-    kernel_init: Initializer = circulant_stencil
+    kernel_init: Initializer = circulant_normal
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:

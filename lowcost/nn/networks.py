@@ -2,9 +2,9 @@
 
 import itertools
 import numbers
-from collections.abc import Callable, Sequence
-from functools import partial, reduce
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import check_choice, check_floating, check_time_step
-from lowcost.cost import block_channels
 from lowcost.nn import steps
-from lowcost.nn.initializers import Initializer, opening_stencil, stable_stencil
-from lowcost.nn.steps import Normalize
-from lowcost.operators.depthwise import depthwise
-from lowcost.operators.fully_coupled import fully_coupled
-from lowcost.spectral import promote, symbol
+from lowcost.nn.initializers import Initializer, opening_normal
+from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
+from lowcost.nn.transitions import Classifier, Connecting, Opening, Pooling
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+Architecture = Literal[
+    "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd", "implicit_circulant_rd"
+]
+"""The names of the architectures in flags and files; all but the last are rows of Table 2."""
+
+ARCHITECTURES: dict[Architecture, type[nn.Module]] = {
     "resnet": steps.ResNetStep,
     "mobilenet": steps.MobileNetStep,
     "linear_mix": steps.LinearMixStep,
@@ -29,20 +31,26 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "circulant_rd": steps.CirculantRDStep,
     "implicit_circulant_rd": steps.ImplicitCirculantRDStep,
 }
-"""The step of each architecture, by the name used in flags and files; all but the last are rows of Table 2."""
+"""The step of each architecture."""
+
+Width = Literal["A", "B", "C"]
+"""The names of the widths in Section 4."""
+
+WIDTHS: dict[Width, tuple[int, ...]] = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
+"""The channels of each block, by width."""
 
 
 def network(
-    architecture: str,
-    width: str | Sequence[int],
+    architecture: Architecture,
+    width: Width | Sequence[int],
     num_classes: int,
     *,
     h: float = 1.0,
     kernel_size: int = 3,
     steps_per_block: int = 4,
-    dtype: Any = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
-    opening_init: Initializer = opening_stencil,
+    opening_init: Initializer = opening_normal,
 ) -> "Network":
     """The network of Section 4: `net.init(key, images)`, `net.apply(variables, images)` → logits.
 
@@ -56,10 +64,11 @@ def network(
         steps_per_block: steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
-        remat: keep for the way back only what goes into each block and compute the block again (`jax.checkpoint`): on
-            network A a tenth of the bytes, for about a third more operations. For accelerators: XLA's CPU scheduler
-            computes too early and gives most of the memory away.
-        opening_init: of the opening's stencil [*window, C_in, features], e.g. `initializers.patch_whitening(images)`.
+        remat: store only each block's input for the backward pass and recompute the rest (`jax.checkpoint`): on
+            network A a tenth of the bytes, for about a third more operations. Meant for accelerators: XLA's CPU
+            scheduler recomputes too early and saves little memory.
+        opening_init: initialiser of the opening's stencil [*window, C_in, features], e.g.
+            `initializers.patch_whitening(images)`.
 
     Returns:
         A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes,
@@ -85,16 +94,45 @@ def network(
     num_classes, kernel_size, steps_per_block = map(int, counts.values())
     check_time_step(h)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be real floating point, e.g. jnp.bfloat16, got {dtype}")
-    if architecture == "mobilenet" and h != 1:
-        raise ValueError(f"h must be left at 1 for 'mobilenet', whose steps are no time steps (Eq. 13), got {h}")
-    options = {"kernel_size": kernel_size} | ({} if architecture == "mobilenet" else {"h": h})
-    step = _Step(ARCHITECTURES[architecture], **options)
-    return Network(step, channels, num_classes, kernel_size, steps_per_block, jnp.dtype(dtype), remat, opening_init)
+        raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
+    step = ARCHITECTURES[architecture]
+    options: dict[str, Any] = {"kernel_size": kernel_size}
+    if "h" in step.__dataclass_fields__:
+        options["h"] = h
+    elif h != 1:
+        raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
+    return Network(
+        _Step(step, **options),
+        channels,
+        num_classes,
+        kernel_size,
+        steps_per_block,
+        jnp.dtype(dtype),
+        remat,
+        opening_init,
+    )
+
+
+def block_channels(width: Width | Sequence[int]) -> tuple[int, ...]:
+    """c_{i+1} = 2c_i, the channels of each block: those of a width "A", "B" or "C" of Section 4, or the given ones.
+
+    Raises:
+        ValueError: an unknown letter, or channels that do not double from block to block.
+    """
+    if isinstance(width, str):
+        check_choice("width", width, tuple(WIDTHS))
+        return WIDTHS[width]
+    whole = all(isinstance(c, numbers.Integral) for c in width)
+    if not whole or not len(width) or width[0] < 1 or any(b != 2 * a for a, b in itertools.pairwise(width)):
+        raise ValueError(
+            f"width must double from block to block, in whole numbers, because each connecting layer doubles the "
+            f"channels, got {tuple(width)}"
+        )
+    return tuple(map(int, width))
 
 
 class _Step(partial):
-    """A step with options, equal to another of the same: equal networks are one static argument of `jax.jit`."""
+    """A step with options. Equal steps compare equal, so that equal networks are one static argument of `jax.jit`."""
 
     def __eq__(self, other):
         return type(other) is _Step and (self.func, self.keywords) == (other.func, other.keywords)
@@ -107,7 +145,7 @@ class Network(nn.Module):
     """W · mean(blocks(opening(y))) + μ, Section 4: opening, blocks of steps, classifier; use `network` to make one.
 
     Attributes:
-        step: (name) → the module of a step.
+        step: (name) → the module of a step, e.g. the class of a step of your own (see `lowcost.nn.steps`).
         channels: channels of each block.
         num_classes, kernel_size, steps_per_block, dtype, remat, opening_init: as `network`.
     """
@@ -117,9 +155,9 @@ class Network(nn.Module):
     num_classes: int
     kernel_size: int = 3
     steps_per_block: int = 4
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
     remat: bool = False
-    opening_init: Initializer = opening_stencil
+    opening_init: Initializer = opening_normal
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -129,8 +167,8 @@ class Network(nn.Module):
         halvings = 2 ** (len(self.channels) - 1)
         if not grid or any(n % halvings for n in grid):
             raise ValueError(
-                f"images must be [B, *grid, C] with every grid axis divisible by {halvings}, since the network of "
-                f"{len(self.channels)} blocks halves it {len(self.channels) - 1} times; got shape {list(images.shape)}"
+                f"images must be [B, *grid, C] with every grid axis divisible by {halvings}, because "
+                f"{len(self.channels)} blocks halve it {len(self.channels) - 1} times, got shape {list(images.shape)}"
             )
 
         def block(net: Network, y: jax.Array, number: int) -> jax.Array:
@@ -144,10 +182,11 @@ class Network(nn.Module):
         run = nn.remat(block, static_argnums=2) if self.remat else block
         for i, c in enumerate(self.channels):
             if i:
-                y = AveragePool(name=f"block{i}_pooling")(y)
+                y = Pooling(AveragePool(), name=f"block{i}_pooling")(y)
             chex.assert_shape(y, (None,) * (1 + len(grid)) + (c,))
             y = run(self, y, i + 1)
-        return nn.Dense(self.num_classes, name="classifier")(GlobalAveragePool(name="pooling")(y))
+        y = Pooling(GlobalAveragePool(), name="pooling")(y)
+        return Classifier(self.num_classes, name="classifier")(y)
 
 
 class Layer(NamedTuple):
@@ -156,15 +195,28 @@ class Layer(NamedTuple):
     Attributes:
         name: of the module.
         module: bound to its weights and statistics.
-        grid: points per axis of what goes into it.
+        grid: points per axis of its input.
     """
 
     name: str
     module: nn.Module
     grid: tuple[int, ...]
 
+    def operations(self) -> tuple[Operation, ...]:
+        """What the layer computes at inference.
 
-def bound_layers(net: Network, variables: Any, image_shape: Sequence[int]) -> list[Layer]:
+        Raises:
+            ValueError: the module has no method `operations`.
+        """
+        if not hasattr(self.module, "operations"):
+            raise ValueError(
+                f"{self.name} must have a method operations(grid), got {type(self.module).__name__} without one; "
+                "return what it computes at inference, as the steps of lowcost.nn.steps do"
+            )
+        return tuple(self.module.operations(self.grid))
+
+
+def bound_layers(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> list[Layer]:
     """net = layer_L ∘ … ∘ layer₁: the layers of Section 4's network in the order in which they are applied.
 
     Args:
@@ -173,7 +225,7 @@ def bound_layers(net: Network, variables: Any, image_shape: Sequence[int]) -> li
         image_shape: [*grid, C].
 
     Returns:
-        Each layer's name, its module bound to its weights, and the grid that goes into it.
+        Each layer's name, its module bound to its weights, and the grid of its input.
 
     Raises:
         ValueError: the network cannot take images of this shape.
@@ -188,68 +240,6 @@ def bound_layers(net: Network, variables: Any, image_shape: Sequence[int]) -> li
         return call(*args, **kwargs)
 
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    with nn.intercept_methods(note):  # the layers are met by tracing the network, without computing it
+    with nn.intercept_methods(note):  # tracing the network visits its layers without computing them
         jax.eval_shape(lambda image: net.apply(variables, image, train=False), image)
     return layers
-
-
-class Opening(nn.Module):
-    """σ(N(K(θ) y)) with a fully coupled 5x5 stencil: from the image's channels to the first block's.
-
-    Attributes:
-        features: channels of the first block.
-        kernel_size: points of the stencil per axis.
-        stencil_init: of the stencil.
-    """
-
-    features: int
-    kernel_size: int = 5
-    stencil_init: Initializer = opening_stencil
-
-    @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C_in] → [B, *grid, features]."""
-        window = (self.kernel_size,) * (y.ndim - 2)
-        stencil = self.param("stencil", self.stencil_init, (*window, y.shape[-1], self.features), jnp.float32)
-        return nn.relu(Normalize(name="normalize")(fully_coupled(stencil.astype(y.dtype), y), train=train))
-
-
-class Connecting(nn.Module):
-    """N([x; K_dw(θ) x]): twice the channels, Section 4.
-
-    Attributes:
-        kernel_size: points of the stencil per axis.
-    """
-
-    kernel_size: int = 3
-
-    @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → [B, *grid, 2C]."""
-        stencil = self.param("stencil", stable_stencil(), (*(self.kernel_size,) * (y.ndim - 2), y.shape[-1]))
-        return Normalize(name="normalize")(jnp.concatenate([y, depthwise(stencil, y)], axis=-1), train=train)
-
-    def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K_dw(θ), [*grid, C]."""
-        return symbol(self.variables["params"]["stencil"], grid)
-
-
-class AveragePool(nn.Module):
-    """The average of every 2 x 2 pixels: half the points per axis."""
-
-    @nn.compact
-    def __call__(self, y: jax.Array) -> jax.Array:
-        """[B, *grid, C] → [B, *(grid / 2), C]."""
-        # Sums of strided slices fuse with what stands round them; a window reduction does not (XLA on a CPU).
-        corners = itertools.product(*[(slice(0, None, 2), slice(1, None, 2))] * (y.ndim - 2))
-        total = reduce(jnp.add, [promote(y[:, *corner]) for corner in corners])
-        return (total / 2 ** (y.ndim - 2)).astype(y.dtype)
-
-
-class GlobalAveragePool(nn.Module):
-    """The average of every channel over the grid: a single pixel."""
-
-    @nn.compact
-    def __call__(self, y: jax.Array) -> jax.Array:
-        """[B, *grid, C] → [B, C], float32 at least."""
-        return jnp.mean(promote(y), axis=range(1, y.ndim - 1))

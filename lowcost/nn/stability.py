@@ -1,25 +1,23 @@
-"""Stability, Section 3.2.2, of a trained network: exact linear bounds of each layer, a Lipschitz bound of the whole.
+"""Stability of a trained network, Section 3.2.2: Lipschitz bounds of its layers and, as their product, of the whole.
 
-At evaluation every layer but ReLU is linear and its norm exact, by its symbol or a small singular value problem; ReLU
-never stretches. So each step is bounded by its symbol and the norm of its reaction, and the network by the product.
+At inference every operation but ReLU is affine. The norm of its linear part is exact, by its symbol or by small
+singular value problems; ReLU never increases a distance.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
-from lowcost.analysis import amplification
-from lowcost.nn import steps
-from lowcost.nn.networks import AveragePool, Connecting, GlobalAveragePool, Network, Opening, bound_layers
-from lowcost.spectral import coupled_symbol, squared_modulus
+from lowcost.nn import operations as ops
+from lowcost.nn.networks import Network, bound_layers
+from lowcost.spectral import coupled_symbol, symbol
 
 
 class LayerBounds(NamedTuple):
-    """What one layer does to the Euclidean norm of a perturbation, at evaluation.
+    """What one layer does to the Euclidean norm of a perturbation, at inference.
 
     Attributes:
         name: of the module.
@@ -56,7 +54,7 @@ class StabilityReport(NamedTuple):
         return tuple(layer.name for layer in self.layers if not layer.stable)
 
     def __str__(self) -> str:
-        """A table, a line a layer."""
+        """A table, one line per layer."""
         lines = [f"{'layer':<20} {'h max|λ|²':>10} {'R(h|λ|²)':>18} {'Lipschitz ≤':>12}"]
         for layer in self.layers:
             stiffness = "" if layer.stiffness is None else f"{layer.stiffness:.4g}"
@@ -66,98 +64,116 @@ class StabilityReport(NamedTuple):
         return "\n".join([*lines, f"{'network':<20} {'':>10} {'':>18} {self.lipschitz:>12.4g}"])
 
 
-def stability_report(net: Network, variables: Any, image_shape: Sequence[int]) -> StabilityReport:
+def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> StabilityReport:
     """‖f_l(y) - f_l(z)‖ ≤ L_l ‖y - z‖: bounds of every layer f_l on images of this shape, after Section 3.2.2.
 
     Args:
         net: the network.
         variables: {"params", "batch_stats"}, trained or not.
-        image_shape: [*grid, C]: the symbols depend on the grid.
+        image_shape: [*grid, C]; the symbols depend on the grid.
 
     Returns:
-        The layers' bounds; their product bounds the network at evaluation in the Euclidean norm.
+        The layers' bounds. Their product bounds the network at inference in the Euclidean norm.
 
     Raises:
-        ValueError: the network cannot take images of this shape, or has a layer whose bound is not known.
+        ValueError: the network cannot take images of this shape, or a layer has no method `operations`.
     """
     layers = []
-    for name, module, grid in bound_layers(net, variables, image_shape):
-        if type(module) not in _BOUNDS:
-            raise ValueError(f"stability_report knows no bound of {type(module).__name__} ({name})")
-        lipschitz, *rest = _BOUNDS[type(module)](module, grid)
-        layers.append(LayerBounds(name, float(lipschitz), *rest))
+    for layer in bound_layers(net, variables, image_shape):
+        operations = layer.operations()
+        bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid))
+        if filters := list(_filters(operations)):
+            factors = np.concatenate([x.symbol.ravel() for x in filters])
+            bounds = bounds._replace(
+                stiffness=float(max(x.decay.max() for x in filters)),
+                amplification=(float(factors.min()), float(factors.max())),
+                stable=bool(np.abs(factors).max() <= 1),
+            )
+        layers.append(bounds)
     return StabilityReport(tuple(layers))
 
 
-def _diffusion(integrator, step, grid):
-    """R y + h Φ r(y) with ‖R‖, ‖Φ‖ by the symbol and ‖r‖ = ‖N M‖, as ReLU never stretches."""
-    λ = step.symbol(grid)
-    factors = amplification(integrator, λ, step.h)
-    reaction = _reaction(step)
-    if integrator == "imex_euler":  # the resolvent is applied to both parts
-        lipschitz = jnp.max(jnp.abs(factors)) * (1 + step.h * reaction)
-    else:
-        lipschitz = jnp.max(jnp.abs(factors)) + step.h * reaction
-    stiffness = float(step.h * jnp.max(squared_modulus(λ)))
-    stable = integrator != "forward_euler" or stiffness <= 2
-    return lipschitz, stiffness, (float(factors.min()), float(factors.max())), stable
+def lipschitz(operations: Sequence[ops.Operation], grid: Sequence[int]) -> float:
+    """Π L_i with ‖f_i(y) - f_i(z)‖ ≤ L_i ‖y - z‖: a bound of operations applied one after another, Section 3.2.2.
+
+    Each L_i is the norm if f_i is linear; a sum of branches is bounded by the norm of its linear part plus the bounds
+    of the other branches.
+
+    Args:
+        operations: what a layer computes.
+        grid: points per axis of its features.
+    """
+    return float(math.prod(_bound(operation, grid) for operation in operations))
 
 
-def _residual(step, grid):
-    """1 + h ‖N K₁‖ ‖K₂‖, with the matrix of every frequency."""
-    first, second = step.symbol(grid)
-    return (1 + step.h * _norms(_normalized(first, step)) * _norms(second),)
+def _bound(operation, grid):
+    match operation:
+        case ops.Relu():
+            return 1
+        case ops.AveragePool():
+            return 2 ** (-len(grid) / 2)
+        case ops.GlobalAveragePool():
+            return math.prod(grid) ** -0.5
+        case ops.Filter():
+            return np.abs(operation.symbol).max()
+        case ops.Sum(branches):
+            symbols = [_symbol(branch, grid) for branch in branches]
+            others = [lipschitz(branch, grid) for branch, λ in zip(branches, symbols, strict=True) if λ is None]
+            return _norm(_total(symbols, grid), grid) + sum(others)
+        case ops.Concatenate(branches):
+            parts = [_symbol(branch, grid) for branch in branches]
+            if all(λ is not None and λ.ndim == len(grid) + 1 for λ in parts):  # diagonal: the exact norm
+                return jnp.sqrt(jnp.max(sum(jnp.abs(λ) ** 2 for λ in parts)))
+            return math.hypot(*(lipschitz(branch, grid) for branch in branches))
+    return _norm(_symbol((operation,), grid), grid)
 
 
-def _mobilenet(step, grid):
-    """‖N K_dw‖ ‖N M‖."""
-    return (jnp.max(jnp.abs(_normalized(step.symbol(grid), step))) * _reaction(step),)
+def _symbol(operations, grid):
+    """λ of a linear map that is one operation or none: [*grid, C], or a matrix per frequency [*grid, C_in, C_out].
+
+    None for what is nonlinear, for several operations, and for filters along the channels, which are diagonal in
+    another basis: these are bounded by their norms.
+    """
+    axes = range(len(grid))
+    match operations:
+        case ():
+            return jnp.ones((1,) * (len(grid) + 1))
+        case (ops.Depthwise(stencil=θ),):
+            return symbol(jnp.asarray(θ), grid)
+        case (ops.Convolution(stencil=θ),):
+            return coupled_symbol(jnp.asarray(θ), grid)
+        case (ops.Pointwise(matrix=weights) | ops.Scale(scale=weights),):
+            return jnp.expand_dims(weights, axes)
+        case (ops.Filter(circulant=False) as filter_,):
+            return jnp.asarray(filter_.symbol)
+        case (ops.Sum(branches),):
+            symbols = [_symbol(branch, grid) for branch in branches]
+            return None if any(λ is None for λ in symbols) else _total(symbols, grid)
+    return None
 
 
-def _opening(layer, grid):
-    return (_norms(coupled_symbol(_normalized(layer.variables["params"]["stencil"], layer), grid)),)
+def _total(symbols, grid):
+    """Σ λ over what is linear; as matrices if one of them is a matrix."""
+    zero = jnp.zeros((1,) * (len(grid) + 1))
+    linear = [λ for λ in symbols if λ is not None]
+    if matrices := [λ for λ in linear if λ.ndim > zero.ndim]:
+        eye = jnp.expand_dims(jnp.eye(matrices[0].shape[-1]), range(len(grid)))
+        linear = [λ if λ.ndim > zero.ndim else λ[..., None] * eye for λ in linear]
+    return sum(linear) if linear else zero
 
 
-def _connecting(layer, grid):
-    """‖N [I; K]‖² = max over channels and frequencies of s₁² + s₂²|λ|²."""
-    first, second = jnp.split(_scale(layer.variables["batch_stats"]) ** 2, 2)
-    dims = range(len(grid))
-    squares = jnp.expand_dims(first, dims) + jnp.expand_dims(second, dims) * squared_modulus(layer.symbol(grid))
-    return (jnp.sqrt(jnp.max(squares)),)
+def _norm(symbol, grid):
+    """max |λ|, or max ‖λ‖₂ over matrices."""
+    if symbol.ndim == len(grid) + 1:
+        return jnp.max(jnp.abs(symbol))
+    return jnp.max(jnp.linalg.norm(symbol, ord=2, axis=(-2, -1)))
 
 
-def _reaction(step):
-    """‖N M‖."""
-    matrix, statistics = (step.variables[kind]["reaction"] for kind in ("params", "batch_stats"))
-    return _norms(matrix["matrix"] * _scale(statistics)[None])
-
-
-def _norms(matrices):
-    """max ‖·‖₂ over matrices [..., C_in, C_out]."""
-    return jnp.max(jnp.linalg.norm(matrices, ord=2, axis=(-2, -1)))
-
-
-def _normalized(weights, layer):
-    """Weights or symbols [..., C_out] of N ∘ K, without the shift, N being the layer's own."""
-    return weights * jnp.expand_dims(_scale(layer.variables["batch_stats"]), range(weights.ndim - 1))
-
-
-def _scale(statistics):
-    """The factor of each channel in N at evaluation."""
-    return 1 / jnp.sqrt(statistics["normalize"]["var"] + steps.EPSILON)
-
-
-_BOUNDS: dict[type, Callable[..., tuple]] = {
-    steps.ResNetStep: _residual,
-    steps.LinearMixStep: _residual,
-    steps.MobileNetStep: _mobilenet,
-    steps.ExplicitRDStep: partial(_diffusion, "forward_euler"),
-    steps.ImplicitRDStep: partial(_diffusion, "imex_euler"),
-    steps.CirculantRDStep: partial(_diffusion, "forward_euler"),
-    steps.ImplicitCirculantRDStep: partial(_diffusion, "imex_euler"),
-    Opening: _opening,
-    Connecting: _connecting,
-    AveragePool: lambda layer, grid: (2 ** (-len(grid) / 2),),
-    GlobalAveragePool: lambda layer, grid: (math.prod(grid) ** -0.5,),
-    nn.Dense: lambda layer, grid: (_norms(layer.variables["params"]["kernel"]),),
-}
+def _filters(operations) -> Iterator[ops.Filter]:
+    """Yields the filters among the operations and in their branches."""
+    for operation in operations:
+        if isinstance(operation, ops.Filter):
+            yield operation
+        elif isinstance(operation, ops.Sum | ops.Concatenate):
+            for branch in operation.branches:
+                yield from _filters(branch)

@@ -1,21 +1,27 @@
 """The steps of Section 4's networks as Flax modules: they hold the weights, `lowcost` holds the mathematics.
 
-Each keeps the shape and dtype of its features [B, *grid, C], and tells what it is made of: its time step `h`, and
-`step.bind(variables).symbol(grid)`, the symbol of its convolution, for `lowcost.analysis`.
+A step keeps the shape and dtype of its features [B, *grid, C]. Bound to its variables, `step.bind(variables)`, it has
+
+- `operations(grid)`: what it computes at inference, from which its stability bound, its cost and its exported form
+  follow (`lowcost.nn.operations`); a step of your own needs nothing else;
+- `symbol(grid)`: the symbol of its convolution, for `lowcost.analysis`.
 """
 
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.initializers import lecun_normal
 
+from lowcost.nn import operations as ops
 from lowcost.nn.initializers import (
-    linear_mix_matrix,
-    linear_mix_stencil,
+    linear_mix_matrix_normal,
+    linear_mix_normal,
     near_identity,
     stable_shared_stencil,
     stable_stencil,
@@ -29,7 +35,7 @@ from lowcost.spectral import circulant_symbol, coupled_symbol, promote, symbol
 from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion
 
 EPSILON = 1e-5
-"""Added to a variance before the root is taken."""
+"""Added to a variance before its square root is taken."""
 
 MOMENTUM = 0.9
 """Of the running means of the statistics."""
@@ -38,8 +44,8 @@ MOMENTUM = 0.9
 class Normalize(nn.Module):
     """N: (y - μ) / √(σ² + ε) of each channel, without learned scale and shift, as Table 2's weight counts imply.
 
-    In training μ and σ² are those of the (global) batch, at evaluation their running means; float32 at least.
-    Computed as a·y + b, so that the way back needs nothing but y: `flax.linen.BatchNorm` writes y - μ beside it.
+    In training μ and σ² are those of the (global) batch, at inference their running means; float32 at least.
+    Computed as a·y + b, so that the backward pass needs only y; `flax.linen.BatchNorm` stores y - μ as well.
     """
 
     @nn.compact
@@ -59,15 +65,30 @@ class Normalize(nn.Module):
         scale, shift = jnp.expand_dims(a, axes), jnp.expand_dims(mean * a, axes)
         return (wide * scale - shift).astype(y.dtype)
 
+    def scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
+        """a and b of N y = a ⊙ y + b at inference, each [C], float64."""
+        mean, var = (np.asarray(self.get_variable("batch_stats", name), np.float64) for name in ("mean", "var"))
+        a = 1 / np.sqrt(var + EPSILON)
+        return a, -mean * a
+
 
 class Reaction(nn.Module):
     """σ(N(M(θ) y)): the reaction of Eq. (8), between the channels of a pixel, with σ = ReLU."""
+
+    def setup(self) -> None:
+        """N."""
+        self.normalize = Normalize()
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         matrix = self.param("matrix", lecun_normal(), (y.shape[-1], y.shape[-1]), jnp.float32)
-        return nn.relu(Normalize(name="normalize")(pointwise(matrix.astype(y.dtype), y), train=train))
+        return nn.relu(self.normalize(pointwise(matrix.astype(y.dtype), y), train=train))
+
+    def operations(self, grid: Sequence[int], h: float = 1.0) -> tuple[ops.Operation, ...]:
+        """h σ(N(M y)) = σ(h N(M y)), as h ≥ 0."""
+        (matrix,), (a, b) = constants(self, "matrix"), self.normalize.scale_and_shift()
+        return ops.Pointwise(h * a * matrix, h * b), ops.Relu()
 
 
 class ResNetStep(nn.Module):
@@ -81,6 +102,10 @@ class ResNetStep(nn.Module):
     h: float = 1.0
     kernel_size: int = 3
 
+    def setup(self) -> None:
+        """N."""
+        self.normalize = Normalize()
+
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
@@ -88,14 +113,20 @@ class ResNetStep(nn.Module):
         first, second = (
             self.param(name, lecun_normal(), shape, jnp.float32).astype(y.dtype) for name in ("stencil1", "stencil2")
         )
-        normalize = partial(Normalize(name="normalize"), train=train)
+        normalize = partial(self.normalize, train=train)
         return forward_euler(
             lambda y: fully_coupled_adjoint(second, nn.relu(normalize(fully_coupled(first, y)))), y, self.h
         )
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K(θ¹) and of K(θ²), [2, *grid, C_in, C_out]: a matrix a frequency."""
-        return jnp.stack([coupled_symbol(_weights(self)[name], grid) for name in ("stencil1", "stencil2")])
+        """λ of K(θ¹) and of K(θ²), [2, *grid, C_in, C_out]: one matrix per frequency."""
+        return jnp.stack([coupled_symbol(stencil, grid) for stencil in _parameters(self, "stencil1", "stencil2")])
+
+    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
+        """y + (hK(θ²))ᵀ σ(a ⊙ (K(θ¹) y) + b)."""
+        (first, second), (a, b) = constants(self, "stencil1", "stencil2"), self.normalize.scale_and_shift()
+        adjoint = _mirrored(second, channel_axes=2).swapaxes(-1, -2)
+        return (ops.Sum(((), (ops.Convolution(a * first, b), ops.Relu(), ops.Convolution(self.h * adjoint)))),)
 
 
 class LinearMixStep(nn.Module):
@@ -109,36 +140,46 @@ class LinearMixStep(nn.Module):
     h: float = 1.0
     kernel_size: int = 3
 
+    def setup(self) -> None:
+        """N."""
+        self.normalize = Normalize()
+
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         c = y.shape[-1]
         first, second = (
             (
-                self.param(f"stencil{i}", linear_mix_stencil, (*_window(self, y), c), jnp.float32),
-                self.param(f"matrix{i}", linear_mix_matrix, (c, c), jnp.float32),
+                self.param(f"stencil{i}", linear_mix_normal, (*_window(self, y), c), jnp.float32),
+                self.param(f"matrix{i}", linear_mix_matrix_normal, (c, c), jnp.float32),
             )
             for i in (1, 2)
         )
-        normalize = partial(Normalize(name="normalize"), train=train)
+        normalize = partial(self.normalize, train=train)
         return forward_euler(
             lambda y: linear_mix_adjoint(*second, nn.relu(normalize(linear_mix(*first, y)))), y, self.h
         )
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K_lm(θ¹) and of K_lm(θ²), [2, *grid, C_in, C_out]: the stencils' on the diagonal of M."""
-        weights = _weights(self)
+        """λ of K_lm(θ¹) and of K_lm(θ²), [2, *grid, C_in, C_out]: M plus the stencils' symbols on its diagonal."""
 
-        def mixed(i):
-            λ, matrix = symbol(weights[f"stencil{i}"], grid), weights[f"matrix{i}"]
-            eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-            return jnp.expand_dims(eye, range(len(grid))) * λ[..., None] + jnp.expand_dims(matrix, range(len(grid)))
+        def mixed(stencil, matrix):
+            λ, eye, axes = symbol(stencil, grid), jnp.eye(len(matrix), dtype=matrix.dtype), range(len(grid))
+            return jnp.expand_dims(eye, axes) * λ[..., None] + jnp.expand_dims(matrix, axes)
 
-        return jnp.stack([mixed(1), mixed(2)])
+        return jnp.stack([mixed(*_parameters(self, f"stencil{i}", f"matrix{i}")) for i in (1, 2)])
+
+    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
+        """y + (hK_lm(θ²))ᵀ σ(a ⊙ (K_lm(θ¹) y) + b)."""
+        stencil1, matrix1, stencil2, matrix2 = constants(self, "stencil1", "matrix1", "stencil2", "matrix2")
+        (a, b), h = self.normalize.scale_and_shift(), self.h
+        first = ops.Sum(((ops.Depthwise(a * stencil1, b),), (ops.Pointwise(a * matrix1),)))
+        adjoint = ops.Sum(((ops.Depthwise(h * _mirrored(stencil2)),), (ops.Pointwise(h * matrix2.T),)))
+        return (ops.Sum(((), (first, ops.Relu(), adjoint))),)
 
 
 class MobileNetStep(nn.Module):
-    """σ(N(M(θ²) σ(N(K_dw(θ¹) y)))): Eq. (13). Two layers and no time step: nothing of y is kept beside them.
+    """σ(N(M(θ²) σ(N(K_dw(θ¹) y)))): Eq. (13). Two layers and no time step: y itself is not passed on.
 
     Attributes:
         kernel_size: points of the stencil per axis.
@@ -146,51 +187,82 @@ class MobileNetStep(nn.Module):
 
     kernel_size: int = 3
 
+    def setup(self) -> None:
+        """N of the convolution; the reaction has its own."""
+        self.normalize, self.reaction = Normalize(), Reaction()
+
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         stencil = self.param("stencil", near_identity, (*_window(self, y), y.shape[-1]), jnp.float32)
-        y = nn.relu(Normalize(name="normalize")(depthwise(stencil, y), train=train))
-        return Reaction(name="reaction")(y, train=train)
+        y = nn.relu(self.normalize(depthwise(stencil, y), train=train))
+        return self.reaction(y, train=train)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_dw(θ¹), [*grid, C]."""
-        return symbol(_weights(self)["stencil"], grid)
+        return symbol(self.get_variable("params", "stencil"), grid)
+
+    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
+        """σ(a ⊙ (K_dw y) + b), then the reaction."""
+        (stencil,), (a, b) = constants(self, "stencil"), self.normalize.scale_and_shift()
+        return ops.Depthwise(a * stencil, b), ops.Relu(), *self.reaction.operations(grid)
 
 
-class _DepthwiseDiffusion(nn.Module):
-    """What the steps with K = K_dw(θ) share: θ [*window, C], "stencil", its symbol, and h."""
+class _ReactionDiffusion(nn.Module):
+    """What the reaction-diffusion steps share: h, the reaction of Eq. (8), and the operations at inference.
 
-    h: float = 1.0
-    kernel_size: int = 3
-
-    @nn.nowrap  # no method of its own to Flax, which would report θ among the features
-    def _stencil(self, y: jax.Array) -> jax.Array:
-        return self.param("stencil", stable_stencil(self.h), (*_window(self, y), y.shape[-1]))
-
-    def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K_dw(θ), [*grid, C]."""
-        return symbol(_weights(self)["stencil"], grid)
-
-
-class _CirculantDiffusion(nn.Module):
-    """What the steps with K = K_circ(θ) share: φ = θ·√C [*window, C], "shared_stencil", the symbol of θ, and h.
-
-    With φ as the weight what an optimiser's step in all weights does to λ does not grow with the C pairs of channels
-    that share each. With θ itself Adam's 0.01 throws the explicit step far beyond its limit at once.
+    A subclass returns the stencil θ of K from its variables by `_theta`.
     """
 
     h: float = 1.0
     kernel_size: int = 3
+    _integrator: ClassVar[Literal["forward_euler", "imex_euler"]] = "forward_euler"
+    _circulant: ClassVar[bool] = False
 
-    @nn.nowrap  # no method of its own to Flax, which would report θ among the features
-    def _stencil(self, y: jax.Array) -> jax.Array:
-        shape = (*_window(self, y), y.shape[-1])
-        return unshared(self.param("shared_stencil", stable_shared_stencil(self.h), shape))
+    def setup(self) -> None:
+        """The reaction."""
+        self.reaction = Reaction()
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K_circ(θ), [*grid, C], the last axis being the frequency along the channels."""
-        return circulant_symbol(unshared(_weights(self)["shared_stencil"]), grid)
+        """λ of K(θ), [*grid, C]; of K_circ the last axis is the frequency along the channels."""
+        return (circulant_symbol if self._circulant else symbol)(self._theta(), grid)
+
+    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
+        """(I + hKᵀK)⁻¹ (y + σ(h r(y))) or (I - hKᵀK) y + σ(h r(y)), with r(y) = a ⊙ (M y) + b."""
+        diffusion = ops.Filter(np.asarray(self._theta()), self.h, self._integrator, tuple(grid), self._circulant)
+        reaction = self.reaction.operations(grid, self.h)
+        if self._integrator == "imex_euler":
+            return ops.Sum(((), reaction)), diffusion
+        return (ops.Sum(((diffusion,), reaction)),)
+
+
+class _DepthwiseDiffusion(_ReactionDiffusion):
+    """What the steps with K = K_dw(θ) share: θ [*window, C], "stencil"."""
+
+    @nn.nowrap  # Flax would report the result of a wrapped method among the intermediate features
+    def _stencil(self, y: jax.Array) -> jax.Array:
+        return self.param("stencil", stable_stencil(self.h), (*_window(self, y), y.shape[-1]))
+
+    def _theta(self) -> jax.Array:
+        return self.get_variable("params", "stencil")
+
+
+class _CirculantDiffusion(_ReactionDiffusion):
+    """What the steps with K = K_circ(θ) share: φ = θ·√C [*window, C], "shared_stencil".
+
+    Each weight is shared by C pairs of channels. If θ were the weight, an optimiser's step in all weights would change
+    λ by an amount that grows with C: one step of Adam at rate 0.01 exceeds the explicit limit. With φ it does not grow.
+    """
+
+    _circulant: ClassVar[bool] = True
+
+    @nn.nowrap  # as in _DepthwiseDiffusion
+    def _stencil(self, y: jax.Array) -> jax.Array:
+        shape = (*_window(self, y), y.shape[-1])
+        return _unshared(self.param("shared_stencil", stable_shared_stencil(self.h), shape))
+
+    def _theta(self) -> jax.Array:
+        return _unshared(self.get_variable("params", "shared_stencil"))
 
 
 class ExplicitRDStep(_DepthwiseDiffusion):
@@ -205,8 +277,7 @@ class ExplicitRDStep(_DepthwiseDiffusion):
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         diffusion = partial(depthwise_diffusion, self._stencil(y))
-        reaction = partial(Reaction(name="reaction"), train=train)
-        return forward_euler(reaction_diffusion(diffusion, reaction), y, self.h)
+        return forward_euler(reaction_diffusion(diffusion, partial(self.reaction, train=train)), y, self.h)
 
 
 class ImplicitRDStep(_DepthwiseDiffusion):
@@ -217,18 +288,19 @@ class ImplicitRDStep(_DepthwiseDiffusion):
         kernel_size: points of the stencil per axis.
     """
 
+    _integrator = "imex_euler"
+
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         resolvent = partial(depthwise_resolvent, self._stencil(y))
-        reaction = partial(Reaction(name="reaction"), train=train)
-        return imex_euler(resolvent, reaction, y, self.h)
+        return imex_euler(resolvent, partial(self.reaction, train=train), y, self.h)
 
 
 class CirculantRDStep(_CirculantDiffusion):
     """y + h (-KᵀK y + σ(N(M y))) with K = K_circ: Eqs. (9) and (12). Linearly stable while h·max|λ|² ≤ 2.
 
-    Its weights are φ = θ·√C, "shared_stencil", so that one learning rate suits them and all others.
+    Its weights are φ = θ·√C, "shared_stencil", so that one learning rate suits all weights of a network.
 
     Attributes:
         h: time step.
@@ -239,8 +311,7 @@ class CirculantRDStep(_CirculantDiffusion):
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         diffusion = partial(circulant_diffusion, self._stencil(y))
-        reaction = partial(Reaction(name="reaction"), train=train)
-        return forward_euler(reaction_diffusion(diffusion, reaction), y, self.h)
+        return forward_euler(reaction_diffusion(diffusion, partial(self.reaction, train=train)), y, self.h)
 
 
 class ImplicitCirculantRDStep(_CirculantDiffusion):
@@ -254,22 +325,35 @@ class ImplicitCirculantRDStep(_CirculantDiffusion):
         kernel_size: points of the stencil per axis.
     """
 
+    _integrator = "imex_euler"
+
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         resolvent = partial(circulant_resolvent, self._stencil(y))
-        reaction = partial(Reaction(name="reaction"), train=train)
-        return imex_euler(resolvent, reaction, y, self.h)
+        return imex_euler(resolvent, partial(self.reaction, train=train), y, self.h)
 
 
-def unshared(φ: jax.Array) -> jax.Array:
-    """θ = φ / √C, [*window, C]: the stencil of K_circ from the weights that are trained."""
+def _unshared(φ):
+    """θ = φ / √C, [*window, C]: the stencil of K_circ from the trained weights."""
     return φ / math.sqrt(φ.shape[-1])
+
+
+def _mirrored(stencil, channel_axes=1):
+    """θ₋ⱼ, in NumPy; an even axis is first extended by a zero, so that its centre, index m // 2, is in the middle."""
+    dims = stencil.ndim - channel_axes
+    odd = np.pad(stencil, [*((0, 1 - m % 2) for m in stencil.shape[:dims]), *[(0, 0)] * channel_axes])
+    return np.flip(odd, tuple(range(dims)))
 
 
 def _window(step, y):
     return (step.kernel_size,) * (y.ndim - 2)
 
 
-def _weights(step):
-    return step.variables["params"]
+def _parameters(step, *names):
+    return [step.get_variable("params", name) for name in names]
+
+
+def constants(module: nn.Module, *names: str) -> list[np.ndarray]:
+    """The parameters of a bound module by their names, as float64 arrays of NumPy."""
+    return [np.asarray(module.get_variable("params", name), np.float64) for name in names]

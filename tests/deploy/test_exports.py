@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 
 from lowcost.deploy import fold, to_onnx, to_stablehlo, truncate
 from lowcost.deploy.folding import Folded, FoldedLayer
-from lowcost.deploy.operations import Convolution, GlobalAveragePool
 from lowcost.nn import ARCHITECTURES
+from lowcost.nn.operations import Convolution, GlobalAveragePool
 
 OPERATORS = {
     *("Add", "AveragePool", "Cast", "Concat", "Conv", "Gather", "Gemm", "MatMul", "Mul", "Reciprocal", "ReduceSum"),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lowcost.deploy import fold
-from lowcost.deploy.operations import Depthwise, Filter, Sum
 from lowcost.nn import ARCHITECTURES
+from lowcost.nn.operations import Depthwise, Filter, Sum
 from lowcost.operators.depthwise import depthwise_resolvent
 
 CASES = [

@@ -15,7 +15,7 @@ from faults.subject import write_pictures
 from experiments import evaluate, spectra
 from experiments.common import training
 from experiments.common.config import TrainConfig
-from lowcost import cost
+from lowcost.nn import network, network_cost
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,7 +124,8 @@ def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
     result, (first, last) = json.loads((tmp_path / "result.json").read_text()), rows(tmp_path)
     assert "test_accuracy" not in first
     assert "train_accuracy" in first
-    assert result["weights"] == cost.network("implicit_rd", "A", 2, (16, 16, 3), steps_per_block=1).weights  # of one
+    one = network("implicit_rd", "A", 2, steps_per_block=1)
+    assert result["weights"] == network_cost(one, (16, 16, 3)).weights
     assert result["test_accuracies"] == last["test_accuracy_seeds"]
     assert result["test_accuracy"] == last["test_accuracy"] == np.mean(result["test_accuracies"])
     assert result["test_accuracy_std"] == pytest.approx(np.std(result["test_accuracies"], ddof=1))

@@ -15,7 +15,7 @@ from experiments.common.config import TrainConfig
 from experiments.common.files import read_rows
 from experiments.common.recipes import RECIPES
 from experiments.common.workdir import finished, write_or_compare
-from lowcost import cost
+from lowcost.nn import network, network_cost
 
 RESULTS = Path("experiments/results")
 
@@ -232,7 +232,7 @@ def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
     assert "12/30 epochs of 50,000 images, 1 seed: 2.5 h" in lines[0]
     assert "0/30 epochs of 50,000 images, 1 seed: 4.2 h" in lines[1]
     assert lines[2].startswith("6.7 h in all")
-    forward = [cost.network(name, "A", 10, (32, 32, 3)).multiply_adds for name in config.architectures]
+    forward = [network_cost(network(name, "A", 10), (32, 32, 3)).multiply_adds for name in config.architectures]
     assert f"{3 * 50_000 * (18 * forward[0] + 30 * forward[1]):.1e} multiply-adds" in lines[2]
 
 

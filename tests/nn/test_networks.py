@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import lowcost
-from lowcost import analysis, cost
+from lowcost import analysis
 from lowcost.analysis import max_stable_step
-from lowcost.nn import ARCHITECTURES, network
+from lowcost.nn import ARCHITECTURES, network, network_cost
 from lowcost.nn.initializers import stable_shared_stencil, stable_stencil
 from lowcost.spectral import circulant_symbol, symbol
 from lowcost.train.state import count_weights
@@ -36,8 +36,9 @@ def weights(net, image_shape):
 )
 def test_weights_are_those_of_table_2(architecture, width, classes, counts):
     count = counts.get(architecture, counts["others"])
-    assert count_weights(weights(network(architecture, width, classes), (32, 32, 3))) == count
-    assert cost.network(architecture, width, classes, (32, 32, 3)).weights == count
+    net = network(architecture, width, classes)
+    assert count_weights(weights(net, (32, 32, 3))) == count
+    assert network_cost(net, (32, 32, 3)).weights == count
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -145,7 +146,7 @@ def test_bad_networks_are_refused(arguments, message):
         ("explicit_rd", {"steps_per_block": 0}, "steps_per_block must be a whole number of at least 1, got 0"),
         ("explicit_rd", {"kernel_size": 0}, "kernel_size must be a whole number of at least 1, got 0"),
         ("explicit_rd", {"h": -1.0}, "h must be a finite time step ≥ 0, got -1"),
-        ("mobilenet", {"h": 0.5}, r"h must be left at 1 for 'mobilenet', .* \(Eq. 13\), got 0.5"),
+        ("mobilenet", {"h": 0.5}, r"h must be 1 for 'mobilenet', .* \(Eq. 13\), got 0.5"),
     ],
 )
 def test_bad_options_are_refused(architecture, options, message):

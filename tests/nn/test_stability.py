@@ -1,5 +1,7 @@
 """What the stability report promises holds."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import pytest
 
 from lowcost.analysis import operator_matrix
 from lowcost.nn import ARCHITECTURES, Network, network, stability_report
-from lowcost.nn.networks import AveragePool, Connecting, GlobalAveragePool
+from lowcost.nn.operations import AveragePool, GlobalAveragePool
+from lowcost.nn.transitions import Connecting
 
 IMAGE = (8, 6, 3)
 
@@ -42,13 +45,16 @@ def test_linear_layers_are_exact(trained):
     net, variables = trained
     report = {layer.name: layer.lipschitz for layer in stability_report(net, variables, IMAGE).layers}
     shapes = {"block1_connecting": (8, 6, 2), "block1_pooling": (8, 6, 4), "pooling": (4, 3, 8)}
-    modules = {"block1_connecting": Connecting(), "block1_pooling": AveragePool(), "pooling": GlobalAveragePool()}
-    for name, module in modules.items():
-        part = {k: v[name] for k, v in variables.items() if name in v}
-        options = {"train": False} if name == "block1_connecting" else {}
+    connecting = {kind: tree["block1_connecting"] for kind, tree in variables.items()}
+    maps = {
+        "block1_connecting": partial(Connecting().apply, connecting, train=False),
+        "block1_pooling": AveragePool(),
+        "pooling": GlobalAveragePool(),
+    }
+    for name, function in maps.items():
 
-        def affine(y, module=module, part=part, options=options):
-            return module.apply(part, y[None], **options)[0]
+        def affine(y, function=function):
+            return function(y[None])[0]
 
         def linear(y, affine=affine):
             return affine(y) - affine(jnp.zeros_like(y))
@@ -68,7 +74,8 @@ def test_a_layer_without_a_known_bound_is_an_error():
 
     net = Network(Square, (2, 4), 3)
     variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
-    with pytest.raises(ValueError, match="knows no bound of Square"):
+    message = r"block1_step1 must have a method operations\(grid\), got Square without one; return what"
+    with pytest.raises(ValueError, match=message):
         stability_report(net, variables, IMAGE)
 
 

@@ -1,40 +1,53 @@
-"""What a trained network of Section 4 is made of once nothing is learned: constants applied to features [B, *grid, C].
+"""What a layer computes at inference: operations with constant weights, one after another, on features [B, *grid, C].
 
-All images at once, and what differs by platform is chosen when a program is lowered: so one trace serves every device,
-where the operators of `lowcost` choose while they are traced. The stencils are periodic, as in the paper; an axis of m
-points is centred at index m // 2.
+A layer's `operations(grid)` returns them. Its stability bound, its cost and its exported form all follow from this one
+description. Weights of any floating type are stored in float32. The stencils are periodic, as in the paper; an axis of
+m points has its centre at index m // 2.
+
+The platform is chosen when a program is lowered, so that one trace serves every device; the operators of `lowcost`
+choose while they are traced.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property, partial, reduce
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lowcost.operators.boundary import pad
 from lowcost.operators.sliding import UNROLLED
-from lowcost.spectral import real_parts, real_transform
+from lowcost.spectral import promote, real_parts, real_transform
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
 
 
+class _Weighted:
+    """Stores the weights, the first field, and the bias, as [C_out], as float32 arrays of NumPy."""
+
+    def __post_init__(self: Any):
+        name = fields(self)[0].name
+        weights = np.asarray(getattr(self, name), np.float32)
+        object.__setattr__(self, name, weights)
+        object.__setattr__(self, "bias", np.broadcast_to(np.float32(self.bias), weights.shape[-1:]))
+
+
 @dataclass(frozen=True, eq=False)
-class Convolution:
+class Convolution(_Weighted):
     """K y + b: Eq. (4).
 
     Attributes:
         stencil: [*window, C_in, C_out].
-        bias: [C_out].
+        bias: b, [C_out], or a scalar.
     """
 
-    stencil: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    stencil: NDArray[Any]
+    bias: ArrayLike = 0.0
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C_in] → [B, *grid, C_out]."""
@@ -44,24 +57,22 @@ class Convolution:
             patches = jnp.concatenate(_shifted(padded, window), axis=-1)
             return jnp.matmul(patches, self.stencil.reshape(-1, self.stencil.shape[-1]), precision=FULL)
 
-        convolve = partial(_convolve, self.stencil)
-        cpu = product if math.prod(window) <= 3 * UNROLLED else convolve
-        convolved = jax.lax.platform_dependent(pad(y, window, "periodic"), cpu=cpu, default=convolve)
-        return convolved + _rows(self.bias, y)
+        few = math.prod(window) <= 3 * UNROLLED
+        return _convolve(self.stencil, y, cpu=product if few else None) + _rows(self.bias, y)
 
 
 @dataclass(frozen=True, eq=False)
-class Depthwise:
+class Depthwise(_Weighted):
     """K_dw y + b: Eq. (5).
 
     Attributes:
         stencil: [*window, C].
-        bias: [C].
-        dropped: [C], ℓ¹ norm of what this stencil leaves out of the map that it stands for.
+        bias: b, [C], or a scalar.
+        dropped: [C], ℓ¹ norm of what this stencil omits of the map that it approximates; None for an exact stencil.
     """
 
-    stencil: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    stencil: NDArray[Any]
+    bias: ArrayLike = 0.0
     dropped: NDArray[np.float64] | None = None
 
     def __call__(self, y: jax.Array) -> jax.Array:
@@ -72,27 +83,43 @@ class Depthwise:
             weights = [_rows(x, y) for x in self.stencil.reshape(-1, c)]
             return reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window)))
 
-        convolve = partial(_convolve, self.stencil[..., None, :], groups=c)
-        cpu = shift_and_add if math.prod(window) <= UNROLLED else convolve
-        convolved = jax.lax.platform_dependent(pad(y, window, "periodic"), cpu=cpu, default=convolve)
-        return convolved + _rows(self.bias, y)
+        few = math.prod(window) <= UNROLLED
+        kernel = self.stencil[..., None, :]
+        return _convolve(kernel, y, groups=c, cpu=shift_and_add if few else None) + _rows(self.bias, y)
 
 
 @dataclass(frozen=True, eq=False)
-class Pointwise:
+class Pointwise(_Weighted):
     """M y + b, Eq. (6); on features without a grid, [B, C_in], the classifier.
 
     Attributes:
         matrix: [C_in, C_out].
-        bias: [C_out].
+        bias: b, [C_out], or a scalar.
     """
 
-    matrix: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    matrix: NDArray[Any]
+    bias: ArrayLike = 0.0
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C_in] → [B, *grid, C_out]."""
         return jnp.matmul(y, self.matrix, precision=FULL) + _rows(self.bias, y)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(_Weighted):
+    """a ⊙ y + b, a normalisation N that follows no operator, as in Section 4's connecting layer.
+
+    Attributes:
+        scale: a, [C].
+        bias: b, [C], or a scalar.
+    """
+
+    scale: NDArray[Any]
+    bias: ArrayLike = 0.0
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        return _rows(self.scale, y) * y + _rows(self.bias, y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +129,7 @@ class Filter:
     Attributes:
         stencil: θ of K, [*window, C].
         h: time step.
-        integrator: "imex_euler" or "forward_euler".
+        integrator: "imex_euler" for R(z) = 1 / (1 + z), "forward_euler" for R(z) = 1 - z.
         grid: points per axis.
         circulant: whether K = K_circ(θ), Eq. (12), whose F has the channels as one more axis.
     """
@@ -119,25 +146,37 @@ class Filter:
         return (*self.grid, self.stencil.shape[-1]) if self.circulant else self.grid
 
     @cached_property
+    def decay(self) -> NDArray[np.float64]:
+        """z = h|λ|², [*grid, C]."""
+        # The position of the stencil's centre changes only the phase of λ.
+        λ = np.fft.fftn(np.float64(self.stencil), s=self.axes, axes=range(len(self.axes)))
+        return self.h * (λ.real**2 + λ.imag**2)
+
+    @property
     def symbol(self) -> NDArray[np.float64]:
         """R(h|λ|²), [*grid, C]."""
-        # The place of the stencil's centre turns the phase of λ alone.
-        λ = np.fft.fftn(np.float64(self.stencil), s=self.axes, axes=range(len(self.axes)))
-        z = self.h * (λ.real**2 + λ.imag**2)
-        return 1 / (1 + z) if self.integrator == "imex_euler" else 1 - z
+        return 1 / (1 + self.decay) if self.integrator == "imex_euler" else 1 - self.decay
 
     @cached_property
     def response(self) -> NDArray[np.float64]:
-        """Response to an impulse, [*grid, C], centred at n // 2: of the implicit step, its Green's function."""
+        """The impulse response, [*grid, C], centred at n // 2: for the implicit step, its Green's function."""
         axes = range(len(self.axes))
         return np.fft.fftshift(np.fft.ifftn(self.symbol, axes=axes).real, axes)
 
     @cached_property
     def parts(self) -> dict[tuple[int, ...], NDArray[np.float32]]:
-        """{S: A_S} of `lowcost.spectral.real_parts`, each [*axes, channels that F leaves alone]."""
+        """{S: A_S} of `real_parts`, each [*axes, channels that F does not transform]."""
         with jax.ensure_compile_time_eval():
             parts = real_parts(jnp.asarray(self.symbol.reshape(*self.axes, -1)))
             return {subset: np.asarray(part, np.float32) for subset, part in parts.items()}
+
+    def cut(self, radius: Sequence[int]) -> Depthwise:
+        """The impulse response within |x_i| ≤ radius_i as a stencil, with `dropped` the ℓ¹ norm of the rest."""
+        window = [min(2 * r + 1, n) for r, n in zip(radius, self.grid, strict=True)]
+        box = tuple(slice(n // 2 - m // 2, n // 2 - m // 2 + m) for n, m in zip(self.grid, window, strict=True))
+        outside = np.abs(self.response)
+        outside[box] = 0
+        return Depthwise(self.response[box], dropped=outside.sum(tuple(range(len(self.grid)))))
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → the same shape."""
@@ -167,8 +206,10 @@ class AveragePool:
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → [B, *(grid / 2), C]."""
+        # XLA's CPU backend fuses sums of strided slices with the neighbouring operations, but not a window reduction.
         corners = itertools.product(*[(slice(0, None, 2), slice(1, None, 2))] * (y.ndim - 2))
-        return reduce(jnp.add, [y[:, *corner] for corner in corners]) / 2 ** (y.ndim - 2)
+        total = reduce(jnp.add, [promote(y[:, *corner]) for corner in corners])
+        return (total / 2 ** (y.ndim - 2)).astype(y.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,31 +217,31 @@ class GlobalAveragePool:
     """Σ_x y_x / n: the average over the grid, the last pooling of Section 4."""
 
     def __call__(self, y: jax.Array) -> jax.Array:
-        """[B, *grid, C] → [B, C]."""
-        return jnp.mean(y, axis=range(1, y.ndim - 1))
+        """[B, *grid, C] → [B, C], float32 at least."""
+        return jnp.mean(promote(y), axis=range(1, y.ndim - 1))
 
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """Σ of what its branches make of y; a branch without operations is y itself, as in Eq. (1).
+    """Σ f(y) over its branches f; a branch without operations is y itself, as in Eq. (1).
 
     Attributes:
-        branches: operations to apply one after another.
+        branches: each a sequence of operations, applied one after another.
     """
 
     branches: tuple[tuple["Operation", ...], ...]
 
     def __call__(self, y: jax.Array) -> jax.Array:
-        """Shaped as each branch's result."""
+        """[B, *grid, C] → the shape of each branch's result."""
         return reduce(jnp.add, [run(branch, y) for branch in self.branches])
 
 
 @dataclass(frozen=True, eq=False)
 class Concatenate:
-    """y ↦ [A(y); B(y)]: what its branches make of y side by side, [x; K x] of Section 4's connecting layer.
+    """y ↦ [A(y); B(y)]: the channels of all branches side by side, as in [x; K x] of Section 4's connecting layer.
 
     Attributes:
-        branches: operations to apply one after another.
+        branches: each a sequence of operations, applied one after another.
     """
 
     branches: tuple[tuple["Operation", ...], ...]
@@ -210,11 +251,13 @@ class Concatenate:
         return jnp.concatenate([run(branch, y) for branch in self.branches], axis=-1)
 
 
-Operation = Convolution | Depthwise | Pointwise | Filter | Relu | AveragePool | GlobalAveragePool | Sum | Concatenate
+Operation = (
+    Convolution | Depthwise | Pointwise | Scale | Filter | Relu | AveragePool | GlobalAveragePool | Sum | Concatenate
+)
 
 
 def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
-    """(f_n ∘ … ∘ f₁)(y): the operations one after another on features y [B, *grid, C], as Section 4's network."""
+    """(f_n ∘ … ∘ f₁)(y): applies the operations one after another to features y [B, *grid, C], Section 4."""
     for operation in operations:
         y = operation(y)
     return y
@@ -227,19 +270,21 @@ def _shifted(padded, window):
     return [padded[:, *(slice(j, j + n) for j, n in zip(offset, grid, strict=True))] for offset in offsets]
 
 
-def _convolve(stencil, padded, *, groups=1):
-    spatial = "XYZ"[: padded.ndim - 2]
-    return jax.lax.conv_general_dilated(
-        padded,
-        stencil,
+def _convolve(stencil, y, *, cpu: Callable[[jax.Array], jax.Array] | None, groups: int = 1):
+    """K y on the periodic grid: by `cpu` from the padded features on a CPU, else by XLA's convolution."""
+    spatial, window = "XYZ"[: y.ndim - 2], stencil.shape[:-2]
+    convolve = partial(
+        jax.lax.conv_general_dilated,
+        rhs=stencil,
         window_strides=(1,) * len(spatial),
         padding="VALID",
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=groups,
         precision=FULL,
     )
+    return jax.lax.platform_dependent(pad(y, window, "periodic"), cpu=cpu or convolve, default=convolve)
 
 
 def _rows(x, y):
-    """x [C], with axes for those of y before the last."""
+    """x [C], with leading axes of one so that it broadcasts over y."""
     return x.reshape(*(1,) * (y.ndim - 1), -1)

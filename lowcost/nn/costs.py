@@ -1,0 +1,69 @@
+"""Weights and multiply-adds of a whole network on one image, from the description of its layers: Table 2."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowcost import cost
+from lowcost.cost import Cost, Method
+from lowcost.nn import operations as ops
+from lowcost.nn.networks import Network, bound_layers
+
+
+def network_cost(net: Network, image_shape: Sequence[int], *, method: Method | None = None) -> Cost:
+    """Σ over the layers of Section 4's network on one image: opening, steps, connecting layers, classifier.
+
+    Args:
+        net: the network, e.g. `network("implicit_rd", "A", 10)`, or one with steps of your own.
+        image_shape: [*grid, C_in].
+        method: of the steps' convolutions and filters. If None, "fft" for the implicit and the circulant steps and
+            "direct" for the others, as in Table 1. The opening and the connecting layers are direct.
+
+    Returns:
+        Weights and multiply-adds.
+
+    Raises:
+        ValueError: unknown method, the network cannot take images of this shape, or a layer has no method `operations`.
+
+    Example:
+        >>> from lowcost.nn import network
+        >>> network_cost(network("implicit_rd", "A", 10), (32, 32, 3)).weights
+        101066
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), image)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    multiply_adds = 0
+    for layer in bound_layers(net, variables, image_shape):
+        of_steps = {"method": method} if method and "_step" in layer.name else {}
+        multiply_adds += _multiply_adds(layer.operations(), layer.grid, of_steps)
+    return Cost(sum(x.size for x in jax.tree.leaves(shapes["params"])), multiply_adds)
+
+
+def _multiply_adds(operations: Sequence[ops.Operation], grid, method) -> int:
+    return sum(_of(operation, grid, method) for operation in operations)
+
+
+def _of(operation, grid, method):
+    match operation:
+        case ops.Convolution(stencil=θ):
+            return cost.fully_coupled(grid, θ.shape[:-2], *θ.shape[-2:], **method).multiply_adds
+        case ops.Depthwise(stencil=θ):
+            return cost.depthwise(grid, θ.shape[:-1], θ.shape[-1], **method).multiply_adds
+        case ops.Pointwise(matrix=matrix):
+            return cost.pointwise(grid, *matrix.shape).multiply_adds
+        case ops.Filter(stencil=θ, integrator=integrator, circulant=circulant):
+            return _FILTERS[integrator, circulant](grid, θ.shape[:-1], θ.shape[-1], **method).multiply_adds
+        case ops.Sum(branches) | ops.Concatenate(branches):
+            return sum(_multiply_adds(branch, grid, method) for branch in branches)
+    return 0
+
+
+_FILTERS = {
+    ("forward_euler", False): cost.depthwise_diffusion,
+    ("forward_euler", True): cost.circulant_diffusion,
+    ("imex_euler", False): cost.depthwise_resolvent,
+    ("imex_euler", True): cost.circulant_resolvent,
+}

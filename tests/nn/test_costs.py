@@ -1,0 +1,54 @@
+"""The cost of a network follows from the layers' operations: Table 2, and the sum of Table 1's formulas."""
+
+import pytest
+
+from lowcost import cost
+from lowcost.nn import ARCHITECTURES, network, network_cost
+
+COUNTED = {"resnet": (cost.fully_coupled, 2), "linear_mix": (cost.linear_mix, 2), "mobilenet": (cost.linear_mix, 1)}
+"""The operators of a step and how many times it applies them; the others are rows of Table 1 themselves."""
+
+
+def step(architecture, grid, c, **method):
+    """The cost of one step by the formulas of Table 1."""
+    name = architecture.removeprefix("implicit_") if architecture == "implicit_circulant_rd" else architecture
+    formula, times = COUNTED.get(architecture) or (getattr(cost, name), 1)
+    channels = (c, c) if architecture == "resnet" else (c,)
+    return times * [formula(grid, (3,) * len(grid), *channels, **method)]
+
+
+@pytest.mark.parametrize("method", [None, "fft", "matmul", "direct"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_network_costs_what_its_layers_cost(architecture, method):
+    """Two blocks, written out, Section 4; where a step has an inverse, it has no direct method."""
+    net = network(architecture, (8, 16), 10, steps_per_block=3)
+    if method == "direct" and "implicit" in architecture:
+        with pytest.raises(ValueError, match="method must be one of 'fft', 'matmul' here, got 'direct'"):
+            network_cost(net, (12, 16, 1), method=method)
+        return
+    options = {"method": method} if method else {}
+    layers = [
+        cost.fully_coupled((12, 16), (5, 5), 1, 8),
+        *3 * step(architecture, (12, 16), 8, **options),
+        cost.depthwise((12, 16), (3, 3), 8),
+        *3 * step(architecture, (6, 8), 16, **options),
+        cost.depthwise((6, 8), (3, 3), 16),
+        cost.pointwise((), 32, 10),
+        cost.Cost(10, 0),
+    ]
+    assert network_cost(net, (12, 16, 1), method=method) == cost.total(layers)
+
+
+def test_pixels_count_in_proportion():
+    """Twice the side, four times the direct multiply-adds, but for the classifier's; no more weights."""
+    net = network("resnet", "A", 10)
+    small, large = (network_cost(net, (n, n, 3)) for n in (32, 64))
+    assert large.multiply_adds - 2560 == 4 * (small.multiply_adds - 2560)
+    assert large.weights == small.weights
+
+
+def test_bad_images_and_methods_are_refused():
+    with pytest.raises(ValueError, match=r"divisible by 4, .* got shape \[1, 30, 32, 3\]"):
+        network_cost(network("resnet", "A", 10), (30, 32, 3))
+    with pytest.raises(ValueError, match="method must be one of 'fft', 'matmul', 'direct' here, got 'auto'"):
+        network_cost(network("resnet", "A", 10), (32, 32, 3), method="auto")
