@@ -73,5 +73,11 @@ def check_time_step(h: float | jax.Array) -> None:
         raise ValueError(f"h must be a finite time step ≥ 0, got {h}")
 
 
+def promote(x: jax.Array) -> jax.Array:
+    """Returns x in float32 at least: the operators accept bfloat16, and compute and sum in float32."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _by(sizes):
     return "x".join(map(str, sizes))

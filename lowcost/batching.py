@@ -71,11 +71,11 @@ def _axes(spec):
     return tuple(jax.tree.leaves(tuple(spec)))
 
 
-def each_image(function, images, *, together=False):
-    """`function` of every image: all at once, or on a CPU one after another.
+def each_image(function, images, *, all_at_once=False):
+    """Applies `function` to every image: one after another on a CPU, all at once elsewhere or if `all_at_once`.
 
-    There what lies between two transforms stays in the cache, and the weights' gradient is added up in it.
+    On a CPU the features between two transforms then stay in the cache, and so does the sum of the weights' gradient.
     """
-    if jax.default_backend() == "cpu" and not together:
+    if jax.default_backend() == "cpu" and not all_at_once:
         return jax.lax.map(function, images)
     return jax.vmap(function)(images)

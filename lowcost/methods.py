@@ -13,13 +13,17 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
 
 import jax
 
 from lowcost.arguments import check_choice
 
-SPECTRAL = ("fft", "matmul")
-METHODS = (*SPECTRAL, "direct")
+SpectralMethod = Literal["auto", "fft", "matmul"]
+Method = Literal[SpectralMethod, "direct"]
+
+SPECTRAL = get_args(SpectralMethod)[1:]
+METHODS = get_args(Method)[1:]
 WAYS = {
     "real": SPECTRAL,
     "complex": SPECTRAL,

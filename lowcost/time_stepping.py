@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_choice, check_time_step
-from lowcost.spectral import apply_symbol, promote
+from lowcost.arguments import check_choice, check_time_step, promote
+from lowcost.methods import SpectralMethod
+from lowcost.spectral import apply_symbol
 
 Map = Callable[[jax.Array], jax.Array]
 
@@ -107,7 +108,7 @@ def spectral_step(
     y: jax.Array,
     h: float | jax.Array,
     *,
-    method: str = "auto",
+    method: SpectralMethod = "auto",
 ) -> jax.Array:
     """F⁻¹(R(h|λ|²) ⊙ F y) + h F⁻¹(Φ(h|λ|²) ⊙ F r(y)): a step of Eq. (8), chosen by its functions of |λ|².
 

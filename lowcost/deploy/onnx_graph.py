@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowcost.deploy.folding import Folded
 from lowcost.nn import operations as ops
-from lowcost.spectral import real_basis, slots
+from lowcost.real_dft import real_basis, slots
 
 if TYPE_CHECKING:
     import onnx

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lowcost.arguments import promote
 from lowcost.operators.boundary import pad
 from lowcost.operators.sliding import UNROLLED
-from lowcost.spectral import promote, real_parts, real_transform
+from lowcost.real_dft import real_parts, real_transform
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import lecun_normal
 
+from lowcost.arguments import promote
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import (
     linear_mix_matrix_normal,
@@ -31,7 +32,7 @@ from lowcost.operators.depthwise import depthwise, depthwise_diffusion, depthwis
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
 from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
 from lowcost.operators.pointwise import pointwise
-from lowcost.spectral import circulant_symbol, coupled_symbol, promote, symbol
+from lowcost.spectral import circulant_symbol, coupled_symbol, symbol
 from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion
 
 EPSILON = 1e-5

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step
+from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step, promote
 from lowcost.batching import per_shard
 from lowcost.methods import choose
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
-from lowcost.spectral import promote, squared_modulus
+from lowcost.spectral import squared_modulus
 
 
 class Ways(NamedTuple):

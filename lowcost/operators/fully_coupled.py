@@ -6,10 +6,11 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
+from lowcost.arguments import promote
 from lowcost.operators.boundary import pad
 from lowcost.operators.forms import Ways, apply, convolve, correlate
 from lowcost.operators.sliding import UNROLLED, slide, slide_adjoint
-from lowcost.spectral import coupled_symbol, filter_spectrum, promote
+from lowcost.spectral import coupled_symbol, filter_spectrum
 
 
 def fully_coupled(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
@@ -72,7 +73,7 @@ def _filter(function, stencil, method, y):
     """One matrix product a frequency: the symbol of a coupled stencil is a matrix, [*grid, C_in, C_out]."""
     λ = function(coupled_symbol(stencil, y.shape[1 - stencil.ndim : -1]))
     flat = λ.reshape(*λ.shape[:-2], -1)
-    return filter_spectrum(flat, y, _multiply(λ.shape[-2:]), method=method, together=True)
+    return filter_spectrum(flat, y, _multiply(λ.shape[-2:]), method, all_at_once=True)
 
 
 @cache

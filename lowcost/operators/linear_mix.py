@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_features, check_floating
+from lowcost.arguments import check_features, check_floating, promote
 from lowcost.operators.depthwise import depthwise, depthwise_adjoint
 from lowcost.operators.pointwise import pointwise, pointwise_adjoint
-from lowcost.spectral import promote
 
 
 def linear_mix(

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad
 
+from lowcost.arguments import promote
 from lowcost.batching import each_image
 from lowcost.operators.boundary import pad, pad_adjoint
 from lowcost.primitive import primitive
-from lowcost.spectral import promote
 
 UNROLLED = 49
 """Stencils of more points are applied in a loop: the time to compile grows with the number of terms written out."""

@@ -1,0 +1,101 @@
+"""The discrete Fourier transform in real arithmetic: an orthonormal cosine and sine basis, applied as matrix products.
+
+A real convolution acts on the pair (cos kt, sin kt) as a + bJ, where J is the rotation by a right angle. The basis is
+ordered so that cos kt and sin kt stand mirrored, which makes J a reversal of the axis. Matrix products run on every
+accelerator in every precision, shard by themselves, and export to formats that have no FFT.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial, reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import ad
+from numpy.typing import NDArray
+
+from lowcost.primitive import primitive
+
+
+@cache
+def real_basis(n: int) -> NDArray[np.float64]:
+    """R, [n, n] orthonormal: rows cos kt and sin kt, each cosine mirrored to its sine.
+
+    Even n: c₀ c₁ … c_{n/2-1} s_{n/2-1} … s₁ c_{n/2}; odd n: c₁ … c_m c₀ s_m … s₁.
+    """
+    half = n // 2
+    if n % 2:
+        cosines, sines, last = [*range(1, half + 1), 0], [*range(half, 0, -1)], []
+    else:
+        cosines, sines, last = [*range(half)], [*range(half - 1, 0, -1)], [half]
+    waves = np.exp(2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n)
+    basis = np.stack([*waves.real[cosines], *waves.imag[sines], *waves.real[last]])
+    return basis / np.linalg.norm(basis, axis=1, keepdims=True)
+
+
+def slots(spectrum: jax.Array, axis: int, n: int) -> jax.Array:
+    """Reorders an axis from FFT order to that of `real_basis`: frequency k goes to cos kt, frequency n-k to sin kt."""
+    piece, half = partial(jax.lax.slice_in_dim, spectrum, axis=axis), n // 2
+    if n % 2:
+        return jnp.concatenate([piece(1, half + 1), piece(0, 1), piece(half + 1, n)], axis)
+    return jnp.concatenate([piece(0, half), piece(half + 1, n), piece(half, half + 1)], axis)
+
+
+def real_parts(symbol: jax.Array) -> dict[tuple[int, ...], jax.Array]:
+    """{S: A_S} with A_S = 2⁻ᵈ Σ_s λ(s·k) Π_{i in S}(-i s_i) over sign patterns s: real, in the order of the basis.
+
+    A_S is the part of λ, [*grid, K], that is odd in the frequencies of the axes S and even in the others. Of a real
+    symbol only the parts with an even number of axes remain.
+    """
+    is_real = not jnp.iscomplexobj(symbol)
+    parts: dict[tuple[int, ...], jax.Array] = {(): symbol}
+    for axis, n in enumerate(symbol.shape[:-1]):
+        split = {}
+        for subset, part in parts.items():
+            mirrored = jnp.roll(jnp.flip(part, axis), 1, axis)  # λ(-k)
+            split[subset] = slots(part + mirrored, axis, n) / 2
+            split[(*subset, axis)] = slots(part - mirrored, axis, n) / 2
+        parts = split
+    if is_real:
+        return {s: part * (-1) ** (len(s) // 2) for s, part in parts.items() if len(s) % 2 == 0}
+    return {s: jnp.real(part * (-1j) ** len(s)) for s, part in parts.items()}
+
+
+def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
+    """R y along `axis`, or Rᵀ y, R from `real_basis`: one matrix product, or a batch of them, without transposes."""
+    basis = real_basis(y.shape[axis])
+    matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
+    batch, after = math.prod(y.shape[:axis]), math.prod(y.shape[axis + 1 :])
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to fewer bits
+    if after == 1:
+        return product(y.reshape(batch, y.shape[axis]), matrix.T).reshape(y.shape)
+    merged = (*y.shape[: axis + 1], after)  # one axis at a time, as JAX demands for a batch sharded along Explicit axes
+    folded = y.reshape(merged).reshape(batch, y.shape[axis], after)
+    return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(merged).reshape(y.shape)
+
+
+# R is orthogonal, so its adjoint is its inverse. JAX's own adjoint would contract the first axis of R, for which XLA
+# has no fast product on a CPU.
+_real_transform = primitive("real_transform", real_transform, ("axis", "inverse"))
+ad.deflinear2(_real_transform, lambda ct, _, axis, inverse: [_real_transform.bind(ct, axis=axis, inverse=not inverse)])
+
+
+def filter_image(
+    multiply: Callable[[jax.Array, jax.Array], jax.Array], subsets: tuple[tuple[int, ...], ...], *parts_and_image
+) -> jax.Array:
+    """Rᵀ Σ_S multiply(A_S, flip_S(R y)) = F⁻¹(multiply(λ, F y)) of one image y [*grid, C], in real arithmetic.
+
+    Args:
+        multiply: bilinear in the symbol and the spectrum.
+        subsets: the sets S of axes, the keys of `real_parts`.
+        parts_and_image: A_S for each S, then y.
+    """
+    *parts, spectrum = parts_and_image
+    grid = range(spectrum.ndim - 1)
+    for axis in grid:
+        spectrum = _real_transform.bind(spectrum, axis=axis, inverse=False)
+    result = reduce(jnp.add, (multiply(part, jnp.flip(spectrum, s)) for s, part in zip(subsets, parts, strict=True)))
+    for axis in grid:
+        result = _real_transform.bind(result, axis=axis, inverse=True)
+    return result
