@@ -23,6 +23,7 @@ from experiments.common import entry
 from experiments.common.files import check_target, messages, write_whole
 from lowcost.data.decoding import MAX_PIXELS, read_picture
 from lowcost.data.listing import SUFFIXES, list_images, report
+from lowcost.extras import needs_extra
 from lowcost.terminal import first_line, printable, warn
 
 Row = tuple[str, str, float, float]
@@ -134,11 +135,11 @@ def classify(classifier: Classifier, file: Path, max_pixels: int) -> Row:
 
 def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Returns an image as training reads it: float32 [H, W, C] in [0, 1]."""
-    from PIL import Image
-
     height, width, channels = image_shape
     pixels = read_picture(path, (height, width), max_pixels)
     if channels == 1:
+        from PIL import Image
+
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))
     return (pixels / np.float32(255)).reshape(height, width, channels)
 
@@ -171,10 +172,8 @@ def load(config: PredictConfig) -> Classifier:
 
 def of_onnx(content: bytes, path: Path) -> Classifier:
     """Returns a classifier that onnxruntime runs, as the metadata in the file describe it."""
-    try:
+    with needs_extra("export"):
         import onnxruntime
-    except ImportError as error:
-        raise ImportError("onnxruntime is needed: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, and need not be printed too
     with _readable(path, "ONNX"):

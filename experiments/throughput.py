@@ -14,6 +14,7 @@ from experiments.common.config import Architecture
 from experiments.common.files import write_page, write_rows
 from experiments.common.provenance import provenance
 from experiments.common.timing import Step, interleave
+from lowcost.extras import needs_extra
 
 PERIODIC = ("implicit_rd", "circulant_rd", "implicit_circulant_rd")
 """Their steps are periodic in PyTorch too; the others are also timed with zero padding, which is cheaper."""
@@ -89,10 +90,8 @@ def measure(config: Config, architecture: Architecture) -> list[dict]:
         ImportError: PyTorch is not installed.
         ValueError: the PyTorch network's logits are not ours.
     """
-    try:
+    with needs_extra("benchmark"):
         import torch
-    except ImportError as error:
-        raise ImportError(f"{error}; the comparison needs PyTorch: pip install '.[benchmark]'") from error
 
     from lowcost.nn import block_channels
     from lowcost.train.mesh import use_every_core

@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.arguments import check_choice, check_floating
+from lowcost.extras import needs_extra
 from lowcost.spectral import squared_modulus
 from lowcost.time_stepping import INTEGRATORS
 
-try:
+with needs_extra("plots"):
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm, TwoSlopeNorm
-except ImportError as error:
-    raise ImportError("to draw matplotlib is needed: pip install 'lowcost[plots]'") from error
 
 MOST_TILES = 64
 """Channels that are drawn of a layer at most."""

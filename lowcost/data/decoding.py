@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate
+from lowcost.extras import needs_extra
 from lowcost.terminal import printable
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def read_picture(
     Raises:
         ValueError: the file cannot be read, or is no regular file, or has more pixels.
     """
-    from PIL import Image, ImageOps
-
     with _opened(path) as picture:
+        from PIL import Image, ImageOps
+
         if grid is not None:
             enough = 2 * max(grid)
             picture.draft("RGB", (enough, enough))  # large JPEGs: decode no more than the resizing can use
@@ -166,7 +167,8 @@ def _rgb(picture: "Image") -> "Image":
 
 @contextmanager
 def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
-    from PIL import Image
+    with needs_extra("data"):
+        from PIL import Image
 
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its other end

@@ -15,6 +15,7 @@ import numpy as np
 
 from lowcost.data.catalogue import Entry
 from lowcost.data.dataset import Split
+from lowcost.extras import needs_extra
 
 
 def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> Path | None:
@@ -61,7 +62,9 @@ def read_prepared(folder: Path, entry: Entry) -> tuple[Split, Split]:
     Raises:
         ValueError: it was prepared, but is damaged or differs from the entry.
     """
-    import tensorflow_datasets as tfds  # here since it takes its time
+    with needs_extra("data"):  # before the try, which takes any error for damage
+        import PIL.Image  # noqa: F401
+    import tensorflow_datasets as tfds  # here, since the import takes seconds
 
     try:
         builder = tfds.builder_from_directory(folder)

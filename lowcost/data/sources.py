@@ -16,6 +16,7 @@ from lowcost.data.decoding import MAX_PIXELS
 from lowcost.data.download import download as download_archive
 from lowcost.data.folders import folder
 from lowcost.data.prepared import find_prepared, read_prepared
+from lowcost.extras import needs_extra
 
 CACHE_FORMAT = 1  # to be raised when the same source comes to give other arrays
 
@@ -30,7 +31,8 @@ def digits() -> Dataset:
     Returns:
         The data set; a mirrored digit is another sign, so flip is False.
     """
-    from sklearn.datasets import load_digits
+    with needs_extra("data"):
+        from sklearn.datasets import load_digits
 
     scans, labels = load_digits(return_X_y=True)
     grey = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)

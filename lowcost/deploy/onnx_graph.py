@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowcost.deploy.folding import Folded
+from lowcost.extras import needs_extra
 from lowcost.nn import operations as ops
 from lowcost.real_dft import real_basis, slots
 
@@ -49,10 +50,8 @@ def to_onnx(
         ImportError: the package onnx is missing.
         ValueError: bits is neither 32 nor 8, or opset is not in its range.
     """
-    try:
+    with needs_extra("export"):
         import onnx
-    except ImportError as error:
-        raise ImportError("to_onnx needs the package onnx; run pip install 'lowcost[export]'") from error
     if bits not in (8, 32):
         raise ValueError(f"bits must be 8 or 32, got {bits}")
     if opset not in OPSETS:

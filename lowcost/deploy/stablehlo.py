@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.deploy.folding import Folded
+from lowcost.extras import needs_extra
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -25,7 +26,5 @@ def to_stablehlo(folded: Folded) -> bytes:
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *folded.image_shape), jnp.float32)
     exported = jax.export.export(jax.jit(folded), platforms=PLATFORMS)(images)
-    try:
+    with needs_extra("export"):
         return bytes(exported.serialize())
-    except ImportError as error:
-        raise ImportError("to write StableHLO flatbuffers is needed: pip install 'lowcost[export]'") from error

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowcost import disk
+from lowcost.extras import needs_extra
 from lowcost.terminal import warn
 
 Row = dict[str, Any]
@@ -51,10 +52,8 @@ class MetricsLog:
     def __init__(self, rows: list[Row], path: Path | None, tensorboard: Path | None = None):
         self.rows, self._path, self._board = rows, path, None
         if tensorboard is not None:
-            try:
+            with needs_extra("tensorboard"):
                 from tensorboardX import SummaryWriter
-            except ImportError as error:
-                raise ImportError("TensorBoard needs one more package: pip install 'tensorboardX>=2.6'") from error
             self._board = SummaryWriter(str(tensorboard), purge_step=self.last_epoch() + 1)
 
     def last_epoch(self) -> int:

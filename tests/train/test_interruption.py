@@ -56,6 +56,7 @@ def test_an_ignored_hangup_stays_ignored():
 def test_a_repeated_hangup_still_saves():
     """The kernel and the shell both send one when a terminal closes; only Ctrl-C and SIGTERM leave without saving."""
     code = "import os, signal; from lowcost.train.interruption import Interruption\n"
+    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests may run under nohup
     code += "with Interruption() as stop:\n [os.kill(os.getpid(), signal.SIGHUP) for _ in range(2)]\n"
     code += " print(stop.wanted(), stop.signal, flush=True)\n os.kill(os.getpid(), signal.SIGTERM)\n print('not here')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
