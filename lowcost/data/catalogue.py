@@ -1,7 +1,7 @@
-"""The data sets that come as one archive: what is known of each, and where its archive is looked for.
+"""The catalogue of data sets published as one archive, and where to look for an archive.
 
-URL, size and checksum are those of the catalogue of tensorflow-datasets, which a test compares. They are written out
-since its import is slow; class names and numbers of images it knows only of what it has prepared.
+URL, size and checksum repeat the catalogue of tensorflow-datasets, since its import is slow; a test compares both.
+tensorflow-datasets knows class names and numbers of images only of data sets that it has prepared.
 """
 
 import os
@@ -16,10 +16,10 @@ class Entry:
     """One data set as its authors published it.
 
     Args:
-        name: what `load` and tensorflow-datasets know it by.
-        url: where the archive is published.
-        size: of the archive in bytes.
-        sha256: of the archive, in hexadecimal digits.
+        name: its name in `load` and in tensorflow-datasets.
+        url: URL of the archive.
+        size: size of the archive in bytes.
+        sha256: sha256 of the archive, in hexadecimal digits.
         classes: class names; label i means classes[i].
         image_shape: (H, W, C) of every image.
         train: number of training images.
@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def filename(self) -> str:
-        """The archive's own name, under which it is looked for and kept."""
+        """The file name of the archive."""
         return self.url.rpartition("/")[2]
 
 
@@ -89,68 +89,56 @@ ENTRIES: dict[str, Entry] = {
 
 
 def search(entry: Entry, data_dir: str | PathLike[str] | None = None) -> list[Path]:
-    """The folders in which an archive is looked for, in this order; a download goes into the first.
+    """Returns the folders to search for an archive, in order; a download goes into the first.
+
+    They are data_dir, $LOWCOST_DATA if it is set, and lowcost in the user's cache folder if there is a home directory.
 
     Args:
-        entry: the data set; a path that ends in its archive's name stands for the folder of that.
-        data_dir: looked into before all others; None leaves it out.
-
-    Returns:
-        data_dir, $LOWCOST_DATA if it is set, and this library's part of the user's cache folder, if there is a home.
+        entry: the data set; a path that ends in the name of its archive stands for the folder of the archive.
+        data_dir: the first folder; None leaves it out.
 
     Raises:
-        ValueError: one of the first two begins with a home directory that is not known.
-        FileNotFoundError: there is no folder at all.
+        ValueError: one of the first two begins with an unknown home directory.
+        FileNotFoundError: there is no folder to search.
     """
-    named = {"data_dir": data_dir, "LOWCOST_DATA": os.environ.get("LOWCOST_DATA"), "": f"{_user_cache()}/lowcost"}
+    cache = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = {"data_dir": data_dir, "LOWCOST_DATA": os.environ.get("LOWCOST_DATA"), "": f"{cache}/lowcost"}
     paths = {name: os.path.expanduser(folder) for name, folder in named.items() if folder}
     for name, path in paths.items():
         if name and path.startswith("~"):
             raise ValueError(f"{name} must be a path, got {path}, whose home directory is unknown; write it in full")
     folders = [Path(path) for path in paths.values() if not path.startswith("~")]
     if not folders:
-        hint = "name a folder with --data-dir or $LOWCOST_DATA"
-        raise FileNotFoundError(f"{entry.name}: there is no home directory to look for {entry.filename} in; {hint}")
+        expected = f"a folder to search for {entry.filename} must be given, got no home directory"
+        raise FileNotFoundError(f"{entry.name}: {expected}; name one with --data-dir or $LOWCOST_DATA")
     return [folder.parent if folder.name == entry.filename else folder for folder in folders]
 
 
 def find_archive(entry: Entry, data_dir: str | PathLike[str] | None = None) -> Path:
-    """The archive of a data set, in the first of the folders of `search` that holds it; its content is not looked at.
+    """Returns the path of an archive in the first folder of `search` that has it; the content is not checked.
 
     Args:
         entry: the data set.
-        data_dir: looked into before all others, or the archive itself; None leaves it out.
-
-    Returns:
-        The path of the archive.
+        data_dir: the first folder, or the archive itself; None leaves it out.
 
     Raises:
-        FileNotFoundError: it is in none of them; the message says how to get it and where to put it.
+        FileNotFoundError: no folder has it; the message explains how to get it and where to put it.
     """
     folders = search(entry, data_dir)
     for folder in folders:
         if (path := folder / entry.filename).is_file():
             return path
     pickled = entry.filename.replace("binary", "python")
-    found = f"{pickled}, which is pickled," if any((f / pickled).is_file() for f in folders) else "it nowhere"
+    got = f"{pickled}, which holds pickles" if any((f / pickled).is_file() for f in folders) else "none"
     raise FileNotFoundError(
-        f"{entry.name}: expected {entry.filename} in {' or '.join(map(str, folders))}, found {found}; "
-        f"--download gets it, or {by_hand(entry, folders[0])}"
+        f"{entry.name}: {entry.filename} must be in {' or '.join(map(str, folders))}, got {got}; "
+        f"add --download, or {by_hand(entry, folders[0])}"
     )
 
 
 def by_hand(entry: Entry, folder: str | PathLike[str]) -> str:
-    """What to do where nothing can be downloaded, as the end of an error message."""
+    """Returns the end of an error message: what to do where nothing can be downloaded."""
     return (
         f"fetch it yourself from {entry.url} ({entry.size / 2**20:.0f} MiB, sha256 {entry.sha256}), on another machine "
-        f"if need be, and put it into {os.fspath(folder)}; the data set digits works now, without any file"
+        f"if need be, and put it into {os.fspath(folder)}; the data set digits needs no file"
     )
-
-
-def _user_cache() -> str:
-    """Where this platform keeps what a program can get again."""
-    if sys.platform == "win32":
-        return os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    if sys.platform == "darwin":
-        return "~/Library/Caches"
-    return os.environ.get("XDG_CACHE_HOME") or "~/.cache"

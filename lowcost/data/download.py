@@ -1,4 +1,4 @@
-"""The download of an archive, which goes on where an earlier one stopped and never leaves a wrong file behind."""
+"""Downloads an archive: resumes where an earlier download stopped, and never leaves a wrong file behind."""
 
 import hashlib
 import http
@@ -19,117 +19,114 @@ from lowcost.data.catalogue import Entry, by_hand
 if TYPE_CHECKING:
     from rich.console import Console
 
-ANSWER_SECONDS = 1.5  # in which the host must answer, the look-up of its name included
-STALL_SECONDS = 30.0  # without a single byte, after which a connection counts as broken
-CHUNK = 2**18
+ANSWER_SECONDS = 1.5
+"""The time within which a host must answer, name look-up included."""
+STALL_SECONDS = 30.0
+"""The time without a byte after which a connection counts as broken."""
+CHUNK_BYTES = 2**18
 PORTS = {"http": 80, "https": 443}
 
 
 def download(entry: Entry, folder: str | PathLike[str], console: "Console | None" = None) -> Path:
-    """The archive of a data set, fetched from where it is published, checked and put into a folder.
+    """Downloads the archive of a data set into a folder, checks it, and returns its path.
 
-    Until it is complete and checked it is called <filename>.part. Whatever stops the download, Ctrl-C included, leaves
-    that file, and the next call fetches the rest.
+    The file is called <filename>.part until it is complete and checked. When a download stops for any reason, Ctrl-C
+    included, that file stays, and the next call fetches the rest.
 
     Args:
         entry: the data set.
-        folder: where to put the archive; made if missing.
-        console: where a progress bar is drawn if it is a terminal; stderr if None.
-
-    Returns:
-        The path of the archive, folder/filename.
+        folder: the folder; made if missing.
+        console: for a progress bar, if it is a terminal; stderr if None.
 
     Raises:
-        ConnectionError: the host does not answer, which is known in less than two seconds.
-        OSError: the connection broke or stalled, the server refuses, the folder cannot be written, or
+        ConnectionError: the host does not answer within two seconds.
+        OSError: the connection broke or stalled, the server refused, the folder cannot be written, or
             <filename>.part is a link.
-        ValueError: what came is not the archive that the entry describes, and was removed; or its URL is not http(s).
+        ValueError: the server sent another file than the archive, which was removed; or the URL is not http(s).
     """
     path = Path(folder) / entry.filename
     part = path.with_name(f"{path.name}.part")
     if part.is_symlink():
         raise OSError(f"{part} must be a partial download, got a link; remove it")
-    have = part.stat().st_size if part.exists() else 0
-    if have < entry.size:
+    size = part.stat().st_size if part.exists() else 0
+    if size < entry.size:
         _check_that_host_answers(entry, path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        have = _fetch(entry, part, have, console)
+        size = _fetch(entry, part, size, console)
     try:
         with part.open("rb+") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        if have == entry.size and sha256 == entry.sha256:
+        if size == entry.size and sha256 == entry.sha256:
             return part.replace(path)
     except FileNotFoundError:
         if path.exists():
-            return path  # of two processes at once the other was faster
+            return path  # another process finished the same download first
         raise
     part.unlink(missing_ok=True)
     raise ValueError(
-        f"{entry.url}: expected {entry.size:,} bytes with sha256 {entry.sha256}, got {have:,} bytes with {sha256}, "
-        f"which are removed; run it again, or {by_hand(entry, path.parent)}"
+        f"{entry.url} must give {entry.size:,} bytes with sha256 {entry.sha256}, got {size:,} bytes with {sha256}, now "
+        f"removed; run it again, or {by_hand(entry, path.parent)}"
     )
 
 
 def _check_that_host_answers(entry: Entry, folder: Path) -> None:
-    """Raises ConnectionError in time where there is no network: what is asked to connect may otherwise take minutes."""
+    """Raises ConnectionError within `ANSWER_SECONDS` where there is no network; connecting may take minutes to fail."""
     url = urlsplit(entry.url)
     if url.scheme not in PORTS:
-        raise ValueError(f"{entry.name}: expected a URL that begins with http:// or https://, got {entry.url}")
-    asked, proxy = url, urllib.request.getproxies().get(url.scheme)
+        raise ValueError(f"{entry.name}: the URL must begin with http:// or https://, got {entry.url}; correct it")
+    host, proxy = url, urllib.request.getproxies().get(url.scheme)
     if proxy and not urllib.request.proxy_bypass(url.netloc):
-        asked = urlsplit(proxy if "://" in proxy else f"//{proxy}")
+        host = urlsplit(proxy if "://" in proxy else f"//{proxy}")
 
     answer: Future[None] = Future()
 
-    def ask() -> None:
+    def connect() -> None:
         try:
-            # Of several addresses the first may be dead.
-            socket.create_connection((asked.hostname, asked.port or PORTS[url.scheme]), ANSWER_SECONDS / 2).close()
+            # Half of the time, since the first of several addresses may be dead.
+            socket.create_connection((host.hostname, host.port or PORTS[url.scheme]), ANSWER_SECONDS / 2).close()
             answer.set_result(None)
-        except Exception as error:  # a name that cannot be one raises UnicodeError
+        except Exception as error:  # an impossible host name raises UnicodeError
             answer.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()  # the look-up of a name knows no time limit
+    threading.Thread(target=connect, daemon=True).start()  # the look-up of a name has no time limit
     try:
         answer.result(ANSWER_SECONDS)
     except Exception as error:
-        host = asked.hostname if asked is url else f"{asked.hostname}, the proxy for {url.hostname},"
+        name = host.hostname if host is url else f"{host.hostname}, the proxy for {url.hostname},"
         reason = str(error) or f"waited {ANSWER_SECONDS} s"
-        raise ConnectionError(f"{host} does not answer ({reason}); {by_hand(entry, folder)}") from error
+        raise ConnectionError(f"{name} does not answer ({reason}); {by_hand(entry, folder)}") from error
 
 
-def _fetch(entry: Entry, part: Path, have: int, console: "Console | None") -> int:
-    """Appends to the first `have` bytes what is missing, and returns how many bytes there are now."""
+def _fetch(entry: Entry, part: Path, size: int, console: "Console | None") -> int:
+    """Appends the missing bytes to a file of `size` bytes, and returns its new size."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     console = console or Console(stderr=True)
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    request = urllib.request.Request(entry.url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(entry.url, headers={"Range": f"bytes={size}-"} if size else {})
     try:
-        # An opener of its own: the one of urlopen keeps the proxies of its first use.
+        # A new opener, since urlopen keeps the proxies of its first use.
         with urllib.request.build_opener().open(request, timeout=STALL_SECONDS) as response, bar:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-                have = 0
-            task = bar.add_task(entry.filename, total=entry.size, completed=have)
+                size = 0
+            task = bar.add_task(entry.filename, total=entry.size, completed=size)
             part.touch()
-            with part.open("rb+") as file:  # nothing cut off or appended: two processes at once write the same
-                file.seek(have)
-                while have <= entry.size and (chunk := response.read1(CHUNK)):
-                    file.write(chunk)
-                    have += len(chunk)
-                    bar.update(task, completed=have)
+            with part.open("rb+") as file:  # no truncation and no append: two processes may write the same bytes
+                file.seek(size)
+                while size <= entry.size and (chunk := response.read1(CHUNK_BYTES)):
+                    size += file.write(chunk)
+                    bar.update(task, completed=size)
+        if size < entry.size:
+            raise OSError(f"the connection ended after {size:,} of {entry.size:,} bytes")
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                part.unlink(missing_ok=True)  # the server's file is shorter: it would say so for ever
-            raise OSError(f"{entry.url}: the server says {error}; {by_hand(entry, part.parent)}") from error
+                part.unlink(missing_ok=True)  # the server's file is shorter, so each request would fail
+            raise OSError(f"{entry.url}: the server refuses ({error}); {by_hand(entry, part.parent)}") from error
     except (OSError, http.client.HTTPException) as error:
-        hint = f"run it again, it goes on from {part}" if part.exists() else by_hand(entry, part.parent)
-        raise OSError(f"{entry.url}: the download stopped ({error}); {hint}") from error
-    if have < entry.size:
-        reason = f"the connection ended after {have:,} of {entry.size:,} bytes"
-        raise OSError(f"{entry.url}: {reason}; run it again, it goes on from {part}")
-    return have
+        remedy = f"run it again to resume from {part}" if part.exists() else by_hand(entry, part.parent)
+        raise OSError(f"{entry.url}: the download stopped ({error}); {remedy}") from error
+    return size

@@ -66,7 +66,7 @@ def test_the_sheet_shows_every_class(classes, tmp_path, monkeypatch):
 @pytest.mark.parametrize("program", [main, training.run], ids=["data", "train"])
 @pytest.mark.parametrize(
     ("dataset", "message"),
-    [("folder", "no such folder"), ("cifar10", "expected cifar-10-binary.tar.gz in .* digits works now")],
+    [("folder", "no such folder"), ("cifar10", "cifar-10-binary.tar.gz must be in .* digits needs no file")],
 )
 def test_what_is_not_there_ends_in_one_line(program, dataset, message, tmp_path, monkeypatch, capsys):
     for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "TFDS_DATA_DIR", "LOWCOST_DATA"):
