@@ -47,8 +47,9 @@ def main(config: ExportConfig) -> int:
     for file, content in serialized(folded, metadata, config).items():
         write_whole(file, content)
         print(f"{printable(file)}: {len(content):,} bytes", file=messages(config.out))
-    for layer in folded.layers if config.tolerance is not None else ():
-        print(f"{layer.name:20} {_choice(layer.operations)}", file=messages(config.out))
+    for layer in folded.layers:
+        if config.tolerance is not None and (choice := _choice(layer.operations)):
+            print(f"{layer.name:20} {choice}", file=messages(config.out))
     return 0
 
 

@@ -24,7 +24,7 @@ STATUSES = """\
 exit status:
   0        done
   1        finished, but a check failed: a figure is wrong
-  2        something to fix, stated in one line: flags, data, files, or a missing package
+  2        something to fix: flags, data, files, or a missing package
   3        training diverged
   4        another process of the run is gone
   128 + n  stopped by signal n; 130 is Ctrl-C

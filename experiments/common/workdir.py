@@ -11,6 +11,8 @@ from experiments.common.config import TrainConfig
 from experiments.common.files import write_whole
 from experiments.common.recipes import Recipe
 
+Json = dict[str, Any]
+
 _OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tensorboard")
 """Fields that may differ from one process of a run to the other."""
 _NOT_OF_THE_RUN = (*_OF_A_PROCESS, "evaluate_every", "cluster")
@@ -22,9 +24,7 @@ _FROM_ZERO = ("seed", "late")
 """Whole numbers that may be 0; all others count something."""
 
 
-def write_or_compare(
-    config: TrainConfig, recipe: dict[str, Any], data: dict[str, Any], settings: dict[str, Any]
-) -> None:
+def write_or_compare(config: TrainConfig, recipe: Json, data: Json, settings: Json) -> None:
     """Writes config.json, or compares it with the one in the work directory, from which only data_dir may differ.
 
     Args:
@@ -47,7 +47,7 @@ def write_or_compare(
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def identity(workdir: Path) -> dict[str, Any]:
+def identity(workdir: Path) -> Json:
     """Returns what distinguishes a run from all others: its seed, and a digest of config.json without data_dir."""
     content = _read(workdir / "config.json")
     del content["data_dir"]
@@ -55,13 +55,13 @@ def identity(workdir: Path) -> dict[str, Any]:
     return {"seed": content["seed"], "configuration": hashlib.sha256(text).hexdigest()[:16]}
 
 
-def shared(config: TrainConfig) -> dict[str, Any]:
+def shared(config: TrainConfig) -> Json:
     """Returns the fields that must be the same in all processes of a run."""
     without = (*_OF_A_PROCESS, "cluster.coordinator", "cluster.process_id")
     return {name: value for name, value in _flat(dataclasses.asdict(config)).items() if name not in without}
 
 
-def finished(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any] | None:
+def finished(config: TrainConfig, recipe: Json) -> Json | None:
     """Returns the content of result.json, or None if the run is not finished; reads no data set.
 
     Args:
@@ -80,7 +80,7 @@ def finished(config: TrainConfig, recipe: dict[str, Any]) -> dict[str, Any] | No
     return Result(path)
 
 
-class Result(dict[str, Any]):
+class Result(Json):
     """The content of a result.json.
 
     Raises:
@@ -97,7 +97,7 @@ class Result(dict[str, Any]):
         raise ValueError(f"{self.path} must hold {name}, got none; {self._remedy}")
 
 
-def read(workdir: Path) -> tuple[TrainConfig, Recipe, dict[str, Any]]:
+def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
     """Returns a run's configuration and recipe, and {"classes", "image_shape", "train"} of its data set.
 
     Raises:
@@ -122,9 +122,7 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, dict[str, Any]]:
         raise ValueError(f"{path} is not of this version ({error}); train in another --workdir") from error
 
 
-def _content(
-    config: TrainConfig, recipe: dict[str, Any], data: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, Any]:
+def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json) -> Json:
     """Returns the content of config.json, as JSON reads it."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_OF_THE_RUN}
     data_dir = None if config.data_dir is None else str(config.data_dir.absolute())
@@ -132,20 +130,17 @@ def _content(
     return json.loads(json.dumps(content))
 
 
-def _compare(path: Path, saved: dict[str, Any], given: dict[str, Any], without: Container[str]) -> None:
+def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> None:
     """Raises ValueError that names what differs."""
     one, other = (_flat({k: v for k, v in content.items() if k not in without}) for content in (saved, given))
-    differences = [
-        f"{k} is {one.get(k)} there and {other.get(k)} here" for k in other | one if one.get(k) != other.get(k)
-    ]
-    if differences:
-        raise ValueError(
-            f"{path.parent} holds a run with another configuration: {'; '.join(differences)}. "
-            "Choose another --workdir, or the configuration that is there"
-        )
+    names = [name for name in other | one if one.get(name) != other.get(name)]
+    if names:
+        got = ", ".join(f"{name} is {one.get(name)} there and {other.get(name)} here" for name in names)
+        remedy = "choose another --workdir, or the configuration that is there"
+        raise ValueError(f"{path.parent} must hold a run of the same configuration, got another: {got}; {remedy}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Json:
     """Returns the content of config.json, with all that `_content` adds to the fields."""
     content = _json(path, "choose another --workdir")
     parts = [content.get(name) for name in ("ingredients", "data", "settings")]
@@ -154,7 +149,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _json(path: Path, remedy: str) -> dict[str, Any]:
+def _json(path: Path, remedy: str) -> Json:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -164,7 +159,7 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def _check(path: Path, values: dict[str, Any], kinds: dict[str, Any], prefix: str = "") -> None:
+def _check(path: Path, values: Json, kinds: Json, prefix: str = "") -> None:
     """Raises ValueError that names the first value of the wrong type; whole numbers are at least 1."""
     for name in values.keys() & kinds.keys():
         value, kind = values[name], kinds[name]
@@ -186,9 +181,9 @@ def _fits(value: Any, kind: Any) -> bool:
     return type(value) in (arguments or (kind,)) or (type(value) is int and float in (arguments or (kind,)))
 
 
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
+def _flat(content: Json) -> Json:
     """Returns the content with the entries of inner dictionaries as data.classes or ingredients.schedule."""
-    flat: dict[str, Any] = {}
+    flat: Json = {}
     for key, value in content.items():
         flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 from unittest.mock import ANY
 
 import numpy as np
@@ -14,7 +15,10 @@ from faults.subject import write_pictures
 
 from experiments import evaluate, spectra
 from experiments.common import training
-from experiments.common.config import TrainConfig
+from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig
+from experiments.common.entry import STATUSES
+from experiments.common.recipes import RECIPES
+from lowcost import data, nn
 from lowcost.nn import network, network_cost
 
 ROOT = Path(__file__).parents[2]
@@ -164,13 +168,23 @@ def empty_newest_checkpoint(workdir, but=None):
 
 
 def test_help_needs_no_heavy_imports():
-    """`--help` answers without JAX, in under 3 seconds."""
+    """`--help` answers without JAX, in under 3 seconds, under the name that one types; exit statuses come last."""
     code = "import runpy, sys; sys.argv = ['train', '--help']\ntry:\n"
     code += "    runpy.run_module('experiments.train', run_name='__main__', alter_sys=True)\n"
     code += "except SystemExit:\n    sys.exit(sum(name in sys.modules for name in ('jax', 'flax', 'matplotlib')))"
     begin = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert time.monotonic() - begin < 3
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: python -m experiments.train ")
+    assert done.stdout.endswith(STATUSES)
+
+
+def test_names_of_networks_and_data_are_those_of_the_library():
+    """The flags have a list of their own, because `--help` must not import JAX."""
+    assert set(get_args(Architecture)) == set(nn.ARCHITECTURES)
+    assert set(get_args(DatasetName)) == set(data.SOURCES)
+    assert set(get_args(RecipeName)) == set(RECIPES)
 
 
 @pytest.fixture
