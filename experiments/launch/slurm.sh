@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# sbatch experiments/launch/slurm.sh: 4 nodes with 8 GPUs each train one network on CIFAR-10 (adapt the lines below).
-# JAX finds the processes by SLURM's variables; no flag is needed. The work directory and the data must be visible to
-# all nodes. Before the time is up SLURM sends SIGTERM: the run finishes what the device was given, saves and ends with 143, and the same
-# job, submitted again or requeued, goes on from there.
+# Trains one network on CIFAR-10 with 4 nodes of 8 GPUs each: sbatch experiments/launch/slurm.sh (adapt the lines below).
+#
+# JAX finds the processes by SLURM's variables; no flag is needed. The work directory and the data must be visible from
+# all nodes. Before the time limit SLURM sends SIGTERM: the run finishes its current steps, saves its state and ends with
+# status 143. The same job, submitted again or requeued, resumes from there.
 #SBATCH --job-name=lowcost
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -15,7 +16,7 @@
 set -euo pipefail
 cd "${LOWCOST:-$SLURM_SUBMIT_DIR}"
 
-# One process a GPU, as JAX expects on SLURM. The batch must be divisible by the number of GPUs.
+# One process per GPU, as JAX expects on SLURM. The batch must be divisible by the number of GPUs.
 srun --kill-on-bad-exit=1 .venv/bin/python -m experiments.train cifar10 \
   --architecture implicit_rd --width A --recipe fast --batch-size 512 \
   --data-dir "${DATA:-$HOME/data}" --workdir "${WORKDIR:-runs/cifar10-slurm}"
