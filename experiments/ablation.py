@@ -1,19 +1,23 @@
-"""What each ingredient of the fast recipe is worth: `python -m experiments.ablation folder --data-dir DIR`."""
+"""What each ingredient of the fast recipe is worth: `python -m experiments.ablation folder --data-dir DIR`.
+
+Trains network A with the fast recipe, with one ingredient of it replaced at a time, and with the paper's recipe.
+Finished runs are skipped, stopped ones resume. Ingredients that act only after more epochs are left out.
+"""
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import mean, stdev
+from typing import Any
 
 import tyro
 
-from experiments.common import entry
-from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig
+from experiments.common import entry, training
+from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived
 from experiments.common.files import write_results
 from experiments.common.flags import shown
+from experiments.common.recipes import RECIPES, Recipe
+from experiments.common.tables import Columns, Row, table
 from experiments.common.workdir import finished
-
-if TYPE_CHECKING:
-    from experiments.common.recipes import Recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -28,118 +32,98 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "light augmentation to the end": {"hidden": 0.0},
     "paper": {},
 }
-"""The fast recipe with one ingredient changed; and both recipes as they are."""
+"""The fast recipe with one ingredient changed, and both recipes unchanged."""
+
+TEMPLATE = """# Ablation of the fast recipe
+
+{architecture} {width} on {images}: {epochs} epochs of {train_images:,} images. Accuracy of the last epoch on all
+{test_images:,} test images, mean ± standard deviation of {seeds} seeds. The difference to the fast recipe is taken seed
+by seed and shown with its standard error. {device}.
+
+{rows}
+{missing}
+Made by `python -m experiments.ablation {flags}`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
-class AblationConfig:
-    """Train with the fast recipe, with each of its ingredients taken out, and with the paper's, and compare.
-
-    Variants that are finished are skipped, the one that was stopped goes on. What so few epochs cannot tell from the
-    fast recipe is left out.
-    """
+class Config:
+    """The runs to compare, and where to write the table."""
 
     dataset: tyro.conf.Positional[DatasetName] = "digits"
-    """As in training."""
+    """Data set, as in training."""
     data_dir: Path | None = None
-    """Where the pictures or archives are."""
+    """Folder of the images or archives."""
     architecture: Architecture = "implicit_rd"
-    """As in training; network A."""
+    """Network, as in training."""
     train_images: int | None = None
-    """Train on so many of the images."""
+    """Number of training images. None: all."""
     epochs: int = 8
-    """The budget of every variant."""
+    """Epochs of every variant."""
     seeds: int = 3
-    """Networks of each variant."""
+    """Number of networks of each variant."""
     images: str = ""
-    """What the images are, in words, for the table."""
+    """Description of the images, for the table."""
     workdir: Path = Path("runs/ablation")
-    """Where the runs are."""
-    out: Path = Path("experiments/results/ablation")
-    """Writes OUT.jsonl and OUT.md."""
+    """Folder of the runs."""
+    out: Path = Path("runs/results/ablation")
+    """Writes OUT.md and OUT.jsonl."""
 
 
-def main(arguments: AblationConfig) -> int:
-    """Train all variants, one after another, and write what came of those that are finished."""
-    from experiments.common import training
-
-    told = f"{arguments.dataset} {shown(arguments, 'dataset', 'workdir', 'out')}".strip()
-    rows: list[dict[str, Any]] = []
+def main(config: Config) -> int:
+    """Trains all variants, one after another, and writes the results of those that are finished."""
+    flags = f"{config.dataset} {shown(config, 'dataset', 'workdir', 'out')}".strip()
+    rows: list[Row] = []
     status = 0
-    for name, (config, recipe) in variants(arguments).items():
+    for name, (run, recipe) in variants(config).items():
         ingredients = dataclasses.asdict(recipe)
-        result = finished(config, ingredients)
-        if result is None:
-            code = training.run(config, recipe)
-            if code == entry.DIVERGED and rows:  # nothing can be compared with a fast recipe that failed
-                status = code
-                continue
-            if code:
+        if finished(run, ingredients) is None and (code := training.run(run, recipe)):
+            if code != entry.DIVERGED or not rows:  # nothing can be compared with a fast recipe that failed
                 return code
-            result = finished(config, ingredients)
-            assert result is not None
-        del result["recipe"], result["peak_memory_gib"]  # the variant says more; the process had others before
-        rows.append({"variant": name, "images": arguments.images or arguments.dataset, "flags": told, **result})
-        write_results(arguments.out, rows, markdown(rows))
+            status = code
+            continue
+        result = finished(run, ingredients) or {}
+        del result["recipe"], result["peak_memory_gib"]  # the memory is that of all variants before, too
+        rows.append({"variant": name, "images": config.images or config.dataset, "flags": flags, **result})
+        write_results(config.out, rows, markdown(rows))
     return status
 
 
-def variants(arguments: AblationConfig) -> dict[str, tuple[TrainConfig, "Recipe"]]:
-    """The run and the recipe of each variant."""
-    from experiments.common.recipes import RECIPES
-
-    which = f"{arguments.dataset}-{arguments.architecture}-{arguments.epochs}epochs-{arguments.seeds}seeds"
-    which += "" if arguments.train_images is None else f"-{arguments.train_images}images"
+def variants(config: Config) -> dict[str, tuple[TrainConfig, Recipe]]:
+    """Returns the run and the recipe of each variant."""
+    group = f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
+    group += "" if config.train_images is None else f"-{config.train_images}images"
     runs = {}
     for name, changes in VARIANTS.items():
         base: RecipeName = "paper" if name == "paper" else "fast"
-        if {"matrix_decay", "hidden"} & changes.keys() and arguments.epochs <= RECIPES[base].late:
+        if {"matrix_decay", "hidden"} & changes.keys() and config.epochs <= RECIPES[base].late:
             continue
-        config = TrainConfig(
-            dataset=arguments.dataset,
-            data_dir=arguments.data_dir,
-            architecture=arguments.architecture,
-            train_images=arguments.train_images,
-            recipe=base,
-            epochs=arguments.epochs,
-            seeds=arguments.seeds,
-            evaluate_every=arguments.epochs,
-            workdir=arguments.workdir / which / name.replace(" ", "-"),
-        )
-        runs[name] = config, dataclasses.replace(RECIPES[base], **changes)
+        workdir = config.workdir / group / name.replace(" ", "-")
+        run = derived(config, recipe=base, evaluate_every=config.epochs, workdir=workdir)
+        runs[name] = run, dataclasses.replace(RECIPES[base], **changes)
     return runs
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table, each variant beside the fast recipe, which is the first; and what of VARIANTS is not in it."""
+def markdown(rows: list[Row]) -> str:
+    """Returns the page: each variant beside the fast recipe, the first row; and the variants that are missing."""
     first = rows[0]
-    missing = [name for name in VARIANTS if name not in {row["variant"] for row in rows}]
-    fast = first["test_accuracies"]
-    lines = [
-        f"{first['architecture']} {first['width']} on {first['images']}: {first['epochs']} epochs of "
-        f"{first['train_images']:,} images, accuracy of the last epoch on all {first['test_images']:,} test images, "
-        f"mean ± standard deviation of {len(fast)} seeds; difference to the fast recipe seed by seed, ± its standard "
-        f"error. {first['device']}.\n",
-        "| recipe | test accuracy | difference |\n|---|---|---|\n",
-    ]
-    for row in rows:
-        there = row["test_accuracies"]
-        apart = [100 * (x - y) for x, y in zip(there, fast, strict=True)]
-        difference = "" if row is first else _with_error(apart)
+
+    def accuracy(row: Row) -> str:
         spread = f" ± {100 * row['test_accuracy_std']:.2f}" if row["test_accuracy_std"] is not None else ""
-        lines.append(f"| {row['variant']} | {100 * row['test_accuracy']:.2f}{spread} % | {difference} |\n")
-    if missing:
-        lines.append(f"\nNot measured: {', '.join(missing)}.\n")
-    lines.append(f"\nMade by `python -m experiments.ablation {first['flags']}`.\n")
-    return lines[0] + "\n" + "".join(lines[1:])
+        return f"{100 * row['test_accuracy']:.2f}{spread} %"
 
+    def difference(row: Row) -> str:
+        pairs = zip(row["test_accuracies"], first["test_accuracies"], strict=True)
+        values = [100 * (x - y) for x, y in pairs]
+        error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+        return "" if row is first else f"{mean(values):+.2f}{error}"
 
-def _with_error(apart: list[float]) -> str:
-    import statistics
-
-    mean = f"{statistics.mean(apart):+.2f}"
-    return mean if len(apart) == 1 else f"{mean} ± {statistics.stdev(apart) / len(apart) ** 0.5:.2f}"
+    columns: Columns = {"recipe": "{variant}", "test accuracy": accuracy, "difference": difference}
+    missing = [name for name in VARIANTS if name not in {row["variant"] for row in rows}]
+    note = f"\nNot measured: {', '.join(missing)}.\n" if missing else ""
+    about = {**first, "seeds": len(first["test_accuracies"])}
+    return TEMPLATE.format(**about, rows=table(rows, columns), missing=note)
 
 
 if __name__ == "__main__":
-    entry.run(main, AblationConfig, long=True)
+    entry.run(main, Config, long=True)

@@ -1,44 +1,73 @@
-"""Small perturbations of trained networks, and the bounds on what they can do (Section 4's claim, measured).
+"""Small perturbations of trained networks, and the bounds on what they can change (Section 4's claim, measured).
 
 Rounded and noisy weights, noisy and blurred images, a larger time step; and how a perturbation of the images grows from
-layer to layer. Writes robustness.md, robustness.jsonl and robustness.png.
+layer to layer.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import tyro
 
-from experiments.common import entry
-from experiments.common.files import save_figure, write_results
+from experiments.common import entry, perturbations, runs
+from experiments.common.files import write_results
 from experiments.common.flags import shown
+from experiments.common.perturbations import Variables, features, norms, weights_bound
+from experiments.common.provenance import provenance
 from experiments.common.styles import STYLES
+from experiments.common.tables import Row, finish, panels, table
 from experiments.common.workdir import Result
+from experiments.stability import with_time_step
+from lowcost.nn.stability import stability_report
 from lowcost.terminal import printable, warn
+from lowcost.train.loop import evaluate_all, first_step
+from lowcost.train.step import make_eval_step, to_unit_range
+
+UNPERTURBED = "as it is"
+"""Kind of the first row, in the files."""
+
+
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "bits": (8, 6, 5, 4),
+    "weight noise": (1, 2, 5, 10),
+    "image noise": (2, 5, 10, 20),
+    "blur": (0.5, 1, 1.5),
+    "h times": (1.5, 2, 4, 8),
+}
+"""Strengths of each perturbation, in the units of the page; the short form takes the first one."""
 
 TEMPLATE = """# Trained networks under small perturbations
 
-Accuracy on all test images in percent, of the weights or images as they are and as they are disturbed. Weights: rounded
-to so many bits (each array on its own uniform grid) or to bfloat16; with normal noise of so many percent of each
-array's root mean square. Images: with normal noise, or blurred by a Gaussian, of so many grey levels of 255 or pixels.
-h: the time step, multiplied after training. Noise is drawn once, with seed {seed}.
+Accuracy on all test images in percent, without and with a perturbation of weights or images.
+
+- *bits*, *bfloat16*: the weights are rounded, each array to its own uniform grid, or to bfloat16.
+- *weight noise*: normal noise in percent of each array's root mean square.
+- *image noise*, *blur*: normal noise in grey levels, of 255; a Gaussian with a standard deviation in pixels.
+- *h times*: the time step is multiplied after training.
+
+Noise is sampled once, with seed {seed}.
 
 {accuracies}
 
-What becomes of the logits, as the mean over {some} test images, spread evenly over the set, of ‖change‖ / ‖logits‖, and
-the bound on it. For images that is the network's Lipschitz bound times the change of the image; for weights
-Σ_k ‖f'_k(y_k) − f_k(y_k)‖ Π_(j>k) L'_j over the layers f_k, with the features y_k as they are and the Lipschitz bounds
-L'_j of the changed layers. For h it is the largest amplification R = max|R(h|λ|²)| of any step's linear part, which
-is stable up to 1.
+The next table shows the mean of ‖change of the logits‖ / ‖logits‖ over {images} test images, spread evenly over the
+set, and its bound.
+
+- For images, the bound is the network's Lipschitz bound times the change of the image.
+- For weights, it is Σ_k ‖f'_k(y_k) − f_k(y_k)‖ Π_(j>k) L'_j over the layers f_k, with the unperturbed features y_k
+  and the Lipschitz bounds L'_j of the perturbed layers.
+- For h, the table shows the largest amplification R = max|R(h|λ|²)| of any step's linear part, stable up to 1.
 
 {bounds}
 
-How a change of the images grows, for noise of {noise:g} grey levels. Left: the mean of ‖difference‖ / ‖features‖ after
-each layer. Right: the largest ‖difference‖ after it over ‖difference of the images‖, as a share of the product of the
-Lipschitz bounds of all layers up to it.
+The figure shows how a change of the images grows, for noise of {noise:g} grey levels. Left: the mean of
+‖difference‖ / ‖features‖ after each layer. Right: the largest ‖difference‖ over ‖difference of the images‖, as a share
+of the product of the Lipschitz bounds of all layers up to it.
 
 ![growth through depth](robustness.png)
 
@@ -48,101 +77,81 @@ Made by `{command}`.
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to disturb, and where to write it."""
+    """The runs to perturb, and where to write the figures."""
 
     workdirs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Work directories of finished runs; all of a single seed under runs/ when not given."""
+    """Work directories of finished runs; none: all runs of a single seed under runs/."""
     data_dir: Path | None = None
-    """Where the pictures are now, if no longer where they were."""
-    bits: tuple[int, ...] = (8, 6, 5, 4)
-    """To round the weights to."""
-    weight_noise: tuple[float, ...] = (1, 2, 5, 10)
-    """Percent of each array's root mean square."""
-    image_noise: tuple[float, ...] = (2, 5, 10, 20)
-    """Standard deviations in grey levels."""
-    blur: tuple[float, ...] = (0.5, 1, 1.5)
-    """Standard deviations in pixels."""
-    steps: tuple[float, ...] = (1.5, 2, 4, 8)
-    """Factors of h."""
+    """Folder of the images, if it is no longer the one of training."""
     images: int = 64
-    """How many test images the bounds are taken over."""
+    """Number of test images for the bounds."""
     seed: int = 0
-    """Of the noise."""
-    out_dir: Path = Path("experiments/results")
-    """Folder of the three files."""
+    """Seed of the noise."""
+    short: bool = False
+    """One strength of each perturbation."""
+    out: Path = Path("runs/results/robustness")
+    """Writes OUT.md, OUT.jsonl and OUT.png."""
 
 
-def main(config: Config) -> int:
-    """Disturb every run, write the three files, print the page."""
+def main(config: Config) -> None:
+    """Perturbs every run, writes the three files, prints the page."""
     workdirs = config.workdirs or tuple(single_runs(Path("runs")))
     if not workdirs:
         raise ValueError("there is no finished run of a single seed under runs/; train one, or name its work directory")
-    if not config.image_noise:
-        raise ValueError("--image-noise must name a strength: the picture shows how the smallest grows")
-    told = shown(config, "workdirs", "data_dir", "out_dir")
-    rows: list[dict[str, Any]] = []
+    flags = shown(config, "workdirs", "data_dir", "out")
+    rows: list[Row] = []
     for workdir in workdirs:
         try:
             for row in measure(workdir, config):
-                rows.append({"workdir": str(workdir), "flags": told, **row})
-                print(
-                    f"{printable(workdir.name)}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True
-                )
+                rows.append({"workdir": str(workdir), "flags": flags, **row})
+                name = f"{printable(workdir.name)}: {row['kind']} {row['strength']:g}"
+                print(f"{name}: {row['accuracy']:.2%}", flush=True)
         except ValueError as error:
-            if config.workdirs or (rows and rows[-1]["workdir"] == str(workdir)):  # named, or opened well enough
+            if config.workdirs or (rows and rows[-1]["workdir"] == str(workdir)):  # named, or opened without an error
                 raise
-            warn(f"{workdir}: passed over: {error}")
+            warn(f"{workdir}: skipped: {error}")
             continue
-        write_results(config.out_dir / "robustness", rows, markdown(rows))
-        draw(rows, config.out_dir / "robustness.png")
+        write_results(config.out, rows, markdown(rows))
+        draw(rows, config.out.with_suffix(".png"))
     if not rows:
         raise ValueError("none of the runs under runs/ can be opened; train one, or name its work directory")
     entry.show(markdown(rows))
-    return 0
 
 
 def single_runs(directory: Path) -> Iterator[Path]:
-    """The work directories of finished runs below, by name; those of several seeds are passed over with a word."""
+    """Yields the work directories of finished runs below, by name; warns of those of several seeds and skips them."""
     for path in sorted(directory.glob("**/result.json")):
         if Result(path)["seeds"] == 1:
             yield path.parent
         else:
-            warn(f"{path.parent}: several seeds, passed over")
+            warn(f"{path.parent}: several seeds, skipped")
 
 
-def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
-    """A line for the network as it is, and one for each perturbation."""
-    import jax
-    import numpy as np
+class Subject:
+    """A trained network that is perturbed, beside its unperturbed features."""
 
-    from experiments.common import runs
-    from experiments.common.perturbations import disturbed_images, disturbed_weights, features, norms, weights_bound
-    from experiments.common.provenance import provenance
-    from experiments.stability import changed
-    from lowcost.nn.stability import stability_report
-    from lowcost.train.loop import evaluate_all, first_step
-    from lowcost.train.step import make_eval_step, to_unit_range
+    def __init__(self, workdir: Path, config: Config):
+        self.ready, self.state = runs.reopen(workdir, config.data_dir)
+        if self.ready.config.seeds > 1:
+            raise ValueError(f"{workdir} must hold one network, got {self.ready.config.seeds}; train a single seed")
+        runs.check_finished(workdir, first_step(self.state), self.ready.steps)
+        self.net, self.variables, self.seed = self.ready.net, self.state.variables, config.seed
+        self.images = to_unit_range(self.ready.dataset.test.images)  # floats, which evaluation takes unchanged
+        if not 1 <= config.images <= len(self.images):
+            raise ValueError(f"--images must be from 1 to {len(self.images)}, the test images; got {config.images}")
+        self.sample = np.linspace(0, len(self.images) - 1, config.images).astype(int)  # a folder is sorted by class
+        self.clean = features(self.net, self.variables, self.images[self.sample])
+        self.size = norms(self.clean["classifier"])
+        self.report = stability_report(self.net, self.variables, self.images.shape[1:])
 
-    ready, state = runs.reopen(workdir, config.data_dir)
-    if ready.config.seeds > 1:
-        raise ValueError(f"{workdir} holds {ready.config.seeds} networks; disturb runs of a single seed")
-    runs.check_finished(workdir, first_step(state), (ready.config.epochs or 0) * ready.steps_per_epoch)
-    net, variables, labels = ready.net, state.variables, ready.dataset.test.labels
-    images = to_unit_range(ready.dataset.test.images)  # floats, which evaluation uses as they are
-    if not 1 <= config.images <= len(images):
-        raise ValueError(f"--images must be from 1 to the {len(images)} of the test set, got {config.images}")
-    chosen = np.linspace(0, len(images) - 1, config.images).astype(int)  # a folder's lie class by class
-    some, shape = images[chosen], images.shape[1:]
-    report, clean = stability_report(net, variables, shape), features(net, variables, some)
-    size = norms(clean["classifier"])
-
-    def row(kind: str, strength: float, there: dict[str, Any], images: Any, **changes: Any) -> dict[str, Any]:
-        """changes: an eval_step in place of the network's, or variables."""
+    def row(self, kind: str, strength: float, outputs: dict[str, np.ndarray], **changes: Any) -> Row:
+        """Returns a row; `changes` are images, variables or an eval_step in place of the network's own."""
+        ready = self.ready
         metrics = evaluate_all(
             changes.get("eval_step", ready.eval_step),
-            state.replace(average=None, **changes.get("variables", variables)),
-            images,
-            labels,
+            self.state.replace(average=None, **changes.get("variables", self.variables)),
+            changes.get("images", self.images),
+            ready.dataset.test.labels,
             batch_size=ready.config.batch_size,
             mesh=ready.mesh,
         )
@@ -151,101 +160,115 @@ def measure(workdir: Path, config: Config) -> Iterator[dict[str, Any]]:
             "architecture": ready.config.architecture,
             "width": ready.config.width,
             "dataset": ready.dataset.name,
-            "seed": config.seed,
-            "images": len(some),
+            "seed": self.seed,
+            "images": len(self.sample),
             **provenance(),
             "kind": kind,
             "strength": strength,
             "accuracy": float(metrics["accuracy"]),
-            "change": float(np.mean(norms(there["classifier"] - clean["classifier"]) / size)),
+            "change": float(np.mean(norms(outputs["classifier"] - self.clean["classifier"]) / self.size)),
         }
 
-    yield row("as it is", 0, clean, images)
-    for kind, strength, params in disturbed_weights(variables["params"], config.bits, config.weight_noise, config.seed):
-        disturbed = {**variables, "params": params}
-        bound = weights_bound(net, disturbed, some, clean)
-        there = features(net, disturbed, some)
-        yield {**row(kind, strength, there, images, variables=disturbed), "bound": float(np.mean(bound / size))}
-    for kind, strength, noisy in disturbed_images(images, config.image_noise, config.blur, config.seed):
-        there = features(net, variables, noisy[chosen])
-        distance = norms(noisy[chosen] - some)
-        apart = {name: norms(there[name] - clean[name]) for name in clean}
-        yield {
-            **row(kind, strength, there, noisy),
-            "bound": float(np.mean(report.lipschitz * distance / size)),
-            "layers": list(clean),
-            "differences": [float(np.mean(apart[name] / norms(clean[name]))) for name in clean],
-            "ratios": [float(np.max(apart[name] / distance)) for name in clean],
-            "lipschitz_up_to": list(np.cumprod([layer.lipschitz for layer in report.layers])),
+    def with_weights(self, kind: str, strength: float, params: Variables) -> Row:
+        """Returns the row of perturbed weights."""
+        perturbed, images = {**self.variables, "params": params}, self.images[self.sample]
+        bound = weights_bound(self.net, perturbed, images, self.clean)
+        row = self.row(kind, strength, features(self.net, perturbed, images), variables=perturbed)
+        return {**row, "bound": float(np.mean(bound / self.size))}
+
+    def with_images(self, kind: str, strength: float, images: np.ndarray) -> Row:
+        """Returns the row of perturbed images, with the differences after each layer."""
+        outputs = features(self.net, self.variables, images[self.sample])
+        distance = norms(images[self.sample] - self.images[self.sample])
+        differences = {name: norms(outputs[name] - y) for name, y in self.clean.items()}
+        return {
+            **self.row(kind, strength, outputs, images=images),
+            "bound": float(np.mean(self.report.lipschitz * distance / self.size)),
+            "layers": list(self.clean),
+            "differences": [float(np.mean(differences[name] / norms(y))) for name, y in self.clean.items()],
+            "ratios": [float(np.max(difference / distance)) for difference in differences.values()],
+            "lipschitz_up_to": list(np.cumprod([layer.lipschitz for layer in self.report.layers])),
         }
-    if any(layer.amplification for layer in report.layers):  # steps in time
-        for factor in config.steps:
-            other = changed(net, factor * ready.config.h)
-            layers = stability_report(other, variables, shape).layers
-            largest = max(max(map(abs, layer.amplification)) for layer in layers if layer.amplification)
-            there = features(other, variables, some)
-            eval_step = jax.jit(make_eval_step(other))
-            yield {**row("h times", factor, there, images, eval_step=eval_step), "amplification": largest}
+
+    def with_factor(self, factor: float) -> Row:
+        """Returns the row of a time step that is multiplied by a factor."""
+        net = with_time_step(self.net, factor * self.ready.config.h)
+        layers = stability_report(net, self.variables, self.images.shape[1:]).layers
+        largest = max(max(map(abs, layer.amplification)) for layer in layers if layer.amplification)
+        outputs = features(net, self.variables, self.images[self.sample])
+        row = self.row("h times", factor, outputs, eval_step=jax.jit(make_eval_step(net)))
+        return {**row, "amplification": largest}
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The page."""
-    kinds = list(dict.fromkeys((row["kind"], row["strength"]) for row in rows))
-    runs = _names(rows)
+def measure(workdir: Path, config: Config) -> Iterator[Row]:
+    """Yields a row for the unperturbed network, and one for each perturbation."""
+    subject = Subject(workdir, config)
+    strengths = {kind: values[:1] if config.short else values for kind, values in STRENGTHS.items()}
+    yield subject.row(UNPERTURBED, 0, subject.clean)
+    params = subject.variables["params"]
+    for change in perturbations.perturbed_weights(params, strengths, config.seed):
+        yield subject.with_weights(*change)
+    for change in perturbations.perturbed_images(subject.images, strengths, config.seed):
+        yield subject.with_images(*change)
+    if any(layer.amplification for layer in subject.report.layers):  # the steps are steps in time
+        yield from map(subject.with_factor, strengths["h times"])
+
+
+def markdown(rows: list[Row]) -> str:
+    """Returns the page."""
+    first, names = rows[0], _names(rows)
     by = {(row["workdir"], row["kind"], row["strength"]): row for row in rows}
+    kinds = [{"kind": kind, "strength": x} for kind, x in dict.fromkeys((r["kind"], r["strength"]) for r in rows)]
 
-    def table(cell: Callable[[dict[str, Any]], str], kinds: Sequence[tuple[str, float]]) -> str:
-        head = ["| perturbation |" + "".join(f" {name} |" for name in runs.values()), "|:--|" + "--:|" * len(runs)]
-        for kind, strength in kinds:
-            cells = (by.get((run, kind, strength)) for run in runs)
-            name = kind if kind in ("as it is", "bfloat16") else f"{kind} {strength:g}"
-            head.append(f"| {name} |" + "".join(f" {cell(row) if row else ''} |" for row in cells))
-        return "\n".join(head)
+    def name(kind: Row) -> str:
+        plain = {UNPERTURBED: "unperturbed", "bfloat16": "bfloat16"}
+        return plain.get(kind["kind"]) or "{kind} {strength:g}".format(**kind)
 
-    return TEMPLATE.format(
-        accuracies=table(lambda row: f"{100 * row['accuracy']:.2f}", kinds),
-        bounds=table(
-            lambda row: (
-                f"{_number(row['change'])} ≤ {_number(row['bound'])}"
-                if "bound" in row
-                else f"{_number(row['change'])}, R {row['amplification']:.3g}"
-            ),
-            [k for k in kinds if k[0] != "as it is"],
-        ),
-        some=rows[0]["images"],
-        seed=rows[0]["seed"],
-        noise=_shown(rows),
-        command=" ".join(["python -m experiments.robustness", *runs, rows[0]["flags"]]).strip(),
+    def accuracy(workdir: str, kind: Row) -> str:
+        row = by.get((workdir, *kind.values()))
+        return f"{100 * row['accuracy']:.2f}" if row else ""
+
+    def change(workdir: str, kind: Row) -> str:
+        row = by.get((workdir, *kind.values()))
+        if not row:
+            return ""
+        bound = f" ≤ {_number(row['bound'])}" if "bound" in row else f", R {row['amplification']:.3g}"
+        return _number(row["change"]) + bound
+
+    tables = (
+        table(kinds[start:], {"perturbation": name, **{names[w]: partial(cell, w) for w in names}})
+        for start, cell in ((0, accuracy), (1, change))
     )
+    command = " ".join(["python -m experiments.robustness", *names, first["flags"]]).strip()
+    about = {"seed": first["seed"], "images": first["images"], "noise": _drawn(rows), "command": command}
+    return TEMPLATE.format(**dict(zip(("accuracies", "bounds"), tables, strict=True)), **about)
 
 
 def _number(x: float | None) -> str:
-    """What is not finite is null in the file."""
+    """Infinities are null in the file."""
     return "overflow" if x is None or not math.isfinite(x) else f"{x:.2g}"
 
 
-def _names(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Work directory → what it is called: its last part, or all of it if another's is the same."""
+def _names(rows: list[Row]) -> dict[str, str]:
+    """Work directory → its last part, or all of it if another one ends in the same."""
     workdirs = list(dict.fromkeys(row["workdir"] for row in rows))
     last = [Path(workdir).name for workdir in workdirs]
     return {w: name if last.count(name) == 1 else w for w, name in zip(workdirs, last, strict=True)}
 
 
-def _shown(rows: list[dict[str, Any]]) -> float:
+def _drawn(rows: list[Row]) -> float:
     """The noise whose growth is drawn."""
     return min(row["strength"] for row in rows if row["kind"] == "image noise")
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """The relative difference after each layer, and the share of the bound that is reached."""
-    import numpy as np
-    from matplotlib.figure import Figure
+def draw(rows: list[Row], path: Path) -> None:
+    """Draws the relative difference after each layer, and the share of the bound that it reaches."""
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(2, 10, 4.2)
     datasets, names = sorted({row["dataset"] for row in rows}), _names(rows)
     for row in rows:
-        if row["kind"] == "image noise" and row["strength"] == _shown(rows):
+        if row["kind"] == "image noise" and row["strength"] == _drawn(rows):
             depth = range(1, len(row["layers"]) + 1)
             line = {"markersize": 4, "linestyle": ("-", ":", "--", "-.")[datasets.index(row["dataset"]) % 4]}
             style = line | STYLES[row["architecture"]]
@@ -254,11 +277,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             right.semilogy(depth, ratios / bounds, **style)
     left.set(xlabel="layer", ylabel="‖difference‖ / ‖features‖")
     right.set(xlabel="layer", ylabel="share of the product of the bounds")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=7, ncols=3)
-    save_figure(figure, path, dpi=110)
+    for panel in (left, right):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finish(figure, path, ncols=3)
 
 
 if __name__ == "__main__":

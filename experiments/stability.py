@@ -1,7 +1,7 @@
-"""Depth and step size (Section 3.2.2): does the forward propagation stay bounded, explicit against implicit?
+"""Depth and step size (Section 3.2.2): do the features stay bounded in explicit and implicit networks?
 
-The features of each step relative to those that come out of the opening, at initialisation and after training on the
-handwritten digits, the time step being changed afterwards. Writes stability.md, stability.jsonl and stability.png.
+Measures the features of each step relative to those after the opening, at initialisation and after training on the
+handwritten digits, while the time step is changed afterwards.
 """
 
 import dataclasses
@@ -9,30 +9,41 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from experiments.common import entry
+import jax
+import jax.numpy as jnp
+
+from experiments.common import entry, runs, training
 from experiments.common.config import TrainConfig
-from experiments.common.files import save_figure, write_results
+from experiments.common.files import write_results
 from experiments.common.flags import shown
+from experiments.common.perturbations import Variables, captured
+from experiments.common.provenance import provenance
+from experiments.common.recipes import RECIPES
 from experiments.common.styles import STYLES
+from experiments.common.tables import Columns, Row, finish, panels, table
 from experiments.common.workdir import finished
+from lowcost.nn import Network
+from lowcost.nn.stability import stability_report
 
 LIMIT = 1e3
-"""Features that grew by more than this factor count as unbounded."""
+"""Features that grow by more than this factor count as unbounded."""
+STEP_SIZES = tuple(round(10 ** (i / 4 - 1), 3) for i in range(13))
+"""Values of h; 1 is the one of training."""
 
 TEMPLATE = """# Depth and step size
 
 Network A on {images} of the handwritten digits, seed {seed}. The weights are those of h = 1: initial ones, or trained
-for {epochs} epochs. Then h alone is changed. The reaction is normalised by the statistics of the batch, found anew for
-each h; or by those of training, which no longer fit, so that the reaction grows too, whatever the diffusion does.
-*Bounded to*: the largest h of {first:g} … {last:g} ({count} values) up to which no feature after any step is more
-than {limit:,.0f} times as large as those after the opening, in the root mean square; *growth* is that factor.
-*h·max|λ|²* is the largest of all steps at h = 1: the explicit diffusion is stable while it is at most 2, the implicit
-one always.
+for {epochs} epochs. Then h alone is changed. The reaction is normalised in one of two ways: by the statistics of the
+batch, computed anew for each h, or by those of training. The latter no longer fit another h, so that the reaction
+grows too, whatever the diffusion does.
 
-| steps | weights | statistics | architecture | h·max\\|λ\\|² | bounded to h = | growth at h = 1 | h = {last:g} |
-|--:|:--|:--|:--|--:|--:|--:|--:|
+- *h·max|λ|²*: the largest value of all steps at h = 1. The explicit diffusion is stable while it is at most 2, the
+  implicit one always.
+- *growth*: the root mean square of the features, largest over all steps, relative to that after the opening.
+- *bounded to*: the largest of {count} values of h from {first:g} to {last:g} up to which the growth is at most
+  {limit:,.0f}.
+
 {rows}
 
 ![growth against step size](stability.png)
@@ -43,38 +54,31 @@ Made by `{command}`.
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure, and where to write it."""
+    """The networks to train and to measure, and where to write the figures."""
 
     steps_per_block: tuple[int, ...] = (4, 16, 64)
     """Steps in each block; training 64 takes 14 GiB of memory."""
-    step_sizes: tuple[float, ...] = tuple(round(10 ** (i / 4 - 1), 3) for i in range(13))
-    """Values of h, 1 among them."""
     epochs: int = 5
-    """Of training, recipe paper."""
+    """Epochs of training, recipe paper."""
     images: int = 64
-    """How many the features are taken of."""
+    """Number of images whose features are measured."""
     seed: int = 0
-    """Of weights and training."""
+    """Seed of weights and training."""
     workdir: Path = Path("runs/stability")
-    """Where the trained networks are."""
-    out_dir: Path = Path("experiments/results")
-    """Folder of the three files."""
+    """Folder of the trained networks."""
+    out: Path = Path("runs/results/stability")
+    """Writes OUT.md, OUT.jsonl and OUT.png."""
 
 
 def main(config: Config) -> int:
-    """Train what is not trained, measure, write the three files, print the table.
+    """Trains what is not trained yet, measures, writes the three files, prints the table.
 
     Returns:
-        The exit status of training: 3 if the loss of any network was no longer finite, another as soon as one has it.
+        `entry.DIVERGED` if a network diverged; any other exit status of training ends the program at once.
     """
-    from experiments.common import training
-    from experiments.common.recipes import RECIPES
-
-    if sorted(set(config.step_sizes)) != list(config.step_sizes) or 1.0 not in config.step_sizes:
-        raise ValueError(f"--step-sizes must ascend and hold 1, that of training; got {config.step_sizes}")
-    told = shown(config, "workdir", "out_dir")
-    rows: list[dict[str, Any]] = []
-    diverged = 0
+    flags = shown(config, "workdir", "out")
+    rows: list[Row] = []
+    status = 0
     for steps in config.steps_per_block:
         for architecture in ("explicit_rd", "implicit_rd"):
             run = TrainConfig(
@@ -85,43 +89,37 @@ def main(config: Config) -> int:
                 workdir=config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}",
             )
             if finished(run, dataclasses.asdict(RECIPES[run.recipe])) is None and (code := training.run(run)):
-                if code == entry.DIVERGED:
-                    diverged = code
-                    continue
-                return code
-            rows += [{**row, "flags": told} for row in measure(run, config.step_sizes, config.images)]
-            write_results(config.out_dir / "stability", rows, markdown(rows))
-            draw(rows, config.out_dir / "stability.png")
+                if code != entry.DIVERGED:
+                    return code
+                status = code
+                continue
+            rows += [{**row, "flags": flags} for row in measure(run, STEP_SIZES, config.images)]
+            write_results(config.out, rows, markdown(rows))
+            draw(rows, config.out.with_suffix(".png"))
     if rows:
         entry.show(markdown(rows))
-    return diverged
+    return status
 
 
-def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[dict[str, Any]]:
-    """Three lines: the growth of the features at each h, with the initial weights, and with the trained ones twice.
+def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[Row]:
+    """Returns the growth of the features at each h: a row with the initial weights, two with the trained ones.
 
     Args:
-        run: a finished one.
+        run: a finished run.
         step_sizes: values of h.
-        images: how many.
+        images: number of images.
     """
-    import jax
-
-    from experiments.common import runs
-    from experiments.common.provenance import provenance
-    from lowcost.nn.stability import stability_report
-
     ready, state = runs.reopen(run.directory(), run.data_dir)
     grow = jax.jit(partial(growth, ready.net), static_argnames="by_batch")
-    some = ready.dataset.train.images[:images] / 255
+    sample = ready.dataset.train.images[:images] / 255
     rows = []
     for weights, statistics, variables in (
         ("initial", "of the batch", ready.initial_state().variables),
         ("trained", "of the batch", state.variables),
         ("trained", "of training", state.variables),
     ):
-        report = stability_report(ready.net, variables, some.shape[1:])
-        grown = [float(grow(h, variables, some, by_batch=statistics == "of the batch")) for h in step_sizes]
+        report = stability_report(ready.net, variables, sample.shape[1:])
+        grown = [float(grow(h, variables, sample, by_batch=statistics == "of the batch")) for h in step_sizes]
         rows.append(
             {
                 "steps_per_block": run.steps_per_block,
@@ -140,42 +138,29 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
     return rows
 
 
-def changed(net: Any, h: Any) -> Any:
-    """The same network with another time step."""
+def with_time_step(net: Network, h: float | jax.Array) -> Network:
+    """Returns the same network with another time step."""
     return net.clone(step=partial(net.step, h=h))
 
 
-def growth(net: Any, h: Any, variables: Any, images: Any, *, by_batch: bool) -> Any:
-    """The root mean square of the features, largest over all steps, over that after the opening; ∞ where one is NaN.
+def growth(net: Network, h: float | jax.Array, variables: Variables, images: jax.Array, *, by_batch: bool) -> jax.Array:
+    """Returns the root mean square of the features, largest over all steps, over that after the opening; ∞ for NaN.
 
     Args:
-        net, variables, images: the network on [B, *grid, C].
-        h: the time step, in place of the network's own.
-        by_batch: normalise as in training.
+        net: the network.
+        h: time step, which replaces the network's own.
+        variables: the network's weights and statistics.
+        images: [B, *grid, C] in [0, 1].
+        by_batch: normalise by the statistics of these images, as in training.
     """
-    import jax.numpy as jnp
-
-    _, kept = changed(net, h).apply(
-        variables,
-        jnp.asarray(images, jnp.float32),
-        train=by_batch,
-        mutable=["batch_stats", "intermediates"],
-        capture_intermediates=lambda module, method: (
-            method == "__call__" and ("_step" in (module.name or "") or module.name == "opening")
-        ),
-    )
-    sizes = {
-        name: jnp.sqrt(jnp.mean(outputs["__call__"][0] ** 2))
-        for name, outputs in kept["intermediates"].items()
-        if "__call__" in outputs
-    }
-    opening = sizes.pop("opening")
-    ratio = jnp.max(jnp.stack(list(sizes.values()))) / opening
+    features = captured(with_time_step(net, h), variables, jnp.asarray(images, jnp.float32), train=by_batch)
+    sizes = {name: jnp.sqrt(jnp.mean(y**2)) for name, y in features.items()}
+    ratio = jnp.max(jnp.stack([size for name, size in sizes.items() if "_step" in name])) / sizes["opening"]
     return jnp.where(jnp.isnan(ratio), jnp.inf, ratio)
 
 
-def bounded_up_to(row: dict[str, Any]) -> float | None:
-    """The largest h before the first at which the features outgrow the limit; None where it is the first."""
+def bounded_up_to(row: Row) -> float | None:
+    """Returns the largest h before the first one at which the features exceed the limit; None if there is none."""
     last = None
     for h, growth in zip(row["h"], row["growth"], strict=True):
         if growth is None or growth > LIMIT:
@@ -184,57 +169,53 @@ def bounded_up_to(row: dict[str, Any]) -> float | None:
     return last
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The page."""
+def markdown(rows: list[Row]) -> str:
+    """Returns the page."""
     first = rows[0]
     sizes = first["h"]
 
-    def shown(growth: float | None) -> str:
+    def grown(h: float, row: Row) -> str:
+        growth = row["growth"][row["h"].index(h)]
         return "overflow" if growth is None else f"{growth:.3g}"
 
-    def line(row: dict[str, Any]) -> str:
-        at = dict(zip(row["h"], row["growth"], strict=True))
+    def bounded(row: Row) -> str:
         largest = bounded_up_to(row)
-        bounded = "none" if largest is None else f"{largest:g}" + (" (all)" if largest == sizes[-1] else "")
-        return (
-            f"| {row['steps_per_block']} | {row['weights']} | {row['statistics']} | {row['architecture']} "
-            f"| {row['stiffness']:.3g} | {bounded} | {shown(at[1.0])} | {shown(row['growth'][-1])} |"
-        )
+        return "none" if largest is None else f"{largest:g}" + (" (all)" if largest == sizes[-1] else "")
 
-    return TEMPLATE.format(
-        rows="\n".join(map(line, rows)),
-        first=sizes[0],
-        last=sizes[-1],
-        count=len(sizes),
-        limit=LIMIT,
-        command=f"python -m experiments.stability {first['flags']}".strip(),
-        **{key: first[key] for key in ("images", "epochs", "seed")},
-    )
+    columns: Columns = {
+        "architecture": "{architecture}",
+        "weights": "{weights}",
+        "statistics": "{statistics}",
+        "steps per block": "{steps_per_block}",
+        "h·max\\|λ\\|²": "{stiffness:.3g}",
+        "bounded to h =": bounded,
+        "growth at h = 1": partial(grown, 1.0),
+        f"growth at h = {sizes[-1]:g}": partial(grown, sizes[-1]),
+    }
+    about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT}
+    command = f"python -m experiments.stability {first['flags']}".strip()
+    return TEMPLATE.format(**first, **about, rows=table(rows, columns, text=3), command=command)
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Growth against h: a panel for each depth; what overflows float32 leaves the picture at its top."""
-    from matplotlib.figure import Figure
-
-    panels = sorted({row["steps_per_block"] for row in rows})
-    figure = Figure(figsize=(max(7, 4 * len(panels)), 4.6), layout="constrained")
+def draw(rows: list[Row], path: Path) -> None:
+    """Draws growth against h, one panel per depth; what overflows float32 leaves the panel at its top."""
+    depths = sorted({row["steps_per_block"] for row in rows})
+    figure, axes = panels(len(depths), max(7, 4 * len(depths)), 4.6, sharey=True)
     top = 1e8
     styles = {("initial", "of the batch"): "--", ("trained", "of the batch"): "-", ("trained", "of training"): ":"}
-    for axes, steps in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+    for panel, steps in zip(axes, depths, strict=True):
         for row in rows:
             if row["steps_per_block"] == steps:
-                axes.loglog(
+                panel.loglog(
                     row["h"],
                     [min(math.inf if g is None else g, 10 * top) for g in row["growth"]],
                     color=STYLES[row["architecture"]]["color"],
                     linestyle=styles[row["weights"], row["statistics"]],
                     label=f"{row['architecture']}, {row['weights']}, statistics {row['statistics']}",
                 )
-        axes.set(title=f"{steps} steps a block", xlabel="h", ylim=(0.5, top))
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
+        panel.set(title=f"{steps} steps per block", xlabel="h", ylim=(0.5, top))
     figure.supylabel("largest features of any step, relative to the opening's")
-    save_figure(figure, path, dpi=110)
+    finish(figure, path, ncols=2)
 
 
 if __name__ == "__main__":

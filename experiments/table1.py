@@ -1,45 +1,39 @@
-"""Table 1 in numbers: the weights and multiply-adds of one layer of each kind, for one image.
-
-Writes table1.md and table1.jsonl, and prints the table.
-"""
+"""Table 1 in numbers: the weights and multiply-adds of one layer of each kind, for one image."""
 
 import dataclasses
 from pathlib import Path
 
 from experiments.common import entry
 from experiments.common.files import write_results
+from experiments.common.tables import Row, table
+from lowcost import cost
 
-ORDERS = {
-    "fully coupled": ("O(m²c²)", "O(nm²c²)"),
-    "RD explicit": ("O(m²c + c²)", "O(n(m²c + c²))"),
-    "RD implicit": ("O(m²c + c²)", "O(n(c log(n) + c²))"),
-    "RD circulant": ("O(m²c + c²)", "O(nc log(nc) + nc²)"),
+LAYERS = {
+    "fully coupled": (lambda grid, window, c: cost.fully_coupled(grid, window, c, c), "O(m²c²)", "O(nm²c²)"),
+    "RD explicit": (cost.explicit_rd, "O(m²c + c²)", "O(n(m²c + c²))"),
+    "RD implicit": (cost.implicit_rd, "O(m²c + c²)", "O(n(c log(n) + c²))"),
+    "RD circulant": (cost.circulant_rd, "O(m²c + c²)", "O(nc log(nc) + nc²)"),
 }
-"""Orders of the weights and of the multiply-adds: the paper's but for the last, see the note below the table."""
+"""The cost of each layer, and the orders of its weights and multiply-adds: the paper's but for the last one."""
 
 TEMPLATE = """# Table 1: the cost of one layer
 
-One image of n = {size}x{size} pixels, stencils of m = {kernel_size} points a side, c = {channels} channels in and out.
+One image of n = {size}x{size} pixels, stencils of m = {kernel_size} points per side, c = {channels} channels in and
+out.
 
-| layer | weights, order | weights | multiply-adds, order | multiply-adds | ratio to fully coupled |
-|:--|:--|--:|:--|--:|--:|
 {rows}
 
-RD explicit applies its stencils directly, RD implicit and RD circulant by FFT; `lowcost.cost` says what is counted. For
-RD circulant the paper prints O(nc log(nc)), its diffusion alone; here its 1x1 reaction is counted as in the other rows.
+RD explicit applies its stencils directly; RD implicit and RD circulant use the FFT. `lowcost.cost` states what is
+counted. For RD circulant the paper prints O(nc log(nc)), the order of the diffusion alone. This table also counts its
+1x1 reaction, as it does in the other rows.
 
 Made by `python -m experiments.table1 --size {size} --kernel-size {kernel_size} --channels {channels}`.
 """
 
-ROW = (
-    "| {layer} | {weights_order} | {weights:,} | {multiply_adds_order} | {multiply_adds:,} "
-    "| {ratio_to_fully_coupled:.3f} |"
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to count, and where to write it."""
+    """The layer to count, and where to write the table."""
 
     size: int = 64
     """Pixels per side of the image: n = size²."""
@@ -47,47 +41,46 @@ class Config:
     """Points per side of the stencil: m."""
     channels: int = 256
     """Channels in and out: c."""
-    out_dir: Path = Path("experiments/results")
-    """Folder for table1.md and table1.jsonl."""
+    out: Path = Path("runs/results/table1")
+    """Writes OUT.md and OUT.jsonl."""
 
 
 def main(config: Config) -> None:
-    """Count, write both files, print the table."""
+    """Counts, writes both files, prints the table."""
     rows = count(config.size, config.kernel_size, config.channels)
-    table = TEMPLATE.format(rows="\n".join(ROW.format(**row) for row in rows), **dataclasses.asdict(config))
-    write_results(config.out_dir / "table1", rows, table)
-    entry.show(table)
+    page = markdown(rows)
+    write_results(config.out, rows, page)
+    entry.show(page)
 
 
-def count(size: int, kernel_size: int, channels: int) -> list[dict]:
-    """The rows of the table, the fully coupled one first.
+def count(size: int, kernel_size: int, channels: int) -> list[Row]:
+    """Returns the rows of the table, the fully coupled layer first.
 
     Raises:
-        ValueError: a size below one, or a stencil larger than the image.
+        ValueError: a size is below one, or the stencil is larger than the image.
     """
-    from lowcost import cost
+    shared = {"size": size, "kernel_size": kernel_size, "channels": channels}
+    rows: list[Row] = []
+    for name, (layer, weights_order, multiply_adds_order) in LAYERS.items():
+        weights, multiply_adds = layer((size, size), (kernel_size, kernel_size), channels)
+        ratio = multiply_adds / (rows[0]["multiply_adds"] if rows else multiply_adds)
+        orders = {"weights_order": weights_order, "multiply_adds_order": multiply_adds_order}
+        counts = {"weights": weights, "multiply_adds": multiply_adds, "ratio_to_fully_coupled": ratio}
+        rows.append({"layer": name, **shared, **orders, **counts})
+    return rows
 
-    grid, window = (size, size), (kernel_size, kernel_size)
-    layers = {
-        "fully coupled": cost.fully_coupled(grid, window, channels, channels),
-        "RD explicit": cost.explicit_rd(grid, window, channels),
-        "RD implicit": cost.implicit_rd(grid, window, channels),
-        "RD circulant": cost.circulant_rd(grid, window, channels),
+
+def markdown(rows: list[Row]) -> str:
+    """Returns the page."""
+    columns = {
+        "layer": "{layer}",
+        "weights, order": "{weights_order}",
+        "weights": "{weights:,}",
+        "multiply-adds, order": "{multiply_adds_order}",
+        "multiply-adds": "{multiply_adds:,}",
+        "ratio to fully coupled": "{ratio_to_fully_coupled:.3f}",
     }
-    return [
-        {
-            "layer": name,
-            "size": size,
-            "kernel_size": kernel_size,
-            "channels": channels,
-            "weights_order": ORDERS[name][0],
-            "weights": layer.weights,
-            "multiply_adds_order": ORDERS[name][1],
-            "multiply_adds": layer.multiply_adds,
-            "ratio_to_fully_coupled": layer.multiply_adds / layers["fully coupled"].multiply_adds,
-        }
-        for name, layer in layers.items()
-    ]
+    return TEMPLATE.format(**{**rows[0], "rows": table(rows, columns)})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -91,3 +91,9 @@ class TrainConfig:
         seeds = f"seed{self.seed}" if self.seeds == 1 else f"seeds{self.seed}to{self.seed + self.seeds - 1}"
         name = f"{self.dataset}-{self.architecture}-{self.width}-{self.recipe}-{seeds}"
         return self.workdir or Path("runs") / name
+
+
+def derived(program: Any, **fields: Any) -> TrainConfig:
+    """Returns the configuration of a run from the fields that a program's own configuration shares with it."""
+    names = {field.name for field in dataclasses.fields(TrainConfig)} & {f.name for f in dataclasses.fields(program)}
+    return TrainConfig(**{**{name: getattr(program, name) for name in names}, **fields})

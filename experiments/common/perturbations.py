@@ -1,7 +1,7 @@
-"""Small changes of weights and images, and what the bounds of the layers say of them."""
+"""Perturbs weights and images, and bounds by the layers' Lipschitz constants what that changes."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,101 +10,110 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from lowcost.nn import Network
 from lowcost.nn.networks import bound_layers
 from lowcost.nn.stability import stability_report
 
+Variables = Mapping[str, Any]
+"""{"params", "batch_stats"} of a network."""
+Strengths = Mapping[str, Sequence[float]]
+"""Kind of perturbation → its strengths."""
 
-def disturbed_weights(
-    params: Any, bits: Sequence[int], percents: Sequence[float], seed: int
-) -> Iterator[tuple[str, float, Any]]:
-    """(kind, strength, weights): rounded to bfloat16 and to so many bits, and with normal noise.
+
+def perturbed_weights(params: Any, strengths: Strengths, seed: int) -> Iterator[tuple[str, float, Any]]:
+    """Yields (kind, strength, weights): rounded to bfloat16, rounded to fewer bits, and with normal noise.
 
     Args:
         params: the weights.
-        bits: each array has a uniform grid of 2^bits - 1 values, up to its own largest.
-        percents: noise of each array's root mean square.
+        strengths: "bits", where each array is rounded to a uniform grid of 2^bits - 1 values up to its own largest
+            value; "weight noise" in percent of each array's root mean square.
         seed: of the noise.
     """
 
-    def rounded(w: jax.Array, bits: int) -> jax.Array:
+    def rounded(w: jax.Array, bits: float) -> jax.Array:
         step = jnp.max(jnp.abs(w)) / (2 ** (bits - 1) - 1)
         return jnp.where(step > 0, jnp.round(w / jnp.where(step > 0, step, 1)) * step, w)
 
     yield "bfloat16", 16, jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype), params)
-    for b in bits:
-        yield "bits", b, jax.tree.map(lambda w, b=b: rounded(w, b), params)
+    for bits in strengths["bits"]:
+        yield "bits", bits, jax.tree.map(partial(rounded, bits=bits), params)
     leaves, structure = jax.tree.flatten(params)
     noise = [
         jax.random.normal(key, w.shape) * jnp.sqrt(jnp.mean(w**2))
         for key, w in zip(jax.random.split(jax.random.key(seed), len(leaves)), leaves, strict=True)
     ]
-    for percent in percents:
+    for percent in strengths["weight noise"]:
         noisy = [w + percent / 100 * n for w, n in zip(leaves, noise, strict=True)]
         yield "weight noise", percent, jax.tree.unflatten(structure, noisy)
 
 
-def disturbed_images(
-    images: Any, levels: Sequence[float], sigmas: Sequence[float], seed: int
-) -> Iterator[tuple[str, float, Any]]:
-    """(kind, strength, images): with normal noise, clipped to [0, 1], and blurred by a Gaussian.
+def perturbed_images(images: np.ndarray, strengths: Strengths, seed: int) -> Iterator[tuple[str, float, np.ndarray]]:
+    """Yields (kind, strength, images): with normal noise, clipped to [0, 1], and blurred by a Gaussian.
 
     Args:
         images: float32 [N, *grid, C] in [0, 1].
-        levels: standard deviations in grey levels, of 255.
-        sigmas: standard deviations in pixels.
+        strengths: standard deviations: "image noise" in grey levels, of 255; "blur" in pixels.
         seed: of the noise.
     """
     noise = np.random.default_rng(seed).standard_normal(images.shape, np.float32)
-    for level in levels:
+    for level in strengths["image noise"]:
         yield "image noise", level, np.clip(images + np.float32(level / 255) * noise, 0, 1)
-    for pixels in sigmas:
+    for pixels in strengths["blur"]:
         sigma = (0, *(pixels,) * (images.ndim - 2), 0)
         yield "blur", pixels, gaussian_filter(images, sigma, mode="reflect")
 
 
-def features(net: Any, variables: Any, images: Any) -> dict[str, Any]:
-    """What comes out of each layer for images in [0, 1], in order; the last is "classifier", the logits."""
-    kept = _captured(net, variables, images)
-    order = [layer.name for layer in bound_layers(net, variables, images.shape[1:])]
-    return {name: np.asarray(kept[name]["__call__"][0], np.float32) for name in order}
-
-
-@partial(jax.jit, static_argnums=0)
-def _captured(net, variables, images):
+def captured(net: Network, variables: Variables, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+    """Returns the output of each layer by its name; `train` normalises by the statistics of these images."""
     _, kept = net.apply(
         variables,
         images,
-        train=False,
-        mutable=["intermediates"],
+        train=train,
+        mutable=["batch_stats", "intermediates"],
         capture_intermediates=lambda module, method: method == "__call__" and len(module.path) == 1,
     )
-    return kept["intermediates"]
+    return {name: calls["__call__"][0] for name, calls in kept["intermediates"].items() if "__call__" in calls}
 
 
-def weights_bound(net: Any, disturbed: Any, images: Any, clean: dict[str, Any]) -> Any:
-    """Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j for each image.
+_captured = jax.jit(captured, static_argnums=0)
+
+
+def features(net: Network, variables: Variables, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the output of each layer for images in [0, 1], in order; the last is "classifier", the logits."""
+    outputs = _captured(net, variables, images)
+    order = [layer.name for layer in bound_layers(net, variables, images.shape[1:])]
+    return {name: np.asarray(outputs[name], np.float32) for name in order}
+
+
+def weights_bound(
+    net: Network, perturbed: Variables, images: np.ndarray, clean: dict[str, np.ndarray]
+) -> np.ndarray | float:
+    """Returns Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j for each image.
 
     Args:
-        net: the network; disturbed: its other variables.
-        images: in [0, 1]; clean: what comes out of each layer as it was.
+        net: the network.
+        perturbed: its perturbed variables.
+        images: in [0, 1].
+        clean: the outputs of its layers with the unperturbed ones, see `features`.
     """
-    total, there = np.zeros(len(images)), _each_alone(net, disturbed, images, clean)
-    for bounds in stability_report(net, disturbed, images.shape[1:]).layers:
-        total = bounds.lipschitz * total + norms(there[bounds.name] - clean[bounds.name])
+    total: np.ndarray | float = np.zeros(len(images))
+    outputs = _single_layers(net, perturbed, images, clean)
+    for bounds in stability_report(net, perturbed, images.shape[1:]).layers:
+        total = bounds.lipschitz * total + norms(outputs[bounds.name] - clean[bounds.name])
     return total
 
 
 @partial(jax.jit, static_argnums=0)
-def _each_alone(net, disturbed, images, clean):
+def _single_layers(net, perturbed, images, clean):
     """f'_k(y_k) by the layer's name."""
-    y, there = images, {}
-    for layer in bound_layers(net, disturbed, images.shape[1:]):
+    y, outputs = images, {}
+    for layer in bound_layers(net, perturbed, images.shape[1:]):
         takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
-        there[layer.name] = layer.module(y, **({"train": False} if takes_train else {}))
+        outputs[layer.name] = layer.module(y, **({"train": False} if takes_train else {}))
         y = clean[layer.name]
-    return there
+    return outputs
 
 
-def norms(x: Any) -> Any:
-    """‖x_b‖ of each image."""
+def norms(x: Any) -> np.ndarray:
+    """Returns ‖x_b‖ of each image."""
     return np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=tuple(range(1, x.ndim))))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.ablation import VARIANTS, AblationConfig, markdown, variants
+from experiments.ablation import VARIANTS, Config, markdown, variants
 from experiments.common.flags import shown
 from experiments.common.recipes import RECIPES, Recipe
 from lowcost.nn import network
@@ -161,14 +161,14 @@ def test_every_variant_differs_from_the_fast_recipe_in_one_ingredient():
 
 
 def test_a_page_shows_the_flags_and_not_where_pictures_lie(tmp_path):
-    config = AblationConfig("folder", data_dir=tmp_path, images="small ones", epochs=6)
+    config = Config("folder", data_dir=tmp_path, images="small ones", epochs=6)
     assert shown(config, "dataset") == "--data-dir DIR --epochs 6 --images 'small ones'"
-    assert shown(AblationConfig(), "dataset") == ""
+    assert shown(Config(), "dataset") == ""
 
 
 def test_a_variant_that_so_few_epochs_cannot_show_is_left_out():
     """And runs that differ in anything have directories of their own."""
-    short, long = variants(AblationConfig(epochs=5)), variants(AblationConfig(epochs=6))
+    short, long = variants(Config(epochs=5)), variants(Config(epochs=6))
     assert set(long) - set(short) == {"no late decay of the matrices", "light augmentation to the end"}
     directories = {config.directory() for runs in (short, long) for config, _ in runs.values()}
     assert len(directories) == len(short) + len(long)

@@ -1,0 +1,122 @@
+"""Renders the page and the plot of Table 2 from the rows that `experiments.table2` writes."""
+
+from pathlib import Path
+
+from experiments.common.config import Architecture, Width
+from experiments.common.styles import STYLES
+from experiments.common.tables import Columns, Row, finish, panels, table
+
+PAPER: dict[str, dict[Architecture, dict[Width, float]]] = {
+    "cifar10": {
+        "resnet": {"A": 93.1, "B": 93.0},
+        "mobilenet": {"A": 89.5, "B": 91.6},
+        "linear_mix": {"A": 91.3, "B": 92.1},
+        "explicit_rd": {"A": 88.9, "B": 90.6},
+        "implicit_rd": {"A": 88.7, "B": 90.3},
+        "circulant_rd": {"A": 86.0, "B": 88.0},
+    },
+    "cifar100": {
+        "resnet": {"B": 71.7, "C": 69.9},
+        "mobilenet": {"B": 65.6, "C": 61.9},
+        "linear_mix": {"B": 67.9, "C": 69.2},
+        "explicit_rd": {"B": 66.1, "C": 65.2},
+        "implicit_rd": {"B": 64.6, "C": 64.9},
+        "circulant_rd": {"B": 60.2, "C": 60.0},
+    },
+    "stl10": {
+        "resnet": {"A": 74.9, "B": 75.3},
+        "mobilenet": {"A": 74.9, "B": 77.2},
+        "linear_mix": {"A": 75.6, "B": 75.6},
+        "explicit_rd": {"A": 74.6, "B": 75.9},
+        "implicit_rd": {"A": 73.8, "B": 73.4},
+        "circulant_rd": {"A": 69.6, "B": 70.5},
+    },
+}
+"""The paper's validation accuracy after 300 epochs in percent: data set, architecture, width."""
+
+
+TEMPLATE = """# Table 2
+
+Accuracy of the last epoch on all test images; the paper's networks were trained for 300 epochs. Seconds are wall-clock
+time, with pauses and other load on the machine.
+
+![accuracy against weights](table2.png)
+"""
+SECTION = """
+## {images}, {epochs} epoch{s}
+
+{train_images:,} training images, recipe {recipe}, {which}, {device}.
+
+{table}
+
+Made by `python -m experiments.table2 {dataset} --architectures {architectures} --widths {widths} {flags}`.
+"""
+
+
+def markdown(rows: list[Row]) -> str:
+    """Returns the page: one table with its command for each kind of images and way to train."""
+    return TEMPLATE + "".join(map(_section, _groups(rows)))
+
+
+def _section(group: list[Row]) -> str:
+    first = group[0]
+    seed, seeds = first["seed"], first["seeds"]
+
+    def accuracy(row: Row) -> str:
+        deviation = row["test_accuracy_std"]
+        return f"{100 * row['test_accuracy']:.2f}" + (f" ± {100 * deviation:.2f} %" if deviation else " %")
+
+    columns: Columns = {
+        "network": "{architecture}",
+        "width": "{width}",
+        "weights": "{weights:,}",
+        "epochs": "{epochs}",
+        "test accuracy": accuracy,
+        "the paper, 300 epochs": lambda row: f"{paper} %" if (paper := _paper(row)) else "",
+        "images/s": lambda row: f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
+        "seconds": "{train_seconds:,.0f}",
+    }
+    grid = {f"{name}s": " ".join(dict.fromkeys(row[name] for row in group)) for name in ("architecture", "width")}
+    which = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}, mean ± standard deviation"
+    about = {"s": "s" * (first["epochs"] > 1), "which": which, **grid}
+    return SECTION.format(**first, **about, table=table(group, columns, text=2))
+
+
+def place(row: Row) -> tuple:
+    """Returns what a row is shown for: a newer row with the same place replaces it."""
+    return *_kind(row), row["architecture"], row["width"]
+
+
+def _kind(row: Row) -> tuple:
+    return tuple(row[x] for x in ("images", "train_images", "recipe", "epochs", "seed", "seeds", "device", "flags"))
+
+
+def _groups(rows: list[Row]) -> list[list[Row]]:
+    """The rows of each table, in the order of their first rows."""
+    kinds = list(dict.fromkeys(map(_kind, rows)))
+    return [[row for row in rows if _kind(row) == kind] for kind in kinds]
+
+
+def _paper(row: Row) -> float | None:
+    return PAPER.get(row["like"] or "", {}).get(row["architecture"], {}).get(row["width"])
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draws accuracy against weights, one panel per table; the paper's figures are hollow."""
+    from matplotlib.ticker import PercentFormatter
+
+    groups = _groups(rows)
+    figure, axes = panels(len(groups), 5.2 * len(groups), 4.2)
+    for panel, group in zip(axes, groups, strict=True):
+        for row in group:
+            style: Row = {"linestyle": "none", "markersize": 7, "alpha": 0.8} | STYLES[row["architecture"]]
+            label = f"{row['architecture']} {row['width']}"
+            accuracy, deviation = row["test_accuracy"], row["test_accuracy_std"]
+            panel.errorbar(row["weights"], accuracy, yerr=deviation, label=label, **style)
+            if (paper := _paper(row)) is not None:
+                panel.plot(row["weights"], paper / 100, fillstyle="none", **style)
+        title = "{images}\nrecipe {recipe}, {epochs} epochs (hollow: the paper, 300)".format(**group[0])
+        panel.set(xscale="log", xlabel="weights", ylabel="test accuracy")
+        panel.set_title(title, fontsize=9)
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    finish(figure, path, ncols=3)
