@@ -1,4 +1,4 @@
-"""Programs: the only place where networks, data and training meet. Run them with `python -m experiments.NAME`."""
+"""The programs, where networks, data and training meet: `python -m experiments.NAME`."""
 
 import sys
 

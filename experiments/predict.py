@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -34,7 +34,7 @@ Row = tuple[str, str, float, float]
 class PredictConfig:
     """What to classify, and by which network."""
 
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_OR_FOLDER...")]
     """Image files (PNG, JPEG, WebP, BMP, GIF, TIFF), and folders, which are searched with all folders below."""
     workdir: Path | None = None
     """Work directory of a run."""

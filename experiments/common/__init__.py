@@ -1,1 +1,1 @@
-"""What several programs share: configuration, a run, recipes, files, timing."""
+"""Modules that several programs share: entry, configuration, runs and training, recipes, files, timing."""

@@ -56,7 +56,7 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
     ready, failure = None, ""
     try:
         ready = runs.prepare(config, recipe)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         failure = str(error)
     try:
         if not (unequal_devices() or agree(bool(failure))):
@@ -144,10 +144,9 @@ def _report(
     if is_process_0() and log.rows:
         draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {ready.dataset.name}")
     if interruption.signal is not None and log.last_epoch() < ready.epochs:
-        unsaved = skipped_in_a_row(state)
-        where = "the last checkpoint" if unsaved else "there"
-        saved = "" if unsaved else f", saved in {printable(workdir)}"
-        console.print(f"stopped at step {first_step(state)}{saved}; the same command resumes from {where}")
+        saved = f", saved in {printable(workdir)}; the same command resumes from there"
+        unsaved = "; the same command resumes from the last checkpoint"
+        console.print(f"stopped at step {first_step(state)}{unsaved if skipped_in_a_row(state) else saved}")
         return 128 + interruption.signal
     if not is_process_0():
         return 0
