@@ -209,6 +209,11 @@ def test_half_of_the_flags_for_many_processes(program):
     assert output.count("\n") == 1
 
 
+def test_missing_package(error, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert "sklearn.datasets" in error()
+
+
 def test_missing_folder(error, tmp_path):
     assert str(tmp_path / "none") in error(dataset="folder", data_dir=tmp_path / "none")
     assert "data_dir" in error(dataset="folder")
