@@ -1,82 +1,106 @@
-"""What the operators accept, and what they say otherwise: the argument, what was expected, what came, what to do."""
+"""Checks of the arguments that several functions share, and their promotion to float32.
+
+Every error names the argument, states what is expected and what was passed, and says what to do.
+"""
 
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-BOUNDARIES = ("periodic", "zeros", "reflect")
+Boundary = Literal["periodic", "zeros", "reflect"]
+"""What lies beyond the grid: its repetition, zeros, or its mirror image."""
 
 
 def check_floating(name: str, x: jax.Array) -> None:
-    """TypeError unless x is an array of real floating point numbers."""
+    """Raises TypeError unless x is an array of real floating point numbers."""
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         got = getattr(x, "dtype", type(x).__name__)
         raise TypeError(f"{name} must be real floating point, got {got}; cast it, e.g. {name}.astype(jnp.float32)")
 
 
 def check_stencil(stencil: jax.Array, grid: Sequence[int], *, channel_axes: int = 1) -> None:
-    """The stencil [*window, *channels] is real and fits the grid, axis by axis."""
+    """Raises TypeError or ValueError unless the stencil [*window, *channels] is real and fits the grid."""
     check_floating("stencil", stencil)
     window = stencil.shape[: stencil.ndim - channel_axes]
     if not window or len(window) != len(grid):
         raise ValueError(
-            f"stencil must have one axis per grid axis and then its channels, got shape {list(stencil.shape)} "
-            f"for the grid {list(grid)}"
+            f"stencil must have {len(grid)} window axes, as the grid {list(grid)}, and {channel_axes} for channels, "
+            f"got shape {list(stencil.shape)}; pass one size per window axis"
         )
-    if any(m < 1 or m > n for m, n in zip(window, grid, strict=True)):
-        raise ValueError(
-            f"stencil {_by(window)} must lie between 1 and the grid {_by(grid)} on every axis; "
-            "use a smaller stencil or a larger grid"
-        )
+    _check_window(window, grid)
 
 
-def check_features(
-    name: str, y: jax.Array, stencil: jax.Array, *, channel_axes: int = 1, channel_axis: int = -1
-) -> None:
-    """The features y are [..., *grid, C] for a grid that holds the stencil, C being the stencil's axis channel_axis."""
+def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes: int, channels: int) -> None:
+    """Raises TypeError or ValueError unless the operator with this stencil applies to the features y.
+
+    Args:
+        name: what the caller's signature calls y.
+        y: features, [..., *grid, C].
+        stencil: [*window, *channels], with one to three window axes that fit the grid.
+        channel_axes: number of axes of the stencil after its window.
+        channels: the axis of the stencil that C must equal.
+    """
     check_floating("stencil", stencil)
     check_floating(name, y)
     dims = stencil.ndim - channel_axes
     if not 1 <= dims <= 3:
         raise ValueError(
-            f"stencil must have one to three window axes before its channels, got shape {list(stencil.shape)}"
+            f"stencil must have one to three window axes before its channels, got shape {list(stencil.shape)}; "
+            "a stencil of one point still has its axes, e.g. shape [1, 1, C]"
         )
     if y.ndim < dims + 1:
         raise ValueError(
-            f"{name} must be [..., *grid, C] with {dims} grid axes as the stencil has, got shape {list(y.shape)}"
+            f"{name} must be [..., *grid, C] with {dims} grid axes as the stencil, got shape {list(y.shape)}; "
+            "add the missing axes"
         )
-    check_channels(name, y, "stencil", stencil, stencil.shape[channel_axis])
-    check_stencil(stencil, y.shape[-dims - 1 : -1], channel_axes=channel_axes)
+    check_channels(name, y, "stencil", stencil, stencil.shape[channels])
+    _check_window(stencil.shape[:dims], y.shape[-dims - 1 : -1])
 
 
 def check_channels(name: str, y: jax.Array, weights_name: str, weights: jax.Array, channels: int) -> None:
-    """The last axis of y has as many channels as the weights expect."""
+    """Raises ValueError unless the last axis of y has the number of channels that the weights expect."""
     if y.shape[-1:] != (channels,):
         raise ValueError(
-            f"{name} must have {channels} channels on its last axis as {weights_name} of shape {list(weights.shape)} "
-            f"asks for, got {name} of shape {list(y.shape)}"
+            f"{name} must have {channels} channels on its last axis, as {weights_name} of shape {list(weights.shape)} "
+            f"expects, got shape {list(y.shape)}; move the channels last, or pass other weights"
         )
 
 
 def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
-    """ValueError unless choice is one of choices."""
+    """Raises ValueError unless choice is one of choices."""
     if choice not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))} here, got {choice!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))} here, got {choice!r}; choose one of these"
+        )
+
+
+def check_boundary(boundary: Boundary) -> None:
+    """Raises ValueError unless the boundary is one that the operators know."""
+    check_choice("boundary", boundary, get_args(Boundary))
 
 
 def check_time_step(h: float | jax.Array) -> None:
-    """ValueError for a time step that is known while tracing (a Python number) to be negative or not finite."""
+    """Raises ValueError if h is a Python number that is negative or not finite; an array may be traced and passes."""
     if isinstance(h, numbers.Real) and not (math.isfinite(h) and h >= 0):
-        raise ValueError(f"h must be a finite time step ≥ 0, got {h}")
+        raise ValueError(f"h must be a finite time step ≥ 0, got {h}; the usual step is 1.0")
 
 
 def promote(x: jax.Array) -> jax.Array:
-    """Returns x in float32 at least: the operators accept bfloat16, and compute and sum in float32."""
+    """Returns x in float32 at least: the operators accept bfloat16, but compute and sum in float32."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_window(window, grid):
+    if any(m < 1 or m > n for m, n in zip(window, grid, strict=True)):
+        raise ValueError(
+            f"stencil must have from 1 to {_by(grid)} points, the size of the grid, got {_by(window)}; "
+            "use a smaller stencil or a larger grid"
+        )
 
 
 def _by(sizes):

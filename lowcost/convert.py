@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.arguments import check_floating
-from lowcost.operators.circulant import circulant_stencil
+from lowcost.operators.circulant import as_fully_coupled
 from lowcost.time_stepping import Map
 
 
@@ -101,7 +101,7 @@ def to_circulant(stencil: jax.Array) -> StencilFit:
     c = stencil.shape[-1]
     i, p = np.indices((c, c))
     θ = jnp.mean(stencil[..., i, (i - p) % c], axis=-2)
-    return StencilFit(θ, _relative_error(stencil, circulant_stencil(θ)))
+    return StencilFit(θ, _relative_error(stencil, as_fully_coupled(θ)))
 
 
 def dense_stencil(operator: Map, window: Sequence[int], channels: int) -> jax.Array:

@@ -1,8 +1,8 @@
-"""Symbols: what makes every low-cost operator of the paper exact and cheap (Eq. 10).
+"""Symbols, which make every low-cost operator of the paper exact and cheap (Eq. 10).
 
-A periodic convolution is diagonal in the Fourier basis. Its diagonal, the symbol λ, tells everything about it: the
-adjoint is λ̄, the normal operator |λ|², a resolvent 1 / (1 + h|λ|²), the norm max|λ|. So the operators are a stencil's
-`symbol`, a function of it, and `apply_symbol`.
+A periodic convolution is diagonal in the Fourier basis. Its diagonal, the symbol λ, determines everything about it: the
+adjoint has the symbol λ̄, the normal operator |λ|², the resolvent 1 / (1 + h|λ|²), and the norm is max|λ|. Each operator
+is therefore three steps: a stencil's `symbol`, a function of it, and `apply_symbol`.
 """
 
 import math
@@ -18,6 +18,9 @@ from lowcost.batching import each_image, per_shard
 from lowcost.methods import SpectralMethod, choose
 from lowcost.real_dft import filter_image, real_parts
 
+LARGEST_CONSTANT = 2**20
+"""Entries of a DFT matrix up to which it is written into a program; beyond, the symbol is computed by FFT."""
+
 
 def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     """λ_k = Σ_j θ_j exp(2πi k·j / n), j counted from the stencil's centre: the eigenvalues of C(θ), Eqs. (5), (10).
@@ -27,7 +30,7 @@ def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
 
     Args:
         stencil: θ, real, [*window, C]; the centre of an axis of m points is index m // 2.
-        grid: points per axis of the periodic grid, as many axes as the window, none shorter than the window's.
+        grid: points per axis of the periodic grid; as many axes as the window, none shorter than the window's.
 
     Returns:
         λ, complex, [*grid, C]; frequencies in the order of `jnp.fft.fftfreq`.
@@ -41,45 +44,31 @@ def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
         >>> print(symbol(laplacian, (4,)).real.round(3)[:, 0])
         [ 0. -2. -4. -2.]
     """
-    grid = tuple(grid)
     check_stencil(stencil, grid)
-    return _symbol(stencil, grid)
-
-
-def _symbol(stencil, grid):
-    # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
-    λ = promote(stencil) + 0j
-    for axis, (n, m) in enumerate(zip(grid, stencil.shape, strict=False)):
-        if n * m <= 2**20:
-            λ = _along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
-        else:  # where the matrix would be a constant of many megabytes
-            phase = _characters(n, 1, m // 2).astype(λ.dtype)
-            λ = n * jnp.fft.ifft(λ, n, axis) * phase.reshape(-1, *(1,) * (λ.ndim - 1 - axis))
-    return λ
+    return unchecked_symbol(stencil, grid)
 
 
 def circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     """λ_{k,q} = Σ_p exp(2πi q·p / c) λ_k(θ^{(p)}): the eigenvalues of K_circ(θ) in the basis F₃, Eq. (12).
 
-    The channels are one more periodic axis, along which block (i, j) holds C(θ^{(j-i mod c)}).
+    The channels are one more periodic axis: block (i, j) is C(θ^{(j-i mod c)}).
 
     Args:
         stencil: θ, real, [*window, C]; slice p couples channel i to channel i + p mod C.
         grid: points per spatial axis.
 
     Returns:
-        λ, complex, [*grid, C], the last axis being the frequency along the channels.
+        λ, complex, [*grid, C]; the last axis is the frequency along the channels.
 
     Raises:
         TypeError, ValueError: as `symbol`.
     """
-    λ = symbol(stencil, grid)
-    c = λ.shape[-1]
-    return _along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
+    check_stencil(stencil, grid)
+    return unchecked_circulant_symbol(stencil, grid)
 
 
 def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
-    """λ_k = Σ_j θ_j exp(2πi k·j / n), a matrix a frequency: what K(θ) of Eq. (4) does to the channels of mode k.
+    """λ_k = Σ_j θ_j exp(2πi k·j / n), one matrix per frequency: how K(θ) of Eq. (4) couples the channels of mode k.
 
     Args:
         stencil: θ, real, [*window, C_in, C_out].
@@ -91,15 +80,34 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     Raises:
         TypeError, ValueError: as `symbol`.
     """
-    grid = tuple(grid)
     check_stencil(stencil, grid, channel_axes=2)
-    return _symbol(stencil, grid)
+    return unchecked_symbol(stencil, grid)
+
+
+def unchecked_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
+    """λ of `symbol` or `coupled_symbol`, for arguments that the caller has checked."""
+    # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
+    λ = promote(stencil) + 0j
+    for axis, (n, m) in enumerate(zip(grid, stencil.shape, strict=False)):
+        if n * m <= LARGEST_CONSTANT:
+            λ = _along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
+        else:
+            phase = _characters(n, 1, m // 2).astype(λ.dtype)
+            λ = n * jnp.fft.ifft(λ, n, axis) * phase.reshape(-1, *(1,) * (λ.ndim - 1 - axis))
+    return λ
+
+
+def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
+    """λ of `circulant_symbol`, for arguments that the caller has checked."""
+    λ = unchecked_symbol(stencil, grid)
+    c = λ.shape[-1]
+    return _along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
 
 
 def squared_modulus(symbol: jax.Array) -> jax.Array:
     """|λ|² = λ.re² + λ.im²: the symbol of KᵀK in Eqs. (8) to (11), real, shaped as λ.
 
-    Not abs(λ)², whose second derivative is wrong where λ = 0.
+    JAX's abs(λ)² has a wrong second derivative where λ = 0.
     """
     return symbol.real**2 + symbol.imag**2
 

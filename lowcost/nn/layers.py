@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from lowcost.arguments import check_choice, check_floating, check_time_step
+from lowcost.arguments import Boundary, check_choice, check_floating, check_time_step
 from lowcost.nn.initializers import (
     Initializer,
     circulant_normal,
@@ -27,7 +27,7 @@ from lowcost.operators.circulant import circulant
 from lowcost.operators.depthwise import depthwise, depthwise_resolvent
 from lowcost.operators.linear_mix import linear_mix
 
-_BOUNDARIES = {"SAME": "zeros", "CIRCULAR": "periodic", "REFLECT": "reflect"}
+_BOUNDARIES: dict[str, Boundary] = {"SAME": "zeros", "CIRCULAR": "periodic", "REFLECT": "reflect"}
 
 
 class _Layer(nn.Module):
@@ -57,7 +57,7 @@ class _Layer(nn.Module):
     def _window(self) -> tuple[int, ...]:
         return tuple(map(operator.index, np.atleast_1d(self.kernel_size)))
 
-    def _boundary(self) -> str:
+    def _boundary(self) -> Boundary:
         check_choice("padding", self.padding, tuple(_BOUNDARIES))
         return _BOUNDARIES[self.padding]
 

@@ -1,23 +1,27 @@
-"""K_circ(θ): block circulant in the channels, so that F₃ over space and channels makes it diagonal, Eq. (12)."""
+"""K_circ(θ): block circulant in the channels, hence diagonal in F₃, the transform over space and channels, Eq. (12)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowcost.arguments import Boundary
+from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
 from lowcost.operators.fully_coupled import slide_coupled, slide_coupled_adjoint
-from lowcost.spectral import circulant_symbol, scale_spectrum
+from lowcost.spectral import scale_spectrum, unchecked_circulant_symbol
 
 
-def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
+def circulant(
+    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
+) -> jax.Array:
     """K_circ(θ) y, block (i, j) = C(θ^{(j-i mod c)}): Eq. (12), computed as F₃⁻¹(λ ⊙ F₃ y).
 
     Args:
         stencil: θ, [*window, C]; slice p couples channel i to channel i + p mod C.
         y: features, [..., *grid, C].
-        boundary: "periodic", "zeros" or "reflect" of the grid; the channels are always periodic.
+        boundary: of the grid, "periodic", "zeros" or "reflect"; the channels are always periodic.
         method: "fft", "matmul" (the DFTs as real matrix products), "direct" (`fully_coupled` with the stencil
-            written out as [*window, C, C]) or "auto". The result is the same.
+            `as_fully_coupled`) or "auto", the fastest known. The result is the same.
 
     Returns:
         Features with the shape and dtype of y.
@@ -27,42 +31,44 @@ def circulant(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
 
     Example:
-        >>> stencil = jnp.array([[0.0, 1.0, 0.0]])  # a window of one point; slice 1 couples channel i to channel i + 1
+        >>> stencil = jnp.array([[0.0, 1.0, 0.0]])  # a window of one point; slice 1 couples channel i to i + 1
         >>> print(circulant(stencil, jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])))
         [[2. 3. 1.]
          [5. 6. 4.]]
     """
-    return apply(convolve, _WAYS, "circulant", "y", stencil, y, boundary, method)
+    return apply(convolve, _WAYS, "circulant", stencil, y, boundary, method)
 
 
 def circulant_adjoint(
-    stencil: jax.Array, z: jax.Array, *, boundary: str = "periodic", method: str = "auto"
+    stencil: jax.Array, z: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
 ) -> jax.Array:
     """K_circ(θ)ᵀ z: the adjoint of `circulant` with the same boundary.
 
     Args, Returns, Raises: as `circulant`.
     """
-    return apply(correlate, _WAYS, "circulant", "z", stencil, z, boundary, method)
+    return apply(correlate, _WAYS, "circulant", stencil, z, boundary, method)
 
 
 def circulant_diffusion(
-    stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto"
+    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
 ) -> jax.Array:
     """-K_circ(θ)ᵀ K_circ(θ) y: the diffusion of the circulant reaction-diffusion step.
 
     Args, Returns, Raises: as `circulant`.
     """
-    return apply(diffuse, _WAYS, "circulant", "y", stencil, y, boundary, method)
+    return apply(diffuse, _WAYS, "circulant", stencil, y, boundary, method)
 
 
-def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
-    """(I + h KᵀK)⁻¹ y with K = K_circ(θ): Eq. (11) with the operator of Eq. (12), by the same F₃ symbol.
+def circulant_resolvent(
+    stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: SpectralMethod = "auto"
+) -> jax.Array:
+    """(I + h KᵀK)⁻¹ y with K = K_circ(θ): Eq. (11) with the operator of Eq. (12), computed in F₃.
 
     Args:
         stencil: θ, [*window, C].
         y: features, [..., *grid, C].
         h: time step, h ≥ 0.
-        method: "fft", "matmul" or "auto"; an inverse has no stencil to apply directly.
+        method: "fft", "matmul" or "auto"; the inverse has no short stencil for "direct".
 
     Returns:
         Features with the shape and dtype of y.
@@ -74,23 +80,23 @@ def circulant_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
     return resolvent(_WAYS, "circulant_resolvent", stencil, y, h, method)
 
 
-def circulant_stencil(stencil: jax.Array) -> jax.Array:
-    """θ [*window, C] written out as the fully coupled stencil of the same operator, [*window, C_in, C_out]."""
+def as_fully_coupled(stencil: jax.Array) -> jax.Array:
+    """Returns the stencil [*window, C_in, C_out] with which `fully_coupled` is K_circ(θ), for θ [*window, C]."""
     channel = np.arange(stencil.shape[-1])
     return jnp.asarray(stencil)[..., (channel[:, None] - channel[None, :]) % len(channel)]
 
 
 def _slide(stencil, y, boundary):
-    return slide_coupled(circulant_stencil(stencil), y, boundary)
+    return slide_coupled(as_fully_coupled(stencil), y, boundary)
 
 
 def _slide_adjoint(stencil, z, boundary):
-    return slide_coupled_adjoint(circulant_stencil(stencil), z, boundary)
+    return slide_coupled_adjoint(as_fully_coupled(stencil), z, boundary)
 
 
 def _filter(function, stencil, method, y):
-    """F₃⁻¹(function(λ) ⊙ F₃ y): the channels join the grid, and a single channel is left."""
-    λ = circulant_symbol(stencil, y.shape[-stencil.ndim : -1])
+    """F₃⁻¹(function(λ) ⊙ F₃ y): the channels become one more grid axis, and a single channel remains."""
+    λ = unchecked_circulant_symbol(stencil, y.shape[-stencil.ndim : -1])
     return scale_spectrum(y[..., None], function(λ)[..., None], method)[..., 0]
 
 

@@ -2,20 +2,24 @@
 
 import jax
 
+from lowcost.arguments import Boundary
+from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
 from lowcost.operators.sliding import slide, slide_adjoint
-from lowcost.spectral import scale_spectrum, symbol
+from lowcost.spectral import scale_spectrum, unchecked_symbol
 
 
-def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto") -> jax.Array:
+def depthwise(
+    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
+) -> jax.Array:
     """K_dw(θ) y, (K y)_{i,c} = Σ_j θ_{j,c} y_{i+j,c}, j counted from the stencil's centre: Eq. (5).
 
     Args:
         stencil: θ, [*window, C]; one to three window axes, each of any size up to the grid's.
         y: features, [..., *grid, C].
-        boundary: "periodic" as in the paper, "zeros" or "reflect": what lies beyond the grid.
-        method: "fft", "matmul" (the DFT as a real matrix product), "direct" (the stencil applied in place) or "auto".
-            The result is the same.
+        boundary: what lies beyond the grid: "periodic" as in the paper, "zeros" or "reflect".
+        method: "fft", "matmul" (the DFT as a real matrix product), "direct" (the stencil applied on the grid) or
+            "auto", the fastest known. The result is the same.
 
     Returns:
         Features with the shape and dtype of y.
@@ -30,41 +34,43 @@ def depthwise(stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", m
         >>> print(depthwise(difference, jnp.array([0.0, 1.0, 4.0, 9.0])[:, None])[:, 0])
         [ 1.  3.  5. -9.]
     """
-    return apply(convolve, _WAYS, "depthwise", "y", stencil, y, boundary, method)
+    return apply(convolve, _WAYS, "depthwise", stencil, y, boundary, method)
 
 
 def depthwise_adjoint(
-    stencil: jax.Array, z: jax.Array, *, boundary: str = "periodic", method: str = "auto"
+    stencil: jax.Array, z: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
 ) -> jax.Array:
     """K_dw(θ)ᵀ z: the adjoint of `depthwise` with the same boundary, ⟨K y, z⟩ = ⟨y, Kᵀ z⟩.
 
     Args, Returns, Raises: as `depthwise`.
     """
-    return apply(correlate, _WAYS, "depthwise", "z", stencil, z, boundary, method)
+    return apply(correlate, _WAYS, "depthwise", stencil, z, boundary, method)
 
 
 def depthwise_diffusion(
-    stencil: jax.Array, y: jax.Array, *, boundary: str = "periodic", method: str = "auto"
+    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
 ) -> jax.Array:
     """-K_dw(θ)ᵀ K_dw(θ) y: the diffusion term of Eqs. (8) and (9), symmetric and negative semi-definite.
 
     Args, Returns, Raises: as `depthwise`.
     """
     operator = "diffusion" if boundary == "periodic" else "depthwise"
-    return apply(diffuse, _WAYS, operator, "y", stencil, y, boundary, method)
+    return apply(diffuse, _WAYS, operator, stencil, y, boundary, method)
 
 
-def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: str = "auto") -> jax.Array:
+def depthwise_resolvent(
+    stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: SpectralMethod = "auto"
+) -> jax.Array:
     """(I + h KᵀK)⁻¹ y with K = K_dw(θ): the implicit diffusion of Eq. (11).
 
-    Never amplifies: its eigenvalues 1 / (1 + h|λ|²) lie in (0, 1] for every θ and h ≥ 0. Periodic grids only, where
-    the inverse is diagonal.
+    It never amplifies: its eigenvalues 1 / (1 + h|λ|²) lie in (0, 1] for every θ and h ≥ 0. The grid is periodic, since
+    only there the inverse is diagonal.
 
     Args:
         stencil: θ, [*window, C].
         y: features, [..., *grid, C].
         h: time step, h ≥ 0.
-        method: "fft", "matmul" or "auto"; an inverse has no stencil to apply directly.
+        method: "fft", "matmul" or "auto"; the inverse has no short stencil for "direct".
 
     Returns:
         Features with the shape and dtype of y.
@@ -77,14 +83,14 @@ def depthwise_resolvent(stencil: jax.Array, y: jax.Array, h: float | jax.Array, 
         >>> import jax.numpy as jnp
         >>> difference = jnp.array([0.0, -1.0, 1.0])[:, None]
         >>> y = jnp.array([1.0, 0.0, 0.0, 0.0])[:, None]
-        >>> print(depthwise_resolvent(difference, y, 1.0)[:, 0].round(3))  # smoother, the mean as before
+        >>> print(depthwise_resolvent(difference, y, 1.0)[:, 0].round(3))  # smoother, with the same mean
         [0.467 0.2   0.133 0.2  ]
     """
     return resolvent(_WAYS, "real", stencil, y, h, method)
 
 
 def _filter(function, stencil, method, y):
-    return scale_spectrum(y, function(symbol(stencil, y.shape[-stencil.ndim : -1])), method)
+    return scale_spectrum(y, function(unchecked_symbol(stencil, y.shape[-stencil.ndim : -1])), method)
 
 
 _WAYS = Ways(slide, slide_adjoint, _filter)

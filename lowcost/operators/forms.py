@@ -1,4 +1,7 @@
-"""K, Kᵀ, −KᵀK and (I + hKᵀK)⁻¹ of a stencil: what K, K_dw and K_circ, Eqs. (4), (5) and (12), have in common."""
+"""K, Kᵀ, −KᵀK and (I + hKᵀK)⁻¹ of a stencil: what K, K_dw and K_circ, Eqs. (4), (5) and (12), have in common.
+
+`apply` and `resolvent` check the arguments and choose the method; the forms below them only compute.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import BOUNDARIES, check_choice, check_features, check_time_step, promote
+from lowcost.arguments import check_boundary, check_features, check_time_step, promote
 from lowcost.batching import per_shard
 from lowcost.methods import choose
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
@@ -18,11 +21,11 @@ class Ways(NamedTuple):
     """How an operator is computed on the images of one device.
 
     Attributes:
-        slide: (stencil, y, boundary) → K y, directly.
-        slide_adjoint: (stencil, z, boundary) → Kᵀ z, directly.
+        slide: (stencil, y, boundary) → K y, by applying the stencil itself.
+        slide_adjoint: (stencil, z, boundary) → Kᵀ z, by applying the stencil itself.
         filter: (function, stencil, method, y) → F⁻¹(function(λ) F y).
         adjoint: λ ↦ the symbol of Kᵀ.
-        channel_axes: how many axes the stencil has after its window.
+        channel_axes: number of axes of the stencil after its window.
     """
 
     slide: Callable[..., jax.Array]
@@ -32,10 +35,11 @@ class Ways(NamedTuple):
     channel_axes: int = 1
 
 
-def apply(form, ways, operator, name, stencil, y, boundary, method, *, channel_axis=-1):
-    """Checks the arguments and applies `form`, one of this module's functions, on each device's own images."""
-    check_features(name, y, stencil, channel_axes=ways.channel_axes, channel_axis=channel_axis)
-    check_choice("boundary", boundary, BOUNDARIES)
+def apply(form, ways, operator, stencil, y, boundary, method):
+    """Checks the arguments, chooses the method, and applies `form`, one of the functions below, on each device."""
+    name, channels = ("z", -1) if form is correlate else ("y", -ways.channel_axes)
+    check_features(name, y, stencil, channel_axes=ways.channel_axes, channels=channels)
+    check_boundary(boundary)
     window = stencil.shape[: -ways.channel_axes]
     dims = len(window)
     method = choose(method, operator, y.shape[-dims - 1 : -1], window, stencil.shape[dims])
@@ -43,30 +47,30 @@ def apply(form, ways, operator, name, stencil, y, boundary, method, *, channel_a
 
 
 def resolvent(ways, operator, stencil, y, h, method):
-    """(I + hKᵀK)⁻¹ y: `apply` for the inverse, which is periodic and has no stencil."""
-    check_features("y", y, stencil)
+    """(I + hKᵀK)⁻¹ y: as `apply`, for the inverse, which is periodic and has no stencil."""
+    check_features("y", y, stencil, channel_axes=1, channels=-1)
     check_time_step(h)
     grid = y.shape[-stencil.ndim : -1]
     method = choose(method, operator, grid, grid, y.shape[-1])
-    return per_shard(_resolve, stencil.ndim - 1, y, stencil, h, ways=ways, method=method)
+    return per_shard(_resolve, len(grid), y, stencil, h, ways=ways, method=method)
 
 
 def convolve(y, stencil, ways, boundary, method):
     """K y."""
     if method == "direct":
         return ways.slide(stencil, y, boundary)
-    filtered = partial(ways.filter, lambda λ: λ, stencil, method)
-    return with_boundary(filtered, promote(y), stencil.shape[: -ways.channel_axes], boundary).astype(jnp.result_type(y))
+    periodic = partial(ways.filter, lambda λ: λ, stencil, method)
+    convolved = with_boundary(periodic, promote(y), stencil.shape[: -ways.channel_axes], boundary)
+    return convolved.astype(jnp.result_type(y))
 
 
 def correlate(z, stencil, ways, boundary, method):
     """Kᵀ z."""
     if method == "direct":
         return ways.slide_adjoint(stencil, z, boundary)
-    filtered = partial(ways.filter, ways.adjoint, stencil, method)
-    return with_boundary_adjoint(filtered, promote(z), stencil.shape[: -ways.channel_axes], boundary).astype(
-        jnp.result_type(z)
-    )
+    periodic = partial(ways.filter, ways.adjoint, stencil, method)
+    correlated = with_boundary_adjoint(periodic, promote(z), stencil.shape[: -ways.channel_axes], boundary)
+    return correlated.astype(jnp.result_type(z))
 
 
 def diffuse(y, stencil, ways, boundary, method):

@@ -1,4 +1,4 @@
-"""M(θ): the 1x1 convolution, which couples the channels of a pixel and no pixels, Eq. (6)."""
+"""M(θ): the 1x1 convolution, which couples the channels of each pixel but not the pixels, Eq. (6)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def pointwise(matrix: jax.Array, y: jax.Array) -> jax.Array:
     """M(θ) y, (M y)_{i,o} = Σ_c y_{i,c} θ_{c,o}: Eq. (6).
 
     Args:
-        matrix: θ, [C_in, C_out]: the transpose of the matrix printed in the paper.
+        matrix: θ, [C_in, C_out], the transpose of the matrix printed in the paper.
         y: features, [..., C_in]; any number of grid and batch axes.
 
     Returns:
@@ -50,7 +50,7 @@ def _product(matrix, name, y, *, transpose):
     check_floating("matrix", matrix)
     check_floating(name, y)
     if matrix.ndim != 2:
-        raise ValueError(f"matrix must be [C_in, C_out], got shape {list(matrix.shape)}")
+        raise ValueError(f"matrix must be [C_in, C_out], got shape {list(matrix.shape)}; reshape it to two axes")
     check_channels(name, y, "matrix", matrix, matrix.shape[1 if transpose else 0])
     if transpose:
         matrix = matrix.T

@@ -1,12 +1,13 @@
-"""K_dw and K by sliding their stencil over the grid, as primitives of JAX whose derivatives are the same primitives.
+"""K_dw and K applied by sliding their stencil over the grid, as primitives of JAX.
 
-⟨z, K(θ) y⟩ = Σ_{i,j} θ_j y_{i+j} z_i is linear in θ, in y and in z. K y, Kᵀ z and the gradient in θ are this form with
-one of the three left open: so derivatives of every order, forward and reverse, are again one of the three. JAX's own
-derivative would add up zero-padded copies of the features, and takes twice as long.
+⟨z, K(θ) y⟩ = Σ_{i,j} θ_j y_{i+j} z_i is linear in θ, in y and in z. K y, Kᵀ z and the gradient in θ are the derivatives
+of this form in z, y and θ. Derivatives of every order, forward and reverse, are therefore again one of the three
+primitives. The derivative that JAX would derive adds zero-padded copies of the features and takes twice as long.
 """
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import partial, reduce
 
 import jax
@@ -20,7 +21,13 @@ from lowcost.operators.boundary import pad, pad_adjoint
 from lowcost.primitive import primitive
 
 UNROLLED = 49
-"""Stencils of more points are applied in a loop: the time to compile grows with the number of terms written out."""
+"""Stencils of more points are applied in a loop, because compile time grows with the number of unrolled terms."""
+
+MAX_PATCH_POINTS = 3 * UNROLLED
+"""Points of a coupled stencil up to which patches are gathered; each point is one unrolled slice."""
+
+_CACHE_LINE = 16
+"""Channels in float32 that fill a cache line of a CPU."""
 
 
 def slide(stencil: jax.Array, y: jax.Array, boundary: str, *, coupled: bool = False) -> jax.Array:
@@ -30,7 +37,7 @@ def slide(stencil: jax.Array, y: jax.Array, boundary: str, *, coupled: bool = Fa
         stencil: θ, [*window, C], or coupled [*window, C_in, C_out].
         y: features, [..., *grid, C], or C_in.
         boundary: "periodic", "zeros" or "reflect".
-        coupled: all channels with each other.
+        coupled: whether the stencil couples all channels with each other.
 
     Returns:
         [..., *grid, C], or C_out.
@@ -44,12 +51,13 @@ def slide_adjoint(stencil: jax.Array, z: jax.Array, boundary: str, *, coupled: b
 
 
 def _bind(operator, stencil, y, boundary, coupled):
-    wide = promote(y)
-    stencil = jnp.asarray(stencil, wide.dtype)
-    return operator.bind(stencil, wide, boundary=boundary, rank=stencil.ndim - 1 - coupled).astype(jnp.result_type(y))
+    promoted = promote(y)
+    stencil = jnp.asarray(stencil, promoted.dtype)
+    result = operator.bind(stencil, promoted, boundary=boundary, rank=stencil.ndim - 1 - coupled)
+    return result.astype(jnp.result_type(y))
 
 
-# --- the form of one image --------------------------------------------------------------------------------------------
+# --- one image --------------------------------------------------------------------------------------------------------
 
 
 def _slide_image(stencil, y, boundary, rank):
@@ -79,14 +87,14 @@ def _slide_gradient_image(y, z, boundary, shape):
     if math.prod(window) > UNROLLED:
         gradient = jax.lax.map(lambda j: jnp.sum(z * _moved(padded, j, z.shape[:-1]), range(rank)), _offsets(window))
     else:
-        gradient = jnp.stack([jnp.sum(z * piece, range(rank)) for piece in _shifted(padded, window)])
+        gradient = jnp.stack([jnp.sum(z * piece, range(rank)) for piece in shifted(padded, window)])
     return gradient.reshape(shape)
 
 
 def _apply(stencil, padded, rank):
-    """Σ_j θ_j y_{i+j} over a padded grid: shifted multiply-adds in one pass, coupled one matrix product."""
-    # The barriers have XLA's CPU backend write the padded image once, not ask in every term where it lies, and keep it
-    # from fusing chains of such sums, which it recomputes exponentially often.
+    """Σ_j θ_j y_{i+j} over a padded grid: shifted multiply-adds in one pass, or one matrix product if coupled."""
+    # Without the barriers XLA's CPU backend recomputes the padding in every term, and fuses chains of such sums, whose
+    # terms it then recomputes exponentially often.
     padded, window = jax.lax.optimization_barrier(padded), stencil.shape[:rank]
     if stencil.ndim > rank + 1:
         return _patches(padded, window) @ stencil.reshape(-1, stencil.shape[-1])
@@ -99,29 +107,30 @@ def _apply(stencil, padded, rank):
             return total + weight * piece(offset), None
 
         return jax.lax.scan(add, weights[0] * piece(offsets[0]), (weights[1:], offsets[1:]))[0]
-    return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window))))
+    return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, shifted(padded, window))))
 
 
 def _patches(padded, window):
-    """What the stencil meets at each point, [*grid, points·C]."""
-    if padded.shape[-1] < 16:  # pieces shorter than a cache line are first joined along the last axis
-        padded = jnp.concatenate(_shifted(padded, (*(1,) * (len(window) - 1), window[-1])), axis=-1)
+    """The features under the stencil at each point of the grid, [*grid, points·C]."""
+    if padded.shape[-1] < _CACHE_LINE:  # shorter pieces are first joined along the last axis
+        padded = jnp.concatenate(shifted(padded, (*(1,) * (len(window) - 1), window[-1])), axis=-1)
         window = (*window[:-1], 1)
-    return jax.lax.optimization_barrier(jnp.concatenate(_shifted(padded, window), axis=-1))
+    return jax.lax.optimization_barrier(jnp.concatenate(shifted(padded, window), axis=-1))
 
 
-def _shifted(padded, window):
-    """The grid moved by every offset of the window."""
-    return [padded[tuple(map(slice, j, j + _grid(padded, window)))] for j in _offsets(window)]
+def shifted(padded: jax.Array, window: Sequence[int]) -> list[jax.Array]:
+    """Returns the features moved by each offset of the window, from [..., *grid, C] with the grid padded by `pad`."""
+    grid = _grid(padded, window)
+    return [padded[..., *map(slice, j, j + grid), :] for j in _offsets(window)]
 
 
 def _moved(padded, offset, grid):
-    """The grid moved by an offset that is known only when the program runs."""
+    """The features moved by an offset that is known only at run time."""
     return jax.lax.dynamic_slice(padded, (*offset, np.int32(0)), (*grid, padded.shape[-1]))
 
 
 def _grid(padded, window):
-    return np.subtract(padded.shape[:-1], window) + 1
+    return np.subtract(padded.shape[-1 - len(window) : -1], window) + 1
 
 
 def _offsets(window):
@@ -132,7 +141,7 @@ def _offsets(window):
 
 
 def _images(function, rank, *features):
-    """`function` of every image of features [..., *grid, C], stacked along one axis."""
+    """Applies `function` to every image of features [..., *grid, C], and stacks the results along one axis."""
     batch = math.prod(features[0].shape[: -1 - rank])
     return each_image(lambda one: function(*one), tuple(x.reshape(batch, *x.shape[-1 - rank :]) for x in features))
 
@@ -152,7 +161,7 @@ _slide_adjoint = primitive(
 )
 _slide_gradient = primitive("slide_gradient", _gradient, ("boundary", "rank", "shape"))
 
-# Of each the cotangents of its two arguments: the form with them left open.
+# For each primitive the cotangents of its two arguments, which are the derivatives of the form in these.
 ad.defbilinear(
     _slide,
     lambda z, θ, y, **how: _slide_gradient.bind(y, z, shape=θ.aval.shape, **how),

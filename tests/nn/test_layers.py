@@ -11,7 +11,7 @@ import pytest
 import lowcost
 from lowcost import convert
 from lowcost.nn import Circulant, Depthwise, ImplicitDiffusion, LinearMix
-from lowcost.operators.circulant import circulant_stencil
+from lowcost.operators.circulant import as_fully_coupled
 
 GRIDS = {1: (7,), 2: (6, 5), 3: (4, 5, 4)}
 PADDINGS = ("SAME", "CIRCULAR", "REFLECT")
@@ -42,7 +42,7 @@ def test_it_is_conv_with_the_dense_kernel(layer, dims, padding):
     kernel_size = (3, 1, 3)[:dims]
     module = layer(C, kernel_size, padding=padding)
     params = drawn(module, y)
-    kernel = circulant_stencil(params["stencil"]) if layer is Circulant else dense_kernel(params)
+    kernel = as_fully_coupled(params["stencil"]) if layer is Circulant else dense_kernel(params)
     conv = nn.Conv(C, kernel_size, padding=padding)
     expected = conv.apply({"params": {"kernel": kernel, "bias": params["bias"]}}, y)
     np.testing.assert_allclose(module.apply({"params": params}, y), expected, rtol=1e-5, atol=1e-5)
@@ -136,7 +136,7 @@ def test_bad_layers_are_refused(layer):
         layer(8, (3, 3)).init(key, y)
     with pytest.raises(ValueError, match=r"padding must be one of .*'CIRCULAR'.* here, got 'VALID'"):
         layer(C, (3, 3), padding="VALID").init(key, y)
-    with pytest.raises(ValueError, match="stencil 9x9 must lie between 1 and the grid 6x5"):
+    with pytest.raises(ValueError, match=r"stencil must have from 1 to 6x5 points, .* got 9x9"):
         layer(C, (9, 9)).init(key, y)
     with pytest.raises(TypeError, match="inputs must be real floating point, got int32"):
         layer(C, (3, 3)).init(key, y.astype(jnp.int32))
