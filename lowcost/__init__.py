@@ -21,14 +21,7 @@ if TYPE_CHECKING:
     from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
     from lowcost.operators.pointwise import pointwise, pointwise_adjoint
     from lowcost.spectral import apply_symbol, circulant_symbol, coupled_symbol, squared_modulus, symbol
-    from lowcost.time_stepping import (
-        crank_nicolson,
-        exponential_euler,
-        forward_euler,
-        imex_euler,
-        reaction_diffusion,
-        spectral_step,
-    )
+    from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion, spectral_step
 
 __version__ = "0.1.0"
 
@@ -43,12 +36,10 @@ __all__ = [
     "convert",
     "cost",
     "coupled_symbol",
-    "crank_nicolson",
     "depthwise",
     "depthwise_adjoint",
     "depthwise_diffusion",
     "depthwise_resolvent",
-    "exponential_euler",
     "forward_euler",
     "fully_coupled",
     "fully_coupled_adjoint",

@@ -1,8 +1,9 @@
-"""What an operator of Section 3 does, read off its impulse responses: spectra, norms, stable steps, Green's functions.
+"""Spectra, norms, stable steps and Green's functions of the operators of Section 3, from their impulse responses.
 
-Any linear map y ↦ K y of features [*grid, C] that commutes with shifts of the grid is, in the Fourier basis, one small
-matrix a frequency. It follows from the responses to an impulse in each channel, so the functions below take the map
-itself: an operator with its weights, e.g. `partial(depthwise, stencil)`, an adjoint, a resolvent, a composition.
+In the Fourier basis, a linear map y ↦ K y of features [*grid, C] that commutes with shifts of the grid is one small
+matrix per frequency. The responses to an impulse in each channel determine these matrices. The functions below
+therefore take the map itself: an operator with its weights, e.g. `partial(depthwise, stencil)`, an adjoint, a
+resolvent, or a composition of these.
 """
 
 import math
@@ -12,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.arguments import check_choice, check_time_step
+from lowcost.arguments import check_time_step
 from lowcost.spectral import squared_modulus, symbol
-from lowcost.time_stepping import INTEGRATORS, Map
+from lowcost.time_stepping import Integrator, IntegratorName, Map, as_integrator
 
 LARGEST_MATRIX = 2**14
-"""Features, over grid and channels, up to which `operator_matrix` builds a dense matrix."""
+"""Number of features, over grid and channels, up to which `operator_matrix` builds a dense matrix."""
+
+LARGEST_ERROR = 1e-2
+"""Relative error up to which a map counts as linear and shift-invariant; loose, because it may compute in bfloat16."""
 
 
 def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
@@ -34,8 +38,8 @@ def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
         K̂, complex, [*grid, C_out, C_in] in JAX's default precision; frequencies in the order of `jnp.fft.fftfreq`.
 
     Raises:
-        ValueError: the operator changes the grid, or is not linear or does not commute with shifts (as far as one
-            random y can tell; not checked while tracing).
+        ValueError: the operator changes the grid, is not linear, or does not commute with shifts. The last two are
+            checked by one random y, and not while tracing.
     """
     grid = tuple(grid)
     impulses = np.zeros((channels, *grid, channels))
@@ -43,18 +47,21 @@ def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
     probe = np.random.default_rng(0).normal(size=(1, *grid, channels))
     responses = jax.vmap(operator)(jnp.asarray(np.concatenate([impulses, probe])))
     if responses.shape[1:-1] != grid:
-        raise ValueError(f"operator must keep the grid {list(grid)}, got responses on {list(responses.shape[1:-1])}")
+        raise ValueError(
+            f"operator must keep the grid {list(grid)}, got responses on {list(responses.shape[1:-1])}; "
+            "use operator_matrix"
+        )
     transfer = jnp.fft.fftn(jnp.moveaxis(responses[:-1], 0, -1), axes=range(len(grid)))
     if not isinstance(transfer, jax.core.Tracer):
-        _check_explained(transfer, probe[0], responses[-1])
+        _check_transfer(transfer, probe[0], responses[-1])
     return transfer
 
 
 def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
-    """{μ : det(K̂_k - μ I) = 0}, the eigenvalues of K, frequency by frequency those of `transfer_matrix`.
+    """{μ : det(K̂_k - μ I) = 0}, the eigenvalues of K: those of `transfer_matrix` for each frequency.
 
-    What Section 3.2.2 says of the forward propagation rests on them. LAPACK computes them on the host, since
-    accelerators have no general eigensolver; so not under `jax.jit`.
+    They determine whether the forward propagation is stable, Section 3.2.2. LAPACK computes them on the host, because
+    accelerators have no general eigensolver; the function therefore does not run under `jax.jit`.
 
     Args:
         operator, grid, channels: as `transfer_matrix`, with C_out = C_in.
@@ -75,8 +82,9 @@ def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
 
 
 def singular_values(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
-    """σ = √(eigenvalues of K̂_kᴴ K̂_k), the singular values of K, frequency by frequency: how much K stretches,
-    for K of Eqs. (4) to (7) and (12), their inverses and adjoints.
+    """σ = √(eigenvalues of K̂_kᴴ K̂_k), the singular values of K: by how much K stretches each mode.
+
+    K is any operator of Eqs. (4) to (7) and (12), an inverse or an adjoint of one.
 
     Args:
         operator, grid, channels: as `transfer_matrix`.
@@ -91,7 +99,7 @@ def singular_values(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
 
 
 def spectral_radius(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
-    """ρ(K) = max |eigenvalue|, Section 3.2.2: the growth per step when K is applied again and again.
+    """ρ(K) = max |eigenvalue|, Section 3.2.2: the growth per step when K is applied repeatedly.
 
     Args, Raises: as `spectrum`.
     """
@@ -99,7 +107,7 @@ def spectral_radius(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
 
 
 def spectral_norm(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
-    """‖K‖₂ = max singular value: the largest growth in a single application; ρ(K) for a normal K, more otherwise.
+    """‖K‖₂ = max singular value: the largest growth in one application; ρ(K) if K is normal, at least ρ(K) always.
 
     Args, Raises: as `transfer_matrix`.
     """
@@ -123,12 +131,12 @@ def max_stable_step(symbol: jax.Array) -> jax.Array:
     return 2 / jnp.max(squared_modulus(symbol))
 
 
-def amplification(integrator: str, symbol: jax.Array, h: float | jax.Array) -> jax.Array:
-    """R(h|λ|²): the factor by which a step without reaction multiplies each mode, Eqs. (9), (11); stable while |R| ≤ 1.
+def amplification(integrator: IntegratorName | Integrator, symbol: jax.Array, h: float | jax.Array) -> jax.Array:
+    """R(h|λ|²): the factor by which a step without reaction multiplies each mode, Eqs. (9), (11); stable if |R| ≤ 1.
 
     Args:
         integrator: "forward_euler" (1 - z), "imex_euler" (1 / (1 + z)), "crank_nicolson" ((1 - z/2) / (1 + z/2)) or
-            "exponential_euler" (e⁻ᶻ), z = h|λ|².
+            "exponential_euler" (e⁻ᶻ), z = h|λ|², or your own `Integrator`.
         symbol: λ of K, of any shape.
         h: time step, h ≥ 0.
 
@@ -138,16 +146,15 @@ def amplification(integrator: str, symbol: jax.Array, h: float | jax.Array) -> j
     Raises:
         ValueError: unknown integrator, h < 0 or not finite.
     """
-    check_choice("integrator", integrator, tuple(INTEGRATORS))
     check_time_step(h)
-    return INTEGRATORS[integrator].factor(h * squared_modulus(symbol))
+    return as_integrator(integrator).factor(h * squared_modulus(symbol))
 
 
 def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array) -> jax.Array:
     """g = F⁻¹(1 / (1 + h|λ|²)): the response of the implicit step (11) to an impulse, (I + h KᵀK)⁻¹ y = g ∗ y.
 
-    It is even, g₋ₓ = gₓ, so that `depthwise` with g as its stencil is `depthwise_resolvent`, and shows how far the
-    implicit step couples pixels.
+    It shows how far the implicit step couples pixels. Since g is even, g₋ₓ = gₓ, `depthwise` with the stencil g is
+    `depthwise_resolvent`.
 
     Args:
         stencil: θ, real, [*window, C].
@@ -170,7 +177,7 @@ def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array
 def green_tail(green: jax.Array) -> jax.Array:
     """t_r = Σ |g_x| over |x|_∞ > r: how much of a Green's function lies outside the box of (2r + 1)^d points.
 
-    Cut off at that box, the implicit step (11) changes by at most t_r max|y| (or, in any p-norm, t_r ‖y‖).
+    If g is cut off at that box, the implicit step (11) changes by at most t_r max|y| (in any p-norm, by t_r ‖y‖).
 
     Args:
         green: g, [*grid, C], centred as by `green_function`.
@@ -182,16 +189,18 @@ def green_tail(green: jax.Array) -> jax.Array:
     distance = np.max(np.abs(np.indices(grid).T - np.array(grid) // 2), axis=-1).T
     mass = jnp.abs(green).reshape(-1, channels)
     shells = jax.ops.segment_sum(mass, distance.ravel(), num_segments=max(grid) // 2 + 1)
-    beyond = jax.lax.cumsum(shells[1:], axis=0, reverse=True)  # small to large: the far tail keeps its digits
+    beyond = jax.lax.cumsum(
+        shells[1:], axis=0, reverse=True
+    )  # from small to large, so that the far tail keeps its digits
     return jnp.concatenate([beyond, jnp.zeros_like(shells[:1])])
 
 
 def support_radius(green: jax.Array, tolerance: float) -> jax.Array:
-    """The smallest r with t_r ≤ tolerance: the pixels that a step of Eq. (11) sees, per channel.
+    """The smallest r with t_r ≤ tolerance: how many pixels a step of Eq. (11) reaches, per channel.
 
     Args:
         green: g, [*grid, C], centred as by `green_function`.
-        tolerance: ℓ¹ mass that may lie outside, ≥ 0; a stencil of mean zero has Σ g = 1.
+        tolerance: ℓ¹ mass allowed outside, ≥ 0; Σ g = 1 if the stencil has mean zero.
 
     Returns:
         r, integer, [C].
@@ -200,13 +209,14 @@ def support_radius(green: jax.Array, tolerance: float) -> jax.Array:
         ValueError: tolerance < 0.
     """
     if tolerance < 0:
-        raise ValueError(f"tolerance must be an ℓ¹ mass ≥ 0, got {tolerance}")
+        raise ValueError(f"tolerance must be an ℓ¹ mass ≥ 0, got {tolerance}; try 1e-3")
     return jnp.sum(green_tail(green) > tolerance, axis=0)
 
 
 def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-    """A_ij = (K e_j)_i, the dense matrix of a linear map by its responses to unit vectors: for small grids and tests,
-    and to see the printed matrices of Eqs. (4) to (7) and (12).
+    """A_ij = (K e_j)_i, the dense matrix of a linear map: for tests on small grids.
+
+    It shows the printed matrices of Eqs. (4) to (7) and (12).
 
     Args:
         operator: y ↦ K y, linear; it need not commute with shifts nor keep the shape.
@@ -232,22 +242,22 @@ def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DType
     size = math.prod(shape)
     if size > LARGEST_MATRIX:
         raise ValueError(
-            f"shape {list(shape)} has {size} entries, more than the {LARGEST_MATRIX} of which a dense matrix is built; "
+            f"shape must have at most {LARGEST_MATRIX} entries for a dense matrix, got {list(shape)} with {size}; "
             "use a smaller grid, or transfer_matrix"
         )
     responses = jax.vmap(operator)(jnp.eye(size, dtype=dtype).reshape(size, *shape))
     return responses.reshape(size, -1).T
 
 
-def _check_explained(transfer, y, response):
-    """K y = F⁻¹(K̂ F y), which a map that is not linear or not shift-invariant fails."""
+def _check_transfer(transfer, y, response):
+    """Raises ValueError unless K y = F⁻¹(K̂ F y), which only linear and shift-invariant maps satisfy."""
     if not (np.isfinite(transfer).all() and np.isfinite(response).all()):
-        raise ValueError("operator gives NaN or infinity; look at its weights")
+        raise ValueError("operator must return finite features, got NaN or infinity; check its weights")
     axes = range(y.ndim - 1)
     spectrum = np.einsum("...oi,...i->...o", transfer, np.fft.fftn(y, axes=axes))
     error = np.linalg.norm(np.fft.ifftn(spectrum, axes=axes) - response) / (np.linalg.norm(response) or 1)
-    if not error < 1e-2:  # loose: an operator may compute in bfloat16
+    if not error < LARGEST_ERROR:
         raise ValueError(
-            "operator must be linear and commute with shifts of the grid, but its impulse responses miss K y by "
-            f"{error:.1e} of its norm; use boundary='periodic' and no activation, or operator_matrix"
+            "operator must be linear and commute with shifts of the grid, got impulse responses that differ from K y "
+            f"by {error:.1e} of its norm; use boundary='periodic' and no activation, or operator_matrix"
         )

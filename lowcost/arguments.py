@@ -15,7 +15,7 @@ Boundary = Literal["periodic", "zeros", "reflect"]
 """What lies beyond the grid: its repetition, zeros, or its mirror image."""
 
 
-def check_floating(name: str, x: jax.Array) -> None:
+def check_floating(name: str, x: jax.typing.ArrayLike) -> None:
     """Raises TypeError unless x is an array of real floating point numbers."""
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         got = getattr(x, "dtype", type(x).__name__)

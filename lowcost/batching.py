@@ -1,4 +1,4 @@
-"""Over the images of a batch, none of which any operator mixes: device by device, and on a CPU one after another."""
+"""Applies functions of one image to a batch: on each device's own images, and on a CPU to one image after another."""
 
 from functools import partial
 
@@ -10,21 +10,21 @@ BATCH_AXIS = "data"
 
 
 def per_shard(transform, dims, y, *weights, **options):
-    """Computes `transform(y, *weights, **options)` on each device's own images, y being [batch, ..., *grid, C].
+    """Computes `transform(y, *weights, **options)` on each device's own images.
 
-    On mesh axes of type Explicit the sharding of y determines which images these are: sharded grids, channels and
+    On mesh axes of type Explicit the sharding of y determines which images each device has. Sharded grids, channels and
     weights are gathered, and a result shaped as y is sharded as y. Axes of type Auto hide the sharding from a traced
-    function: there the batch is taken to be sharded along `BATCH_AXIS` if the mesh has that axis.
+    function; the batch is then assumed to be sharded along `BATCH_AXIS` if the mesh has that axis.
 
-    XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), for a loop over images, and for a convolution
-    under `jax.vmap`, although none of them mixes images; on Explicit axes JAX refuses the loop.
+    Without this function XLA's partitioner gathers the whole batch for an FFT (jax < 0.12), for a loop over images, and
+    for a convolution under `jax.vmap`, although none of them mixes images. On Explicit axes JAX rejects the loop.
 
     Args:
-        transform: a function of a module, since what is compiled is cached by it.
+        transform: a function that a module defines, because compiled programs are cached by it.
         dims: number of grid axes.
-        y: features.
+        y: features, [batch, ..., *grid, C].
         weights: arrays, the same on every device.
-        options: hashable.
+        options: hashable keyword arguments of `transform`.
     """
     mesh, specs = layout(y, *weights)
     typed = batch = PartitionSpec(*specs[0][: max(y.ndim - dims - 1, 0)])
@@ -35,10 +35,10 @@ def per_shard(transform, dims, y, *weights, **options):
     return _sharded(transform, tuple(options.items()), mesh, typed, batch, y, *weights)
 
 
-@partial(jax.jit, static_argnums=range(5))  # outside of any jit each operation would be compiled for itself
+@partial(jax.jit, static_argnums=range(5))  # outside of any jit each operation would be compiled separately
 def _sharded(transform, options, mesh, typed, batch, y, *weights):
     def shard(y, *weights):
-        # Cast once, here: inside a loop over images the weights' gradient would be summed over devices for each image.
+        # Cast before any loop over images, in which the weights' gradient would be summed over devices for each image.
         return transform(y, *jax.lax.pcast(weights, _axes(batch), to="varying"), **dict(options))
 
     whole = [PartitionSpec()] * len(weights)
@@ -50,16 +50,16 @@ def _sharded(transform, options, mesh, typed, batch, y, *weights):
 
 
 def layout(*arrays):
-    """Returns the mesh that the arrays lie on, and the axes of type Explicit along which each is sharded."""
+    """Returns the mesh of the arrays, and the axes of type Explicit along which each array is sharded."""
     shardings = [jax.typeof(x).sharding for x in arrays]
     mesh = next((s.mesh for s in shardings if not s.mesh.empty), jax.sharding.get_abstract_mesh())
     return mesh, [tuple(s.spec) for s in shardings]
 
 
 def product_sharding(y, matrix):
-    """Returns the sharding of `y @ matrix`, which JAX may refuse to choose; None unless an Explicit axis is in use.
+    """Returns the sharding of `y @ matrix`, or None if no Explicit axis is in use; JAX leaves some cases to the caller.
 
-    Rows are sharded as those of y, columns as those of the matrix along mesh axes that no row uses.
+    Rows are sharded as those of y. Columns are sharded as those of the matrix if no row uses the same mesh axes.
     """
     mesh, (rows, columns) = layout(y, matrix)
     free = set(_axes(columns[-1:])).isdisjoint(_axes(rows[:-1]))

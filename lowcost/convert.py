@@ -1,7 +1,7 @@
-"""From dense kernels to low-cost operators and back: the nearest member of each class, and any operator's kernel.
+"""Converts dense kernels to the nearest low-cost operators, and operators to dense kernels.
 
-K_dw, K_lm and K_circ are linear subspaces of all convolutions, so the nearest member in the Frobenius norm is the
-orthogonal projection: the mask of Section 3.1 for K_dw and K_lm, the average along the circulant diagonals for K_circ.
+K_dw, K_lm and K_circ are linear subspaces of all convolutions. The nearest member in the Frobenius norm is therefore
+the orthogonal projection: the mask of Section 3.1 for K_dw and K_lm, the mean along the circulant diagonals for K_circ.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.arguments import check_floating
+from lowcost.arguments import check_floating, promote
 from lowcost.operators.circulant import as_fully_coupled
 from lowcost.time_stepping import Map
 
 
 class StencilFit(NamedTuple):
-    """The nearest operator with one stencil a channel.
+    """The nearest operator K(θ) with one stencil per channel.
 
     Attributes:
         stencil: θ, [*window, C].
-        error: ‖K - K(θ)‖_F / ‖K‖_F, from 0 (K is in the class) to 1 (nothing of it is); 0 if K = 0.
+        error: ‖K - K(θ)‖_F / ‖K‖_F, from 0 (K = K(θ)) to 1 (K is orthogonal to the class); 0 if K = 0.
     """
 
     stencil: jax.Array
@@ -33,7 +33,7 @@ class LinearMixFit(NamedTuple):
 
     Attributes:
         stencil: θ¹, [*window, C].
-        matrix: θ², [C, C] with a zero diagonal, whose share the centres of the stencils have.
+        matrix: θ², [C, C] with a zero diagonal; the centres of the stencils contain it.
         error: as in `StencilFit`.
     """
 
@@ -108,8 +108,8 @@ def dense_stencil(operator: Map, window: Sequence[int], channels: int) -> jax.Ar
     """θ_{j,c,o} = ∂(K y)_{centre,o} / ∂y_{j,c} on a grid of the window's size: any operator as K, Eq. (4).
 
     `fully_coupled(dense_stencil(operator, window, C), y)` is `operator(y)` on every grid at least as large as the
-    window, provided the window holds the operator's reach: that of its stencil, 2m - 1 points for KᵀK, the whole grid
-    (and then this grid only) for a resolvent.
+    window, if the window covers the operator's reach. The reach is that of the stencil, and 2m - 1 points for KᵀK. A
+    resolvent reaches the whole grid, and its dense stencil is right for that grid only.
 
     Args:
         operator: y ↦ K y, linear, commuting with shifts of the periodic grid, e.g. `partial(depthwise, stencil)`.
@@ -131,7 +131,8 @@ def _check_square(stencil):
     check_floating("stencil", stencil)
     if stencil.ndim < 3 or stencil.shape[-1] != stencil.shape[-2]:
         raise ValueError(
-            f"stencil must be [*window, C, C] with as many channels out as in, got shape {list(stencil.shape)}"
+            f"stencil must be [*window, C, C] with as many channels out as in, got shape {list(stencil.shape)}; "
+            "convert layers that keep the number of channels"
         )
 
 
@@ -145,6 +146,6 @@ def _where(mask, stencil):
 
 def _relative_error(stencil, nearest):
     """‖K - P‖_F / ‖K‖_F, in float32 at least; 0 for K = 0."""
-    stencil, nearest = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (stencil, nearest))
+    stencil, nearest = promote(stencil), promote(nearest)
     norm = jnp.linalg.norm(stencil)
     return jnp.linalg.norm(stencil - nearest) / jnp.where(norm == 0, 1, norm)

@@ -1,10 +1,10 @@
-"""What method="auto" means: the fastest way at the nearest measured point, or a rule where nothing was measured.
+"""The meaning of method="auto": the fastest method at the nearest measured size, or a rule where nothing was measured.
 
-Where a method needs more operations than at that point, its seconds grow in proportion.
+If a method needs more operations than at the measured size, its seconds grow in proportion.
 
-`methods_cpu.json` is made by `python -m experiments.autotune`: per line an operator, a size, and the seconds that value
-and gradients take by each method. A file named in the environment variable LOWCOST_METHODS takes its place, on any
-platform. The rules for accelerators follow from what these are built for; they are not measured.
+`python -m experiments.autotune` makes `methods_cpu.json`. Each line has an operator, a size, and the seconds that its
+value and gradients take by each method. The environment variable LOWCOST_METHODS names a file that replaces it, on any
+platform. The rule for accelerators is not measured; it follows from the hardware's fast matrix products.
 """
 
 import json
@@ -33,21 +33,24 @@ WAYS = {
     "circulant_resolvent": SPECTRAL,
     "coupled": METHODS,
 }
-"""The methods of each operator: filters with a real symbol (|λ|² and its functions) and with a complex one, K_dw, its
-diffusion, K_circ and its diffusion, the resolvent of that, and the fully coupled K."""
+"""The methods of each operator.
+
+"real" and "complex" are filters with such a symbol; |λ|² and its functions are real. "depthwise" is K_dw, "diffusion"
+its diffusion; "circulant" is K_circ and its diffusion, "circulant_resolvent" its resolvent; "coupled" is K.
+"""
 
 _MEASURED_AS = {"real": "diffusion", "complex": "depthwise", "circulant_resolvent": "circulant"}
 
 
-def choose(method: str, operator: str, grid: Sequence[int], window: Sequence[int], channels: int) -> str:
-    """The method to use: `method` itself, or for "auto" the fastest one known.
+def choose(method: Method, operator: str, grid: Sequence[int], window: Sequence[int], channels: int) -> str:
+    """Returns the method to use: `method` itself, or for "auto" the fastest one known.
 
     Args:
         method: "auto", or one of `WAYS[operator]`.
         operator: a key of `WAYS`.
         grid: points per axis.
-        window: the stencil's points per axis; any, e.g. the grid, where there is no stencil.
-        channels: into the operator.
+        window: the stencil's points per axis; of an operator without stencil e.g. the grid.
+        channels: number of channels into the operator.
 
     Raises:
         ValueError: unknown method; a table that cannot be read.
@@ -61,8 +64,8 @@ def choose(method: str, operator: str, grid: Sequence[int], window: Sequence[int
         return _rule(operator, max(grid), math.prod(window), channels)
 
     def distance(row: dict) -> float:
-        apart = (math.log2(x / row[key]) for x, key in ((n, "n"), (m, "m"), (channels, "channels")))
-        return 10 * abs(dims - row["dims"]) + sum(map(abs, apart))
+        octaves = (math.log2(x / row[key]) for x, key in ((n, "n"), (m, "m"), (channels, "channels")))
+        return 10 * abs(dims - row["dims"]) + sum(map(abs, octaves))  # dimensions before sizes
 
     nearest = min(rows, key=distance)
     measured = _costs(operator, *(nearest[key] for key in ("dims", "n", "m", "channels")))
@@ -72,7 +75,7 @@ def choose(method: str, operator: str, grid: Sequence[int], window: Sequence[int
 
 
 def _costs(operator, dims, n, m, channels):
-    """Operations per feature of each method, up to a factor: what an operator costs far from where it was measured."""
+    """Operations per feature of each method, up to a common factor."""
     mixed = channels if operator in ("circulant", "circulant_resolvent", "coupled") else 1
     fft = dims * math.log2(n) + (mixed if operator == "coupled" else 1 + math.log2(mixed))
     return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed}
@@ -89,17 +92,18 @@ def _measured(platform: str) -> list[dict]:
         return [{key: row[key] for key in ("operator", "dims", "n", "m", "channels", "seconds")} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{'LOWCOST_METHODS=' if own else ''}{path} cannot be read as a table of `python -m experiments.autotune`: "
-            f"{error!r}"
+            f"{'LOWCOST_METHODS=' if own else ''}{path} must be a table made by `python -m experiments.autotune`, "
+            f"got {error!r}; make it again"
         ) from None
 
 
 def _rule(operator: str, n: int, points: int, channels: int) -> str:
-    """The stencil itself while it has few points (and, circulant, few channels), else the DFT as a matrix product.
+    """Returns "direct" for short stencils (if circulant, with few channels), else "matmul" on small grids, else "fft".
 
-    That costs n a point and axis in place of the FFT's log n, but at the speed of matrix products: for small grids.
+    The DFT as a matrix product costs n operations per point and axis, the FFT log n, but matrix products run faster.
     """
-    most = {"depthwise": 25, "diffusion": 25, "circulant": 25, "coupled": 121}.get(operator, 0)
-    if points <= most and (operator != "circulant" or channels <= 64):
+    longest = {"depthwise": 25, "diffusion": 25, "circulant": 25, "coupled": 121}.get(operator, 0)
+    if points <= longest and (operator != "circulant" or channels <= 64):
         return "direct"
-    return "matmul" if n <= (256 if jax.default_backend() == "tpu" else 64) else "fft"
+    largest_grid = 256 if jax.default_backend() == "tpu" else 64
+    return "matmul" if n <= largest_grid else "fft"

@@ -1,7 +1,7 @@
-"""Pictures of the operators of Section 3 and of what they do: each function draws into one axes and returns it.
+"""Plots of the operators of Section 3: each function draws into one matplotlib axes and returns it.
 
-Needs matplotlib, the extra `plots`. Colours can be told apart by colour-blind readers: one-signed values from dark to
-bright (viridis), signed ones from blue through white to red, white being zero (or, for a factor, one).
+Needs matplotlib, the extra `plots`. The colours suit colour-blind readers. Values of one sign run from dark to bright
+(viridis), signed values from blue through white (zero, or one for a factor) to red.
 """
 
 import math
@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.arguments import check_choice, check_floating
+from lowcost.arguments import check_floating
 from lowcost.extras import needs_extra
 from lowcost.spectral import squared_modulus
-from lowcost.time_stepping import INTEGRATORS
+from lowcost.time_stepping import IntegratorName, as_integrator
 
 with needs_extra("plots"):
     import matplotlib.pyplot as plt
@@ -22,14 +22,14 @@ with needs_extra("plots"):
     from matplotlib.colors import LogNorm, TwoSlopeNorm
 
 MOST_TILES = 64
-"""Channels that are drawn of a layer at most."""
+"""Largest number of channels drawn of one layer."""
 
 
 def stencils(stencil: jax.Array, *, ax: Axes | None = None) -> Axes:
-    """θ_{j,c}, channel by channel: blue is negative, white zero, red positive, Eq. (5).
+    """θ_{j,c} for each channel c: blue is negative, white zero, red positive, Eq. (5).
 
     Args:
-        stencil: θ, [m, C] or [m, m, C]; of more than 64 channels the first 64 are drawn.
+        stencil: θ, [m, C] or [m, m, C]; the first 64 channels are drawn.
         ax: where to draw; a new figure if not given.
 
     Returns:
@@ -37,65 +37,59 @@ def stencils(stencil: jax.Array, *, ax: Axes | None = None) -> Axes:
 
     Raises:
         TypeError: the stencil is not real.
-        ValueError: it is not that of signals or images.
+        ValueError: the stencil has other than one or two window axes.
     """
     θ = _two_dimensional("stencil", stencil)
     ax = _axes(ax)
-    largest = np.abs(θ).max() or 1.0
-    _mosaic(ax, θ, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    _mosaic(ax, θ, **_signed(θ))
     ax.set_title(f"stencils θ, {'x'.join(map(str, stencil.shape[:-1]))} points")
     return ax
 
 
 def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
-    """|λ_k|² over the frequencies k, zero in the middle: what KᵀK does to each mode, Eq. (10).
+    """|λ_k|² over the frequencies k, zero in the middle: the factors of KᵀK, Eq. (10).
 
     Args:
-        symbol: λ, [n, C] as curves, or [n₁, n₂, C] as pictures; from `lowcost.symbol`, `lowcost.circulant_symbol` or
-            the `symbol(grid)` of a step whose symbol has no matrices. Of more than 64 channels the first 64 are drawn.
+        symbol: λ, [n, C] drawn as curves, or [n₁, n₂, C] drawn as images; from `lowcost.symbol`,
+            `lowcost.circulant_symbol`, or the `symbol(grid)` of a step without matrices. The first 64 channels are
+            drawn.
         ax: where to draw; a new figure if not given.
 
     Returns:
-        The axes; frequencies are in cycles a pixel, from -1/2 to 1/2. Pictures of several channels stand side by side,
-        without ticks.
+        The axes, with frequencies in cycles per pixel, from -1/2 to 1/2. The images of several channels are placed side
+        by side, without ticks.
 
     Raises:
-        ValueError: the symbol is not that of signals or images.
+        ValueError: the symbol has other than one or two grid axes.
     """
     values = np.asarray(squared_modulus(symbol), float)
     pictures = np.fft.fftshift(_two_dimensional("symbol", values), (0, 1))
     ax = _axes(ax)
     if values.ndim == 2:
         frequencies = np.fft.fftshift(np.fft.fftfreq(len(values)))
-        ax.plot(
-            frequencies,
-            np.fft.fftshift(values, 0)[:, :MOST_TILES],
-            color="C0",
-            alpha=max(0.2, values.shape[-1] ** -0.5),
-        )
-        ax.set(xlabel="frequency, cycles a pixel", ylabel="|λ|²", xlim=(-0.5, 0.5), ylim=(0, None))
+        ax.plot(frequencies, pictures[0, :, :MOST_TILES], color="C0", alpha=max(0.2, values.shape[-1] ** -0.5))
+        ax.set(xlabel="frequency, cycles per pixel", ylabel="|λ|²", xlim=(-0.5, 0.5), ylim=(0, None))
         return ax
     single = pictures.shape[-1] == 1
     (top, bottom), (left, right) = ((-(n // 2 + 0.5) / n, ((n + 1) // 2 - 0.5) / n) for n in pictures.shape[:2])
     _mosaic(ax, pictures, cmap="viridis", vmin=0, extent=(left, right, bottom, top) if single else None)
-    ax.set_title("|λ|² of each frequency")
+    ax.set_title("|λ|² at each frequency")
     if single:
         ticks = (-0.5, -0.25, 0, 0.25, 0.5)
-        ax.set(xlabel="cycles a pixel", xticks=ticks, yticks=ticks)
-        ax.set(xlim=(left, right), ylim=(bottom, top))
+        ax.set(xlabel="cycles per pixel", xticks=ticks, yticks=ticks, xlim=(left, right), ylim=(bottom, top))
     return ax
 
 
 def spectrum(eigenvalues: jax.Array, *, ax: Axes | None = None, **style: Any) -> Axes:
-    """Eigenvalues μ in the complex plane, and |μ| = 1, beyond which a mode grows at each application, Section 3.2.2.
+    """Eigenvalues μ in the complex plane and the circle |μ| = 1, outside of which a mode grows, Section 3.2.2.
 
     Args:
         eigenvalues: complex, of any shape, e.g. a symbol λ, or from `lowcost.analysis.spectrum`.
-        ax: where to draw; a new figure if not given. Drawn into again, it holds several spectra.
-        style: of the points, as `matplotlib.axes.Axes.plot` takes it, e.g. `label="K"`.
+        ax: where to draw; a new figure if not given. Pass the same axes again to compare several spectra.
+        style: of the points, as for `matplotlib.axes.Axes.plot`, e.g. `label="K"`.
 
     Returns:
-        The axes, both of whose directions have one scale.
+        The axes, with the same scale in both directions.
     """
     ax = _axes(ax)
     values = np.asarray(eigenvalues).ravel()
@@ -111,22 +105,22 @@ def spectrum(eigenvalues: jax.Array, *, ax: Axes | None = None, **style: Any) ->
 
 
 def green_function(green: jax.Array, *, channel: int = 0, ax: Axes | None = None) -> Axes:
-    """|g_x| on a logarithmic scale: how far, and how much, the implicit step (11) couples pixels.
+    """|g_x| on a logarithmic scale: how far and how strongly the implicit step (11) couples pixels.
 
     Args:
-        green: g, [n, C] as a curve or [n₁, n₂, C] as a picture, from `lowcost.analysis.green_function`.
-        channel: the one to draw.
+        green: g, [n, C] drawn as a curve or [n₁, n₂, C] drawn as an image, from `lowcost.analysis.green_function`.
+        channel: the channel to draw.
         ax: where to draw; a new figure if not given.
 
     Returns:
-        The axes; distances are in pixels. What is below 10⁻⁶ of the largest is drawn as dark as that.
+        The axes, with distances in pixels. Values below 10⁻⁶ of the largest are drawn as 10⁻⁶.
 
     Raises:
-        TypeError: the function is not real.
-        ValueError: it is not that of signals or images.
+        TypeError: g is not real.
+        ValueError: g has other than one or two grid axes.
     """
     g = np.abs(_two_dimensional("green", green)[..., channel])
-    floor = g.max() * 1e-6 or 1e-6
+    floor = g.max() * 1e-6 or 1e-6  # six decades, also where g = 0
     ax = _axes(ax)
     if np.ndim(green) == 2:
         ax.semilogy(np.arange(g.size) - g.size // 2, np.maximum(g[0], floor))
@@ -140,10 +134,10 @@ def green_function(green: jax.Array, *, channel: int = 0, ax: Axes | None = None
     return ax
 
 
-def stability_map(integrator: str, symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
-    """|R(h|λ|²)| over the time step h and the modes: blue is damped, white kept, red amplified at each step.
+def stability_map(integrator: IntegratorName, symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
+    """|R(h|λ|²)| over the time step h and the modes: each step damps blue modes and amplifies red ones.
 
-    The black line is |R| = 1, the limit of stability; where there is none, no h is too large.
+    The black line |R| = 1 is the limit of stability. Without such a line the integrator is stable for every h.
 
     Args:
         integrator: "forward_euler" (9), "imex_euler" (11), "crank_nicolson" or "exponential_euler".
@@ -151,19 +145,19 @@ def stability_map(integrator: str, symbol: jax.Array, *, ax: Axes | None = None)
         ax: where to draw; a new figure if not given.
 
     Returns:
-        The axes: h from 1/100 to 100 times the explicit step's limit 2 / max|λ|², and |λ|² from 0 to its largest.
+        The axes: h from 1/100 to 100 times the limit 2 / max|λ|² of the explicit step, and |λ|² from 0 to its maximum.
 
     Raises:
         ValueError: unknown integrator, or λ = 0.
     """
-    check_choice("integrator", integrator, tuple(INTEGRATORS))
+    factor = as_integrator(integrator).factor
     largest = float(squared_modulus(symbol).max())
     if not largest:
-        raise ValueError("symbol must have a λ other than 0 to have modes to draw")
+        raise ValueError("symbol must have a λ other than 0, got zeros only; check the stencil")
     ax = _axes(ax)
     steps = np.geomspace(0.01, 100, 201) * 2 / largest
     modes = np.linspace(0, largest, 101)
-    factors = np.abs(INTEGRATORS[integrator].factor(jnp.asarray(np.outer(modes, steps))))
+    factors = np.abs(factor(jnp.asarray(np.outer(modes, steps))))
     norm = TwoSlopeNorm(1, 0, 2)
     picture = ax.pcolormesh(steps, modes, factors, norm=norm, cmap="RdBu_r", shading="gouraud", rasterized=True)
     if (factors > 1 + 1e-6).any():
@@ -174,11 +168,11 @@ def stability_map(integrator: str, symbol: jax.Array, *, ax: Axes | None = None)
 
 
 def matrix(matrix: jax.Array, *, block: int | None = None, ax: Axes | None = None) -> Axes:
-    """(i, j) ↦ A_ij as a picture, entry by entry: the printed matrices of Eqs. (4), (5), (6), (7) and (12).
+    """(i, j) ↦ A_ij drawn entry by entry: the printed matrices of Eqs. (4), (5), (6), (7) and (12).
 
     Args:
         matrix: real, [rows, columns], e.g. from `lowcost.analysis.operator_matrix`.
-        block: rows and columns of a block, e.g. the pixels of a channel; lines are drawn between them.
+        block: rows and columns of a block, e.g. the number of pixels; lines are drawn between blocks.
         ax: where to draw; a new figure if not given.
 
     Returns:
@@ -190,12 +184,11 @@ def matrix(matrix: jax.Array, *, block: int | None = None, ax: Axes | None = Non
     check_floating("matrix", matrix)
     entries = np.asarray(matrix, float)
     ax = _axes(ax)
-    largest = np.abs(entries).max() or 1.0
-    ax.imshow(entries, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+    ax.imshow(entries, interpolation="nearest", **_signed(entries))
     ax.set(xticks=[], yticks=[])
     for size, line in zip(entries.shape, (ax.axhline, ax.axvline), strict=True):
-        for place in range(block, size, block) if block else ():
-            line(place - 0.5, color="0.6", linewidth=0.7)
+        for start in range(block, size, block) if block else ():
+            line(start - 0.5, color="0.6", linewidth=0.7)
     return ax
 
 
@@ -203,21 +196,27 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(4.5, 4), layout="constrained")[1] if ax is None else ax
 
 
-def _two_dimensional(name: str, array: Any) -> np.ndarray:
-    """[H, W, C], real; a signal's as one row."""
+def _signed(values: np.ndarray) -> dict[str, Any]:
+    """Returns the colours of signed values: blue, white at zero, red."""
+    largest = np.abs(values).max() or 1.0
+    return {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
+
+
+def _two_dimensional(name: str, array: jax.typing.ArrayLike) -> np.ndarray:
+    """Returns the array as [H, W, C], a signal [n, C] as one row."""
     check_floating(name, array)
     values = np.asarray(array, float)
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3:
         raise ValueError(
-            f"{name} must be [n, C] or [n, n, C] to be drawn, got shape {list(values.shape)}; draw a slice of a volume"
+            f"{name} must be [n, C] or [n, n, C], got shape {list(values.shape)}; of a volume draw a slice"
         )
     return values
 
 
 def _mosaic(ax: Axes, values: np.ndarray, **style: Any) -> None:
-    """The channels of [H, W, C] side by side, in a square as far as they go, with a color bar."""
+    """Draws the channels of [H, W, C] side by side, in about a square, with a colour bar."""
     values = values[..., :MOST_TILES]
     height, width, count = values.shape
     gap = 0 if count == 1 else max(1, round(0.08 * max(height, width)))

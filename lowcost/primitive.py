@@ -1,7 +1,6 @@
-"""Linear functions as primitives of JAX: where what JAX derives by itself is right but slow, the derivative is told.
+"""Linear functions as primitives of JAX, whose derivatives are stated because JAX's own would be slow.
 
-Unlike a `jax.custom_vjp` such a function keeps all of JAX: forward and reverse mode of every order, `jax.vmap`,
-`jax.shard_map`.
+Unlike a `jax.custom_vjp`, a primitive supports forward and reverse mode of every order, `jax.vmap` and `jax.shard_map`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +16,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 def primitive(
     name: str, function: Callable[..., jax.Array], options: Sequence[str], *, leading_axes: bool = False
 ) -> Primitive:
-    """A primitive that computes function(*arrays, **options); its derivatives are the caller's to define.
+    """Returns a primitive that computes function(*arrays, **options); the caller defines its derivatives.
 
     Args:
-        name: as it stands in a jaxpr.
-        function: of arrays, and of options that are hashable.
-        options: their names.
-        leading_axes: of the last array, and of the result, there may be any number. Then `jax.vmap` over it alone adds
-            one; otherwise it maps the plain function.
+        name: its name in a jaxpr.
+        function: takes arrays, and hashable options.
+        options: names of the options.
+        leading_axes: whether the last array and the result may have any number of leading axes. `jax.vmap` over that
+            array alone then adds one; otherwise it maps the function.
     """
     result = Primitive(name)
     result.def_impl(jax.jit(function, static_argnames=options))
@@ -38,7 +37,7 @@ def primitive(
             return jax.vmap(partial(function, **how), in_axes=axes)(*arrays)
 
         for axis, sharding in zip(axes, [jax.typeof(x).sharding for x in arrays], strict=True):
-            if axis is not None and sharding.spec[axis]:  # JAX refuses the reshapes and loops inside for Explicit axes
+            if axis is not None and sharding.spec[axis]:  # JAX rejects the reshapes and loops inside on Explicit axes
                 out = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[axis]))
                 return jax.sharding.auto_axes(apply, out_sharding=out)(*arrays), 0
         return apply(*arrays), 0

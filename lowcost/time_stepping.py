@@ -1,7 +1,7 @@
-"""Time stepping of ∂ₜy = -KᵀK y + r(y): a reaction-diffusion equation becomes a network's step, Eqs. (1), (8)-(11)."""
+"""Time steps of the reaction-diffusion equation ∂ₜy = -KᵀK y + r(y), Eqs. (1), (8) to (11): the steps of a network."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def reaction_diffusion(diffusion: Map, reaction: Map) -> Map:
 def forward_euler(f: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
     """y + h f(y): Eq. (1) for h = 1, and the explicit step of Eq. (9).
 
-    With diffusion in f it is stable only while h·max|λ|² ≤ 2.
+    With diffusion in f, the step is stable only if h·max|λ|² ≤ 2.
 
     Args:
         f: y ↦ f(y), e.g. from `reaction_diffusion`.
@@ -73,11 +73,11 @@ def imex_euler(
 
 
 class Integrator(NamedTuple):
-    """A step as functions of z = h|λ|²: y⁺ = R(z) y + h Φ(z) r(y), mode by mode.
+    """y⁺ = R(z) y + h Φ(z) r(y) for each mode, z = h|λ|²: a step of Eq. (8), given by two functions of z.
 
     Attributes:
-        factor: R, what it does to the diffusion; stable while |R| ≤ 1.
-        response: Φ, how it weighs the reaction, Φ(0) = 1.
+        factor: R, by which the step multiplies a mode without reaction; stable if |R| ≤ 1.
+        response: Φ, the weight of the reaction, Φ(0) = 1.
     """
 
     factor: Map
@@ -86,23 +86,45 @@ class Integrator(NamedTuple):
 
 def _phi(z):
     """(1 - e⁻ᶻ) / z and its derivatives, finite at z = 0."""
-    small = z < 1e-2
-    safe = jnp.where(small, 1.0, z)  # where alone would let the other branch's NaN into the gradient
+    small = z < 1e-2  # there the six terms of the series are exact to 1e-15
+    safe = jnp.where(small, 1.0, z)  # otherwise the NaN of the branch not taken reaches the gradient
     series = 1 - z / 2 * (1 - z / 3 * (1 - z / 4 * (1 - z / 5 * (1 - z / 6))))
     return jnp.where(small, series, -jnp.expm1(-safe) / safe)
 
 
-INTEGRATORS = {
+IntegratorName = Literal["forward_euler", "imex_euler", "crank_nicolson", "exponential_euler"]
+
+INTEGRATORS: dict[IntegratorName, Integrator] = {
     "forward_euler": Integrator(lambda z: 1 - z, jnp.ones_like),
     "imex_euler": Integrator(lambda z: 1 / (1 + z), lambda z: 1 / (1 + z)),
     "crank_nicolson": Integrator(lambda z: (1 - z / 2) / (1 + z / 2), lambda z: 1 / (1 + z / 2)),
     "exponential_euler": Integrator(lambda z: jnp.exp(-z), _phi),
 }
-"""By name: Eq. (9), Eq. (11), the trapezoidal rule, and the exact diffusion with the reaction held over the step."""
+"""The integrators by name:
+
+- forward_euler, Eq. (9): y + h (-KᵀK y + r(y)).
+- imex_euler, Eq. (11): (I + hKᵀK)⁻¹ (y + h r(y)).
+- crank_nicolson: (I + h/2 KᵀK)⁻¹ ((I - h/2 KᵀK) y + h r(y)), the trapezoidal rule for the diffusion and Euler's for
+  the reaction. It is of second order in the diffusion, and stable, but hardly damps the fastest modes.
+- exponential_euler: exp(-hKᵀK) y + h φ(hKᵀK) r(y), φ(z) = (1 - e⁻ᶻ) / z. The diffusion is exact, the reaction constant
+  over the step.
+"""
+
+
+def as_integrator(integrator: IntegratorName | Integrator) -> Integrator:
+    """name ↦ (R, Φ): the integrator of that name, e.g. of Eqs. (9), (11); an `Integrator` is returned as it is.
+
+    Raises:
+        ValueError: unknown integrator.
+    """
+    if isinstance(integrator, Integrator):
+        return integrator
+    check_choice("integrator", integrator, tuple(INTEGRATORS))
+    return INTEGRATORS[integrator]
 
 
 def spectral_step(
-    integrator: str | Integrator,
+    integrator: IntegratorName | Integrator,
     squared_modulus: jax.Array,
     reaction: Map,
     y: jax.Array,
@@ -110,10 +132,11 @@ def spectral_step(
     *,
     method: SpectralMethod = "auto",
 ) -> jax.Array:
-    """F⁻¹(R(h|λ|²) ⊙ F y) + h F⁻¹(Φ(h|λ|²) ⊙ F r(y)): a step of Eq. (8), chosen by its functions of |λ|².
+    """F⁻¹(R(h|λ|²) ⊙ F y) + h F⁻¹(Φ(h|λ|²) ⊙ F r(y)): a step of Eq. (8) by any integrator.
 
     Args:
-        integrator: "forward_euler", "imex_euler", "crank_nicolson", "exponential_euler", or an `Integrator`.
+        integrator: "forward_euler", Eq. (9), "imex_euler", Eq. (11), "crank_nicolson", "exponential_euler", or your own
+            functions R and Φ as an `Integrator`.
         squared_modulus: |λ|², [*grid, C], the symbol of KᵀK.
         reaction: y ↦ r(y).
         y: features, [..., *grid, C].
@@ -127,29 +150,8 @@ def spectral_step(
         ValueError: unknown integrator or method, h < 0 or not finite, shapes that do not match.
     """
     check_time_step(h)
-    if isinstance(integrator, str):
-        check_choice("integrator", integrator, tuple(INTEGRATORS))
-        integrator = INTEGRATORS[integrator]
+    factor, response = as_integrator(integrator)
     z = h * squared_modulus
-    diffused = apply_symbol(integrator.factor(z), promote(y), method=method)
-    reacted = apply_symbol(integrator.response(z), promote(reaction(y)), method=method)
+    diffused = apply_symbol(factor(z), promote(y), method=method)
+    reacted = apply_symbol(response(z), promote(reaction(y)), method=method)
     return (diffused + h * reacted).astype(jnp.result_type(y))
-
-
-def crank_nicolson(squared_modulus: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
-    """(I + h/2 KᵀK)⁻¹ ((I - h/2 KᵀK) y + h r(y)): the trapezoidal rule for the diffusion, Euler for the reaction.
-
-    Second order in the diffusion; its factor (1 - z/2) / (1 + z/2), z = h|λ|², stays within (-1, 1] but does not damp
-    the fastest modes.
-
-    Args, Returns, Raises: as `spectral_step`.
-    """
-    return spectral_step("crank_nicolson", squared_modulus, reaction, y, h)
-
-
-def exponential_euler(squared_modulus: jax.Array, reaction: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
-    """exp(-hKᵀK) y + h φ(hKᵀK) r(y), φ(z) = (1 - e⁻ᶻ) / z: the diffusion exactly, the reaction held over the step.
-
-    Args, Returns, Raises: as `spectral_step`.
-    """
-    return spectral_step("exponential_euler", squared_modulus, reaction, y, h)

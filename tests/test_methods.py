@@ -79,7 +79,7 @@ def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
         path.write_text(content) if content else path.unlink()
         monkeypatch.setenv("LOWCOST_METHODS", str(path))
         methods._measured.cache_clear()
-        with pytest.raises(ValueError, match=r"LOWCOST_METHODS=.*broken\.json cannot be read"):
+        with pytest.raises(ValueError, match=r"LOWCOST_METHODS=.*broken\.json must be a table"):
             methods.choose("auto", "real", GRID, WINDOW, 32)
     monkeypatch.delenv("LOWCOST_METHODS")
     methods._measured.cache_clear()

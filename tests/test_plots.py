@@ -117,7 +117,7 @@ def test_mosaics_of_other_shapes_hold_no_more_than_needed(shape):
 def test_zeros_are_drawn_and_volumes_refused(draw):
     draw(jnp.zeros((4, 4, 2)))
     before = mpl.pyplot.get_fignums()
-    with pytest.raises(ValueError, match="draw a slice"):
+    with pytest.raises(ValueError, match="of a volume draw a slice"):
         draw(jnp.ones((3, 3, 3, 2)))
     assert mpl.pyplot.get_fignums() == before  # no empty figure is left
 
