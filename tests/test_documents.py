@@ -14,8 +14,10 @@ import tomllib
 from pathlib import Path
 from typing import get_args
 
+import jax
 import jupytext
 import nbclient
+import numpy as np
 import pytest
 import tyro
 
@@ -45,7 +47,8 @@ def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
     names: dict = {}
     session = Session(names)
     for example in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        for line in re.sub(r"(\w+)\.(init|apply)\(", r"jax.jit(\1.\2)(", example).splitlines():  # compile once
+        example = re.sub(r"(\w+)\.(init|apply)\(", r"jax.jit(\1.\2)(", example)  # compile once
+        for line in re.sub(r"\n\n+(?= )", "\n", example).splitlines():  # at the prompt an empty line ends a class
             session.push(line)
         session.push("")
     names.pop("__builtins__", None)
@@ -61,6 +64,16 @@ def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
         assert names["answer"].error.shape == (2,)
     elif name == "docs/training.md":
         assert names["state"].params["opening"]["stencil"].shape == (5, 5, 3, 32)
+    elif name == "docs/own_steps.md":
+        assert len(names["report"].layers) == 14
+        assert names["cost"].weights == sum(x.size for x in jax.tree.leaves(names["variables"]["params"]))
+        assert "Gemm" in {node.op_type for node in names["model"].graph.node}
+        assert 0 < names["error"] < 1e-4
+    elif name == "docs/nnx.md":
+        assert names["losses"][2] < names["losses"][0]
+        model, restored, images = names["model"], names["restored"][0], names["images"]
+        np.testing.assert_array_equal(model(images), restored(images))
+        assert names["report"].lipschitz > 0
     elif name == "docs/api/plots.md":
         assert Path("symbol.png").stat().st_size > 10_000
     else:
