@@ -6,7 +6,7 @@ Writes one PNG.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import tyro
 
@@ -42,7 +42,7 @@ def main(config: Config) -> None:
     from lowcost.train.processes import devices
 
     devices()  # raises where there are none
-    train = data.load(config.dataset, data_dir=config.data_dir).train
+    train = data.load(cast(data.DatasetName, config.dataset), data_dir=config.data_dir).train
     chosen = choose(train.labels, config.seed)
     images = train.images[chosen].astype(np.float32) / 255
     config.out.parent.mkdir(parents=True, exist_ok=True)

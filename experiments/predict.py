@@ -21,7 +21,7 @@ import tyro
 
 from experiments.common import entry
 from experiments.common.files import check_target, messages, write_whole
-from lowcost.data.decoding import MAX_PIXELS, read_picture
+from lowcost.data.decoding import MAX_PIXELS, read_image
 from lowcost.data.listing import SUFFIXES, list_images, report
 from lowcost.extras import needs_extra
 from lowcost.terminal import first_line, printable, warn
@@ -136,7 +136,7 @@ def classify(classifier: Classifier, file: Path, max_pixels: int) -> Row:
 def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Returns an image as training reads it: float32 [H, W, C] in [0, 1]."""
     height, width, channels = image_shape
-    pixels = read_picture(path, (height, width), max_pixels)
+    pixels = read_image(path, (height, width), max_pixels)
     if channels == 1:
         from PIL import Image
 

@@ -26,10 +26,10 @@ assert lowcost.data.random_flip(jax.random.key(0), images).shape == images.shape
 """
 EXTRAS = """
 import lowcost.data, lowcost.train.metrics_log
-from lowcost.data.decoding import read_picture
+from lowcost.data.decoding import read_image
 for name, action in [
     ("data", lambda: lowcost.data.load("digits")),
-    ("data", lambda: read_picture("image.png")),
+    ("data", lambda: read_image("image.png")),
     ("tensorboard", lambda: lowcost.train.metrics_log.MetricsLog([], None, ".")),
 ]:
     try:

@@ -43,7 +43,7 @@ def in_a_fresh_interpreter(code):
 
 def test_the_first_use_of_a_name_imports_jax_and_no_earlier():
     in_a_fresh_interpreter(
-        "import sys, lowcost, lowcost.data; from lowcost.data.decoding import read_picture\n"
+        "import sys, lowcost, lowcost.data; from lowcost.data.decoding import read_image\n"
         "assert 'jax' not in sys.modules\n"
         "from lowcost import depthwise; from lowcost.data import cutout; import lowcost.cost\n"
         "assert 'jax' in sys.modules\n"

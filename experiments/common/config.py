@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lowcost.data import DatasetName
 from lowcost.data.decoding import MAX_PIXELS
 
-DatasetName = Literal["digits", "folder", "cifar10", "cifar100", "stl10"]
 RecipeName = Literal["paper", "fast"]
 Architecture = Literal[
     "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"

@@ -1,10 +1,10 @@
 """Data sets, batches and augmentation::
 
-    data = load("folder", data_dir="pictures", cache_dir="cache")
+    data = load("folder", data_dir="images", cache_dir="cache")
     indices = batch_indices(seed, step, len(data.train), batch_size)
     images = random_resized_crop(key, data.train.images[indices] / np.float32(255))
 
-Knows nothing of networks or of training.
+Depends on neither networks nor training.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lowcost.data.batches import batch_indices, epoch_order
 from lowcost.data.dataset import Dataset, Split
 from lowcost.data.folders import folder
-from lowcost.data.sources import SOURCES, digits, load, published
+from lowcost.data.sources import SOURCES, DatasetName, digits, load, published
 from lowcost.lazy import attributes
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SOURCES",
     "Dataset",
+    "DatasetName",
     "Split",
     "alternating_flip",
     "batch_indices",

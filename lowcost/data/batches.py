@@ -1,4 +1,4 @@
-"""Which examples make up the batch of a step: a pure function, so that a run resumes by setting its step."""
+"""The examples in the batch of a step: a pure function, so that a run resumes by setting its step."""
 
 import functools
 
@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 
 def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
-    """A permutation of 0 … examples − 1, drawn anew for each epoch.
+    """Returns a random permutation of 0 … examples − 1, another one in each epoch.
 
-    It sorts the raw output of the Philox generator keyed by (seed, epoch). NumPy promises that output for good, which
-    it does not for `Generator.permutation`, nor JAX for `jax.random`: the order is the same everywhere.
+    It sorts the raw output of the Philox generator with key (seed, epoch). NumPy guarantees that output for all
+    versions, unlike `Generator.permutation` and `jax.random`, so that the order is the same everywhere.
 
     Args:
         seed: 0 ≤ seed < 2⁶⁴.
         epoch: counts from 0.
-        examples: how many there are, ≥ 1.
+        examples: the number of examples, ≥ 1.
 
     Returns:
         int64 [examples].
@@ -24,21 +24,22 @@ def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
         ValueError: an argument is out of its range.
     """
     if not (0 <= seed < 2**64 and epoch >= 0 and examples >= 1):
-        raise ValueError(f"epoch_order: expected 0 ≤ {seed=} < 2⁶⁴, {epoch=} ≥ 0 and {examples=} ≥ 1")
+        raise ValueError(f"seed must be in 0 … 2⁶⁴ − 1, epoch ≥ 0 and examples ≥ 1, got {seed=}, {epoch=}, {examples=}")
     key = np.array([seed, epoch], np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(examples), kind="stable")
 
 
 def batch_indices(seed: int | tuple[int, ...], step: int, examples: int, batch_size: int) -> NDArray[np.int64]:
-    """The k-th run of batch_size examples in the epoch's order, with (epoch, k) = divmod(step, examples // batch_size).
+    """order[k·batch_size : (k + 1)·batch_size], with (epoch, k) = divmod(step, examples // batch_size).
 
-    An epoch shows every example at most once; the examples % batch_size that are left over wait for another epoch.
+    Here order is `epoch_order` of the epoch. An epoch uses each example at most once, and drops the last
+    examples % batch_size of its order.
 
     Args:
         seed: 0 ≤ seed < 2⁶⁴, or several.
         step: counts optimiser steps from 0.
-        examples: how many there are.
-        batch_size: how many make a batch, 1 ≤ batch_size ≤ examples.
+        examples: the number of examples.
+        batch_size: 1 ≤ batch_size ≤ examples.
 
     Returns:
         int64 [batch_size], with several seeds [seeds, batch_size], read-only.
@@ -47,18 +48,18 @@ def batch_indices(seed: int | tuple[int, ...], step: int, examples: int, batch_s
         ValueError: an argument is out of its range.
     """
     if not 1 <= batch_size <= examples:
-        raise ValueError(f"batch_size: expected 1 to {examples}, as many as there are examples, got {batch_size}")
+        raise ValueError(f"batch_size must be 1 to {examples}, the number of examples, got {batch_size}")
     if step < 0:
-        raise ValueError(f"step: expected at least 0, got {step}")
+        raise ValueError(f"step must be at least 0, got {step}")
     epoch, k = divmod(step, examples // batch_size)
     return _orders(seed, epoch, examples)[..., k * batch_size : (k + 1) * batch_size]
 
 
 @functools.lru_cache(maxsize=2)
-def _orders(seed, epoch, examples):
+def _orders(seed: int | tuple[int, ...], epoch: int, examples: int) -> NDArray[np.int64]:
     if isinstance(seed, tuple):
         orders = np.stack([epoch_order(s, epoch, examples) for s in seed])
     else:
         orders = epoch_order(seed, epoch, examples)
-    orders.setflags(write=False)  # a caller's change would reach every later batch
+    orders.setflags(write=False)  # since the cache returns it again
     return orders

@@ -1,4 +1,4 @@
-"""Decoded images kept in one file, which is memory-mapped from the second start on."""
+"""Caches decoded images in one file, which later runs memory-map."""
 
 import hashlib
 import os
@@ -19,49 +19,53 @@ from lowcost.terminal import printable, warn
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray]
 """(shape, dtype) → an array to be filled, as `np.empty`."""
 DIGEST_BYTES = 32
+DAY_SECONDS = 86400
 
 
 def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike, length: int) -> NDArray:
-    """Returns make(np.empty), or what it gave when the file was last missing or damaged; memory-mapped.
+    """Returns the array of the file, memory-mapped; makes the file first if it is missing or damaged.
 
-    The file ends with a digest of its name and content, which is checked by reading the file once. That finds damaged
-    and exchanged files, not forged ones. A line on stderr reports a file that cannot be used, and it is made again.
+    The file ends with a digest of its name and content, which every call checks. It reveals damaged and exchanged
+    files, not forged ones. A file that cannot be used is reported on stderr and replaced.
 
-    What `make` allocates lies in a file, so that it may be larger than the memory. The file takes its place once it is
-    complete and on the disk. Until then its name is its own, so that processes which make the same one at once do not
-    meet; the last one wins. If `make` fails nothing is left, no new folder either.
+    `make` fills a memory-mapped file, so that the array may be larger than the memory. The file has a unique temporary
+    name until it is complete and on the disk; among processes that make the same file at once, the last one wins. If
+    `make` fails, neither a file nor a new folder is left.
 
     Args:
-        path: the .npy file; its folder is made if missing. The name must change with whatever changes the array.
-        make: fills an array from `Allocate` and returns it; of several that it allocates, the last.
-        dtype, length: of the array and its first axis; a file that has others is made again.
+        path: the .npy file; its folder is made if missing. The name must change with everything that changes the array.
+        make: fills an array from `Allocate` and returns it; if it allocates several, the last.
+        dtype: expected dtype; a file with another one is replaced.
+        length: expected length of the first axis; a file with another one is replaced.
 
     Raises:
-        OSError: the folder cannot be written or has no room, which is found when `make` allocates.
+        OSError: the folder cannot be written or is full, which shows when `make` allocates.
     """
     if path.is_file():
         try:
             return _checked(path, dtype, length)
-        except Exception as error:  # a damaged header raises half a dozen kinds
-            warn(f"warning: {path} cannot be used ({error}); it is made again")
-    for left in path.parent.glob(f".{path.name}.*"):
+        except Exception as error:  # a damaged header raises errors of many types
+            warn(f"warning: {path} cannot be used ({error}); it is replaced")
+    for temporary in path.parent.glob(f".{path.name}.*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > 86400:  # a killed process left it; a younger one may be at work
-                left.unlink()
+            if time.time() - temporary.stat().st_mtime > DAY_SECONDS:  # of a killed process; others may be in use
+                temporary.unlink()
     folder, temporary = path.parent, path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
 
     def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-        with _explained(folder):
+        with _naming_cache_dir(folder):
             folder.mkdir(parents=True, exist_ok=True)
             array = open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
-            reserve(temporary, array.offset + array.nbytes + DIGEST_BYTES)  # a full disk would later kill the process
+            reserve(
+                temporary, array.offset + array.nbytes + DIGEST_BYTES
+            )  # writing to a full disk would kill the process
         return array
 
     try:
         made = make(allocate)
         assert isinstance(made, np.memmap)
-        with _explained(folder):
+        with _naming_cache_dir(folder):
             made.flush()
             with temporary.open("rb+") as file:
                 file.write(_digest(file, path.name, made.offset + made.nbytes))
@@ -74,12 +78,12 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
             temporary.unlink()
         for parent in missing:
             with suppress(OSError):
-                parent.rmdir()  # only if nothing is in it
+                parent.rmdir()  # fails unless it is empty
     return open_memmap(path, mode="r")
 
 
 def _checked(path: Path, dtype: DTypeLike, length: int) -> NDArray:
-    """Returns the array of the file; raises whatever NumPy raises, or ValueError, if the file is damaged."""
+    """Returns the array of the file; raises ValueError, or any error of NumPy, if the file is damaged."""
     array = open_memmap(path, mode="r")
     with path.open("rb") as file:
         intact = _digest(file, path.name, array.offset + array.nbytes) == file.read(DIGEST_BYTES + 1)
@@ -97,9 +101,9 @@ def _digest(file: BinaryIO, name: str, size: int) -> bytes:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _naming_cache_dir(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "name a folder that can be written, or None to keep the images in memory"
-        raise OSError(f"cache_dir {printable(folder)}: cannot be written ({error}); {hint}") from error
+        remedy = "name another folder, or None to keep the images in memory"
+        raise OSError(f"cache_dir must be writable, got {printable(folder)} ({error}); {remedy}") from error

@@ -1,4 +1,4 @@
-"""What a data set is: labelled uint8 images in two splits."""
+"""Data sets: labelled uint8 images in two splits."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -19,23 +19,18 @@ class Split:
         labels: int32 [N].
 
     Raises:
-        ValueError: a dtype, a rank or the two lengths are wrong.
+        ValueError: a dtype or a shape is wrong.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        for name, array, dtype, axes in (
-            ("images", self.images, np.uint8, "[N, H, W, C]"),
-            ("labels", self.labels, np.int32, "[N]"),
-        ):
-            if array.dtype != dtype or array.ndim != axes.count(",") + 1:
-                expected = f"{np.dtype(dtype).name} {axes}"
-                raise ValueError(f"Split.{name}: expected {expected}, got {array.dtype.name} {list(array.shape)}")
-        if len(self.images) != len(self.labels) or not len(self.labels):
-            got = f"{len(self.images)} images and {len(self.labels)} labels"
-            raise ValueError(f"Split: expected as many labels as images and at least one, got {got}")
+        images, labels = (f"{array.dtype} {list(array.shape)}" for array in (self.images, self.labels))
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or not len(self.images):
+            raise ValueError(f"Split.images must be uint8 [N, H, W, C] with N ≥ 1, got {images}")
+        if self.labels.dtype != np.int32 or self.labels.shape != (len(self.images),):
+            raise ValueError(f"Split.labels must be int32 [{len(self.images)}], one per image, got {labels}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,7 +44,7 @@ class Split:
         return result.hexdigest()
 
     def chunks(self) -> list[NDArray[np.uint8]]:
-        """Views of the images in order, each of at most about 4 MiB: a memory map may be larger than the memory."""
+        """Returns views of the images in order, each of about 4 MiB, since a memory map may exceed the memory."""
         rows = max(1, 2**22 // self.images[0].nbytes)
         return [self.images[start : start + rows] for start in range(0, len(self), rows)]
 
@@ -59,12 +54,12 @@ class Dataset:
     """A training and a test split over the same classes.
 
     Args:
-        name: what `load` knows it by.
-        train: the images to learn from.
-        test: the images to judge by, of the same shape.
+        name: its name in `load`.
+        train: training images.
+        test: test images, of the same shape.
         classes: class names; label i means classes[i].
-        flip: whether a left-right mirror image keeps its label.
-        origin: where the images were read from: a file, a folder, a URL or words.
+        flip: whether an image that is flipped left to right keeps its label.
+        origin: where the images were read from: a file, a folder, a URL or a description.
 
     Raises:
         ValueError: the splits' image shapes differ, or a label is not in 0 … len(classes) − 1.
@@ -80,17 +75,12 @@ class Dataset:
     def __post_init__(self) -> None:
         test_shape = self.test.images.shape[1:]
         if test_shape != self.image_shape:
-            raise ValueError(
-                f"Dataset {self.name}: expected test images shaped as the training images, {self.image_shape}, "
-                f"got {test_shape}"
-            )
+            raise ValueError(f"{self.name}: test images must be {self.image_shape} as in training, got {test_shape}")
         for name, split in (("train", self.train), ("test", self.test)):
             low, high = split.labels.min(), split.labels.max()
             if low < 0 or high >= len(self.classes):
-                raise ValueError(
-                    f"Dataset {self.name}: expected {name} labels in 0..{len(self.classes) - 1}, one for each class, "
-                    f"got {low}..{high}"
-                )
+                expected = f"{name} labels must be in 0..{len(self.classes) - 1}, one for each class"
+                raise ValueError(f"{self.name}: {expected}, got {low}..{high}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -105,12 +95,12 @@ class Dataset:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def sample(self, count: int) -> "Dataset":
-        """The same with so many of the training images, drawn by lot, always the same ones; all test images.
+        """Returns the data set with `count` training images, sampled at random with a fixed seed, and all test images.
 
         Raises:
-            ValueError: there are not as many.
+            ValueError: count is below 1 or above the number of training images.
         """
         if not 1 <= count <= len(self.train):
-            raise ValueError(f"{self.name} has {len(self.train)} training images, got {count} to draw from them")
+            raise ValueError(f"{self.name}: count must be 1 to {len(self.train)} training images, got {count}")
         rows = np.sort(epoch_order(0, 0, len(self.train))[:count])
         return replace(self, train=Split(self.train.images[rows], self.train.labels[rows]))

@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set, decoded once and memory-mapped from then on."""
+"""Reads a folder of images as a data set; with a cache, decodes it once."""
 
 import hashlib
 import os
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.dataset import Dataset, Split
-from lowcost.data.decoding import MAX_PIXELS, read_pictures
+from lowcost.data.decoding import MAX_PIXELS, read_images
 from lowcost.data.listing import SUFFIXES, Entries, list_images, report
 from lowcost.terminal import printable
 
 LAYOUT = "data_dir must hold train/<class>/ and test/<class>/ with images"
-CACHE_FORMAT = 1  # to be raised when the same files come to give other pixels
+CACHE_FORMAT = 1
+"""Must increase when the same files result in other pixels."""
 
 
 def folder(
@@ -29,43 +30,42 @@ def folder(
     """Returns the images data_dir/{train,test}/<class>/* as RGB of one size.
 
     Classes are the folders in train, or links to folders, sorted by name; a class may lack test images. Images are PNG,
-    JPEG, WebP, BMP, GIF (the first frame) and TIFF (the first page) files, by their suffix. All other entries, such as
-    hidden files and folders inside a class, are passed over; a line on stderr counts them. An image of another size or
+    JPEG, WebP, BMP, GIF (first frame) and TIFF (first page) files, recognised by suffix. All other entries, such as
+    hidden files and folders inside a class, are ignored; one line on stderr counts them. An image of another size or
     shape is cut to the largest centred square and resized.
 
     Args:
         data_dir: the folder that holds train and test.
-        image_size: side of the square images in pixels, ≥ 1. With None, pictures that share one size keep it, if both
-            sides are at most 128 and divisible by 8; otherwise 32 if the median shorter side is below 64, and 64 if
-            not.
-        cache_dir: folder for the decoded images, made if missing; the next start with the same files (names, sizes,
-            times of modification and of status change) checks their digest and maps them without decoding. A file
-            system that keeps no time of status change hides an exchange of two files of equal size and modification
-            time: then delete the cache. None keeps the images in memory alone. Any file in it may be deleted.
-        max_pixels: of each image, as in `lowcost.data.decoding.read_picture`; at most 8 are decoded at a time.
+        image_size: side of the square images in pixels, ≥ 1. With None, images that share one size keep it if both
+            sides are at most 128 and divisible by 8; otherwise 32 if the median shorter side is below 64, else 64.
+        cache_dir: folder for the decoded images, made if missing; None keeps them in memory. Later calls with the same
+            files (names, sizes, times of modification and of status change) memory-map the images without decoding.
+            Any file in it may be deleted. Delete the cache after an exchange of two files of equal size and
+            modification time on a file system without times of status change.
+        max_pixels: limit for each image, as in `lowcost.data.decoding.read_image`; at most 8 are decoded at a time.
 
     Returns:
-        The data set, with the images of a class side by side and flip True.
+        The data set, ordered by class, with flip True.
 
     Raises:
         ValueError: image_size is below 1, a class has no images or is only in test, or an image cannot be read.
-        FileNotFoundError: data_dir, train or test is missing, or an image is a link that leads nowhere.
+        FileNotFoundError: data_dir, train or test is missing, or an image is a broken link.
         NotADirectoryError: data_dir, train or test is a file.
         OSError: cache_dir cannot be written.
     """
     if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size: expected at least 1 pixel or None, got {image_size}")
+        raise ValueError(f"image_size must be at least 1 or None, got {image_size}")
     root = Path(data_dir)
     train, test = _scan(root, root / "train"), _scan(root, root / "test")
     classes = tuple(train)
     if unknown := [name for name in test if name not in train]:
         name = printable(root / "test" / unknown[0])
-        raise ValueError(f"{name}: no such class in train; add it there or remove it here")
+        raise ValueError(f"{name} must be a class of train too, got no such folder there; add it or remove this one")
 
     files = [file for split in (train, test) for members in split.values() for file in members]
 
     def read(allocate: Allocate) -> NDArray[np.uint8]:
-        return read_pictures([file.path for file in files], image_size, allocate, max_pixels)
+        return read_images([file.path for file in files], image_size, allocate, max_pixels)
 
     if cache_dir is None:
         images, origin = read(np.empty), str(root)
@@ -77,23 +77,17 @@ def folder(
         counts = [len(split.get(name, ())) for name in classes]
         return np.repeat(np.arange(len(classes), dtype=np.int32), counts)
 
-    boundary = sum(map(len, train.values()))
-    return Dataset(
-        name="folder",
-        train=Split(images[:boundary], labels(train)),
-        test=Split(images[boundary:], labels(test)),
-        classes=classes,
-        flip=True,
-        origin=origin,
-    )
+    first_test = sum(map(len, train.values()))
+    splits = Split(images[:first_test], labels(train)), Split(images[first_test:], labels(test))
+    return Dataset("folder", *splits, classes, flip=True, origin=origin)
 
 
 def _scan(root: Path, split: Path) -> dict[str, Entries]:
     """Returns class name → its image files, both sorted by name."""
     for path in (root, split):
         if not path.is_dir():
-            kind, what = (NotADirectoryError, "not a") if path.exists() else (FileNotFoundError, "no such")
-            raise kind(f"{printable(path)}: {what} folder; {LAYOUT}")
+            kind, got = (NotADirectoryError, "another file") if path.exists() else (FileNotFoundError, "none")
+            raise kind(f"{printable(path)} must be a folder, got {got}; {LAYOUT}")
     left_out, classes = Counter[str](), {}
     images, folders = list_images(split, left_out)
     for entry in folders:
@@ -102,19 +96,19 @@ def _scan(root: Path, split: Path) -> dict[str, Entries]:
     left_out["images outside a class"] += len(images)
     report(split, left_out)
     if not classes:
-        raise ValueError(f"{printable(split)}: no class folders; {LAYOUT}")
+        raise ValueError(f"{printable(split)} must hold a folder per class, got none; {LAYOUT}")
     for name, files in classes.items():
         if not files:
-            kinds = ", ".join(SUFFIXES)
-            raise ValueError(f"{printable(split / name)}: no images in this class; add images ({kinds}) or remove it")
+            expected = f"{printable(split / name)} must hold images ({', '.join(SUFFIXES)})"
+            raise ValueError(f"{expected}, got none; add images or remove the folder")
     return classes
 
 
 def _fingerprint(root: Path, files: Entries, image_size: int | None) -> str:
-    """Returns a name that changes with names, sizes and times of the files, image_size and the code.
+    """Returns a name that changes with names, sizes and times of the files, image_size and the cache format.
 
-    The time of status change tells files that were exchanged with their size and time of modification. The inode is
-    left out: some network file systems number files anew at each mount.
+    The time of status change reveals an exchange of files of equal size and modification time. The inode is left out,
+    since some network file systems change inodes at each mount.
     """
     digest = hashlib.sha256(f"{CACHE_FORMAT} {image_size}".encode())
     for file in files:

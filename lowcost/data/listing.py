@@ -1,4 +1,4 @@
-"""Lists the images of a folder and counts what it leaves out."""
+"""Lists the images of a folder and counts the other entries."""
 
 import os
 from collections import Counter
@@ -12,15 +12,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", "
 
 
 def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[Entries, Entries]:
-    """Returns the images and the folders in a folder, each sorted by name, and counts all other entries by their kind.
+    """Returns the images and the folders in a folder, each sorted by name, and counts all other entries by kind.
 
-    An image is a regular file with one of `SUFFIXES`, in lower or upper case, or a link with such a name; where the
-    link leads is checked when the image is read, so that a broken link is an error. A link to a folder is a folder.
+    An image is a regular file with one of `SUFFIXES`, in lower or upper case, or a link with such a name. Reading the
+    image checks the target of the link, so that a broken link is an error. A link to a folder counts as a folder.
     Hidden entries are left out.
 
     Args:
         folder: the folder.
-        left_out: kind → number of entries left out; the counts are added to it.
+        left_out: kind → number of entries left out, to which this folder's are added.
 
     Returns:
         (images, folders).
@@ -46,8 +46,8 @@ def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[En
 
 
 def report(folder: str | PathLike[str], left_out: Counter[str]) -> None:
-    """Prints a line on stderr that counts what was left out of a folder, if anything was, and names up to ten kinds."""
+    """Prints one line on stderr with the numbers of entries left out, if any, for at most ten kinds."""
     if left_out.total():
         kinds = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
         named = ", ".join(kinds[:10]) + ", ..." * (len(kinds) > 10)
-        warn(f"{os.fspath(folder)}: passed over {left_out.total():,} entries: {named}")
+        warn(f"{os.fspath(folder)}: ignored {left_out.total():,} entries: {named}")

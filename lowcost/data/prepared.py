@@ -1,6 +1,6 @@
-"""Data sets that tensorflow-datasets has prepared before, read without TensorFlow.
+"""Reads data sets that tensorflow-datasets has prepared as array_record, without TensorFlow.
 
-Without TensorFlow it can prepare none of ours, but what was prepared as array_record elsewhere can be read.
+Without TensorFlow, tensorflow-datasets cannot prepare the data sets of the catalogue, but it can read them.
 """
 
 import importlib.util
@@ -19,25 +19,25 @@ from lowcost.extras import needs_extra
 
 
 def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> Path | None:
-    """The folder <dir>/<name>/<version> that tensorflow-datasets filled with array_record files, not opened yet.
+    """Returns the folder <dir>/<name>/<version> with array_record files that tensorflow-datasets has prepared.
 
-    Its usual format, tfrecord, cannot be read without TensorFlow, and counts as nothing; so does array_record where the
-    package of that name is missing, as it may be on systems other than Linux.
+    The usual format, tfrecord, is ignored, since reading it needs TensorFlow. Without the package array_record, which
+    some systems lack, there is nothing to read either.
 
     Args:
         entry: the data set.
-        data_dir: looked into before $TFDS_DATA_DIR and ~/tensorflow_datasets; None leaves it out.
+        data_dir: searched before $TFDS_DATA_DIR and ~/tensorflow_datasets; None leaves it out.
 
     Returns:
-        The newest version of those in the first directory that has one; None if no directory has.
+        The newest version in the first directory that has one, or None.
     """
     if importlib.util.find_spec("array_record") is None:
         return None
     for directory in (data_dir, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"):
         folder = os.path.expanduser(directory or "")
-        if not folder or folder.startswith("~"):  # a home directory that is not known
+        if not folder or folder.startswith("~"):  # the home directory is unknown
             continue
-        # A build in the making has another name. One that is being copied may have this one, but not all its files.
+        # An unfinished build has another name, but an unfinished copy may lack files.
         builds = Path(folder) / entry.name
         versions = [
             build
@@ -50,7 +50,7 @@ def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> 
 
 
 def read_prepared(folder: Path, entry: Entry) -> tuple[Split, Split]:
-    """The images of a data set that tensorflow-datasets has prepared as array_record, in the order of its files.
+    """Returns the images of a prepared data set in the order of its files.
 
     Args:
         folder: from `find_prepared`.
@@ -60,7 +60,8 @@ def read_prepared(folder: Path, entry: Entry) -> tuple[Split, Split]:
         (train, test).
 
     Raises:
-        ValueError: it was prepared, but is damaged or differs from the entry.
+        ValueError: the files are damaged or differ from the entry.
+        ImportError: pillow is missing.
     """
     with needs_extra("data"):  # before the try, which takes any error for damage
         import PIL.Image  # noqa: F401
@@ -70,15 +71,15 @@ def read_prepared(folder: Path, entry: Entry) -> tuple[Split, Split]:
         builder = tfds.builder_from_directory(folder)
         formats = sorted(file_format.value for file_format in builder.info.available_file_formats())
         if "array_record" not in formats:
-            raise ValueError(f"expected the file format array_record, got {', '.join(formats)}")
-        # tensorflow-datasets would decode the images too, but not without advice to install OpenCV.
+            raise ValueError(f"the file format must be array_record, got {', '.join(formats)}")
+        # Its own decoding would print advice to install OpenCV.
         train, test = (
             _read(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}), split, count, entry)
             for split, count in (("train", entry.train), ("test", entry.test))
         )
-    except Exception as error:  # what is damaged raises whatever each of its readers has chosen
-        hint = 'prepare it again with file_format="array_record", or remove the folder'
-        raise ValueError(f"{folder}: cannot be read as {entry.name} ({error!r}); {hint}") from error
+    except Exception as error:  # damaged files raise errors of many types
+        remedy = 'prepare it again with file_format="array_record", or remove the folder'
+        raise ValueError(f"{folder} must hold {entry.name}, got {error!r}; {remedy}") from error
     return train, test
 
 
@@ -86,15 +87,15 @@ def _read(source: Any, split: str, count: int, entry: Entry) -> Split:
     from PIL import Image
 
     if len(source) != count:
-        raise ValueError(f"{split}: expected {count:,} images, got {len(source):,}")
+        raise ValueError(f"{split} must have {count:,} images, got {len(source):,}")
     images, labels = np.empty((count, *entry.image_shape), np.uint8), np.empty(count, np.int32)
     for i, example in enumerate(source):
-        with Image.open(io.BytesIO(example["image"])) as picture:
-            pixels = np.asarray(picture)
-        if pixels.shape != entry.image_shape:  # and uint8 it is: Pillow has three channels of nothing else
-            raise ValueError(f"{split} image {i}: expected {list(entry.image_shape)}, got {list(pixels.shape)}")
+        with Image.open(io.BytesIO(example["image"])) as image:
+            pixels = np.asarray(image)
+        if pixels.shape != entry.image_shape:  # three channels imply uint8 in Pillow
+            raise ValueError(f"{split} image {i} must be {list(entry.image_shape)}, got {list(pixels.shape)}")
         images[i], labels[i] = pixels, example["label"]
     if labels.min() < 0 or labels.max() >= len(entry.classes):
-        expected = f"labels in 0..{len(entry.classes) - 1}"
-        raise ValueError(f"{split}: expected {expected}, got {labels.min()}..{labels.max()}")
+        expected = f"{split} labels must be in 0..{len(entry.classes) - 1}"
+        raise ValueError(f"{expected}, got {labels.min()}..{labels.max()}")
     return Split(images, labels)

@@ -1,10 +1,8 @@
-"""Data sets by name. A new source is one function that returns a Dataset, and one entry in SOURCES."""
+"""Data sets by name. A new source is a function that returns a Dataset, a `DatasetName`, and a case in `load`."""
 
-import inspect
-from collections.abc import Callable
-from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,18 +16,22 @@ from lowcost.data.folders import folder
 from lowcost.data.prepared import find_prepared, read_prepared
 from lowcost.extras import needs_extra
 
-CACHE_FORMAT = 1  # to be raised when the same source comes to give other arrays
+PublishedName = Literal["cifar10", "cifar100", "stl10"]
+DatasetName = Literal["digits", "folder", PublishedName]
+SOURCES: tuple[DatasetName, ...] = get_args(DatasetName)
+CACHE_FORMAT = 1
+"""Must increase when the same source results in other arrays."""
 
 
 def digits() -> Dataset:
-    """Handwritten digits: 1,437 training and 360 test images, 12 x 12 x 1, in ten classes.
+    """Returns handwritten digits: 1,437 training and 360 test images, 12 x 12 x 1, in ten classes.
 
-    The real 8 x 8 scans that come inside scikit-learn, so that nothing has to be downloaded. Every fifth image is a
-    test image. The grey values 0..16 become 0..255, and a black frame of two pixels makes the grid 12 x 12: a network
-    that halves it twice still has the 3 x 3 points which a 3 x 3 stencil needs, and crops have room to move.
+    They are the 8 x 8 scans inside scikit-learn, so that nothing is downloaded. Every fifth image is a test image. Grey
+    values are scaled from 0..16 to 0..255. A black frame of two pixels leaves room for crops, and leaves a network that
+    halves the grid twice the 3 x 3 points that a 3 x 3 stencil needs. Digits must not be flipped, so flip is False.
 
-    Returns:
-        The data set; a mirrored digit is another sign, so flip is False.
+    Raises:
+        ImportError: scikit-learn is missing.
     """
     with needs_extra("data"):
         from sklearn.datasets import load_digits
@@ -50,30 +52,29 @@ def digits() -> Dataset:
 
 
 def published(
-    name: str,
+    name: PublishedName,
     *,
     data_dir: str | PathLike[str] | None = None,
     cache_dir: str | PathLike[str] | None = None,
     download: bool = False,
 ) -> Dataset:
-    """CIFAR-10, CIFAR-100 with its fine labels, or the labelled images of STL-10, as their authors published them.
+    """Returns CIFAR-10, CIFAR-100 with fine labels, or the labelled images of STL-10, as published by their authors.
 
-    Taken from what tensorflow-datasets has prepared as array_record, or else from the original binary archive; both
-    are looked for in data_dir and where they lie by custom, see `lowcost.data.catalogue.search` and
-    `lowcost.data.prepared`. Nothing is unpacked.
+    The source is a folder that tensorflow-datasets has prepared as array_record, or else the original binary archive.
+    `lowcost.data.prepared.find_prepared` and `lowcost.data.catalogue.search` list the folders that are searched.
 
     Args:
         name: "cifar10", "cifar100" or "stl10".
-        data_dir: looked into first.
-        cache_dir: where the images are kept, to be mapped at once by the next start; None keeps them in memory alone.
-        download: get an archive that is found nowhere.
+        data_dir: the first folder to search.
+        cache_dir: folder for the images, which later calls memory-map; None keeps them in memory.
+        download: download an archive that is not found.
 
     Returns:
         The data set, in the order of its files; flip is True.
 
     Raises:
-        FileNotFoundError: it is nowhere; the message says how to get it.
-        ValueError: what was found is damaged.
+        FileNotFoundError: nothing was found; the message explains how to get the archive.
+        ValueError: the files are damaged.
         OSError: the download failed, or cache_dir cannot be written.
     """
     entry = ENTRIES[name]
@@ -95,7 +96,7 @@ def published(
             part["label"], part["image"] = split.labels, split.images
         return records
 
-    # Two sources, two orders of the images, two caches: which one a run sees does not depend on what was read before.
+    # One cache per source, since the order of the images differs.
     prepared = find_prepared(entry, data_dir)
     source = entry.sha256[:16] if prepared is None else f"prepared-{prepared.name}"
     if cache_dir is None:
@@ -109,17 +110,8 @@ def published(
     return Dataset(name, train, test, entry.classes, flip=True, origin=origin)
 
 
-SOURCES: dict[str, Callable[..., Dataset]] = {
-    "digits": digits,
-    "folder": folder,
-    "cifar10": partial(published, "cifar10"),
-    "cifar100": partial(published, "cifar100"),
-    "stl10": partial(published, "stl10"),
-}
-
-
 def load(
-    name: str,
+    name: DatasetName,
     *,
     data_dir: str | PathLike[str] | None = None,
     image_size: int | None = None,
@@ -127,30 +119,29 @@ def load(
     download: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
-    """Returns the data set called `name`.
+    """Returns the data set called `name`: `digits`, `folder`, or one that is `published`.
 
     Args:
         name: one of `SOURCES`.
-        data_dir: where the files lie, for a source that reads files.
-        image_size: side of the square images in pixels, for a source that resizes; None leaves it to the source.
-        cache_dir: where decoded images are kept for the next start, for a source that decodes; None keeps nothing.
-        download: get what is missing, for a source that is published; without it nothing ever asks the network.
-        max_pixels: width times height of an image that are decoded at most, for a source that decodes.
-
-    Returns:
-        The data set.
+        data_dir: the folder of "folder", or the first folder to search for a published data set.
+        image_size: side of the square images in pixels, for "folder"; None leaves it to the source.
+        cache_dir: folder for the decoded images; None keeps them in memory.
+        download: download a published data set that is not found; otherwise nothing uses the network.
+        max_pixels: largest width x height of an image that is decoded, for "folder".
 
     Raises:
-        ValueError: no source has this name, it needs data_dir, or its images have a size of their own.
+        ValueError: no source has this name, "folder" lacks data_dir, or image_size is given to another source.
         OSError: as the source raises it.
+        ImportError: the source needs the extra `data`.
     """
     if name not in SOURCES:
-        raise ValueError(f"unknown data set {name!r}; expected one of: {', '.join(SOURCES)}")
-    takes = inspect.signature(SOURCES[name]).parameters
-    if data_dir is None and "data_dir" in takes and takes["data_dir"].default is inspect.Parameter.empty:
-        raise ValueError(f"{name} needs data_dir: the folder that holds its files, got None")
-    if image_size is not None and "image_size" not in takes:
-        raise ValueError(f"{name} has images of one size, expected image_size None, got {image_size}")
-    options = {"data_dir": data_dir, "image_size": image_size, "cache_dir": cache_dir, "download": download}
-    options["max_pixels"] = max_pixels
-    return SOURCES[name](**{option: value for option, value in options.items() if option in takes})
+        raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
+    if name == "folder":
+        if data_dir is None:
+            raise ValueError("data_dir must be the folder that holds train and test, got None; name it")
+        return folder(data_dir, image_size=image_size, cache_dir=cache_dir, max_pixels=max_pixels)
+    if image_size is not None:
+        raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
+    if name == "digits":
+        return digits()
+    return published(name, data_dir=data_dir, cache_dir=cache_dir, download=download)

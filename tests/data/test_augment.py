@@ -202,7 +202,7 @@ def test_sharding_changes_no_bit(augment, key, images):
 
 
 def test_what_is_refused(key, images):
-    with pytest.raises(ValueError, match=r"_crop: expected floating-point images .* got uint8 \(12, 12, 10, 3\)"):
+    with pytest.raises(ValueError, match=r"_crop: images must be floating-point .* got uint8 \(12, 12, 10, 3\)"):
         random_resized_crop(key, images.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"random_resized_crop: .* got float32 \(12, 10, 3\)"):
         random_resized_crop(key, images[0])
@@ -212,16 +212,18 @@ def test_what_is_refused(key, images):
         "random_translate": random_translate,
         "cutout": partial(cutout, pixels=4),
     }.items():
-        with pytest.raises(ValueError, match=rf"{name}: expected images \[B, H, W, C\], got float32 \(12, 10, 3\)"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: images must be arrays \[B, H, W, C\], got float32 \(12, 10, 3\)"
+        ):
             function(key, images[0])
     with pytest.raises(ValueError, match=r"0 < low ≤ high, got low=1\.1 and high=1\.0"):
         random_resized_crop(key, images, low=1.1, high=1.0)
     for indices in (jnp.arange(7), jnp.arange(12.0), jnp.zeros((12, 1), int)):
-        with pytest.raises(ValueError, match=r"alternating_flip: expected indices as integers \[12\], .* got .*32 \("):
+        with pytest.raises(ValueError, match=r"alternating_flip: indices must be integers \[12\], .* got .*32 \("):
             alternating_flip(key, images, indices, 0)
     for pixels in (-1, 10, 1.5):
-        with pytest.raises(ValueError, match=rf"random_translate: expected pixels from 0 to 9 .* got {pixels}"):
+        with pytest.raises(ValueError, match=rf"random_translate: pixels must be 0 to 9 .* got {pixels}"):
             random_translate(key, images, pixels=pixels)
     for pixels in (-1, 11, 1.5):
-        with pytest.raises(ValueError, match=rf"cutout: expected pixels from 0 to 10 .* got {pixels}"):
+        with pytest.raises(ValueError, match=rf"cutout: pixels must be 0 to 10 .* got {pixels}"):
             cutout(key, images, pixels=pixels)

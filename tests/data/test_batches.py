@@ -54,9 +54,9 @@ def test_a_caller_cannot_change_the_order():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 0, 10, 11), "batch_size: expected 1 to 10, .* got 11"),
-        ((0, 0, 10, 0), "batch_size: expected 1 to 10, .* got 0"),
-        ((0, -1, 10, 5), "step: expected at least 0, got -1"),
+        ((0, 0, 10, 11), "batch_size must be 1 to 10, .* got 11"),
+        ((0, 0, 10, 0), "batch_size must be 1 to 10, .* got 0"),
+        ((0, -1, 10, 5), "step must be at least 0, got -1"),
         ((-1, 0, 10, 5), "seed=-1"),
         ((2**64, 0, 10, 5), "seed=18446744073709551616"),
     ],

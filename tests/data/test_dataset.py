@@ -26,12 +26,12 @@ def test_a_well_formed_data_set():
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES.astype(np.float32), LABELS, r"Split.images: expected uint8 \[N, H, W, C\], got float32"),
+        (IMAGES.astype(np.float32), LABELS, r"Split.images must be uint8 \[N, H, W, C\] with N ≥ 1, got float32"),
         (IMAGES[..., 0], LABELS, r"got uint8 \[3, 8, 6\]"),
-        (IMAGES, LABELS.astype(np.int64), r"Split.labels: expected int32 \[N\], got int64 \[3\]"),
+        (IMAGES, LABELS.astype(np.int64), r"Split.labels must be int32 \[3\], one per image, got int64 \[3\]"),
         (IMAGES, LABELS[:, None], r"got int32 \[3, 1\]"),
-        (IMAGES, LABELS[:2], "got 3 images and 2 labels"),
-        (IMAGES[:0], LABELS[:0], "at least one, got 0 images"),
+        (IMAGES, LABELS[:2], r"int32 \[3\], one per image, got int32 \[2\]"),
+        (IMAGES[:0], LABELS[:0], r"N ≥ 1, got uint8 \[0, 8, 6, 1\]"),
     ],
 )
 def test_a_malformed_split_is_refused(images, labels, message):
@@ -42,12 +42,12 @@ def test_a_malformed_split_is_refused(images, labels, message):
 @pytest.mark.parametrize("labels", [[0, 1, 2], [-1, 0, 0]])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_label_without_a_class_is_refused(labels, split):
-    with pytest.raises(ValueError, match=rf"toy: expected {split} labels in 0\.\.1"):
+    with pytest.raises(ValueError, match=rf"toy: {split} labels must be in 0\.\.1"):
         dataset(**{split: Split(IMAGES, np.array(labels, np.int32))})
 
 
 def test_the_splits_must_agree_in_shape():
-    with pytest.raises(ValueError, match=r"\(8, 6, 1\), got \(6, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"\(8, 6, 1\) as in training, got \(6, 8, 1\)"):
         dataset(test=Split(IMAGES.transpose(0, 2, 1, 3), LABELS))
 
 
@@ -65,7 +65,7 @@ def test_a_sample_is_drawn_once_and_for_all():
     np.testing.assert_array_equal(some.train.images, whole.sample(10).train.images)
     assert some.test is whole.test
     for count in 0, 41:
-        with pytest.raises(ValueError, match=f"counted has 40 training images, got {count}"):
+        with pytest.raises(ValueError, match=f"counted: count must be 1 to 40 training images, got {count}"):
             whole.sample(count)
 
 

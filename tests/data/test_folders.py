@@ -46,7 +46,7 @@ def no_decoding(monkeypatch):
     def decode(*_):
         raise AssertionError("decoded again")
 
-    return lambda: monkeypatch.setattr(folders, "read_pictures", decode)
+    return lambda: monkeypatch.setattr(folders, "read_images", decode)
 
 
 def reds(split):
@@ -102,7 +102,7 @@ def test_every_suffix_is_read_and_what_is_passed_over_is_counted(pictures, tmp_p
     assert reds(data.train) == [80, 40, 0, 250, 120, *[0] * 7, 250]
     (line,) = capsys.readouterr().err.splitlines()
     head, kinds = line.split(" entries: ")
-    assert head == f"{pictures / 'train'}: passed over 9"
+    assert head == f"{pictures / 'train'}: ignored 9"
     assert sorted(kinds.split(", ")) == [
         "1 folders inside a class",
         "1 images outside a class",
@@ -144,7 +144,7 @@ def test_names_in_errors_and_reports_cannot_forge_a_line(pictures, capsys):
         (pictures / "train" / "cat" / f"part.{i}").touch()
     refused()
     (line,) = capsys.readouterr().err.splitlines()
-    assert "passed over 101 entries: " in line
+    assert "ignored 101 entries: " in line
     assert len(line) < 400
 
 
@@ -160,32 +160,40 @@ def remove(path):
         (
             lambda root: remove(root),
             FileNotFoundError,
-            r"pictures: no such folder; data_dir must hold train/<class>/ and",
+            r"pictures must be a folder, got none; data_dir must hold train/<class>/ and",
         ),
         (
             lambda root: (remove(root), root.write_text("")),
             NotADirectoryError,
-            r"pictures: not a folder; data_dir must hold train/",
+            r"pictures must be a folder, got another file; data_dir must hold train/",
         ),
         (
             lambda root: remove(root / "train"),
             FileNotFoundError,
-            r"train: no such folder; data_dir must hold train/<class>/",
+            r"train must be a folder, got none; data_dir must hold train/<class>/",
         ),
         (
             lambda root: remove(root / "test"),
             FileNotFoundError,
-            r"test: no such folder; data_dir must hold train/<class>/",
+            r"test must be a folder, got none; data_dir must hold train/<class>/",
         ),
-        (lambda root: [remove(path) for path in (root / "train").iterdir()], ValueError, "train: no class folders"),
-        (lambda root: [remove(path) for path in (root / "test").iterdir()], ValueError, "test: no class folders"),
-        (lambda root: (root / "train/gnu").mkdir(), ValueError, r"train/gnu: no images in this class"),
-        (lambda root: (root / "test/emu").mkdir(), ValueError, r"test/emu: no images in this class"),
-        (lambda root: write(root / "test/gnu/a.png"), ValueError, r"test/gnu: no such class in train"),
+        (
+            lambda root: [remove(path) for path in (root / "train").iterdir()],
+            ValueError,
+            "train must hold a folder per class, got none",
+        ),
+        (
+            lambda root: [remove(path) for path in (root / "test").iterdir()],
+            ValueError,
+            "test must hold a folder per class, got none",
+        ),
+        (lambda root: (root / "train/gnu").mkdir(), ValueError, r"train/gnu must hold images .* got none"),
+        (lambda root: (root / "test/emu").mkdir(), ValueError, r"test/emu must hold images .* got none"),
+        (lambda root: write(root / "test/gnu/a.png"), ValueError, r"test/gnu must be a class of train"),
         (
             lambda root: (root / "train/cat/c.png").write_text("text"),
             ValueError,
-            r"cat/c\.png: .*; remove or replace it$",
+            r"cat/c\.png must be .*; remove or replace it$",
         ),
         (lambda root: (root / "train/cat/c.png").symlink_to("nowhere"), (ValueError, FileNotFoundError), r"cat/c\.png"),
     ],
@@ -201,7 +209,7 @@ def test_a_folder_that_is_not_as_expected(pictures, tmp_path, spoil, error, mess
 
 
 def test_an_image_size_below_one_pixel_is_refused(pictures):
-    with pytest.raises(ValueError, match="image_size: expected at least 1 pixel or None, got 0"):
+    with pytest.raises(ValueError, match="image_size must be at least 1 or None, got 0"):
         folder(pictures, image_size=0)
 
 
@@ -297,7 +305,7 @@ def test_a_damaged_cache_is_made_again(pictures, tmp_path, no_decoding, damage, 
     assert only_file(cache).read_bytes() == whole
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {only_file(cache)} cannot be used (")
-    assert line.endswith("; it is made again")
+    assert line.endswith("; it is replaced")
     no_decoding()
     folder(pictures, cache_dir=cache)
     assert capsys.readouterr().err == ""
@@ -319,7 +327,7 @@ def test_the_cache_of_other_images_under_this_name_is_made_again(pictures, tmp_p
 def test_a_failure_leaves_no_cache_behind(pictures, tmp_path):
     """Nor the folders made for it; a cache that held something else keeps it."""
     (pictures / "train" / "cat" / "z.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"z\.png: must be a readable image"):
+    with pytest.raises(ValueError, match=r"z\.png must be a readable image"):
         folder(pictures, cache_dir=tmp_path / "new" / "cache")
     assert not (tmp_path / "new").exists()
     (tmp_path / "old").mkdir()
@@ -338,12 +346,10 @@ def test_caches_made_at_once_do_not_meet(pictures, tmp_path):
 
 def test_a_cache_dir_that_cannot_be_written_is_named(pictures, tmp_path, monkeypatch):
     """When one picture, whose size tells that of the cache, has been decoded and no other."""
-    decode, decoded = pictures_module.read_picture, []
-    monkeypatch.setattr(
-        pictures_module, "read_picture", lambda path, *grid: decoded.append(path) or decode(path, *grid)
-    )
+    decode, decoded = pictures_module.read_image, []
+    monkeypatch.setattr(pictures_module, "read_image", lambda path, *grid: decoded.append(path) or decode(path, *grid))
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cache_dir .*file: cannot be written .*; name a folder that can be written"):
+    with pytest.raises(OSError, match=r"cache_dir must be writable, got .*file \(.*; name another folder"):
         folder(pictures, cache_dir=tmp_path / "file")
     assert len(decoded) == 1
 
@@ -356,7 +362,7 @@ def test_a_read_only_cache_dir_serves_what_it_holds(pictures, tmp_path, no_decod
     cache.chmod(0o555)
     try:
         folder(pictures, cache_dir=cache)
-        with pytest.raises(OSError, match="cannot be written"):
+        with pytest.raises(OSError, match="must be writable"):
             folder(pictures, image_size=16, cache_dir=cache)
     finally:
         cache.chmod(0o755)

@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_read_is_named(build, damage, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         read_prepared(build, SMALL)
     message = str(caught.value)
-    assert message.startswith(f"{build}: cannot be read as stl10 (")
+    assert message.startswith(f"{build} must hold stl10, got ")
     assert 'prepare it again with file_format="array_record", or remove the folder' in message
     assert "\n" not in message
 
@@ -162,11 +162,11 @@ def test_a_folder_that_cannot_be_read_is_named(build, damage, reason):
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        (replace(SMALL, train=8), "train: expected 8 images, got 7"),
-        (replace(SMALL, test=3), "test: expected 3 images, got 4"),
-        (replace(SMALL, image_shape=(5, 6, 3)), r"train image 0: expected \[5, 6, 3\], got \[6, 5, 3\]"),
-        (replace(SMALL, classes=SMALL.classes[:6]), r"train: expected labels in 0\.\.5, got 0\.\.6"),
-        (replace(SMALL, classes=SMALL.classes[:9]), r"test: expected labels in 0\.\.8, got 0\.\.9"),
+        (replace(SMALL, train=8), "train must have 8 images, got 7"),
+        (replace(SMALL, test=3), "test must have 3 images, got 4"),
+        (replace(SMALL, image_shape=(5, 6, 3)), r"train image 0 must be \[5, 6, 3\], got \[6, 5, 3\]"),
+        (replace(SMALL, classes=SMALL.classes[:6]), r"train labels must be in 0\.\.5, got 0\.\.6"),
+        (replace(SMALL, classes=SMALL.classes[:9]), r"test labels must be in 0\.\.8, got 0\.\.9"),
     ],
 )
 def test_what_differs_from_the_entry(prepared, entry, reason):
@@ -177,9 +177,9 @@ def test_what_differs_from_the_entry(prepared, entry, reason):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"labels": lambda i: i - 1}, r"train: expected labels in 0\.\.9, got -1\.\.5"),
+        ({"labels": lambda i: i - 1}, r"train labels must be in 0\.\.9, got -1\.\.5"),
         ({"labels": lambda i: 2**32 * i, "classes": 2**40}, "OverflowError"),
-        ({"mode": "1"}, r"expected \[6, 5, 3\], got \[6, 5\]"),
+        ({"mode": "1"}, r"must be \[6, 5, 3\], got \[6, 5\]"),
         ({"mode": "RGBA"}, r"got \[6, 5, 4\]"),
         ({"key": "picture"}, "image"),
     ],

@@ -43,9 +43,9 @@ def test_a_folder_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnist", {}, "unknown data set 'mnist'; expected one of: digits, folder, cifar10, cifar100, stl10"),
-        ("folder", {}, "folder needs data_dir"),
-        ("digits", {"image_size": 32}, "digits has images of one size"),
+        ("mnist", {}, "name must be one of digits, folder, cifar10, cifar100, stl10, got 'mnist'"),
+        ("folder", {}, "data_dir must be the folder that holds"),
+        ("digits", {"image_size": 32}, "image_size must be None for digits"),
     ],
 )
 def test_what_load_refuses(name, options, message):

@@ -99,8 +99,8 @@ def test_help_explains_every_flag():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["letters"], "unknown data set 'letters'"),
-        (["folder"], "folder needs data_dir"),
+        (["letters"], "name must be one of .* got 'letters'"),
+        (["folder"], "data_dir must be the folder"),
         (["digits", "--out", "."], "Is a directory"),
         (["digits", "--seed", "-1"], "non-negative"),
     ],

@@ -39,7 +39,7 @@ def test_names_are_printed_as_text(tmp_path, capsys):
     unfolded = re.sub(r"[\s│]", "", output)
     assert all(text in unfolded for text in ("caf\\udce9", "\\x1b[31mred\\r\\nerror:none", "runs\\x07"))
     assert (tmp_path / "runs\x07" / "folder.png").exists()
-    with pytest.raises(FileNotFoundError, match="no such folder") as error:
+    with pytest.raises(FileNotFoundError, match="must be a folder, got none") as error:
         main(DataConfig("folder", root / "train", out=tmp_path / "runs" / "sheet.png"))
     assert str(error.value).isprintable()
     with pytest.raises(ValueError, match="8 x 8 pixels, more than max_pixels 63"):
@@ -66,7 +66,10 @@ def test_the_sheet_shows_every_class(classes, tmp_path, monkeypatch):
 @pytest.mark.parametrize("program", [main, training.run], ids=["data", "train"])
 @pytest.mark.parametrize(
     ("dataset", "message"),
-    [("folder", "no such folder"), ("cifar10", "cifar-10-binary.tar.gz must be in .* digits needs no file")],
+    [
+        ("folder", "must be a folder, got none"),
+        ("cifar10", "cifar-10-binary.tar.gz must be in .* digits needs no file"),
+    ],
 )
 def test_what_is_not_there_ends_in_one_line(program, dataset, message, tmp_path, monkeypatch, capsys):
     for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "TFDS_DATA_DIR", "LOWCOST_DATA"):

@@ -18,7 +18,7 @@ from experiments.common import training
 from experiments.common.config import TrainConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
-from lowcost.data.decoding import read_picture
+from lowcost.data.decoding import read_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,10 +135,10 @@ def test_pictures_are_read_as_in_training(mode, size, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     picture.save(tmp_path / "picture.png", exif=exif)
-    want = read_picture(tmp_path / "picture.png", (16, 16)) / np.float32(255)
+    want = read_image(tmp_path / "picture.png", (16, 16)) / np.float32(255)
     np.testing.assert_array_equal(predict.read(tmp_path / "picture.png", (16, 16, 3)), want)
     Image.fromarray(pixels[..., :3]).resize((200, 150)).save(tmp_path / "picture.jpg")
-    want = read_picture(tmp_path / "picture.jpg", (16, 16)) / np.float32(255)
+    want = read_image(tmp_path / "picture.jpg", (16, 16)) / np.float32(255)
     np.testing.assert_array_equal(predict.read(tmp_path / "picture.jpg", (16, 16, 3)), want)
     assert predict.read(tmp_path / "picture.jpg", (16, 16, 1)).shape == (16, 16, 1)
 
@@ -183,7 +183,7 @@ def test_predict_finds_every_image_and_prints_names_as_text(exported, tmp_path):
     assert len(out.splitlines()) == len(names)
     assert all(line.isprintable() for line in (out + err).split("\n"))
     assert {line.split("  ")[1] for line in out.splitlines()} <= {"\\x1b[31mdark\\n", "caf\\udce9"}
-    assert f"{root}: passed over 4 entries: 2 .txt, " in err
+    assert f"{root}: ignored 4 entries: 2 .txt, " in err
     with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(os.fsencode(row["file"]) for row in rows) == sorted(os.fsencode(root) + b"/" + name for name in names)
