@@ -1,9 +1,10 @@
-"""How `make docs` builds the pages: Sphinx, pages in Markdown, the API from the docstrings."""
+"""Configures Sphinx for `make docs`: the pages in Markdown, the API from the docstrings."""
 
 import dataclasses
 import functools
 import re
 import shutil
+import sys
 import types
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import lowcost
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+
+sys.path.insert(0, str(DOCS))
+import api_pages  # noqa: E402
 
 project, version, author = "lowcost", lowcost.__version__, "the authors of lowcost"
 extensions = [
@@ -31,7 +35,7 @@ html_css_files = ["lowcost.css"]
 html_show_copyright = html_show_sourcelink = False
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
-default_role = "py:obj"  # a name in single backticks is a link where there is something to link to
+default_role = "py:obj"  # a name in single backticks links to its documentation, if it has any
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "special-members": "__call__"}
@@ -42,13 +46,13 @@ python_use_unqualified_type_names = True
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # `make notebooks` has executed them
+nb_execution_mode = "off"  # `make notebooks` executes them
 nb_output_stderr = "remove"
 nb_merge_streams = True
 
 
 def bring_notebooks() -> None:
-    """Into docs/notebooks: those that `make notebooks` executed; of the others the text."""
+    """Copies the executed notebooks to docs/notebooks, and the text of those that are not executed."""
     shutil.rmtree(DOCS / "notebooks", ignore_errors=True)
     (DOCS / "notebooks").mkdir()
     for source in (ROOT / "notebooks").glob("*.py"):
@@ -62,22 +66,38 @@ def bring_notebooks() -> None:
 
 
 def bring_results() -> None:
-    """Into docs/results: the report, its pictures and figures."""
-    shutil.rmtree(DOCS / "results", ignore_errors=True)
-    (DOCS / "results").mkdir()
-    for source in (ROOT / "experiments" / "results").iterdir():
-        if source.suffix in {".png", ".jsonl"} or source.name == "README.md":
-            shutil.copy(source, DOCS / "results" / source.name.replace("README", "index"))
+    """Copies the pages of results to docs/results, with their plots and data; the index is their README."""
+    results = DOCS / "results"
+    shutil.rmtree(results, ignore_errors=True)
+    shutil.copytree(ROOT / "experiments" / "results", results)
+    (results / "README.md").rename(results / "index.md")
+    pages = sorted(path.stem for path in results.glob("*.md") if path.stem != "index")
+    for page in (results / f"{name}.md" for name in pages):
+        if not (text := page.read_text()).startswith("#"):  # a page must have a title
+            page.write_text(f"# {page.stem.capitalize()}\n\n{text}")
+    with (results / "index.md").open("a") as index:
+        index.write("\n".join(["", "```{toctree}", ":hidden:", "", *pages, "```", ""]))
 
 
-def link_here(app, docname, source):
-    """Links that are meant for readers of the checkout: a page of results is a section of the report here."""
-    text = re.sub(r"\]\(\.\./experiments/results/\w+\.md\)", "](results/index.md)", source[0])
-    source[0] = re.sub(r"\]\(\.\./notebooks/(\w+)\.py\)", r"](notebooks/\1.ipynb)", text)
+def adapt_page(app, docname, source):
+    """Turns links for readers of the checkout into links between pages, and tables of names into the full API."""
+    text = source[0]
+    for pattern, replacement in LINKS.items():
+        text = re.sub(pattern, replacement, text)
+    source[0] = api_pages.with_directives(text)
+
+
+LINKS = {
+    r"\]\(\.\./experiments/results/README\.md": r"](results/index.md",
+    r"\]\(\.\./experiments/results/(\w+\.md)": r"](results/\1",
+    r"\]\(\.\./notebooks/(\w+)\.py": r"](notebooks/\1.ipynb",
+    r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md": lambda found: f"]({found[1].lower()}.md",
+    r"\]\((?:\.\./)?api/\w+\.md#lowcost\.": r"](#lowcost.",
+}
 
 
 def escape(app, what, name, obj, options, lines):
-    """|λ|² and [*grid, C] as they stand: outside of code * and | are no markup in our docstrings."""
+    """Escapes * and | outside of code, because |λ|² and [*grid, C] are no markup in our docstrings."""
     paragraphs = "\n".join(lines).split("\n\n")
     for i, text in enumerate(paragraphs):
         if ">>>" not in text and not (i and paragraphs[i - 1].endswith("::")):
@@ -87,27 +107,27 @@ def escape(app, what, name, obj, options, lines):
 
 
 def module_signature(app, what, name, obj, options, signature, returns):
-    """Of a Flax module its own fields; a default that is no number or word is left to the text."""
+    """Shows only the own fields of a Flax module, and only defaults that are numbers, words or None."""
     if what == "class" and issubclass(obj, flax.linen.Module):
         fields = [x for x in dataclasses.fields(obj) if x.name not in ("parent", "name")]
         simple = (int, float, str, type(None))
-        said = {x.name: f"={x.default!r}" if isinstance(x.default, simple) else "=..." for x in fields}
-        said |= {x.name: "" for x in fields if x.default is dataclasses.MISSING}
-        return "(" + ", ".join(f"{key}{default}" for key, default in said.items()) + ")", None
+        defaults = {x.name: f"={x.default!r}" if isinstance(x.default, simple) else "=..." for x in fields}
+        defaults |= {x.name: "" for x in fields if x.default is dataclasses.MISSING}
+        return "(" + ", ".join(f"{name}{default}" for name, default in defaults.items()) + ")", None
     return None
 
 
 def skip_fields(app, what, name, obj, skip, options):
-    """Fields of classes stand in the class's own text."""
+    """Skips the fields of classes, which the class's own docstring describes."""
     methods = (types.FunctionType, property, functools.cached_property, classmethod, staticmethod)
     return skip or (what == "class" and not isinstance(obj, methods))
 
 
 def setup(app):
-    """Sphinx's hook."""
+    """Connects the functions above to Sphinx."""
     bring_notebooks()
     bring_results()
-    app.connect("source-read", link_here)
+    app.connect("source-read", adapt_page)
     app.connect("autodoc-process-signature", module_signature)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon

@@ -1,8 +1,8 @@
-"""What the README and the notebooks show works as printed."""
+"""The commands, code, links and figures of the README, the pages and the notebooks are right."""
 
 import code
 import dataclasses
-import importlib
+import importlib.util
 import operator
 import re
 import shlex
@@ -28,13 +28,15 @@ from lowcost.data import SOURCES
 from lowcost.nn import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
-
-
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/api").glob("*.md")))
+
+specification = importlib.util.spec_from_file_location("api_pages", ROOT / "docs/api_pages.py")
+api_pages = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(api_pages)
 
 
 class Session(code.InteractiveConsole):
-    """Python's prompt; what it would complain of is an error."""
+    """Python's prompt; any message of it is an error."""
 
     def write(self, data):
         raise AssertionError(data)
@@ -42,7 +44,7 @@ class Session(code.InteractiveConsole):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
-    """Each page's blocks of code, typed into one session line by line, with nothing from elsewhere."""
+    """Types the code blocks of a page into one session, line by line; a page needs no names from elsewhere."""
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     session = Session(names)
@@ -58,7 +60,7 @@ def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
         assert 0 < float(printed.splitlines()[0]) < 1
         assert "classifier" in printed
         assert names["logits"].shape == (2, 10)
-        assert set(names["params"]["layers_2"]) == {"stencil", "matrix", "bias"}
+        assert names["stencil"].size + names["matrix"].size == 1_312
     elif name == "docs/deploy.md":
         assert names["model"].graph.input[0].name == "images"
         assert names["answer"].error.shape == (2,)
@@ -81,9 +83,9 @@ def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
 
 
 def commands():
-    """(program, arguments) of every line that the pages have one type, and of every one named within a sentence."""
+    """Yields (program, arguments) of every command in the pages' blocks and sentences."""
     for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
-        text = page.read_text().split("<!-- table -->")[0]  # what a program wrote there is its own command
+        text = page.read_text()
         for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL) + re.findall(r"`(python -m [^`]+)`", text):
             for name, arguments in re.findall(r"-m experiments\.(\w+)(.*)", block):
                 yield name, shlex.split(arguments, comments=True)
@@ -99,10 +101,40 @@ def test_extras_and_targets_that_pages_name_exist():
     assert targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda page: page.stem)
+def test_api_pages_are_up_to_date(page):
+    """`python docs/api_pages.py` writes the pages as they are."""
+    assert page.read_text() == api_pages.with_tables(page.read_text()), "run `python docs/api_pages.py`"
+
+
 def test_every_public_operator_is_on_its_page():
     page = (ROOT / "docs/api/operators.md").read_text()
     functions = {name for name in lowcost.__all__ if callable(getattr(lowcost, name))}
-    assert set(re.findall(r"autofunction:: lowcost\.(\w+)", page)) == functions
+    assert set(re.findall(r'<a id="lowcost\.(\w+)">', page)) == functions
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor and file.suffix == ".md":
+            text = file.read_text()
+            headings = [x.lower() for x in re.findall(r"^#+ (.*)", text, re.MULTILINE)]
+            slugs = {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
+            assert anchor in slugs | set(re.findall(r'<a id="([^"]+)">', text)), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize(("page", "begin"), [("README.md", "## Results"), ("docs/deploy.md", "## Measured")])
+def test_figures_that_pages_quote_are_those_of_the_results(page, begin):
+    """Every figure with a unit or a decimal point is on the page of results that its section links to."""
+    section = (ROOT / page).read_text().split(begin)[1].split("\n## ")[0]
+    sources = re.findall(r"\(((?:\.\./)?experiments/results/\w+\.md)\)", section)
+    results = "".join((ROOT / page).parent.joinpath(source).read_text() for source in sources)
+    figures = re.findall(r"\d+\.\d+(?: %)?|\d{3} kB|\d,\d{3}|\d{3},\d{3}", section)
+    assert len(figures) >= 6
+    for figure in figures:
+        assert figure in results.replace("2.1e-08", "2.1·10⁻⁸"), figure
 
 
 def test_flags_offer_every_architecture_and_data_set():
@@ -120,11 +152,10 @@ def test_programs_take_the_flags_that_pages_show(name, arguments):
 
 
 def test_readme_names_only_what_exists():
-    """Every name in the table of equations is public, and nothing was left to be filled in."""
+    """Every name in the table of equations is public."""
     import lowcost.nn
 
     readme = (ROOT / "README.md").read_text()
-    assert "@@" not in readme
     table = readme.split("| paper | function | module |")[1].split("\n\n")[0].replace("\\|", "/")
     for row in table.strip().splitlines()[1:]:
         for name in re.findall(r"`(?:lowcost\.)?([A-Za-z_.]+)`", "|".join(row.split("|")[2:])):
@@ -133,20 +164,20 @@ def test_readme_names_only_what_exists():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
 def test_notebooks_run(path):
-    """As a kernel executes them, cell by cell; short, and of nothing but the library and what it is made of."""
+    """Executes a notebook as a kernel does. It is short and imports only the library and what it is built on."""
     notebook = jupytext.read(path)
     assert len(notebook.cells) <= 15
     modules = set(re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
     assert modules <= {"lowcost", "matplotlib", "jax", "flax", "optax", "functools", "time"}
     begin = time.monotonic()
     nbclient.NotebookClient(notebook, timeout=120).execute()
-    assert time.monotonic() - begin < 180  # on idle cores under a minute; here other tests run beside
-    pictures = [x for cell in notebook.cells for x in cell.get("outputs", ()) if "image/png" in x.get("data", {})]
-    assert pictures or "matplotlib" not in modules
+    assert time.monotonic() - begin < 120  # on idle cores half a minute; here other tests run at the same time
+    plots = [x for cell in notebook.cells for x in cell.get("outputs", ()) if "image/png" in x.get("data", {})]
+    assert plots or "matplotlib" not in modules
 
 
 def test_pages_build(tmp_path):
-    """`make docs` with the notebooks as they are, not executed; warnings are errors."""
+    """`make docs` without executing the notebooks; warnings are errors."""
     shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "runs", "tests", "*.ipynb", "_build"))
     docs = tmp_path / "copy/docs"
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "1", docs, tmp_path / "html"]
@@ -156,7 +187,7 @@ def test_pages_build(tmp_path):
     for name in ("depthwise", "circulant", "imex_euler", "nn.ImplicitRDStep", "analysis.green_function"):
         assert f'.html#lowcost.{name}"' in mathematics, f"{name} is not linked"
     for page in (tmp_path / "html/api").glob("*.html"):
-        assert not re.search(r"\\[*|]", page.read_text()), f"{page.name}: what was escaped stands in the text"
+        assert not re.search(r"\\[*|]", page.read_text()), f"{page.name} shows a backslash"
 
 
 def test_cover_is_drawn(tmp_path):

@@ -295,5 +295,3 @@ def test_committed_page_is_of_its_figures():
         pytest.skip("not measured yet")
     rows = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()]
     assert page.read_text() == deploy.markdown(rows)
-    docs = (ROOT / "docs/deploy.md").read_text()
-    assert docs == deploy.between_marks(docs, rows)
