@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lowcost.spectral import apply_symbol, circulant_symbol, coupled_symbol, squared_modulus, symbol
     from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion, spectral_step
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["apply_symbol", "circulant_symbol", "coupled_symbol", "squared_modulus", "symbol"]
 __all__ += ["circulant", "circulant_adjoint", "circulant_diffusion", "circulant_resolvent"]
