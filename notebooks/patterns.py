@@ -12,13 +12,13 @@
 # %% [markdown]
 # # Reaction-diffusion patterns
 #
-# The steps of the paper's networks are those of reaction-diffusion equations, so they can also do what these are
-# known for. Gray and Scott's equations for two substances, one of which feeds on the other,
+# The steps of the paper's networks solve reaction-diffusion equations. Such equations are known for the patterns that
+# they form. The equations of Gray and Scott describe two substances, u and v, where v feeds on u:
 #
-# ∂ₜu = Dᵤ Δu - u v² + F (1 - u),  ∂ₜv = Dᵥ Δv + u v² - (F + k) v,
+# ∂ₜu = Dᵤ Δu - u v² + F (1 - u), ∂ₜv = Dᵥ Δv + u v² - (F + k) v.
 #
-# grow spots, stripes and mazes out of next to nothing. Here they are stepped by the very `imex_euler` and
-# `depthwise_resolvent` of `lowcost.nn.ImplicitRDStep`.
+# Their solutions grow spots, stripes and mazes from small seeds. We solve them with `imex_euler` and
+# `depthwise_resolvent`, the functions that `lowcost.nn.ImplicitRDStep` is made of.
 
 # %%
 from functools import partial
@@ -33,9 +33,9 @@ import lowcost
 # %% [markdown]
 # ## The equation as operators
 #
-# Two channels, u and v. With a difference θ = √D (-1, 1) along an axis, -KᵀK is D times the second derivative along
-# it. Each channel has its own D: that is what depth-wise means. Implicitly the two axes are taken one after the
-# other.
+# The channels are u and v. With the difference stencil θ = √D (-1, 1) along an axis, -KᵀK is D times the second
+# derivative along that axis. The operator is depth-wise, so each channel has its own D. The implicit step treats the
+# two axes one after the other.
 
 # %%
 size, D = 128, jnp.array([0.64, 0.32])
@@ -74,14 +74,14 @@ explicit = partial(lowcost.forward_euler, lowcost.reaction_diffusion(diffusion, 
 # %% [markdown]
 # ## Grow
 #
-# From u = 1, v = 0, and some v in a few places, 4,000 units of time, with steps about three times as large as the
-# explicit scheme could take.
+# We start from u = 1 and v = 0, with some v in a few places, and compute 4,000 units of time. The steps are about
+# three times as large as the limit of the explicit scheme.
 
 
 # %%
 @partial(jax.jit, static_argnames=("step", "n"))
 def run(step, y, h, n):
-    """n steps."""
+    """Takes n steps."""
     return jax.lax.fori_loop(0, n, lambda _, y: step(y, h), y)
 
 
@@ -104,15 +104,15 @@ plt.show()
 # %%
 plt.rcParams |= {"animation.html": "jshtml", "animation.frame_format": "jpeg"}
 figure, axes = plt.subplots(1, 4, figsize=(8, 2.1), dpi=60, layout="constrained")
-pictures = [ax.imshow(y[..., 1], cmap="magma", vmin=0, vmax=0.4) for ax, y in zip(axes, start, strict=True)]
+images = [ax.imshow(y[..., 1], cmap="magma", vmin=0, vmax=0.4) for ax, y in zip(axes, start, strict=True)]
 for ax in axes:
     ax.axis("off")
 
 
 def draw(i):
-    """The i-th frame."""
-    for picture, y in zip(pictures, frames[i], strict=True):
-        picture.set_data(y[..., 1])
+    """Draws the i-th frame."""
+    for image, y in zip(images, frames[i], strict=True):
+        image.set_data(y[..., 1])
 
 
 animation = FuncAnimation(figure, draw, frames=len(frames), interval=100)
@@ -122,16 +122,16 @@ animation
 # %% [markdown]
 # ## How large a step
 #
-# The explicit scheme is stable up to h = 2 / max|λ|². A little beyond, the finest pattern grows until nothing is
-# finite. The implicit scheme's diffusion does not grow at any h; its reaction is still explicit, and
-# at a hundred times that limit it is the reaction that blows up.
+# The explicit scheme is stable up to h = 2 / max|λ|². Slightly above this limit the finest pattern grows until it
+# overflows. The diffusion of the implicit scheme is stable for every h. Its reaction is still explicit, and blows up
+# at a hundred times the limit.
 
 # %%
 powers = [lowcost.squared_modulus(lowcost.symbol(θ, (size, size))) for θ in (vertical, horizontal)]
 limit = float(2 / sum(powers).max())
-print(f"the explicit limit is h = {limit:.3f}; 100 units of time from the patterns on:")
+print(f"the explicit limit is h = {limit:.3f}; the patterns after 100 more units of time are")
 for factor in (0.95, 1.05, 1.5, 3.0, 8.0, 100.0):
     h = factor * limit
     ends = [run(step, frames[-1], h, max(10, round(100 / h))) for step in (explicit, implicit)]
-    said = ["bounded" if bool((jnp.abs(y) < 2).all()) else "blown up" for y in ends]
-    print(f"h = {h:5.2f}, {factor:5g} of the limit    explicit {said[0]:<8}    implicit {said[1]}")
+    states = ["bounded" if bool((jnp.abs(y) < 2).all()) else "blown up" for y in ends]
+    print(f"h = {h:5.2f}, {factor:5g} of the limit    explicit {states[0]:<8}    implicit {states[1]}")

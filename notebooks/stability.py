@@ -12,8 +12,8 @@
 # %% [markdown]
 # # Stability and Green's functions
 #
-# Diffusion ∂ₜy = -KᵀK y calms features down, whatever the stencil. Whether its *steps* do depends on how they are
-# taken: explicitly, Eq. (9), only while h·max|λ|² ≤ 2; implicitly, Eq. (11), always.
+# The diffusion ∂ₜy = -KᵀK y damps features for every stencil. Its discrete steps need not. Explicit steps, Eq. (9),
+# do so only while h·max|λ|² ≤ 2. Implicit steps, Eq. (11), always do.
 
 # %%
 from functools import partial
@@ -34,9 +34,9 @@ print(f"max|λ|² = {float(lowcost.squared_modulus(symbol).max()):g}, the explic
 # %% [markdown]
 # ## The factor of one step
 #
-# A step multiplies each mode by R(h|λ|²). Blue modes die out, red ones grow at each step. The explicit step has a
-# limit, the black line; the others have none. Crank–Nicolson is more exact than the implicit step for small h, but
-# for large h it hardly damps the fastest modes: white again at the right.
+# A step multiplies each mode by R(h|λ|²). Blue modes are damped and red ones amplified. The explicit step has a
+# limit, the black line. The other steps have none. Crank–Nicolson is more accurate than the implicit step for small
+# h. For large h it hardly damps the fastest modes, which are white again at the right.
 
 # %%
 figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
@@ -45,10 +45,11 @@ for ax, integrator in zip(axes.flat, lowcost.time_stepping.INTEGRATORS, strict=T
 plt.show()
 
 # %% [markdown]
-# ## Fifty steps of it
+# ## Fifty steps
 #
-# The same noise, fifty steps on. A tenth beyond the limit the explicit step has multiplied its finest pattern by
-# 1.2⁵⁰, about nine thousand (mind the scales); the implicit step, forty times beyond, has only smoothed more.
+# We take fifty steps from the same noise. With h ten per cent above the limit, the explicit step multiplies its
+# finest pattern by 1.2⁵⁰, about nine thousand (note the colour scales). With h forty times the limit, the implicit
+# step only smooths more.
 
 # %%
 noise = jax.random.normal(jax.random.key(0), (*grid, 1))
@@ -70,31 +71,31 @@ for ax, (name, step, h) in zip(
     for _ in range(50):
         y = step(y, h)
     largest = float(jnp.abs(y).max())
-    picture = ax.imshow(y[..., 0], cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+    image = ax.imshow(y[..., 0], cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
     ax.set(title=f"{name}, h = {h / limit:g} of the limit", xticks=[], yticks=[])
-    figure.colorbar(picture, ax=ax, fraction=0.046, pad=0.04)
+    figure.colorbar(image, ax=ax, fraction=0.046, pad=0.04)
 plt.show()
 
 # %% [markdown]
 # ## The eigenvalues that are exactly 1
 #
-# The paper says ρ((I + hKᵀK)⁻¹) < 1. It is ≤ 1: where λ = 0 nothing is damped. A stencil of zero mean has λ = 0 at
-# frequency zero, so the mean of the features stays as it is. An edge stencil has more of them, one for each pattern
-# that it does not see.
+# The paper states ρ((I + hKᵀK)⁻¹) < 1. In fact it is ≤ 1, because modes with λ = 0 are not damped. A stencil of zero
+# mean has λ = 0 at frequency zero, so it keeps the mean of the features. An edge stencil has more such modes: every
+# pattern that it maps to zero.
 
 # %%
 edge = jnp.array([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])[..., None] / 8
 for name, θ in {"Laplacian": stencil, "edge": edge, "Laplacian + 0.1 δ": stencil.at[1, 1].add(0.1)}.items():
     factors = analysis.spectrum(lambda y, θ=θ: lowcost.depthwise_resolvent(θ, y, 1.0), grid, 1)
-    unseen = int((lowcost.squared_modulus(lowcost.symbol(θ, grid)) < 1e-12).sum())
-    print(f"{name:<18} ρ = {float(jnp.abs(factors).max()):.6f}, {unseen} of {factors.size} eigenvalues are 1")
+    kept = int((lowcost.squared_modulus(lowcost.symbol(θ, grid)) < 1e-12).sum())
+    print(f"{name:<18} ρ = {float(jnp.abs(factors).max()):.6f}, {kept} of {factors.size} eigenvalues are 1")
 print(f"mean before and after: {float(noise.mean()):.6f}, {float(implicit(noise, 100.0).mean()):.6f}")
 
 # %% [markdown]
 # ## How far the implicit step reaches
 #
-# (I + hKᵀK)⁻¹ y = g ∗ y with the Green's function g. It couples all pixels, and how much falls off with the distance:
-# the larger h, the slower.
+# The implicit step is a convolution with the Green's function g: (I + hKᵀK)⁻¹ y = g ∗ y. It couples all pixels. The
+# coupling decays with the distance, more slowly for larger h.
 
 # %%
 steps = (1.0, 10.0, 100.0)
@@ -109,9 +110,9 @@ axes[1, 1].legend()
 plt.show()
 
 # %% [markdown]
-# So an implicit step is a convolution with a large stencil that costs nine weights. Where the weight beyond r is
-# small enough, g can be cut off at r for devices that have only convolutions (`lowcost.deploy.truncation`), with an
-# error that is known:
+# So an implicit step is a convolution with a large stencil that has only nine weights. For devices that only have
+# convolutions, `lowcost.deploy.truncate` cuts g off at a radius r. The error is at most the weight of g beyond r. The
+# table lists the smallest r for two tolerances.
 
 # %%
 print("      h   r for 1 %   r for 0.01 %, of 32 pixels")

@@ -12,9 +12,9 @@
 # %% [markdown]
 # # Symbols: what "diagonal in Fourier space" buys
 #
-# A convolution on a periodic grid does one thing to a wave: it multiplies it by a number. These numbers, one for each
-# frequency, are the *symbol* λ of the stencil; they are all the eigenvalues of the operator, and everything else
-# follows from them. This notebook goes from stencils to symbols, and looks at the operators of the paper.
+# A convolution on a periodic grid multiplies each wave by a number. These numbers, one per frequency, are the
+# *symbol* λ of the stencil. They are all the eigenvalues of the operator, and its adjoint, its inverse and its norm
+# follow from them. This notebook computes symbols of stencils and looks at the operators of the paper.
 
 # %%
 import time
@@ -30,10 +30,10 @@ from lowcost import analysis, plots
 # %% [markdown]
 # ## From a stencil to its symbol
 #
-# Three stencils, of three channels: the Laplacian, an edge, a blur. `lowcost.symbol` has the exact λ on any grid, Eq.
-# (10). In the middle of a picture is frequency zero, what a stencil does to a constant; at its rim are the finest
-# patterns that the grid holds. The Laplacian and the edge have no answer to a constant, the blur no answer to the
-# finest pattern.
+# We take three stencils, one per channel: the Laplacian, an edge filter and a blur. `lowcost.symbol` computes the
+# exact λ on any grid, Eq. (10). The centre of each plot is frequency zero, the factor of a constant. The rim holds
+# the finest patterns of the grid. The Laplacian and the edge filter remove constants, and the blur removes the finest
+# pattern.
 
 # %%
 laplacian = jnp.array([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]) / 4
@@ -51,10 +51,10 @@ plt.show()
 # %% [markdown]
 # ## The printed matrices
 #
-# The operators of Eqs. (4), (5), (6), (7) and (12) as the paper prints them: matrices of blocks, one block for a pair
-# of channels, here 4 channels of 4x4 pixels. Each block C(θ) is block circulant with circulant blocks. Depth-wise
-# there is one for each channel, M has multiples of the identity, and in K_circ the same few blocks come again,
-# shifted, in every row.
+# The paper prints the operators of Eqs. (4), (5), (6), (7) and (12) as block matrices, with one block per pair of
+# channels. Here they are for 4 channels of 4x4 pixels. Each block C(θ) is block circulant with circulant blocks. K_dw
+# has one block per channel. The blocks of M are multiples of the identity. In K_circ every row has the same blocks,
+# shifted.
 
 # %%
 grid, channels = (4, 4), 4
@@ -71,15 +71,15 @@ operators = {
 figure, axes = plt.subplots(1, 5, figsize=(12, 2.9), layout="constrained")
 for ax, (name, operator) in zip(axes, operators.items(), strict=True):
     dense = analysis.operator_matrix(operator, (*grid, channels))
-    by_channel = jnp.arange(dense.shape[0]).reshape(-1, channels).T.ravel()  # the paper counts pixels first
+    by_channel = jnp.arange(dense.shape[0]).reshape(-1, channels).T.ravel()  # the paper orders by channel, then pixel
     plots.matrix(dense[by_channel][:, by_channel], block=16, ax=ax).set_title(name, fontsize=10)
 plt.show()
 
 # %% [markdown]
 # ## Their spectra
 #
-# `analysis.spectrum` has the eigenvalues of any operator that commutes with shifts, here on 16x16 pixels. Those of
-# K_dw and K_circ are their symbols; M has four eigenvalues, each of which belongs to all frequencies.
+# `analysis.spectrum` computes the eigenvalues of any operator that commutes with shifts, here on 16x16 pixels. Those
+# of K_dw and K_circ are the values of their symbols. M has four eigenvalues, the same at all frequencies.
 
 # %%
 figure, axes = plt.subplots(1, 5, figsize=(12, 2.9), layout="constrained", sharex=True, sharey=True)
@@ -91,8 +91,8 @@ plt.show()
 # %% [markdown]
 # ## What it buys
 #
-# Once λ is known, the adjoint, the normal operator, the inverse of Eq. (11) and the norm are functions of it. The
-# dense matrix has to be built, factorised and searched for its singular values to say the same.
+# The adjoint, the normal operator, the inverse of Eq. (11) and the norm are functions of λ. Without λ one would build
+# the dense matrix, factorise it and compute its singular values. Both give the same result.
 
 # %%
 grid, h = (16, 16), 1.0
@@ -102,7 +102,7 @@ K = analysis.operator_matrix(partial(lowcost.depthwise, θ), (*grid, channels))
 
 
 def difference(ours, dense):
-    """Largest difference, relative to the largest entry."""
+    """Returns the largest difference, relative to the largest entry."""
     return f"{float(jnp.abs(ours - dense.reshape(ours.shape)).max() / jnp.abs(dense).max()):.1e}"
 
 
@@ -114,14 +114,14 @@ print("implicit  1 / (1 + h|λ|²) ", difference(lowcost.depthwise_resolvent(θ,
 print(f"norm      max|λ|           {float(jnp.abs(λ).max()):.5f} = {float(jnp.linalg.norm(K, 2)):.5f}")
 
 # %% [markdown]
-# The same implicit step, as a dense solve and as a filter. A matrix that knows nothing of its structure grows with
-# the square of the features, its factorisation with the cube; the filter takes n log n, or n^(3/2) where a matrix
-# product is the faster transform.
+# Finally we time the implicit step as a dense solve and as a filter. The dense matrix grows with the square of the
+# number of features, and its factorisation with the cube. For n pixels the filter takes n log n operations, or
+# n^(3/2) where a matrix product is the faster transform.
 
 
 # %%
 def milliseconds(f, *arguments):
-    """Best of five, compiled before."""
+    """Returns the shortest time of five calls, without compilation."""
     f = jax.jit(f)
     times = []
     for _ in range(6):

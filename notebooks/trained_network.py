@@ -12,8 +12,8 @@
 # %% [markdown]
 # # A trained network
 #
-# Train two networks of the paper on handwritten digits, explicit and implicit reaction-diffusion, and look inside:
-# the stencils and symbols that they learned, how far their pixels see, and how stable they are.
+# We train two networks of the paper on handwritten digits, one with explicit and one with implicit reaction-diffusion
+# steps. Then we look at the stencils and symbols that they learned, at their receptive fields and at their stability.
 
 # %%
 import jax
@@ -31,17 +31,17 @@ print(f"{len(digits.train):,} training and {len(digits.test)} test images of {di
 # %% [markdown]
 # ## Train
 #
-# `make_train_step` is a pure function (state, batch) → state. The programs in `experiments/` add checkpoints, many
-# devices and recipes; for a look the bare step and a loop are enough. The network is a small one, of 16 and 32
-# channels.
+# `make_train_step` returns a pure function (state, batch) → state. A loop around it is enough here; the programs in
+# `experiments/` add checkpoints, several devices and recipes. The networks are small: blocks of 16 and 32 channels
+# with two steps each.
 
 # %%
 EPOCHS, BATCH = 8, 100
 
 
 def train(architecture):
-    """The network, and its state after so many epochs."""
-    net = nn.network(architecture, (16, 32), len(digits.classes))
+    """Returns the network and its trained variables."""
+    net = nn.network(architecture, (16, 32), len(digits.classes), steps_per_block=2)
     batches = len(digits.train) // BATCH
     optimizer = optax.adam(optax.cosine_decay_schedule(0.01, EPOCHS * batches))
     step = jax.jit(make_train_step(net, optimizer, lambda images, draw: images, batches))
@@ -54,22 +54,22 @@ def train(architecture):
             done = (i + 1) // batches
             bar = "█" * done + "·" * (EPOCHS - done)
             print(f"\r{architecture}  {bar}  loss {mean_metrics(state.metrics)['loss']:.4f}", end="")
-    some = digits.test
-    weight = jnp.ones(len(some))
-    sums = evaluate(state, some.images, some.labels, weight, {"loss": 0.0, "correct": 0.0, "count": 0.0})
+    test = digits.test
+    weight = jnp.ones(len(test))
+    sums = evaluate(state, test.images, test.labels, weight, {"loss": 0.0, "correct": 0.0, "count": 0.0})
     accuracy = mean_metrics(sums)["accuracy"]
-    print(f"\n{count_weights(state.params):,} weights, test accuracy {accuracy:.2%} of {len(some)} images")
+    print(f"\n{count_weights(state.params):,} weights, test accuracy {accuracy:.2%} of {len(test)} images")
     return net, {"params": state.params, "batch_stats": state.batch_stats}
 
 
 networks = {name: train(name) for name in ("explicit_rd", "implicit_rd")}
 
 # %% [markdown]
-# ## What the stencils became
+# ## The stencils
 #
-# One stencil for each channel of the first block's first step, and their symbols: bright is what a channel's
-# diffusion damps. In the middle that is what is constant, at two places opposite one another edges along some
-# direction, at the rim the finest patterns.
+# The first plot shows the stencils of the first step, one per channel, and the second their symbols. A channel's
+# diffusion damps the bright frequencies. A bright centre damps constants, and a bright rim the finest patterns. Two
+# bright spots opposite each other damp edges of one direction.
 
 # %%
 net, variables = networks["implicit_rd"]
@@ -82,8 +82,8 @@ plt.show()
 # %% [markdown]
 # ## Stiffness
 #
-# h·max|λ|² of every step. Beyond 2, the black line, an explicit step amplifies some mode. Nothing keeps training from
-# going there; the implicit step does not mind.
+# We plot h·max|λ|² of every step. Above 2, the black line, an explicit step amplifies some mode. Training does not
+# prevent this. The implicit step is stable for every value.
 
 # %%
 figure, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
@@ -97,40 +97,40 @@ ax.legend(loc="upper left", ncols=2)
 plt.show()
 
 # %% [markdown]
-# ## How far a pixel sees
+# ## The receptive field
 #
-# The gradient of the features at one pixel, after the four steps of the first block, with respect to the image. A
-# network has no fixed image size, so it can be asked on 48x48 pixels. The explicit one cannot see farther than 10
-# pixels, 2 for the opening's stencil and 2 for KᵀK in each step; the implicit one has no such limit, its influence
-# falls off.
+# We compute the gradient of the features at one pixel, after the two steps of the first block, with respect to the
+# image. The networks take images of any size; we use 48x48 pixels. The explicit network cannot see farther than 6
+# pixels: 2 for the opening's stencil, and 2 for KᵀK in each step. The implicit network has no such limit. The
+# influence of a pixel decays with the distance.
 
 
 # %%
 def influence(net, variables, size=48):
-    """Mean over ten images of Σ |∂ features at the middle / ∂ image|, [size, size]."""
+    """Returns the mean over four images of Σ |∂ features at the centre / ∂ image|, [size, size]."""
 
     def features(image):
         _, state = net.apply(variables, image[None], capture_intermediates=True, mutable=["intermediates"])
-        return state["intermediates"]["block1_step4"]["__call__"][0][0, size // 2, size // 2]
+        return state["intermediates"]["block1_step2"]["__call__"][0][0, size // 2, size // 2]
 
-    images = jax.random.uniform(jax.random.key(0), (10, size, size, 1))
+    images = jax.random.uniform(jax.random.key(0), (4, size, size, 1))
     return jnp.abs(jax.jit(jax.vmap(jax.jacrev(features)))(images)).mean(0).sum((0, 3))
 
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
 for ax, (name, (net, variables)) in zip(axes, networks.items(), strict=True):
-    seen = influence(net, variables)
-    plots.green_function(seen[..., None], ax=ax).set_title(name)
-    distance = jnp.abs(jnp.stack(jnp.nonzero(seen > 1e-7 * seen.max())) - 24).max()
-    print(f"{name}: an influence of more than 10⁻⁷ of the largest up to {distance} pixels away")
+    field = influence(net, variables)
+    plots.green_function(field[..., None], ax=ax).set_title(name)
+    distance = jnp.abs(jnp.stack(jnp.nonzero(field > 1e-7 * field.max())) - 24).max()
+    print(f"{name}: pixels up to {distance} away have more than 10⁻⁷ of the largest influence")
 plt.show()
 
 # %% [markdown]
 # ## The stability report
 #
-# For every layer: the stiffness h·max|λ|², the smallest and the largest factor of its diffusion, and a bound on how
-# much it can stretch the difference of two images. The last line bounds the whole network. `python -m
-# experiments.spectra` prints the same for a trained work directory.
+# The report lists, for every layer, the stiffness h·max|λ|², the smallest and the largest factor of its diffusion,
+# and a bound on how much it amplifies the difference of two images. The last line bounds the whole network. `python
+# -m experiments.spectra` prints the same report for a work directory.
 
 # %%
 for name, (net, variables) in networks.items():
