@@ -1,281 +1,252 @@
-"""What a trained network is outside of training: size, operations, latency, memory and accuracy of every form of it.
+"""Compares the exported forms of a trained network: size, operations, latency, memory and accuracy.
 
     python -m experiments.deploy WORKDIR...
 
-The first run is measured in full; of each the exported files are compared with the network on all test images.
+The first run is measured in every form. For each run, the exported files are compared with the network on all test
+images.
 """
 
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import jax
 import numpy as np
 import tyro
 
 from experiments import predict
-from experiments.common import entry
-from experiments.common.entry import in_a_process
-from experiments.common.files import write_page, write_results, write_whole
+from experiments.common import entry, runs
+from experiments.common.files import write_results, write_whole
 from experiments.common.flags import shown
-from experiments.common.provenance import peak_memory, provenance
+from experiments.common.memory import peak
+from experiments.common.provenance import provenance
+from experiments.common.tables import Columns, Row, table
+from experiments.common.timing import interleave
+from experiments.export import ExportConfig, serialized
+from lowcost import data, deploy
+from lowcost.nn.operations import Depthwise
+from lowcost.nn.operations import run as apply
+from lowcost.train.state import count_weights
 
-TEMPLATE = """# A trained network outside of training
+FILES = ("ONNX, exact", "StableHLO")
+"""The files that are compared with the network."""
 
-{network}, {weights:,} weights, on {dataset} ({shape}). All rows from one run; {device}.
+TEMPLATE = """# The exported forms of a trained network
+
+{network}, {weights:,} weights, on {dataset} ({shape}). All rows are from one run, on {device}.
 
 {forms}
 
-File: what `experiments.export` writes. Operations: floating point operations of one image as XLA counts them in the
-program before it is optimised, of an ONNX file those of the same operations in JAX. Latency: of one image, median of
-{rounds} interleaved calls, compilation apart. Memory: largest resident size of a process that loads this form and
-nothing else and classifies one image. Accuracy: of all {images:,} test images. Truncated: each implicit step as the
-smallest stencil that loses at most {tolerance:g} of its features in the ℓ¹ norm: {windows}. On the first {singles} test
-images its logits lie at most {observed:.2g} from the exact ones in the Euclidean norm; the certificate says at most
-{bound:.1e}, the Lipschitz bounds of all layers multiplied, of which ReLU and the data leave little: at most
-{ratio:.1e} of it is seen. Layer by layer at most {layer_ratio:.2g} of the bound is seen.
+- *File*: the size of the file that `experiments.export` writes.
+- *Operations*: floating point operations for one image, counted by XLA in the program before optimisation. For ONNX
+  files, those of the same operations in JAX.
+- *Latency*: time for one image, median of {rounds} interleaved calls, without compilation.
+- *Memory*: largest resident size of a process that loads only this form and classifies one image.
+- *Accuracy*: on all {images:,} test images.
+- *Truncated*: each implicit step is the smallest stencil that loses at most {tolerance:g} of its features in the ℓ¹
+  norm. The stencils have {windows} points.
 
-## The files say what the networks say
+Truncation changes the logits of the first {singles} test images by at most {observed:.2g} in the Euclidean norm. The
+certified bound, at most {bound:.1e}, is loose: it multiplies the Lipschitz bounds of all layers, and the observed
+change reached at most {ratio:.1e} of it. For single layers, the observed change reached up to {layer_ratio:.2g} of the
+bound.
 
-Largest difference of a logit from the network's over all test images, in batches of 37 and one by one
-(the first {singles}); and how many predictions differ. Last: operations of the folded network over the network's.
+## The files compute what the networks compute
+
+The table shows the largest difference of a logit from the network's and the number of predictions that differ, over
+all test images in batches of 37 and over the first {singles} one by one. The last column is the number of operations of
+the folded network over the network's.
 
 {agreement}
 
 Made by `python -m experiments.deploy {workdirs} {flags}`.
 """
 
-MARKS = ("<!-- table -->", "<!-- end -->")
-"""Between these a page has the tables."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which runs, and where to write."""
+    """The runs to measure, and where to write the figures."""
 
     workdirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Work directories of finished runs; the first is measured in full."""
+    """Work directories of finished runs; the first is measured in every form."""
     data_dir: Path | None = None
-    """Where the pictures are now, if no longer where they were."""
+    """Folder of the images, if it is no longer the one of training."""
     images: str = ""
-    """What a folder's pictures are, in words."""
+    """folder: description of the images, for the table."""
     tolerance: float = 0.01
-    """Of the truncated form."""
+    """Share of the features that the truncated form may lose."""
     rounds: int = 50
     """Timed calls of each form."""
     singles: int = 100
     """Test images that are also classified one by one."""
-    out: Path = Path("experiments/results/deploy")
-    """Writes OUT.jsonl and OUT.md."""
-    page: Path | None = None
-    """Set the tables between the two marks of this page too: docs/deploy.md."""
+    out: Path = Path("runs/results/deploy")
+    """Writes OUT.md and OUT.jsonl."""
 
 
-def main(config: Config) -> int:
-    """Measure, write the two files, print the page."""
+def main(config: Config) -> None:
+    """Measures, writes both files, prints the page."""
     for name in ("rounds", "singles"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
     if not config.workdirs:
-        raise ValueError("name the work directory of a finished run")
-    if config.page is not None and MARKS[0] not in config.page.read_text("utf-8"):
-        raise ValueError(f"{config.page} has no line {MARKS[0]!r} to set the tables in")
-    rows = [*forms(config), *(agreement(workdir, config) for workdir in config.workdirs)]
+        raise ValueError("WORKDIRS must name at least one finished run, got none; train a network first")
+    subjects = [Subject(workdir, config) for workdir in config.workdirs]
+    rows = [*subjects[0].forms(), *(subject.agreement() for subject in subjects)]
     write_results(config.out, rows, markdown(rows))
-    if config.page is not None:
-        write_page(config.page, between_marks(config.page.read_text("utf-8"), rows))
     entry.show(markdown(rows))
-    return 0
 
 
-def forms(config: Config) -> list[dict[str, Any]]:
-    """A line for each form of the first network."""
-    import jax
+class Subject:
+    """A finished run with its folded and truncated network and its test images."""
 
-    from experiments.common.timing import interleave
-    from lowcost.nn.operations import Depthwise
-
-    workdir = config.workdirs[0]
-    run, exact, truncated, test = _load(workdir, config)
-    images = test.images.astype(np.float32) / 255
-    with tempfile.TemporaryDirectory() as folder:
-        exported = {"StableHLO": exact, "ONNX, exact": exact, "ONNX, truncated": truncated, "ONNX, 8 bit": exact}
-        files = _write(exported, run, Path(folder))
-        calls: dict[str, Callable[[Any], Any]] = {
-            "JAX": jax.jit(lambda images: run.net.apply(run.variables, images)),
-            "JAX, folded": jax.jit(exact),
-            **{name: predict.load(predict.PredictConfig((), model=file)).logits for name, file in files.items()},
-        }
-        first = images[:1]
-        steps: dict[str, Callable[[], Any]] = {name: partial(_answer, call, first) for name, call in calls.items()}
-        seconds = interleave(steps, config.rounds)
-        counted = {"JAX": calls["JAX"], "ONNX, truncated": jax.jit(truncated)}
-        counts = {name: _operations(call, first) for name, call in counted.items()}
-        folded = _operations(calls["JAX, folded"], first)
-        rows = []
-        for name, call in calls.items():
-            file = files.get(name)
-            logits = _in_batches(call, images, 100)
-            rows.append(
-                {
-                    "form": name,
-                    "file_bytes": None if file is None else file.stat().st_size,
-                    "operations": counts.get(name, folded),
-                    "milliseconds": 1000 * seconds[name],
-                    "peak_mib": in_a_process(_peak, name, str(file or workdir)),
-                    "accuracy": float((logits.argmax(-1) == test.labels).mean()),
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
-    windows = [
-        "x".join(map(str, operation.stencil.shape[:-1]))
-        for layer in truncated.layers
-        for operation in layer.operations
-        if isinstance(operation, Depthwise) and operation.dropped is not None
-    ]
-    about = {
-        "kind": "form",
-        "flags": shown(config, "workdirs", "data_dir", "out"),
-        "workdir": str(workdir),
-        "network": f"{run.config.architecture} {run.config.width}",
-        "weights": sum(x.size for x in jax.tree.leaves(run.variables["params"])),
-        "dataset": _words(run, config),
-        "image_shape": run.image_shape,
-        "images": len(images),
-        "rounds": config.rounds,
-        "tolerance": config.tolerance,
-        "windows": windows,
-        **provenance(),
-        **_certificate(exact, truncated, images[: config.singles]),
-    }
-    return [{**about, **row} for row in rows]
-
-
-def agreement(workdir: Path, config: Config) -> dict[str, Any]:
-    """How far the files' logits are from the network's."""
-    import jax
-
-    run, exact, _, test = _load(workdir, config)
-    images = test.images.astype(np.float32) / 255
-    network = jax.jit(lambda images: run.net.apply(run.variables, images))
-    want = _in_batches(network, images, 100)
-    row: dict[str, Any] = {
-        "kind": "agreement",
-        "workdir": str(workdir),
-        "network": f"{run.config.architecture} {run.config.width}",
-        "dataset": _words(run, config),
-        "images": len(images),
-        "singles": min(config.singles, len(images)),
-        "operations": _operations(jax.jit(exact), images[:1]) / _operations(network, images[:1]),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        for name, file in _write({"StableHLO": exact, "ONNX, exact": exact}, run, Path(folder)).items():
-            call = predict.load(predict.PredictConfig((), model=file)).logits
-            got, single = _in_batches(call, images, 37), _in_batches(call, images[: config.singles], 1)
-            row[name] = {
-                "difference": float(max(abs(got - want).max(), abs(single - want[: len(single)]).max())),
-                "predictions": int((got.argmax(-1) != want.argmax(-1)).sum()),
-            }
-    print(json.dumps(row), flush=True)
-    return row
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The page."""
-    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("form", "agreement")}
-    first, reference = kinds["form"][0], kinds["form"][0]["milliseconds"]
-    table = "| form | file | operations | latency | the network's over it | memory | accuracy |\n"
-    table += "|:--|--:|--:|--:|--:|--:|--:|\n"
-    for row in kinds["form"]:
-        size = "" if row["file_bytes"] is None else f"{row['file_bytes'] / 1000:,.0f} kB"
-        table += (
-            f"| {row['form']} | {size} | {row['operations'] / 1e6:.1f} M | {row['milliseconds']:.2f} ms "
-            f"| {reference / row['milliseconds']:.2f} | {row['peak_mib']:,.0f} MiB | {100 * row['accuracy']:.2f} % |\n"
+    def __init__(self, workdir: Path, config: Config):
+        self.run, self.workdir, self.config = runs.trained(workdir), workdir, config
+        run = self.run
+        runs.check_finished(workdir, run.step, run.steps)
+        dataset = data.load(
+            run.config.dataset,
+            data_dir=config.data_dir or run.config.data_dir,
+            image_size=run.config.image_size,
+            cache_dir=runs.image_cache(workdir),
         )
-    names = ("ONNX, exact", "StableHLO")
-    agree = "| network | data | images | " + " | ".join(f"{name} | predictions" for name in names) + " | operations |\n"
-    agree += "|:--|:--|--:|" + "--:|--:|" * len(names) + "--:|\n"
-    for row in kinds["agreement"]:
-        cells = " | ".join(f"{row[name]['difference']:.1e} | {row[name]['predictions']}" for name in names)
-        agree += f"| {row['network']} | {row['dataset']} | {row['images']:,} | {cells} | {row['operations']:.2f} |\n"
+        runs.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
+        self.images, self.labels = dataset.test.images.astype(np.float32) / 255, dataset.test.labels
+        self.network = jax.jit(partial(run.net.apply, run.variables))
+        self.exact = deploy.fold(run.net, run.variables, run.image_shape)
+        self.truncated = deploy.truncate(self.exact, config.tolerance)
+        words = config.images if run.config.dataset == "folder" else ""
+        network = f"{run.config.architecture} {run.config.width}"
+        self.about = {"workdir": str(workdir), "network": network, "dataset": words or run.config.dataset}
+
+    def forms(self) -> Iterator[Row]:
+        """Yields one row for each form of the network."""
+        config, first = self.config, self.images[:1]
+        exported = {"StableHLO": self.exact, "ONNX, exact": self.exact}
+        exported |= {"ONNX, truncated": self.truncated, "ONNX, 8 bit": self.exact}
+        counts = {"JAX": self.network, "ONNX, truncated": jax.jit(self.truncated)}
+        folded = jax.jit(self.exact)
+        about = {
+            "kind": "form",
+            "flags": shown(config, "workdirs", "data_dir", "out"),
+            **self.about,
+            "weights": count_weights(self.run.variables["params"]),
+            "image_shape": self.run.image_shape,
+            "images": len(self.images),
+            "rounds": config.rounds,
+            "tolerance": config.tolerance,
+            "windows": _windows(self.truncated),
+            **provenance(),
+            **_certificate(self.exact, self.truncated, self.images[: config.singles]),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            files = self.write(exported, Path(folder))
+            calls: dict[str, Callable[[Any], Any]] = {"JAX": self.network, "JAX, folded": folded}
+            calls |= {name: _loaded(file).logits for name, file in files.items()}
+            seconds = interleave({name: partial(_answer, call, first) for name, call in calls.items()}, config.rounds)
+            for name, call in calls.items():
+                logits = _in_batches(call, self.images, 100)
+                row = {
+                    "form": name,
+                    "file_bytes": files[name].stat().st_size if name in files else None,
+                    "operations": _operations(counts.get(name, folded), first),
+                    "milliseconds": 1000 * seconds[name],
+                    "peak_mib": peak(name, files.get(name, self.workdir)),
+                    "accuracy": float((logits.argmax(-1) == self.labels).mean()),
+                }
+                print(json.dumps(row), flush=True)
+                yield {**about, **row}
+
+    def agreement(self) -> Row:
+        """Returns the differences of the files' logits from the network's."""
+        images, singles = self.images, self.images[: self.config.singles]
+        expected = _in_batches(self.network, images, 100)
+        row: Row = {
+            "kind": "agreement",
+            **self.about,
+            "images": len(images),
+            "singles": len(singles),
+            "operations": _operations(jax.jit(self.exact), images[:1]) / _operations(self.network, images[:1]),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            for name, file in self.write(dict.fromkeys(FILES, self.exact), Path(folder)).items():
+                call = _loaded(file).logits
+                batches, single = _in_batches(call, images, 37), _in_batches(call, singles, 1)
+                differences = abs(batches - expected).max(), abs(single - expected[: len(single)]).max()
+                predictions = int((batches.argmax(-1) != expected.argmax(-1)).sum())
+                row[name] = {"difference": float(max(differences)), "predictions": predictions}
+        print(json.dumps(row), flush=True)
+        return row
+
+    def write(self, forms: dict[str, deploy.Folded], folder: Path) -> dict[str, Path]:
+        """Exports folded networks by the names of their forms, as `experiments.export` does."""
+        metadata = {"classes": json.dumps(self.run.classes), "image_shape": json.dumps(self.run.image_shape)}
+        files = {}
+        for i, (name, folded) in enumerate(forms.items()):
+            files[name] = folder / f"{i}.{'stablehlo' if name == 'StableHLO' else 'onnx'}"
+            bits: Any = 8 if name == "ONNX, 8 bit" else 32
+            options = ExportConfig(Path(), files[name], "stablehlo" if name == "StableHLO" else "onnx", bits=bits)
+            for file, content in serialized(folded, metadata, options).items():
+                write_whole(file, content)
+        return files
+
+
+def markdown(rows: list[Row]) -> str:
+    """Returns the page."""
+    forms, agreement = ([row for row in rows if row["kind"] == kind] for kind in ("form", "agreement"))
+    first = forms[0]
+    form_columns: Columns = {
+        "form": "{form}",
+        "file": lambda row: f"{row['file_bytes'] / 1000:,.0f} kB" if row["file_bytes"] else "",
+        "operations": lambda row: f"{row['operations'] / 1e6:.1f} M",
+        "latency": "{milliseconds:.2f} ms",
+        "the network's over it": lambda row: f"{first['milliseconds'] / row['milliseconds']:.2f}",
+        "memory": "{peak_mib:,.0f} MiB",
+        "accuracy": lambda row: f"{100 * row['accuracy']:.2f} %",
+    }
+    agreement_columns: Columns = {
+        "network": "{network}",
+        "data": "{dataset}",
+        "images": "{images:,}",
+        **{name: f"{{{name}[difference]:.1e}}" for name in FILES},
+        **{f"{name}: predictions": f"{{{name}[predictions]}}" for name in FILES},
+        "operations": "{operations:.2f}",
+    }
     return TEMPLATE.format(
-        **{**first, "windows": ", ".join(first["windows"]) or "none"},
+        **{**first, "windows": ", ".join(first["windows"]) or "no"},
         shape="x".join(map(str, first["image_shape"])),
-        forms=table.strip(),
-        agreement=agree.strip(),
-        singles=kinds["agreement"][0]["singles"],
-        workdirs=" ".join(row["workdir"] for row in kinds["agreement"]),
+        forms=table(forms, form_columns),
+        agreement=table(agreement, agreement_columns, text=2),
+        singles=agreement[0]["singles"],
+        workdirs=" ".join(row["workdir"] for row in agreement),
     )
 
 
-def between_marks(page: str, rows: list[dict[str, Any]]) -> str:
-    """The page with what `markdown` says, but for its title, where its marks stand."""
-    before, rest = page.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    _, tables = markdown(rows).split("\n", 1)
-    return f"{before}{MARKS[0]}\n{tables}{MARKS[1]}{after}"
+def _windows(truncated: deploy.Folded) -> list[str]:
+    """The sizes of the stencils in place of implicit steps."""
+    operations = (operation for layer in truncated.layers for operation in layer.operations)
+    cut = (x for x in operations if isinstance(x, Depthwise) and x.dropped is not None)
+    return ["x".join(map(str, x.stencil.shape[:-1])) for x in cut]
 
 
-def _words(run, config: Config) -> str:
-    return config.images or run.config.dataset if run.config.dataset == "folder" else run.config.dataset
-
-
-def _load(workdir: Path, config: Config):
-    """The run, its folded and its truncated network, its test images."""
-    from experiments.common import runs
-    from lowcost import data, deploy
-
-    run = runs.trained(workdir)
-    runs.check_finished(workdir, run.step, run.steps)
-    dataset = data.load(
-        run.config.dataset,
-        data_dir=config.data_dir or run.config.data_dir,
-        image_size=run.config.image_size,
-        cache_dir=runs.image_cache(workdir),
-    )
-    runs.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
-    exact = deploy.fold(run.net, run.variables, run.image_shape)
-    return run, exact, deploy.truncate(exact, config.tolerance), dataset.test
-
-
-def _write(forms, run, folder: Path) -> dict[str, Path]:
-    """Folded networks by the form's name, exported as `experiments.export` writes them."""
-    from experiments.export import ExportConfig, serialized
-
-    told = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
-    files = {}
-    for i, (name, folded) in enumerate(forms.items()):
-        kind: Literal["onnx", "stablehlo"] = "stablehlo" if name == "StableHLO" else "onnx"
-        how = ExportConfig(Path(), folder / f"{i}.{kind}", kind, bits=8 if name == "ONNX, 8 bit" else 32)
-        for file, content in serialized(folded, told, how).items():
-            write_whole(file, content)
-        files[name] = how.out
-    return files
-
-
-def _certificate(exact, truncated, images) -> dict[str, float]:
-    """What truncation does to these images, and the bounds on it, of the network and of each layer alone."""
-    import jax
-
-    from lowcost.deploy import certified
-    from lowcost.nn.operations import run
+def _certificate(exact: deploy.Folded, truncated: deploy.Folded, images: np.ndarray) -> dict[str, float]:
+    """The change by truncation for these images, and its bounds: for the network and for each layer alone."""
 
     @jax.jit
     def compare(images):
-        result = certified(truncated, images)
+        result = deploy.certified(truncated, images)
         y, ratios = images, []
         for layer, cut in zip(exact.layers, truncated.layers, strict=True):
             if layer.operations != cut.operations:
-                change = run(cut.operations, y) - run(layer.operations, y)
-                bound = certified(dataclasses.replace(truncated, layers=(cut,), image_shape=y.shape[1:]), y).layers[
-                    layer.name
-                ]
+                change = apply(cut.operations, y) - apply(layer.operations, y)
+                alone = dataclasses.replace(truncated, layers=(cut,), image_shape=y.shape[1:])
+                bound = deploy.certified(alone, y).layers[layer.name]
                 norms = (change**2).sum(range(1, change.ndim)) ** 0.5
                 ratios.append((norms / bound.clip(1e-6 * (y**2).sum() ** 0.5)).max())
-            y = run(cut.operations, y)
+            y = apply(cut.operations, y)
         return result.error, ((result.logits - exact(images)) ** 2).sum(-1) ** 0.5, ratios
 
     bounds, observed, ratios = (np.asarray(x) for x in compare(images))
@@ -287,35 +258,20 @@ def _certificate(exact, truncated, images) -> dict[str, float]:
     }
 
 
-def _operations(call, images) -> float:
+def _operations(call: Any, images: np.ndarray) -> float:
     return call.lower(images).cost_analysis()["flops"]
 
 
-def _answer(call, images) -> np.ndarray:
+def _answer(call: Callable[[Any], Any], images: np.ndarray) -> np.ndarray:
     return np.asarray(call(images))
 
 
-def _in_batches(call, images, size: int) -> np.ndarray:
+def _in_batches(call: Callable[[Any], Any], images: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([_answer(call, images[i : i + size]) for i in range(0, len(images), size)])
 
 
-def _peak(form: str, path: str) -> float:
-    """MiB of a process that classifies one image."""
-    call: Callable[[Any], Any]
-    if form.startswith("JAX"):
-        import jax
-
-        from experiments.common import runs
-        from lowcost import deploy
-
-        run = runs.trained(Path(path))
-        shape = run.image_shape
-        folded = form == "JAX, folded" and deploy.fold(run.net, run.variables, shape)
-        call = jax.jit(folded or partial(run.net.apply, run.variables))
-    else:
-        call, _, shape = predict.load(predict.PredictConfig((), model=Path(path)))
-    np.asarray(call(np.zeros((1, *shape), np.float32)))
-    return peak_memory() / 2**20
+def _loaded(file: Path) -> predict.Classifier:
+    return predict.load(predict.PredictConfig((), model=file))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import pytest
 import tyro
 
 import lowcost
-from experiments import cover
 from experiments.common import config
 from lowcost.data import SOURCES
 from lowcost.nn import ARCHITECTURES
@@ -29,9 +28,16 @@ from lowcost.nn import ARCHITECTURES
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/api").glob("*.md")))
 
-specification = importlib.util.spec_from_file_location("api_pages", ROOT / "docs/api_pages.py")
-api_pages = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(api_pages)
+
+def script(name):
+    """Imports a script of the folder docs."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+api_pages, cover = script("api_pages"), script("cover")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -178,5 +184,5 @@ def test_pages_build(tmp_path):
 
 
 def test_cover_is_drawn(tmp_path):
-    cover.main(cover.Config(tmp_path / "cover.png", steps=2))
+    cover.draw(tmp_path / "cover.png", steps=2)
     assert (tmp_path / "cover.png").stat().st_size > 10_000

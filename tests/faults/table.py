@@ -6,15 +6,31 @@ from typing import Any
 import pytest
 
 from experiments.common.files import write_results
+from experiments.common.tables import Columns, table
 
 ROW = "row"
 """Name of the property of a test that holds its fault and its figure."""
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """Returns the table in Markdown."""
-    lines = [f"| {row['fault']} | {'' if row['fine'] else '**wrong:** '}{row['figure']} |\n" for row in rows]
-    return "| fault | figure |\n|---|---|\n" + "".join(lines) + "\nMade by `make faults`.\n"
+TEMPLATE = """# Faults
+
+Each row is a fault that happens to small training runs, in processes as users start them, and what training does. The
+runs are killed, their files damaged, their disks filled. *The uninterrupted state* is the final state of a run without
+any fault, compared bit for bit.
+
+{rows}
+
+Made by `make faults`.
+"""
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Returns the page."""
+    columns: Columns = {
+        "fault": "{fault}",
+        "figure": lambda row: f"{'' if row['fine'] else '**wrong:** '}{row['figure']}",
+    }
+    return TEMPLATE.format(rows=table(rows, columns, text=2))
 
 
 def row_of(report: pytest.TestReport) -> dict[str, Any] | None:
@@ -45,7 +61,7 @@ class Table:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Writes the files."""
         if self.out and self.rows and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            write_results(self.out, self.rows, page(self.rows))
+            write_results(self.out, self.rows, markdown(self.rows))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Prints the rows."""

@@ -1,12 +1,19 @@
-"""The picture of the README, docs/cover.png: from a stencil to its symbol, to its Green's functions, to a pattern."""
+"""Draws cover.png, the picture of the README: a stencil, its symbol, its Green's functions, and a pattern.
 
-import dataclasses
+python docs/cover.py
+"""
+
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.common import entry
-from experiments.common.files import save_figure
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+import lowcost
 
 TITLES = (
     ("a stencil θ", "9 weights"),
@@ -17,27 +24,9 @@ TITLES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Where to write."""
-
-    out: Path = Path("docs/cover.png")
-    """The picture."""
-
-    steps: int = 3200
-    """Of the reaction-diffusion equation."""
-
-
-def main(config: Config) -> None:
-    """Draw it."""
-    import jax.numpy as jnp
-    import numpy as np
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    import lowcost
-
-    θ = jnp.array([[0.0, 0.8, 0.8], [0.8, -4.8, 0.8], [0.8, 0.8, 0.0]])[..., None] / 4  # a Laplacian that leans
+def draw(path: Path, steps: int = 3200) -> None:
+    """Draws the picture; `steps` is the number of time steps of the reaction-diffusion equation."""
+    θ = jnp.array([[0.0, 0.8, 0.8], [0.8, -4.8, 0.8], [0.8, 0.8, 0.0]])[..., None] / 4  # an anisotropic Laplacian
     grid = (64, 64)
     greens = [np.abs(lowcost.analysis.green_function(θ, grid, h)[..., 0]) for h in (1.0, 100.0)]
     symbol = np.fft.fftshift(lowcost.squared_modulus(lowcost.symbol(θ, grid))[..., 0])
@@ -47,7 +36,7 @@ def main(config: Config) -> None:
         (symbol, {"cmap": "viridis"}),
         (greens[0], log[0]),
         (greens[1], log[1]),
-        (pattern(config.steps)[..., 1], {"cmap": "magma", "vmin": 0, "vmax": 0.4}),
+        (pattern(steps)[..., 1], {"cmap": "magma", "vmin": 0, "vmax": 0.4}),
     )
     figure = Figure(figsize=(15, 3.7), layout="constrained")
     for ax, (picture, style), (title, below) in zip(figure.subplots(1, 5), panels, TITLES, strict=True):
@@ -55,17 +44,11 @@ def main(config: Config) -> None:
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=10.5, family="monospace" if "(" in title else None)
         ax.set_xlabel(below, fontsize=11)
-    save_figure(figure, config.out, dpi=80)
-    print(config.out)
+    figure.savefig(path, dpi=80)
 
 
 def pattern(steps: int, size: int = 160):
-    """Gray and Scott's equations after so many steps of Eq. (11), u and v [size, size, 2]."""
-    import jax
-    import jax.numpy as jnp
-
-    import lowcost
-
+    """Returns u and v of Gray and Scott's equations after a number of steps of Eq. (11), [size, size, 2]."""
     root = jnp.sqrt(jnp.array([0.64, 0.32]))
     difference = jnp.stack([-root, root])  # θ [2, C]: KᵀK is -D ∂²/∂x²
     F, k = 0.0545, 0.062
@@ -85,4 +68,4 @@ def pattern(steps: int, size: int = 160):
 
 
 if __name__ == "__main__":
-    entry.run(main, Config)
+    draw(Path(__file__).with_name("cover.png"))
