@@ -117,15 +117,6 @@ def depthwise_diffusion(
     return Cost(weights, _filter(grid, method, transforms=2 * channels, products=channels, real=True))
 
 
-def depthwise_resolvent(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
-    """(I + h K_dwᵀK_dw)⁻¹, Eq. (11): the cost of `depthwise_diffusion`, with the filter 1 / (1 + h|λ|²) for |λ|².
-
-    Args, Returns, Raises: as `fully_coupled`; an inverse has no direct method.
-    """
-    check_choice("method", method, SPECTRAL)
-    return depthwise_diffusion(grid, window, channels, method=method)
-
-
 def circulant_diffusion(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
     """-K_circᵀK_circ, Eqs. (8), (12): m²c weights; O(nc log nc) multiply-adds, 2n·m²·c² written out directly.
 
@@ -135,15 +126,6 @@ def circulant_diffusion(grid: Sequence[int], window: Sequence[int], channels: in
     if method == "direct":
         return Cost(weights, 2 * multiply_adds)
     return Cost(weights, _filter((*grid, channels), method, real=True))
-
-
-def circulant_resolvent(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
-    """(I + h K_circᵀK_circ)⁻¹, Eqs. (11), (12): the cost of `circulant_diffusion`, whose filter it changes.
-
-    Args, Returns, Raises: as `fully_coupled`; an inverse has no direct method.
-    """
-    check_choice("method", method, SPECTRAL)
-    return circulant_diffusion(grid, window, channels, method=method)
 
 
 def explicit_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct") -> Cost:
@@ -157,9 +139,10 @@ def explicit_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, me
 def implicit_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
     """(I + h KᵀK)⁻¹(y + h σ(N(M y))), Eq. (11): m²c + c² weights; O(n(log n · c + c²)) multiply-adds.
 
-    Args, Returns, Raises: as `depthwise_resolvent`.
+    Args, Returns, Raises: as `fully_coupled`; an inverse has no direct method.
     """
-    return total([depthwise_resolvent(grid, window, channels, method=method), pointwise(grid, channels, channels)])
+    check_choice("method", method, SPECTRAL)
+    return explicit_rd(grid, window, channels, method=method)  # the same filter with 1 / (1 + h|λ|²) for |λ|²
 
 
 def circulant_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
@@ -171,6 +154,15 @@ def circulant_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, m
     Args, Returns, Raises: as `explicit_rd`.
     """
     return total([circulant_diffusion(grid, window, channels, method=method), pointwise(grid, channels, channels)])
+
+
+def implicit_circulant_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
+    """(I + h KᵀK)⁻¹(y + h σ(N(M y))) with K = K_circ: the cost of `circulant_rd`, with another filter.
+
+    Args, Returns, Raises: as `implicit_rd`.
+    """
+    check_choice("method", method, SPECTRAL)
+    return circulant_rd(grid, window, channels, method=method)
 
 
 def _sizes(grid, window, *channels):

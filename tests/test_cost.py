@@ -63,8 +63,8 @@ def test_filters_by_matrix_product_are_what_xla_counts(grid, window):
     λ = lowcost.symbol(θ, grid)
     layer = cost.depthwise(grid, window, C, method="matmul")
     assert 2 * layer.multiply_adds == pytest.approx(filter_flops(λ, y, "matmul"), rel=0.02)
-    resolvent = cost.depthwise_resolvent(grid, window, C, method="matmul").multiply_adds
-    assert 2 * resolvent == pytest.approx(filter_flops(lowcost.squared_modulus(λ), y, "matmul"), rel=0.02)
+    diffusion = cost.depthwise_diffusion(grid, window, C, method="matmul").multiply_adds
+    assert 2 * diffusion == pytest.approx(filter_flops(lowcost.squared_modulus(λ), y, "matmul"), rel=0.02)
 
 
 def test_circulant_filter_by_matrix_product_is_what_xla_counts():

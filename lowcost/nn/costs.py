@@ -1,13 +1,16 @@
 """Weights and multiply-adds of a whole network on one image, from the description of its layers: Table 2."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lowcost import cost
+from lowcost.arguments import check_choice
 from lowcost.cost import Cost, Method
+from lowcost.methods import SPECTRAL
 from lowcost.nn import operations as ops
 from lowcost.nn.networks import Network, bound_layers
 
@@ -37,33 +40,28 @@ def network_cost(net: Network, image_shape: Sequence[int], *, method: Method | N
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     multiply_adds = 0
     for layer in bound_layers(net, variables, image_shape):
-        of_steps = {"method": method} if method and "_step" in layer.name else {}
-        multiply_adds += _multiply_adds(layer.operations(), layer.grid, of_steps)
+        options = {"method": method} if method and "_step" in layer.name else {}
+        multiply_adds += _multiply_adds(layer.operations(), layer.grid, options)
     return Cost(sum(x.size for x in jax.tree.leaves(shapes["params"])), multiply_adds)
 
 
-def _multiply_adds(operations: Sequence[ops.Operation], grid, method) -> int:
-    return sum(_of(operation, grid, method) for operation in operations)
-
-
-def _of(operation, grid, method):
-    match operation:
-        case ops.Convolution(stencil=θ):
-            return cost.fully_coupled(grid, θ.shape[:-2], *θ.shape[-2:], **method).multiply_adds
-        case ops.Depthwise(stencil=θ):
-            return cost.depthwise(grid, θ.shape[:-1], θ.shape[-1], **method).multiply_adds
-        case ops.Pointwise(matrix=matrix):
-            return cost.pointwise(grid, *matrix.shape).multiply_adds
-        case ops.Filter(stencil=θ, integrator=integrator, circulant=circulant):
-            return _FILTERS[integrator, circulant](grid, θ.shape[:-1], θ.shape[-1], **method).multiply_adds
-        case ops.Sum(branches) | ops.Concatenate(branches):
-            return sum(_multiply_adds(branch, grid, method) for branch in branches)
-    return 0
-
-
-_FILTERS = {
-    ("forward_euler", False): cost.depthwise_diffusion,
-    ("forward_euler", True): cost.circulant_diffusion,
-    ("imex_euler", False): cost.depthwise_resolvent,
-    ("imex_euler", True): cost.circulant_resolvent,
-}
+def _multiply_adds(operations: Sequence[ops.Operation], grid: Sequence[int], options: dict[str, Any]) -> int:
+    total = 0
+    for operation in operations:
+        match operation:
+            case ops.Convolution(stencil=θ):
+                total += cost.fully_coupled(grid, θ.shape[:-2], *θ.shape[-2:], **options).multiply_adds
+            case ops.Depthwise(stencil=θ):
+                total += cost.depthwise(grid, θ.shape[:-1], θ.shape[-1], **options).multiply_adds
+            case ops.Pointwise(matrix=matrix):
+                total += cost.pointwise(grid, *matrix.shape).multiply_adds
+            case ops.Filter(stencil=θ, integrator=integrator, circulant=circulant):
+                of_filter = options
+                if integrator == "imex_euler":  # an inverse has no direct method
+                    of_filter = {"method": "fft"} | options
+                    check_choice("method", of_filter["method"], SPECTRAL)
+                count = cost.circulant_diffusion if circulant else cost.depthwise_diffusion
+                total += count(grid, θ.shape[:-1], θ.shape[-1], **of_filter).multiply_adds
+            case ops.Sum(branches) | ops.Concatenate(branches):
+                total += sum(_multiply_adds(branch, grid, options) for branch in branches)
+    return total

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -163,12 +162,13 @@ class Network(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]."""
         check_floating("images", images)
+        channels = block_channels(self.channels)
         grid = images.shape[1:-1]
-        halvings = 2 ** (len(self.channels) - 1)
+        halvings = 2 ** (len(channels) - 1)
         if not grid or any(n % halvings for n in grid):
             raise ValueError(
                 f"images must be [B, *grid, C] with every grid axis divisible by {halvings}, because "
-                f"{len(self.channels)} blocks halve it {len(self.channels) - 1} times, got shape {list(images.shape)}"
+                f"{len(channels)} blocks halve it {len(channels) - 1} times, got shape {list(images.shape)}"
             )
 
         def block(net: Network, y: jax.Array, number: int) -> jax.Array:
@@ -176,15 +176,13 @@ class Network(nn.Module):
                 y = net.step(name=f"block{number}_step{j + 1}")(y, train=train)
             return Connecting(net.kernel_size, name=f"block{number}_connecting")(y, train=train)
 
-        y = Opening(self.channels[0], stencil_init=self.opening_init, name="opening")(
-            images.astype(self.dtype), train=train
-        )
+        opening = Opening(channels[0], stencil_init=self.opening_init, name="opening")
+        y = opening(images.astype(self.dtype), train=train)
         run = nn.remat(block, static_argnums=2) if self.remat else block
-        for i, c in enumerate(self.channels):
-            if i:
-                y = Pooling(AveragePool(), name=f"block{i}_pooling")(y)
-            chex.assert_shape(y, (None,) * (1 + len(grid)) + (c,))
-            y = run(self, y, i + 1)
+        for number in range(1, len(channels) + 1):
+            if number > 1:
+                y = Pooling(AveragePool(), name=f"block{number - 1}_pooling")(y)
+            y = run(self, y, number)
         y = Pooling(GlobalAveragePool(), name="pooling")(y)
         return Classifier(self.num_classes, name="classifier")(y)
 

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowcost.arguments import promote
 from lowcost.operators.boundary import pad
-from lowcost.operators.sliding import UNROLLED
+from lowcost.operators.sliding import UNROLLED, shifted
 from lowcost.real_dft import real_parts, real_transform
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
@@ -55,7 +55,7 @@ class Convolution(_Weighted):
         window = self.stencil.shape[:-2]
 
         def product(padded: jax.Array) -> jax.Array:
-            patches = jnp.concatenate(_shifted(padded, window), axis=-1)
+            patches = jnp.concatenate(shifted(padded, window), axis=-1)
             return jnp.matmul(patches, self.stencil.reshape(-1, self.stencil.shape[-1]), precision=FULL)
 
         few = math.prod(window) <= 3 * UNROLLED
@@ -82,7 +82,7 @@ class Depthwise(_Weighted):
 
         def shift_and_add(padded: jax.Array) -> jax.Array:
             weights = [_rows(x, y) for x in self.stencil.reshape(-1, c)]
-            return reduce(jnp.add, map(jnp.multiply, weights, _shifted(padded, window)))
+            return reduce(jnp.add, map(jnp.multiply, weights, shifted(padded, window)))
 
         few = math.prod(window) <= UNROLLED
         kernel = self.stencil[..., None, :]
@@ -262,13 +262,6 @@ def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
     for operation in operations:
         y = operation(y)
     return y
-
-
-def _shifted(padded, window):
-    """The grid moved by every offset of the window."""
-    grid = [n - (m - 1) for n, m in zip(padded.shape[1:-1], window, strict=True)]
-    offsets = itertools.product(*map(range, window))
-    return [padded[:, *(slice(j, j + n) for j, n in zip(offset, grid, strict=True))] for offset in offsets]
 
 
 def _convolve(stencil, y, *, cpu: Callable[[jax.Array], jax.Array] | None, groups: int = 1):

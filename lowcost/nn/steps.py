@@ -121,7 +121,7 @@ class ResNetStep(nn.Module):
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K(θ¹) and of K(θ²), [2, *grid, C_in, C_out]: one matrix per frequency."""
-        return jnp.stack([coupled_symbol(stencil, grid) for stencil in _parameters(self, "stencil1", "stencil2")])
+        return jnp.stack([coupled_symbol(self.get_variable("params", f"stencil{i}"), grid) for i in (1, 2)])
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """y + (hK(θ²))ᵀ σ(a ⊙ (K(θ¹) y) + b)."""
@@ -164,11 +164,14 @@ class LinearMixStep(nn.Module):
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_lm(θ¹) and of K_lm(θ²), [2, *grid, C_in, C_out]: M plus the stencils' symbols on its diagonal."""
 
-        def mixed(stencil, matrix):
-            λ, eye, axes = symbol(stencil, grid), jnp.eye(len(matrix), dtype=matrix.dtype), range(len(grid))
+        params = self.variables["params"]
+
+        def mixed(i):
+            λ, matrix = symbol(params[f"stencil{i}"], grid), params[f"matrix{i}"]
+            eye, axes = jnp.eye(len(matrix), dtype=matrix.dtype), range(len(grid))
             return jnp.expand_dims(eye, axes) * λ[..., None] + jnp.expand_dims(matrix, axes)
 
-        return jnp.stack([mixed(*_parameters(self, f"stencil{i}", f"matrix{i}")) for i in (1, 2)])
+        return jnp.stack([mixed(1), mixed(2)])
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """y + (hK_lm(θ²))ᵀ σ(a ⊙ (K_lm(θ¹) y) + b)."""
@@ -210,9 +213,11 @@ class MobileNetStep(nn.Module):
 
 
 class _ReactionDiffusion(nn.Module):
-    """What the reaction-diffusion steps share: h, the reaction of Eq. (8), and the operations at inference.
+    """What the reaction-diffusion steps share: h, the stencil θ of K, the reaction of Eq. (8), the operations.
 
-    A subclass returns the stencil θ of K from its variables by `_theta`.
+    K_dw has θ as its weights, "stencil". K_circ has φ = θ·√C, "shared_stencil", because C pairs of channels share each
+    weight: an optimiser's step in θ would change λ by an amount that grows with C, and one step of Adam at rate 0.01
+    would exceed the explicit limit. A step in φ does not grow.
     """
 
     h: float = 1.0
@@ -224,49 +229,30 @@ class _ReactionDiffusion(nn.Module):
         """The reaction."""
         self.reaction = Reaction()
 
+    @nn.nowrap  # Flax would report the result of a wrapped method among the intermediate features
+    def _stencil(self, y: jax.Array | None = None) -> jax.Array:
+        """θ [*window, C]: for features y, or of a step that is bound to its variables."""
+        name, init = ("shared_stencil", stable_shared_stencil) if self._circulant else ("stencil", stable_stencil)
+        if y is None:
+            weights: jax.Array = self.get_variable("params", name)
+        else:
+            weights = self.param(name, init(self.h), (*_window(self, y), y.shape[-1]))
+        return weights / math.sqrt(weights.shape[-1]) if self._circulant else weights
+
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K(θ), [*grid, C]; of K_circ the last axis is the frequency along the channels."""
-        return (circulant_symbol if self._circulant else symbol)(self._theta(), grid)
+        return (circulant_symbol if self._circulant else symbol)(self._stencil(), grid)
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """(I + hKᵀK)⁻¹ (y + σ(h r(y))) or (I - hKᵀK) y + σ(h r(y)), with r(y) = a ⊙ (M y) + b."""
-        diffusion = ops.Filter(np.asarray(self._theta()), self.h, self._integrator, tuple(grid), self._circulant)
+        diffusion = ops.Filter(np.asarray(self._stencil()), self.h, self._integrator, tuple(grid), self._circulant)
         reaction = self.reaction.operations(grid, self.h)
         if self._integrator == "imex_euler":
             return ops.Sum(((), reaction)), diffusion
         return (ops.Sum(((diffusion,), reaction)),)
 
 
-class _DepthwiseDiffusion(_ReactionDiffusion):
-    """What the steps with K = K_dw(θ) share: θ [*window, C], "stencil"."""
-
-    @nn.nowrap  # Flax would report the result of a wrapped method among the intermediate features
-    def _stencil(self, y: jax.Array) -> jax.Array:
-        return self.param("stencil", stable_stencil(self.h), (*_window(self, y), y.shape[-1]))
-
-    def _theta(self) -> jax.Array:
-        return self.get_variable("params", "stencil")
-
-
-class _CirculantDiffusion(_ReactionDiffusion):
-    """What the steps with K = K_circ(θ) share: φ = θ·√C [*window, C], "shared_stencil".
-
-    Each weight is shared by C pairs of channels. If θ were the weight, an optimiser's step in all weights would change
-    λ by an amount that grows with C: one step of Adam at rate 0.01 exceeds the explicit limit. With φ it does not grow.
-    """
-
-    _circulant: ClassVar[bool] = True
-
-    @nn.nowrap  # as in _DepthwiseDiffusion
-    def _stencil(self, y: jax.Array) -> jax.Array:
-        shape = (*_window(self, y), y.shape[-1])
-        return _unshared(self.param("shared_stencil", stable_shared_stencil(self.h), shape))
-
-    def _theta(self) -> jax.Array:
-        return _unshared(self.get_variable("params", "shared_stencil"))
-
-
-class ExplicitRDStep(_DepthwiseDiffusion):
+class ExplicitRDStep(_ReactionDiffusion):
     """y + h (-KᵀK y + σ(N(M y))) with K = K_dw: Eq. (9). Linearly stable while h·max|λ|² ≤ 2.
 
     Attributes:
@@ -281,7 +267,7 @@ class ExplicitRDStep(_DepthwiseDiffusion):
         return forward_euler(reaction_diffusion(diffusion, partial(self.reaction, train=train)), y, self.h)
 
 
-class ImplicitRDStep(_DepthwiseDiffusion):
+class ImplicitRDStep(_ReactionDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_dw: Eq. (11). Its linear part is stable for every h and θ.
 
     Attributes:
@@ -298,7 +284,7 @@ class ImplicitRDStep(_DepthwiseDiffusion):
         return imex_euler(resolvent, partial(self.reaction, train=train), y, self.h)
 
 
-class CirculantRDStep(_CirculantDiffusion):
+class CirculantRDStep(_ReactionDiffusion):
     """y + h (-KᵀK y + σ(N(M y))) with K = K_circ: Eqs. (9) and (12). Linearly stable while h·max|λ|² ≤ 2.
 
     Its weights are φ = θ·√C, "shared_stencil", so that one learning rate suits all weights of a network.
@@ -308,6 +294,8 @@ class CirculantRDStep(_CirculantDiffusion):
         kernel_size: points of the stencil per axis.
     """
 
+    _circulant = True
+
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
@@ -315,7 +303,7 @@ class CirculantRDStep(_CirculantDiffusion):
         return forward_euler(reaction_diffusion(diffusion, partial(self.reaction, train=train)), y, self.h)
 
 
-class ImplicitCirculantRDStep(_CirculantDiffusion):
+class ImplicitCirculantRDStep(_ReactionDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_circ: Eq. (11) with the operator of Eq. (12), beyond the paper.
 
     Its linear part is stable for every h and θ, and couples all pixels and all channels in one step. Its weights are
@@ -326,18 +314,13 @@ class ImplicitCirculantRDStep(_CirculantDiffusion):
         kernel_size: points of the stencil per axis.
     """
 
-    _integrator = "imex_euler"
+    _integrator, _circulant = "imex_euler", True
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         resolvent = partial(circulant_resolvent, self._stencil(y))
         return imex_euler(resolvent, partial(self.reaction, train=train), y, self.h)
-
-
-def _unshared(φ):
-    """θ = φ / √C, [*window, C]: the stencil of K_circ from the trained weights."""
-    return φ / math.sqrt(φ.shape[-1])
 
 
 def _mirrored(stencil, channel_axes=1):
@@ -349,10 +332,6 @@ def _mirrored(stencil, channel_axes=1):
 
 def _window(step, y):
     return (step.kernel_size,) * (y.ndim - 2)
-
-
-def _parameters(step, *names):
-    return [step.get_variable("params", name) for name in names]
 
 
 def constants(module: nn.Module, *names: str) -> list[np.ndarray]:

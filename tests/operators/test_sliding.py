@@ -10,7 +10,7 @@ from cases import BOUNDARIES, assert_close
 from jax.test_util import check_grads
 
 import lowcost
-from lowcost.deploy import operations
+from lowcost.nn import operations
 
 pytestmark = pytest.mark.usefixtures("x64")
 
