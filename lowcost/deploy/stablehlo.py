@@ -10,7 +10,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_stablehlo(folded: Folded) -> bytes:
-    """What `jax.export.deserialize(bytearray(...)).call(images)` takes: images float32 [batch, *grid, C] → logits.
+    """The network as a program: `jax.export.deserialize(bytearray(...)).call(images)` → logits.
 
     Beyond the paper.
 
@@ -18,7 +18,8 @@ def to_stablehlo(folded: Folded) -> bytes:
         folded: from `fold` or `truncate`.
 
     Returns:
-        The program for `PLATFORMS`, with a batch of any size; JAX keeps such files readable for six months at least.
+        The program for `PLATFORMS` and float32 images [batch, *grid, C] with any batch. JAX reads such files for at
+        least six months.
 
     Raises:
         ImportError: the package flatbuffers is missing.

@@ -1,7 +1,8 @@
-"""Eq. (11) without a transform: its Green's function cut to a stencil, and a certificate of what that costs.
+"""Eq. (11) without a transform: its Green's function truncated to a stencil, and a certified bound of the error.
 
-(I + hKᵀK)⁻¹ y = g ∗ y couples every pixel with every other, but g decays. Within the box |x|_∞ ≤ r it is a stencil of
-(2r + 1)^d points, and by Young's inequality ‖g ∗ y - g_r ∗ y‖ ≤ t_r ‖y‖ with t_r = Σ_{|x|_∞ > r} |g_x|, in any p-norm.
+(I + hKᵀK)⁻¹ y = g ∗ y couples every pixel with every other, but g decays. Its values in the box |x|_∞ ≤ r are a stencil
+g_r of (2r + 1)^d points. By Young's inequality ‖g ∗ y - g_r ∗ y‖ ≤ t_r ‖y‖ in any p-norm, with
+t_r = Σ_{|x|_∞ > r} |g_x|.
 """
 
 import dataclasses
@@ -19,11 +20,11 @@ from lowcost.nn.operations import Depthwise, Filter
 def truncate(folded: Folded, tolerance: float) -> Folded:
     """Each implicit step's filter (11) as the smallest stencil with t_r ≤ tolerance in every channel.
 
-    Where the channels are coupled (K_circ) the filter stays: its stencil would couple them all.
+    The filter of K_circ stays as it is, because its stencil would couple all channels.
 
     Args:
         folded: from `fold`.
-        tolerance: t_r, the share of a layer's features that may be lost, > 0.
+        tolerance: largest t_r, > 0: the share of a layer's features that may be lost.
 
     Returns:
         The network with stencils that record what they omit, for `certified`.
@@ -45,22 +46,22 @@ def _stencil(filter_: Filter, tolerance: float) -> Filter | Depthwise:
     if filter_.circulant:
         return filter_
     if not np.isfinite(filter_.response).all():
-        raise ValueError("variables must be finite to be truncated, got a stencil with NaN or infinity")
+        raise ValueError("variables must be finite, got a stencil with NaN or infinity; train again")
 
     def box(radius: int) -> Depthwise:
         return filter_.cut([radius] * len(filter_.grid))
 
-    # Ends with the whole grid at the latest, which drops nothing.
+    # The search ends: the whole grid omits nothing.
     return box(next(r for r in itertools.count() if np.asarray(box(r).dropped).max() <= tolerance))
 
 
 class Certified(NamedTuple):
-    """Logits, and how far each image's can lie from those of the network that was not truncated.
+    """Logits, and a bound of their distance from the logits of the network that is not truncated, for each image.
 
     Attributes:
         logits: [B, num_classes].
         error: ‖logits - exact logits‖₂ ≤ error, [B], in exact arithmetic; float32 adds about 1e-6 of the logits.
-        layers: {layer: ‖f̃(y) - f(y)‖₂ ≤ this for the features y that entered it}, each [B].
+        layers: {layer: bound of ‖f̃(y) - f(y)‖₂ for the features y that enter it}, each [B].
     """
 
     logits: jax.Array
@@ -71,9 +72,8 @@ class Certified(NamedTuple):
 def certified(truncated: Folded, images: jax.Array) -> Certified:
     """f̃(ỹ) - f(y) = (f̃ - f)(ỹ) + f(ỹ) - f(y), layer by layer: e ← L e + √(Σ_c t_c² ‖ỹ_c‖²), from e = 0.
 
-    Beyond the paper. L is the Lipschitz bound of the layer as it was trained, t_c what its stencil drops of channel c,
-    ỹ the features that meet the stencil. Everything comes from the truncated network's own run: the exact one is not
-    needed.
+    Beyond the paper. L is the Lipschitz bound of the layer as trained, t_c the ℓ¹ norm that its stencil omits in
+    channel c, ỹ the features to which the stencil is applied. Only the truncated network is run.
 
     Args:
         truncated: from `truncate`.

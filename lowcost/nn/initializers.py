@@ -1,9 +1,9 @@
 """Initial stencils for which every step starts stable; the paper does not state its own.
 
-Where a normalisation follows an operator its size does not matter, since the normalisation divides it out. It matters
-in the diffusion of the reaction-diffusion steps, which must not exceed the explicit limit h·max|λ|² ≤ 2, and in the
-way back of Eq. (3), Kᵀ, which with a variance of 1 / fan-in adds h²/2 to the second moment of the features a step: the
-signal grows about with the root of the depth.
+If a normalisation follows an operator, the operator's size does not matter, because the normalisation divides it out.
+It matters in two places. The diffusion of the reaction-diffusion steps must not exceed the explicit limit
+h·max|λ|² ≤ 2. The Kᵀ of Eq. (3), with a variance of 1 / fan-in, adds h²/2 to the second moment of the features in each
+step, so that the signal grows about with the square root of the depth.
 """
 
 import itertools
@@ -28,9 +28,9 @@ depthwise_normal: Initializer = variance_scaling(
 """θ [*window, C] of K_dw(θ), with variance 1 / |window|."""
 
 circulant_normal: Initializer = variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=())
-"""θ [*window, C] of K_circ(θ), with variance 1 / (|window| C): every weight is shared by C pairs of channels."""
+"""θ [*window, C] of K_circ(θ), with variance 1 / (|window| C), because C pairs of channels share each weight."""
 
-# K_lm = K_dw + M: half of the variance from the neighbours, half from the other channels, however many those are.
+# K_lm = K_dw + M: half of the variance comes from the neighbours, half from the channels, whatever their number.
 linear_mix_normal: Initializer = variance_scaling(
     0.5, "fan_in", "truncated_normal", in_axis=(), out_axis=(), batch_axis=-1
 )
@@ -41,13 +41,13 @@ linear_mix_matrix_normal: Initializer = variance_scaling(0.5, "fan_in", "truncat
 
 
 def stable_stencil(h: float = 1.0) -> Initializer:
-    """θ ~ U(-a, a) with a = √(2 / max(h, 1)) / |window|, so that h·max|λ|² ≤ 2 for certain.
+    """θ ~ U(-a, a) with a = √(2 / max(h, 1)) / |window|, which guarantees h·max|λ|² ≤ 2.
 
-    |λ_k| ≤ Σ_j |θ_j| ≤ a·|window| = √(2 / max(h, 1)): the explicit step (9) starts within its limit, and the
-    implicit one (11) damps no mode by more than a factor of 3, whatever the draw and the grid.
+    |λ_k| ≤ Σ_j |θ_j| ≤ a·|window| = √(2 / max(h, 1)). So for every sample and grid the explicit step (9) starts within
+    its limit, and the implicit step (11) damps no mode by more than a factor of 3.
 
     Args:
-        h: the time step the stencil is meant for.
+        h: the time step for which the stencil is used.
 
     Returns:
         An initialiser (key, shape [*window, C], dtype) → θ.
@@ -61,11 +61,12 @@ def stable_stencil(h: float = 1.0) -> Initializer:
 
 
 def stable_shared_stencil(h: float = 1.0) -> Initializer:
-    """φ for θ = φ / √C, a circulant stencil: as `stable_stencil`, made smaller where needed so that h·max|λ|² ≤ 2.
+    """φ for θ = φ / √C, a circulant stencil: a sample of `stable_stencil`, scaled down if needed for h·max|λ|² ≤ 2.
 
-    Each weight is shared by C pairs of channels: λ is a sum of |window|·C of them, and √C makes its mean square that
-    of `stable_stencil`. Bounding the sum by Σ|θ| would cost another √C and leave no diffusion to speak of; instead
-    |λ_{k,q}| ≤ Σ_j |Σ_p θ_{j,p} exp(2πi q·p / C)| bounds it on every grid, and the few draws beyond are scaled down.
+    λ is a sum of |window|·C weights, and the factor √C gives it the mean square of `stable_stencil`'s λ. The bound Σ|θ|
+    of the sum is larger by another √C: stencils that obey it hardly diffuse. Instead
+    |λ_{k,q}| ≤ Σ_j |Σ_p θ_{j,p} exp(2πi q·p / C)| bounds λ on every grid, and the few samples beyond the limit are
+    scaled down.
 
     Args, Returns: as `stable_stencil`.
     """
@@ -80,13 +81,13 @@ def stable_shared_stencil(h: float = 1.0) -> Initializer:
 
 
 def near_identity(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-    """θ = δ + a draw of `stable_stencil`: K_dw(θ) y is y and a little of its neighbours.
+    """θ = δ + a sample of `stable_stencil`: K_dw(θ) y is y plus a small contribution of its neighbours.
 
-    Twelve MobileNet steps (13) after one another keep nothing of y beside them; with stencils of zero mean the images
-    become alike to one another on the way, with these they do not.
+    A MobileNet step (13) does not pass y on. With stencils of zero mean the features of different images become alike
+    over twelve such steps; with these they do not.
 
     Args:
-        key: of the draw.
+        key: of the sample.
         shape: of θ, [*window, C].
         dtype: of θ.
     """
@@ -97,12 +98,13 @@ def near_identity(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> ja
 def patch_whitening(images: ArrayLike) -> Initializer:
     """θ = ±v / √(μ + ε), (μ, v) the largest eigenpairs of the covariance of image patches: an opening layer's stencil.
 
-    Each filter and its negative answer with variance 1, and two different filters without correlation, so that the
-    layers behind start with what an optimiser would first have to find. After Jordan, 94% on CIFAR-10 in 3.29 seconds
-    on a single GPU (2024). Filters beyond twice the numbers in a patch are drawn with `opening_normal`.
+    Each filter responds with variance 1, and the responses of two different filters are uncorrelated, except that the
+    second half of each pair ±v is the negative of the first. Training then starts with features that an optimiser would
+    first have to find. After Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU (2024). A patch of p numbers has
+    2p such filters; `opening_normal` samples any further ones.
 
     Args:
-        images: a sample of the training images, [N, *grid, C], in [0, 1]; periodic as everywhere.
+        images: a sample of the training images, [N, *grid, C], in [0, 1], on the paper's periodic grid.
 
     Returns:
         An initialiser (key, shape [*window, C, features], dtype) → θ, for an opening layer of these images.
@@ -119,8 +121,8 @@ def patch_whitening(images: ArrayLike) -> Initializer:
     @cache
     def filters(window: tuple[int, ...]) -> np.ndarray:
         places = np.array(list(itertools.product(*map(range, window))))
-        apart = (places - places[:, None]) % grid
-        covariance = covariances[tuple(np.moveaxis(apart, -1, 0))].swapaxes(1, 2)  # of patches [place, channel]
+        offsets = (places - places[:, None]) % grid
+        covariance = covariances[tuple(np.moveaxis(offsets, -1, 0))].swapaxes(1, 2)  # of patches [place, channel]
         size = len(places) * channels
         values, vectors = np.linalg.eigh(covariance.reshape(size, size))
         whitened = (vectors / np.sqrt(np.maximum(values, 0) + 1e-3))[:, ::-1]
@@ -128,12 +130,12 @@ def patch_whitening(images: ArrayLike) -> Initializer:
 
     def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
         *window, _, features = shape
-        known = jnp.asarray(filters(tuple(window))[..., :features], dtype)
-        return opening_normal(key, tuple(shape), dtype).at[..., : known.shape[-1]].set(known)
+        whitening = jnp.asarray(filters(tuple(window))[..., :features], dtype)
+        return opening_normal(key, tuple(shape), dtype).at[..., : whitening.shape[-1]].set(whitening)
 
     return init
 
 
 def _largest(h):
-    """The largest |λ| with which a step of h starts; of an h that is traced too, as modules look at their weights."""
+    """The largest |λ| with which a step of h may start; h is traced if `jax.jit` traces the module."""
     return jnp.sqrt(2 / jnp.maximum(h, 1.0)) if isinstance(h, jax.Array) else math.sqrt(2 / max(h, 1.0))

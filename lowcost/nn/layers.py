@@ -1,12 +1,12 @@
-"""Single operators as layers for any Flax network: drop-in for `flax.linen.Conv` where the channels stay as many.
+"""Single operators as layers for any Flax network: they replace a `flax.linen.Conv` that keeps the number of channels.
 
-Arguments have Conv's names and meaning. What a low-cost operator cannot do, Conv's other arguments, is not offered.
+Arguments have Conv's names and meaning. The arguments of Conv that no low-cost operator supports are missing.
 """
 
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -27,31 +27,33 @@ from lowcost.operators.circulant import circulant
 from lowcost.operators.depthwise import depthwise, depthwise_resolvent
 from lowcost.operators.linear_mix import linear_mix
 
+Padding = Literal["SAME", "CIRCULAR", "REFLECT"]
+
 _BOUNDARIES: dict[str, Boundary] = {"SAME": "zeros", "CIRCULAR": "periodic", "REFLECT": "reflect"}
 
 
 class _Layer(nn.Module):
-    """What the layers have in common: K y + b with b [features], computed in one dtype.
+    """K y + b with b [features], computed in one dtype: the common part of all layers.
 
     Inputs are [..., *grid, features] with any leading axes and as many grid axes as `kernel_size` has entries. An even
-    kernel is centred at index m // 2, where Conv takes (m - 1) // 2.
+    kernel is centred at index m // 2; Conv centres it at (m - 1) // 2.
 
     Attributes:
         features: channels, in and out.
         kernel_size: points of the stencil per axis; a single number is one axis, as in Conv.
         padding: "SAME" (zeros, the default as in Conv), "CIRCULAR" (the paper's periodic grid) or "REFLECT".
         use_bias: whether b is added.
-        dtype: of the computation and result; None takes the one that inputs and weights promote to.
+        dtype: of the computation and result; None means the dtype that inputs and weights promote to.
         param_dtype: of the weights.
         bias_init: initialiser of b.
     """
 
     features: int
     kernel_size: int | Sequence[int]
-    padding: str = "SAME"
+    padding: Padding = "SAME"
     use_bias: bool = True
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike | None = None
+    param_dtype: jax.typing.DTypeLike = jnp.float32
     bias_init: Initializer = nn.initializers.zeros_init()
 
     def _window(self) -> tuple[int, ...]:
@@ -70,7 +72,7 @@ class _Layer(nn.Module):
         if inputs.shape[-1:] != (self.features,):
             raise ValueError(
                 f"features must be the channels of the inputs, which {type(self).__name__} keeps, got "
-                f"features={self.features} and inputs of shape {list(inputs.shape)}; change their number by a 1x1 Conv"
+                f"features={self.features} and inputs of shape {list(inputs.shape)}; change the channels by a 1x1 Conv"
             )
         bias = self._weights("bias", self.bias_init, (self.features,)) if self.use_bias else None
         inputs, bias, *promoted = promote_dtype(inputs, bias, *weights, dtype=self.dtype)
@@ -79,13 +81,13 @@ class _Layer(nn.Module):
 
 
 class Depthwise(_Layer):
-    """K_dw(θ) y + b, Eq. (5): what Conv computes with `feature_group_count=features`.
+    """K_dw(θ) y + b, Eq. (5): Conv with `feature_group_count=features`.
 
-    Parameters: "stencil" θ [*kernel_size, features], that is Conv's kernel without its axis of one; "bias".
+    Parameters: "stencil" θ [*kernel_size, features], which is Conv's kernel without its axis of size one; "bias".
 
     Attributes:
-        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as of every layer here.
-        kernel_init: initialiser of θ; variance 1 / points as Conv's.
+        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as in every layer of this module.
+        kernel_init: initialiser of θ, with variance 1 / points as in Conv.
 
     Raises:
         TypeError: the inputs are not real floating point.
@@ -104,13 +106,13 @@ class Depthwise(_Layer):
 class LinearMix(_Layer):
     """K_dw(θ¹) y + M(θ²) y + b, Eq. (7): couples the pixels of a channel and the channels of a pixel.
 
-    Parameters: "stencil" θ¹ [*kernel_size, features], "matrix" θ² [features, features], as
-    `lowcost.convert.to_linear_mix` makes them from Conv's kernel; "bias".
+    Parameters: "stencil" θ¹ [*kernel_size, features], "matrix" θ² [features, features], which
+    `lowcost.convert.to_linear_mix` computes from Conv's kernel; "bias".
 
     Attributes:
-        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as of every layer here.
-        kernel_init: initialiser of θ¹; with half of the variance of `Depthwise`.
-        matrix_init: initialiser of θ²; with the other half.
+        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as in every layer of this module.
+        kernel_init: initialiser of θ¹, with half of the variance of `Depthwise`.
+        matrix_init: initialiser of θ², with the other half.
 
     Raises:
         TypeError, ValueError: as `Depthwise`.
@@ -128,13 +130,13 @@ class LinearMix(_Layer):
 
 
 class Circulant(_Layer):
-    """K_circ(θ) y + b, Eq. (12): couples all pixels of the stencil and all channels with as few weights as K_dw.
+    """K_circ(θ) y + b, Eq. (12): couples all pixels of the stencil and all channels, with as few weights as K_dw.
 
-    Parameters: "stencil" θ [*kernel_size, features], as `lowcost.convert.to_circulant` makes it; "bias".
+    Parameters: "stencil" θ [*kernel_size, features], which `lowcost.convert.to_circulant` computes; "bias".
 
     Attributes:
-        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as of every layer here.
-        kernel_init: initialiser of θ; variance 1 / (points · features), since each weight serves `features` pairs.
+        features, kernel_size, padding, use_bias, dtype, param_dtype, bias_init: as in every layer of this module.
+        kernel_init: initialiser of θ, with variance 1 / (points · features): `features` pairs share each weight.
 
     Raises:
         TypeError, ValueError: as `Depthwise`.
@@ -155,16 +157,16 @@ class ImplicitDiffusion(_Layer):
     Parameters: "stencil" θ [*kernel_size, features]; "bias".
 
     Attributes:
-        features, kernel_size, use_bias, dtype, param_dtype, bias_init: as of every layer here.
-        padding: "CIRCULAR" and no other, since the inverse is diagonal on the periodic grid alone.
-        h: time step; the larger, the farther a pixel reaches.
-        kernel_init: initialiser of θ; None is `lowcost.nn.initializers.stable_stencil(h)`.
+        features, kernel_size, use_bias, dtype, param_dtype, bias_init: as in every layer of this module.
+        padding: "CIRCULAR" only, because the inverse is diagonal only on the periodic grid.
+        h: time step; the larger h is, the farther a pixel reaches.
+        kernel_init: initialiser of θ; None means `lowcost.nn.initializers.stable_stencil(h)`.
 
     Raises:
         TypeError, ValueError: as `Depthwise`; ValueError also for h negative or not finite.
     """
 
-    padding: str = "CIRCULAR"
+    padding: Padding = "CIRCULAR"
     h: float = 1.0
     kernel_init: Initializer | None = None
 

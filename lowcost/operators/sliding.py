@@ -120,7 +120,7 @@ def _patches(padded, window):
 
 def shifted(padded: jax.Array, window: Sequence[int]) -> list[jax.Array]:
     """Returns the features moved by each offset of the window, from [..., *grid, C] with the grid padded by `pad`."""
-    grid = np.subtract(padded.shape[-1 - len(window) : -1], window) + 1
+    grid = _grid(padded, window)
     return [padded[..., *map(slice, j, j + grid), :] for j in _offsets(window)]
 
 
