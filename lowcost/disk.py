@@ -1,4 +1,4 @@
-"""Writes files that are whole and on the disk, whatever happens meanwhile."""
+"""Writes files that stay complete whatever interrupts the write."""
 
 import contextlib
 import os
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def replace(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Replaces a regular file, or makes it; if that fails or the machine stops, it holds what it held before.
+    """Replaces a file, or makes it; if that fails or the machine stops, the old content stays.
 
     Args:
         path: the file; a link is replaced, not followed.
-        content: all bytes of the file.
+        content: the new content.
         mode: permissions of the file, or None for those of a new file.
 
     Raises:
@@ -19,7 +19,7 @@ def replace(path: Path, content: bytes, mode: int | None = None) -> None:
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with part.open("xb") as file:  # a new file: no link that somebody has put there is followed
+        with part.open("xb") as file:  # a new file, so that no planted link is followed
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             file.write(content)
@@ -28,12 +28,12 @@ def replace(path: Path, content: bytes, mode: int | None = None) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some file systems cannot, and the file is whole anyway
+    with contextlib.suppress(OSError):  # some file systems cannot; the file is complete anyway
         sync(path.parent)
 
 
 def sync(folder: Path) -> None:
-    """Brings the names in a folder to the disk, without which a rename may be lost with the power."""
+    """Flushes the names in a folder to the disk, since a power failure may undo a rename."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -42,10 +42,10 @@ def sync(folder: Path) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Makes a file at least so many bytes long where the system can, so that a full disk is an error now, not later.
+    """Extends a file to at least `size` bytes where the system can, so that a full disk is an error now, not later.
 
     Raises:
-        OSError: they do not fit.
+        OSError: the disk lacks room.
     """
     with path.open("ab") as file:
         if hasattr(os, "posix_fallocate"):

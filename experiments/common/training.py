@@ -27,7 +27,7 @@ from lowcost.train.interruption import Interruption
 from lowcost.train.lock import locked
 from lowcost.train.loop import first_step, fit, most_steps, skipped_in_a_row
 from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
-from lowcost.train.processes import agree, from_process_0, is_process_0, unequal_devices
+from lowcost.train.processes import process_max, from_process_0, is_process_0, unequal_devices
 from lowcost.train.state import TrainState, count_weights
 
 
@@ -59,7 +59,7 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
     except (ValueError, OSError, ImportError) as error:
         failure = str(error)
     try:
-        if not (unequal_devices() or agree(bool(failure))):
+        if not (unequal_devices() or process_max(bool(failure))):
             assert ready is not None
             if not (names := runs.differing_fields(ready)):
                 return ready

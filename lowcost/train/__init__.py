@@ -1,1 +1,1 @@
-"""Training: a pure step on a mesh of devices, checkpoints that resume exactly, a loop that can be interrupted."""
+"""Training: pure steps on a mesh of devices, a loop that stops on request, and checkpoints that resume exactly."""

@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: written in the background, sealed by a manifest, verified before any of it is used."""
+"""Checkpoints with orbax: written in the background, sealed by a manifest, and verified before use."""
 
 import contextlib
 import hashlib
@@ -25,17 +25,17 @@ from lowcost.train.mesh import place
 from lowcost.train.processes import from_process_0, is_process_0
 
 FILE_BYTES = 16384
-"""The most that the files of a leaf take besides its values."""
+"""The largest size of a leaf's files besides its values."""
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds.
+    """A restored checkpoint.
 
     Attributes:
         step: number of steps done.
-        state: restored to the shapes, dtypes and shardings that were asked for.
-        meta: what was saved with it.
-        digest: of the whole state, see `digest`, however little of it was restored.
+        state: the state, with the requested shapes, dtypes and shardings.
+        meta: the JSON that was saved with the state.
+        digest: see `digest`; of the whole state, even if only parts were restored.
     """
 
     step: int
@@ -47,16 +47,16 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run: directory/STEP/state by orbax, directory/STEP/manifest with the sha256 of each file.
 
-    All processes hold the same state. Process 0 reads and writes; all of them must call `restore_newest`.
+    All processes hold the same state. Process 0 reads and writes; all processes must call `restore_newest`.
 
     Args:
-        directory: where the checkpoints lie; the owner makes it if it is missing.
-        run: what identifies the run, JSON; a checkpoint of another run is refused.
-        keep: number of checkpoints that stay, the newest.
-        owned: whether this is the run that writes them; another one only reads, and neither repairs nor clears.
+        directory: folder of the checkpoints; the owner makes it if missing.
+        run: JSON that identifies the run; a checkpoint of another run is an error.
+        keep: number of newest checkpoints to keep.
+        owned: whether this run writes them; another run only reads, and neither sets aside nor removes anything.
 
     Raises:
-        ValueError: orbax cannot read below a directory of this name.
+        ValueError: orbax cannot read in a directory of this name.
     """
 
     def __init__(self, directory: Path, *, run: dict[str, Any] | None = None, keep: int = 2, owned: bool = True):
@@ -69,44 +69,42 @@ class Checkpoints:
         if owned:
             self._directory.mkdir(parents=True, exist_ok=True)
             for unfinished in self._directory.glob("tmp-*"):
-                shutil.rmtree(unfinished)  # a kill left it
-        # One folder per leaf, since orbax loses what OCDBT writes below a name with [, * or ?.
-        alone = MultiprocessingOptions(primary_host=0, active_processes={0})
-        self._orbax = ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=alone)
+                shutil.rmtree(unfinished)  # after a kill
+        # One folder per leaf, since orbax loses OCDBT files below a name with [, * or ?.
+        process_0 = MultiprocessingOptions(primary_host=0, active_processes={0})
+        self._orbax = ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=process_0)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Starts to save state and meta (JSON); `close` and the next save wait until it is written and read back.
+        """Starts to save state and meta (JSON); the next save and `close` wait until it is written and read back.
 
         Raises:
             OSError: the previous save failed; older checkpoints are intact.
         """
         self._wait()
         if is_process_0():
-            # A copy, since the next step may donate the original while this is being written.
-            whole = jax.device_put(jax.tree.map(_on_one_device, state), may_alias=False)
-            self._writing = self._writer.submit(self._write, step, whole, meta)
+            # A copy, since the next step may donate the original before it is written.
+            copy = jax.device_put(jax.tree.map(_on_one_device, state), may_alias=False)
+            self._writing = self._writer.submit(self._write, step, copy, meta)
 
     def restore_newest(self, like: Any) -> Restored | None:
-        """Returns the newest valid checkpoint, or None where there never was one.
+        """Returns the newest valid checkpoint, or None if there never was one.
 
-        Damaged checkpoints met on the way are renamed to damaged-STEP-N, with one line per checkpoint on stderr.
-        Nothing is deleted.
+        Newer damaged checkpoints are renamed to damaged-STEP-N, with one line for each on stderr. Nothing is deleted.
 
         Args:
-            like: a state with the shapes, dtypes and shardings to restore to; who does not own the run may leave out
-                any part of it.
+            like: a state with the shapes, dtypes and shardings to restore to; parts may be missing unless owned.
 
         Raises:
-            ValueError: a checkpoint holds another network, or is of another run or step, and nothing was renamed; or
-                no valid one is left.
-            OSError: a checkpoint cannot be read, which proves no damage; nothing was renamed.
+            ValueError: a checkpoint is of another network, run or step, and nothing was renamed; or no valid one is
+                left.
+            OSError: a checkpoint cannot be read, which does not prove damage; nothing was renamed.
         """
         self._wait()
         restored = from_process_0(lambda: self._newest_valid(like))
         if restored is None:
             return None
-        # On the devices only now: a lack of memory there is no damage.
+        # Outside of the verification, since a lack of device memory is no damage.
         return restored._replace(state=jax.tree.map(lambda x, y: place(x, y.sharding), restored.state, like))
 
     def close(self) -> None:
@@ -123,9 +121,9 @@ class Checkpoints:
                 self._orbax.close()
 
     def _steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, the newest first."""
-        there = self._directory.iterdir() if self._directory.exists() else ()
-        return sorted((int(path.name) for path in there if path.name.isdecimal()), reverse=True)
+        """Returns the steps of all checkpoints, the newest first."""
+        paths = self._directory.iterdir() if self._directory.exists() else ()
+        return sorted((int(path.name) for path in paths if path.name.isdecimal()), reverse=True)
 
     def _newest_valid(self, like: Any) -> Restored | None:
         damaged: dict[Path, DamageError] = {}
@@ -133,7 +131,7 @@ class Checkpoints:
         for step in steps:
             path = self._directory / str(step)
             try:
-                with self._at_rest(path) as source:
+                with self._stable(path) as source:
                     restored = self._read(path, source, step, like)
             except Exception as error:
                 if not path.exists():
@@ -144,7 +142,7 @@ class Checkpoints:
                 continue
             self._set_aside(damaged, f"resuming from step {step}")
             return restored
-        if self._steps() != steps:  # the run that writes them has gone on meanwhile
+        if self._steps() != steps:  # the run that writes them has replaced some meanwhile
             return self._newest_valid(like)
         self._set_aside(damaged, "no older one is left")
         if damaged or any(self._directory.glob("damaged-*")):
@@ -153,8 +151,8 @@ class Checkpoints:
         return None
 
     @contextlib.contextmanager
-    def _at_rest(self, path: Path) -> Iterator[Path]:
-        """Where to read: a copy, for those who do not own the run, which may remove the original meanwhile."""
+    def _stable(self, path: Path) -> Iterator[Path]:
+        """Returns a folder to read: a copy unless owned, since the owner may remove the original meanwhile."""
         if self._owned:
             yield path
             return
@@ -163,33 +161,31 @@ class Checkpoints:
 
     def _read(self, path: Path, source: Path, step: int, like: Any) -> Restored:
         record = manifest.verified(source)
-        expected = {"step": step, **self._run}
-        got = {"step": record["step"], **record["run"]}
-        for name in [name for name in expected | got if expected.get(name) != got.get(name)][:1]:
+        expected, got = {"step": step, **self._run}, {"step": record["step"], **record["run"]}
+        if name := next((name for name in expected | got if expected.get(name) != got.get(name)), ""):
             what = f"{path} must be a checkpoint of {name} {expected.get(name)}, got {name} {got.get(name)}"
             raise ValueError(f"{what}; put back the run's own checkpoint, or remove this one")
-        there, here = record["types"], _types(_named(like))
-        names = [name for name in (here | there if self._owned else here) if here.get(name) != there.get(name)]
-        if names:
-            raise ValueError(
-                f"{path} holds another network: {names[0]} is {there.get(names[0], 'missing')} there and "
-                f"{here.get(names[0], 'missing')} here; choose another directory, or the configuration that is there"
-            )
-        leaves = self._leaves(source, record, {name: np.empty(x.shape, x.dtype) for name, x in _named(like).items()})
+        leaves = _named(like)
+        types, saved = _types(leaves), record["types"]
+        names = types | saved if self._owned else types
+        if name := next((name for name in names if types.get(name) != saved.get(name)), ""):
+            what = f"{path} must hold {name} as {types.get(name, 'missing')}, got {saved.get(name, 'missing')}"
+            raise ValueError(f"{what}, of another network; choose another directory, or the saved configuration")
+        leaves = self._leaves(source, record, {name: np.empty(x.shape, x.dtype) for name, x in leaves.items()})
         state = jax.tree.unflatten(jax.tree.structure(like), leaves.values())
         return Restored(step, state, record["meta"], _digest(record["sha256"]))
 
     def _leaves(self, path: Path, record: dict[str, Any], like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Leaves by name, read by orbax from files that are known to be whole."""
+        """Returns leaves by name, read by orbax from verified files."""
         types = ocp.checkpoint_utils.construct_restore_args(like)
         arguments = ocp.args.PyTreeRestore(like, restore_args=types, partial_restore=True)
         try:
             leaves = self._orbax.restore(path / "state", args=arguments)
-        except Exception as error:  # the layers below raise anything, for want of memory, threads or file handles
-            raise OSError(f"{path} is whole but cannot be read here ({first_line(error)}); try again") from error
+        except Exception as error:  # of any type, for lack of memory, threads or file handles
+            raise OSError(f"{path} is intact but cannot be read here ({first_line(error)}); try again") from error
         for name, digest in _digests(leaves).items():
             if digest != record["sha256"][name]:
-                raise OSError(f"{path} gave other values of {name} than were saved, although its files are whole")
+                raise OSError(f"{path} must give {name} as saved, got other values from intact files; try again")
         return {name: leaves[name] for name in like}
 
     def _wait(self) -> None:
@@ -197,7 +193,7 @@ class Checkpoints:
         try:
             if writing is not None:
                 writing.result()
-        except Exception as error:  # a full disk speaks through several layers
+        except Exception as error:  # of any type, for a full disk
             what = f"no checkpoint could be written to {self._directory} ({first_line(error)})"
             remedy = "older checkpoints are intact: fix the cause and rerun the same command to resume"
             raise OSError(f"{what}; {remedy}") from error
@@ -205,15 +201,16 @@ class Checkpoints:
     def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         leaves, path = _named(jax.device_get(state)), self._directory / str(step)
         record = {"step": step, "run": self._run, "meta": meta, "types": _types(leaves), "sha256": _digests(leaves)}
-        if path.exists():  # a resumed run saves the step again that it started from
+        if path.exists():  # a resumed run saves its first step again
             if manifest.verified(path)["sha256"] != record["sha256"]:
-                raise OSError(f"{path} holds another state of this step")
+                raise OSError(f"{path} must hold the state to save, got another state of this step; remove it")
             return
         unfinished = path.with_name(f"tmp-saving-{step}")
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "state").mkdir(parents=True)
         room = unfinished / "room"
-        disk.reserve(room, sum(x.nbytes + FILE_BYTES for x in leaves.values()))  # one line, where orbax prints hundreds
+        # For one error line on a full disk, where orbax prints hundreds.
+        disk.reserve(room, sum(x.nbytes + FILE_BYTES for x in leaves.values()))
         room.unlink()
         self._orbax.save(unfinished / "state", args=ocp.args.PyTreeSave(leaves))
         manifest.write(unfinished, record)
@@ -221,9 +218,9 @@ class Checkpoints:
         unfinished.rename(path)
         disk.sync(self._directory)
         for old in self._steps()[self._keep :]:
-            away = path.with_name(f"tmp-deleting-{old}")  # first out of sight: nobody meets half of it
-            path.with_name(str(old)).rename(away)
-            shutil.rmtree(away)
+            deleting = path.with_name(f"tmp-deleting-{old}")  # so that no reader finds half of it
+            path.with_name(str(old)).rename(deleting)
+            shutil.rmtree(deleting)
 
     def _set_aside(self, damaged: dict[Path, DamageError], outcome: str) -> None:
         for path, reason in damaged.items():
@@ -235,7 +232,7 @@ class Checkpoints:
 
 
 def digest(state: Any) -> str:
-    """Returns the sha256 of all leaves of state, names and values: runs with equal digests are equal bit for bit."""
+    """Returns the sha256 of the names and values of all leaves: equal digests mean equal states bit for bit."""
     return _digest(_digests(_named(jax.tree.map(lambda x: np.asarray(_on_one_device(x)), state))))
 
 
@@ -244,7 +241,7 @@ def _on_one_device(x: jax.Array) -> jax.Array:
 
 
 def _named(state: Any) -> dict[str, Any]:
-    """Leaves by name: params.opening.stencil."""
+    """Returns leaves by name, such as params.opening.stencil."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 

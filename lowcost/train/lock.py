@@ -1,4 +1,4 @@
-"""Lets one run at a time work in a directory."""
+"""Locks a directory, so that one run at a time works in it."""
 
 import contextlib
 import errno
@@ -12,24 +12,24 @@ from pathlib import Path
 from lowcost.terminal import warn
 
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""Errors of flock on file systems that have no locks."""
+"""Errors of flock on file systems without locks."""
 _FLAGS = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Of a lock file: a link or pipe that appears meanwhile is neither followed nor waited at."""
+"""Flags to open a lock file: a link is not followed, and a pipe does not block."""
 _REMEDY = "remove it, or choose another folder"
 
 
 @contextlib.contextmanager
 def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterator[None]:
-    """Holds a lock file, which the system releases when the process ends; on a file system without locks, only warns.
+    """Holds a lock file, which the system releases when the process ends; warns on a file system without locks.
 
     Args:
-        directory: made if missing.
-        name: of the lock file in it.
-        wait: wait until other processes have released the lock, instead of raising an error.
+        directory: the directory; made if missing.
+        name: name of the lock file.
+        wait: whether to wait until other processes release the lock, instead of raising an error.
 
     Raises:
-        OSError: another process holds the lock, the directory cannot be written, or the file is no lock file, in which
-            case it stays as it is.
+        OSError: another process holds the lock, the directory cannot be written, or the file is not a lock file, which
+            stays unchanged.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / name
@@ -43,8 +43,8 @@ def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterat
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            who = holder or "another run"
-            raise OSError(f"{directory} is in use by {who}; wait for it, or choose another --workdir") from error
+            expected = f"{directory} must not be in use, got {holder or 'another run'}"
+            raise OSError(f"{expected}; wait for it, or choose another --workdir") from error
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps with a progress bar, evaluation, a checkpoint an epoch, and a clean way out."""
+"""The training loop: steps with a progress bar, an evaluation and a checkpoint per epoch, and stops on request."""
 
 import math
 import time
@@ -13,19 +13,19 @@ from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.interruption import Interruption
 from lowcost.train.mesh import place, replicated, shard_batch
 from lowcost.train.metrics_log import Metrics, MetricsLog, epoch_line, epoch_row
-from lowcost.train.processes import agree
+from lowcost.train.processes import process_max
 from lowcost.train.progress import ProgressBar, Rate
 from lowcost.train.state import TrainState, zero_metrics
 from lowcost.train.step import PATIENCE, mean_metrics
 
 DISPATCH_SECONDS = 1.0
-"""What the device is given to do at once: long against what Python needs, short against the patience with a signal."""
+"""The duration of a dispatch: long compared with Python's overhead, short enough to react to a signal."""
 SAVE_SECONDS = 300
-"""The longest time without a checkpoint, however long an epoch is."""
+"""The longest time between two checkpoints, even within an epoch."""
 
 
-def most_steps() -> int:
-    """The largest number of steps that `fit` puts into one dispatch: few on a CPU, whose steps are slow."""
+def dispatch_max() -> int:
+    """Returns the largest number of steps per dispatch of `fit`: small on a CPU, whose steps are slow."""
     return 8 if jax.default_backend() == "cpu" else 64
 
 
@@ -37,47 +37,47 @@ def fit(
     *,
     steps_per_epoch: int,
     epochs: int,
-    most: int,
+    steps_max: int,
     log: MetricsLog,
     checkpoints: Checkpoints,
     interruption: Interruption,
     console: Console,
     seconds: float = 0.0,
 ) -> TrainState:
-    """Steps from `state.step` to the end of the last epoch, or to an interruption, with all of it saved.
+    """Trains from `state.step` to the end of the last epoch, or to a stop request, and saves the result.
 
-    Every epoch ends with a checkpoint, then the evaluation, then a row in the log; whatever a kill leaves out is done
-    first by the next call.
+    Each epoch ends with a checkpoint, an evaluation and a row in the log, in this order. If a kill prevents one of
+    them, the next call starts with it.
 
-    Within a streak of skipped steps nothing is saved, so that the checkpoints from before it stay: checkpoints and
-    interruptions wait for the next step that counts. If the evaluation is interrupted within a streak, the run ends
-    unsaved, and the next call repeats the steps since the last checkpoint. If the run itself ends within a streak, its
-    last state is saved, unless the whole last epoch was skipped.
+    Within a streak of skipped steps nothing is saved, so that the checkpoints before it stay: checkpoints and stop
+    requests wait for the next step that is not skipped. If a stop request ends an evaluation within a streak, the run
+    ends unsaved, and the next call repeats the steps since the last checkpoint. If the last epoch ends within a streak,
+    its last state is saved, unless all its steps were skipped.
 
     Args:
-        state: to start from; its buffers are donated.
+        state: the initial state; its buffers are donated.
         train_steps: jitted, (state, n, *batches) → state, see `step.repeat`.
         batches: (step, n, next n) → the batches of n steps, pure functions of the step, see `feed`.
-        evaluate: state → mean metrics of all test images, {} where there is nothing to evaluate, or None when it was
-            interrupted.
-        steps_per_epoch, epochs: where to stop.
-        most: steps in a dispatch at most; how many there are follows from what they take.
-        log, checkpoints: where to write.
-        interruption: looked at after every dispatch.
-        console: for the progress bar and a line an epoch.
-        seconds: wall time spent before this call; rows and checkpoints hold the sum, compilation and evaluation in it.
+        evaluate: state → mean metrics of all test images; {} to skip the evaluation, None after a stop request.
+        steps_per_epoch: the number of steps per epoch.
+        epochs: the number of epochs.
+        steps_max: the largest number of steps per dispatch; the actual one depends on their duration.
+        log: receives one row per epoch.
+        checkpoints: where to save.
+        interruption: polled after every dispatch.
+        console: for the progress bar and one line per epoch.
+        seconds: wall time before this call, to which rows and checkpoints add this call's, compilation included.
 
     Returns:
         The last state.
 
     Raises:
-        FloatingPointError: `PATIENCE` steps in a row, or all steps of the last epoch, were skipped; the checkpoints are
+        FloatingPointError: `PATIENCE` steps in a row, or all steps of the last epoch, were skipped. The checkpoints are
             those from before.
     """
     begin = time.monotonic() - seconds
     step, last = first_step(state), epochs * steps_per_epoch
-    saved = time.monotonic()
-    dispatch, calls = 1, 0  # steps in a dispatch; the first one compiles, the second one is timed
+    saved, dispatch, rate = time.monotonic(), 1, Rate()
     streak = skipped_in_a_row(state)
 
     def save() -> None:
@@ -86,67 +86,73 @@ def fit(
         saved = time.monotonic()
 
     def size(step: int) -> int:
-        longest = 1 if streak else dispatch  # a streak must not end and another begin within a dispatch
+        longest = 1 if streak else dispatch  # else one streak could end and another begin within a dispatch
         return min(longest, last - step, steps_per_epoch - step % steps_per_epoch)
 
     with ProgressBar(console, last, step) as progress:
-        rate = Rate(compiling=True)
         while True:
             epoch = step // steps_per_epoch
             if step % steps_per_epoch == 0 and epoch > log.last_epoch():
-                if not streak or step == last:
-                    save()
-                else:
+                if streak and step < last:
                     saved = -math.inf  # save at the end of the streak
-                train = mean_metrics(state.metrics)
-                speed = rate.close()
+                else:
+                    save()
+                figures = rate.speed()
                 progress.note(step, "evaluating")
                 test = evaluate(state)
                 if test is None:
                     break
-                skipped = int(np.asarray(state.skipped).sum())  # by NumPy: no program for the devices
-                total = time.monotonic() - begin
-                log.append(epoch_row(epoch, step, train, test, **speed, seconds=total, skipped=skipped))
+                figures |= {"seconds": time.monotonic() - begin, "skipped": int(np.asarray(state.skipped).sum())}
+                log.append(epoch_row(epoch, step, mean_metrics(state.metrics), test, **figures))
                 console.print(epoch_line(log.rows[-1], epochs), highlight=False)
-                rate = Rate(compiling=calls == 0)
+                rate.start()
             if step == last:
                 break
             n = size(step)
             batch = batches(step, n, size(step + n))
-            started = time.monotonic()
-            state = train_steps(state, np.int32(n), *batch)
-            # One program at a time: on a CPU the collectives of two can take each other's threads, and wait for ever.
-            jax.block_until_ready(state)
-            busy = time.monotonic() - started
+            state, busy = _timed(train_steps, state, np.int32(n), *batch)
             step += n
-            calls += 1
             rate.add(n * math.prod(batch[1].shape[1:]), busy)
-            if calls == 2:
-                dispatch = agree(min(math.ceil(DISPATCH_SECONDS * n / busy), most))
+            if rate.dispatches == 2:  # the first one compiles
+                dispatch = process_max(min(math.ceil(DISPATCH_SECONDS * n / busy), steps_max))
             streak = skipped_in_a_row(state)
-            if streak >= PATIENCE or (step == last and streak >= steps_per_epoch):
-                what = f"the loss or its gradient was not finite in the last {streak} step{'s' * (streak > 1)}"
-                remedy = "look at the data, or train with a smaller learning rate or time step"
-                raise FloatingPointError(f"step {first_step(state)}: {what}; {remedy}")
-            if progress.due():
-                progress.show(step, mean_metrics(state.metrics), rate.images_per_second())
-            if streak:  # it ends within PATIENCE steps
+            _check_streak(state, streak, PATIENCE if step < last else min(PATIENCE, steps_per_epoch))
+            progress.show(step, state.metrics, rate)
+            if streak:  # which ends within PATIENCE steps
                 continue
-            interrupted = interruption.wanted()
-            if interrupted or time.monotonic() - saved > SAVE_SECONDS:
+            stop_requested = interruption.stop_requested()
+            if stop_requested or time.monotonic() - saved > SAVE_SECONDS:
                 save()
-            if interrupted:
+            if stop_requested:
                 break
     return state
 
 
+def _timed(train_steps: Callable[..., TrainState], state: TrainState, *batches: object) -> tuple[TrainState, float]:
+    """Returns the next state and the seconds that it took."""
+    started = time.monotonic()
+    state = train_steps(state, *batches)
+    # One program at a time, since on a CPU the collectives of two can deadlock over their threads.
+    jax.block_until_ready(state)
+    return state, time.monotonic() - started
+
+
+def _check_streak(state: TrainState, streak: int, limit: int) -> None:
+    if streak >= limit:
+        what = (
+            f"the loss and its gradient must be finite, got other values in the last {streak} step{'s' * (streak > 1)}"
+        )
+        remedy = "check the data, or train with a smaller learning rate or time step"
+        raise FloatingPointError(f"step {first_step(state)}: {what}; {remedy}")
+
+
 def first_step(state: TrainState) -> int:
-    """state.step, the number of steps done, which with several seeds is the same for all."""
+    """Returns state.step, the number of steps done; with several seeds it is the same for all."""
     return int(np.asarray(state.step).min())
 
 
 def skipped_in_a_row(state: TrainState) -> int:
-    """state.skipped_in_a_row; with several seeds the largest of them."""
+    """Returns state.skipped_in_a_row; with several seeds the largest one."""
     return int(np.asarray(state.skipped_in_a_row).max())
 
 
@@ -160,29 +166,29 @@ def evaluate_all(
     mesh: Mesh,
     interruption: Interruption | None = None,
 ) -> Metrics | None:
-    """{"loss", "accuracy"} over all images, each counted once; None when interrupted.
+    """Returns the means {"loss", "accuracy"} over all images, each counted once, or None after a stop request.
 
-    The last, smaller batch is filled up with images of weight zero, so that one compiled program serves all.
+    The last, smaller batch is padded with images of weight zero, so that one compiled program serves all.
 
     Args:
         eval_step: jitted, see `make_eval_step`.
-        state: to evaluate.
+        state: the state to evaluate.
         images: [N, *grid, C], of a dtype that `step.to_unit_range` accepts.
         labels: int32 [N].
-        batch_size: images at once.
-        mesh: of all devices.
-        interruption: looked at after every batch.
+        batch_size: the number of images per batch.
+        mesh: the mesh of all devices.
+        interruption: polled before every batch.
 
     Returns:
-        Mean metrics, of each seed where there are several.
+        Mean metrics; with several seeds one number for each.
     """
-    nothing = np.zeros(state.step.shape, np.float32)
-    sums = {name: place(nothing, replicated(mesh)) for name in zero_metrics()}
+    zero = np.zeros(state.step.shape, np.float32)
+    sums = {name: place(zero, replicated(mesh)) for name in zero_metrics()}
     for start in range(0, len(labels), batch_size):
         rows = np.arange(start, start + batch_size)
         weight = (rows < len(labels)).astype(np.float32)
         rows = rows.clip(max=len(labels) - 1)
-        if interruption is not None and interruption.wanted():
+        if interruption is not None and interruption.stop_requested():
             return None
         sums = eval_step(state, *shard_batch(mesh, images[rows], labels[rows], weight), sums)
         jax.block_until_ready(sums)

@@ -1,6 +1,6 @@
-"""The last file that a save writes: the sha256 of every other one, sealed by its own.
+"""The manifest of a checkpoint: the sha256 of every other file and of itself, written last.
 
-It proves damage without opening a file by more than a plain read, and names the file.
+It proves damage by plain reads alone, and names the damaged file.
 """
 
 import hashlib
@@ -11,15 +11,15 @@ from typing import Any
 from lowcost import disk
 
 NAME = "manifest"
-"""The file: its sha256 in the first line, the record as JSON in the second."""
+"""File name. The first line is the sha256 of the second, which is the record as JSON."""
 
 
 class DamageError(Exception):
-    """A directory is proven not to be what was saved: a file is missing or does not match its sha256."""
+    """A directory differs from what was saved: a file is missing or does not match its sha256."""
 
 
 def write(directory: Path, record: dict[str, Any]) -> None:
-    """Writes the record, with the sha256 of every file as record["files"], and brings it to the disk."""
+    """Writes the record, with the sha256 of every file as record["files"], and flushes it to the disk."""
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     sums = {file.relative_to(directory).as_posix(): _sha256(file) for file in files}
     text = json.dumps({**record, "files": sums}, allow_nan=False).encode()
@@ -27,11 +27,11 @@ def write(directory: Path, record: dict[str, Any]) -> None:
 
 
 def verified(directory: Path) -> dict[str, Any]:
-    """Returns the record, after a comparison of every file with its sha256.
+    """Returns the record after comparing every file with its sha256.
 
     Raises:
-        DamageError: a file is missing, or differs.
-        OSError: a file cannot be read, which proves nothing.
+        DamageError: a file is missing or differs.
+        OSError: a file cannot be read, which does not prove damage.
     """
     try:
         seal, _, text = (directory / NAME).read_bytes().partition(b"\n")

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what every epoch came to, one line each; the same for TensorBoard when wished."""
+"""Writes metrics.jsonl, one line per epoch, and the same figures for TensorBoard on request."""
 
 import json
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ from lowcost.terminal import warn
 
 Row = dict[str, Any]
 Metrics = Mapping[str, np.ndarray]
-"""Mean metrics: a number each, or with several seeds one for each of them."""
+"""Mean metrics by name; with several seeds an array with one number for each."""
 
 
 def read_rows(path: Path, epochs: int) -> list[Row]:
-    """Returns the rows of metrics.jsonl, which may be missing, and removes lines that are none.
+    """Returns the rows of metrics.jsonl, and removes all other lines from it.
 
     Args:
-        path: the file. A damaged line is removed with a line on stderr, and one that a kill cut short without.
-        epochs: rows of later epochs are dropped: they ran after the checkpoint from which the run resumes.
+        path: the file, which may be missing. One line on stderr reports each damaged line, except a last line that a
+            kill cut short.
+        epochs: rows of later epochs are removed, since they are newer than the checkpoint from which the run resumes.
     """
     content = path.read_bytes() if path.exists() else b""
-    rows: list[Row] = []
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
-        row = _parse(line)
+    lines = content.splitlines(keepends=True)
+    parsed = [_parse(line) for line in lines]
+    for number, (row, line) in enumerate(zip(parsed, lines, strict=True), start=1):
         if row is None and line.endswith(b"\n"):
             warn(f"warning: line {number} of {path} is damaged; its epoch is left out")
-        elif row is not None and row["epoch"] <= epochs:
-            rows.append(row)
+    rows = [row for row in parsed if row and row["epoch"] <= epochs]
     whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
     if content != whole:
         disk.replace(path, whole)
@@ -38,15 +38,15 @@ def read_rows(path: Path, epochs: int) -> list[Row]:
 
 
 class MetricsLog:
-    """One line an epoch.
+    """Appends one line per epoch.
 
     Args:
-        rows: of earlier epochs.
-        path: metrics.jsonl, to be appended to; None in processes that write nothing.
-        tensorboard: folder of TensorBoard's files, or None; rows of earlier epochs stay, later ones are replaced.
+        rows: rows of earlier epochs.
+        path: metrics.jsonl; None in processes that write nothing.
+        tensorboard: folder of TensorBoard's files, or None. Figures of earlier epochs stay, later ones are replaced.
 
     Raises:
-        ImportError: TensorBoard is wished for, and tensorboardX is not installed.
+        ImportError: tensorboard is given, and tensorboardX is missing.
     """
 
     def __init__(self, rows: list[Row], path: Path | None, tensorboard: Path | None = None):
@@ -57,11 +57,11 @@ class MetricsLog:
             self._board = SummaryWriter(str(tensorboard), purge_step=self.last_epoch() + 1)
 
     def last_epoch(self) -> int:
-        """The epoch of the last row, 0 before the first."""
+        """Returns the epoch of the last row, 0 before the first."""
         return self.rows[-1]["epoch"] if self.rows else 0
 
     def append(self, row: Row) -> None:
-        """Adds one epoch, with None in place of NaN and infinities, which JSON has not."""
+        """Appends one epoch, with None in place of NaN and infinities, which JSON lacks."""
         row = json.loads(json.dumps(row), parse_constant=lambda _: None)
         self.rows.append(row)
         if self._path is not None:
@@ -75,10 +75,10 @@ class MetricsLog:
 
 
 def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any) -> Row:
-    """One epoch's entry: means over its training images and over all test images, and over the seeds if there are many.
+    """Returns the row of an epoch: mean metrics of its training images and of all test images.
 
-    Those of each seed stand beside as a list, "test_accuracy_seeds" for instance. Where test is empty the epoch was not
-    evaluated.
+    With several seeds it holds the mean over the seeds, and a list with one number for each, such as
+    "test_accuracy_seeds". An epoch without evaluation has no test metrics.
     """
     row: Row = {"epoch": epoch, "step": step}
     for part, metrics in {"train": train, "test": test}.items():
@@ -90,7 +90,7 @@ def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any)
 
 
 def epoch_line(row: Row, epochs: int) -> str:
-    """Returns one line for the terminal; numbers that are not finite read "nan"."""
+    """Returns one line for the terminal, with "nan" for numbers that are not finite."""
     numbers = {name: float("nan") if value is None else value for name, value in row.items()}
     parts = [
         f"{part} loss {numbers[f'{part}_loss']:.3f} accuracy {numbers[f'{part}_accuracy']:.2%}"
@@ -104,7 +104,7 @@ def epoch_line(row: Row, epochs: int) -> str:
 
 
 def _parse(line: bytes) -> Row | None:
-    """Returns what `epoch_row` made, or None for anything else."""
+    """Returns a row of `epoch_row`, or None for any other line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

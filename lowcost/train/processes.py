@@ -1,4 +1,4 @@
-"""Lets many processes train as one: they share results, agree, and compare what each of them has."""
+"""Lets many processes train as one: they share results, and compare values."""
 
 import contextlib
 import hashlib
@@ -26,32 +26,28 @@ def devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked, remedy = jax.config.values["jax_platforms"] or "", "unset it, or install what the devices need"
-        if jax.distributed.is_initialized():
-            remedy = "start all processes again"
+        several = jax.distributed.is_initialized()
+        platforms = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
+        remedy = "start all processes again" if several else "unset it, or install what the devices need"
         reason = first_line(error) if str(error) else "JAX knows none"
-        raise OSError(f"JAX must find devices, got none with JAX_PLATFORMS={asked} ({reason}); {remedy}") from error
+        raise OSError(f"JAX must find devices, got none with JAX_PLATFORMS={platforms} ({reason}); {remedy}") from error
 
 
 def is_process_0() -> bool:
-    """Whether this process is the one that writes files and speaks to the user."""
+    """Returns whether this process is process 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def from_process_0(make: Callable[[], T]) -> T:
-    """make() of process 0, in all of them; an exception there is raised in all.
+    """Returns make() of process 0 in all processes; an exception there is raised in all.
 
-    The pickle is of process 0 of this run and comes by JAX's collectives: like them, it trusts the network between the
-    processes of a run, and reads no file.
+    The result travels as a pickle by JAX's collectives. Like them, it trusts the network between the processes.
 
     Args:
-        make: called in process 0 alone; its result, or exception, must be picklable.
-
-    Returns:
-        Its result, in all processes.
+        make: called in process 0 alone; its result or exception must be picklable.
 
     Raises:
-        Exception: what make raised.
+        Exception: as make raised it.
         ConnectionError: a process of the run has ended.
     """
     if jax.process_count() == 1:
@@ -73,8 +69,8 @@ def from_process_0(make: Callable[[], T]) -> T:
     return value
 
 
-def agree(number: int) -> int:
-    """max number over all processes, in all of them; each must call it at the same point."""
+def process_max(number: int) -> int:
+    """Returns the maximum of a number over all processes; each must call it at the same point."""
     if jax.process_count() == 1:
         return number
     with _all_alive():
@@ -83,7 +79,7 @@ def agree(number: int) -> int:
 
 @contextlib.contextmanager
 def _all_alive() -> Iterator[None]:
-    """Raises ConnectionError in place of JAX's errors, which are of many types, where a collective fails."""
+    """Replaces the errors of a failed collective, which are of several types, by ConnectionError."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -92,14 +88,14 @@ def _all_alive() -> Iterator[None]:
 
 
 def unequal_devices() -> bool:
-    """Returns whether processes have different numbers of devices, so that they can neither train nor agree."""
+    """Returns whether processes have different numbers of devices, with which collectives would hang."""
     return len(set(Counter(device.process_index for device in devices()).values())) > 1
 
 
 def differing(values: dict[str, Any]) -> list[str]:
-    """Returns the names of those values (JSON) that are not the same in all processes, in each of them.
+    """Returns the names of values (JSON) that differ between processes.
 
-    Each must call it at the same point, with the same names.
+    Each process must call it at the same point, with the same names.
     """
     if jax.process_count() == 1:
         return []

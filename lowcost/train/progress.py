@@ -1,52 +1,52 @@
-"""How fast training goes, and a bar that shows it."""
+"""Measures the speed of training, and shows a progress bar."""
 
 import time
+from collections.abc import Mapping
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lowcost.train.metrics_log import Metrics
+from lowcost.train.step import mean_metrics
+
+REFRESH_SECONDS = 0.5
 
 
 class Rate:
-    """How fast an epoch goes.
+    """Measures the speed of an epoch, without the first dispatch of the run, which compiles."""
 
-    Args:
-        compiling: leave out the first dispatch.
-    """
+    def __init__(self) -> None:
+        self.dispatches = 0
+        self.start()
 
-    def __init__(self, compiling: bool):
-        self._compiling, self._images, self._busy, self._begin = compiling, 0, 0.0, time.monotonic()
+    def start(self) -> None:
+        """Starts an epoch."""
+        self._images, self._busy, self._begin = 0, 0.0, time.monotonic()
 
     def add(self, images: int, busy: float) -> None:
-        """A dispatch with so many images is done, and took the device so many seconds."""
-        if self._compiling:
-            self._compiling, self._begin = False, time.monotonic()
+        """Adds a dispatch with its number of images and its seconds on the device."""
+        self.dispatches += 1
+        if self.dispatches == 1:
+            self.start()
         else:
             self._images += images
             self._busy += busy
 
-    def images_per_second(self) -> float | None:
-        """None before the first dispatch that counts."""
-        return self._images / self._passed() if self._images else None
-
-    def close(self) -> dict[str, float | None]:
-        """For the log: images per second, and the share of the time that was spent in steps and not around them."""
-        share = self._busy / self._passed() if self._images else None
-        return {"images_per_second": self.images_per_second(), "share_in_steps": share}
-
-    def _passed(self) -> float:
-        return time.monotonic() - self._begin
+    def speed(self) -> dict[str, float | None]:
+        """Returns images per second and the share of the time in steps; None before the first measured dispatch."""
+        seconds = time.monotonic() - self._begin
+        figures = {"images_per_second": self._images / seconds, "share_in_steps": self._busy / seconds}
+        return {name: figure if self._images else None for name, figure in figures.items()}
 
 
 class ProgressBar:
-    """Steps, loss, accuracy, images per second and time left, on a terminal; nothing elsewhere.
+    """Shows steps, loss, accuracy, images per second and remaining time on a terminal; nothing elsewhere.
 
     Args:
         console: where to draw.
-        last: steps in all.
-        step: steps done before.
+        last: the number of steps of the run.
+        step: the number of steps done before.
     """
 
     def __init__(self, console: Console, last: int, step: int):
@@ -56,24 +56,22 @@ class ProgressBar:
         self._shown = 0.0
 
     def __enter__(self) -> "ProgressBar":
-        """Draw."""
+        """Draws the bar."""
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Clear."""
+        """Removes the bar."""
         self._bar.stop()
 
-    def due(self) -> bool:
-        """Whether the last news is half a second old: to know more means to wait for the device."""
-        return time.monotonic() - self._shown > 0.5
-
-    def show(self, step: int, metrics: Metrics, speed: float | None) -> None:
-        """After this step, the epoch's mean metrics and the speed."""
-        note = f"loss {np.mean(metrics['loss']):.3f}  accuracy {np.mean(metrics['accuracy']):.1%}"
-        self.note(step, note + (f"  {speed:,.0f} images/s" if speed else ""))
+    def show(self, step: int, sums: Mapping[str, jax.Array], rate: Rate) -> None:
+        """Shows the epoch's mean metrics and the speed, at most every `REFRESH_SECONDS`, since it reads the device."""
+        if time.monotonic() - self._shown > REFRESH_SECONDS:
+            means, speed = mean_metrics(sums), rate.speed()["images_per_second"]
+            note = f"loss {np.mean(means['loss']):.3f}  accuracy {np.mean(means['accuracy']):.1%}"
+            self.note(step, note + (f"  {speed:,.0f} images/s" if speed else ""))
 
     def note(self, step: int, note: str) -> None:
-        """After this step, a word instead."""
+        """Shows a note after this step."""
         self._bar.update(self._task, completed=step, note=note)
         self._shown = time.monotonic()

@@ -1,4 +1,4 @@
-"""Everything that training carries from step to step; a checkpoint of it is enough to go on exactly."""
+"""The state of training from step to step; a checkpoint of it suffices to resume exactly."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ import optax
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Weights, statistics, optimiser state and the running sums of the present epoch.
+    """Weights, statistics, optimiser state, and the running sums of the current epoch.
 
-    With several seeds at once every leaf has a leading axis of them (`jax.vmap`).
+    With several seeds at once every leaf has a leading axis of seeds (`jax.vmap`).
 
     Attributes:
-        step: optimiser steps done, int32.
-        key: of the run's randomness, as `jax.random.key_data`; what a step draws depends on (key, step) alone.
+        step: number of optimiser steps done, int32.
+        key: random key of the run, as `jax.random.key_data`; the random numbers of a step depend on (key, step) alone.
         params: weights.
         batch_stats: running mean and variance of the normalisations.
-        average: moving average of {"params", "batch_stats"}, or None where the recipe takes none.
-        opt_state: the optimiser's.
-        metrics: sums over the present epoch, {"loss", "correct", "count"}, float32.
-        skipped: steps whose loss or gradient was not finite, and which changed nothing, int32.
-        skipped_in_a_row: the last so many steps were among them, int32.
-        key_impl: generator of the key, as `jax.random.key_impl`, not saved; None is JAX's default.
+        average: moving average of {"params", "batch_stats"}, or None without one.
+        opt_state: state of the optimiser.
+        metrics: sums over the current epoch, {"loss", "correct", "count"}, float32.
+        skipped: number of steps whose loss or gradient was not finite, and which changed nothing, int32.
+        skipped_in_a_row: number of the latest steps that were all skipped, int32.
+        key_impl: generator of the key, as `jax.random.key_impl`, not saved; None for JAX's default.
     """
 
     step: jax.Array
@@ -40,7 +40,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What is evaluated and deployed: the average where there is one."""
+        """The variables to evaluate and deploy: the average where there is one."""
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -52,20 +52,17 @@ def create_state(
     *,
     average: bool = False,
 ) -> TrainState:
-    """The state before the first step; pure, so that `jax.eval_shape` checks a network against an image size.
+    """Returns the state before the first step; pure, so that `jax.eval_shape` can check a network and an image size.
 
     Args:
         net: module, (images [B, *image_shape], train) → logits.
-        optimizer: of the weights.
-        seed_key: of the initial weights, and of all that the run draws later.
+        optimizer: optimiser of the weights.
+        seed_key: random key of the initial weights and of the whole run.
         image_shape: [*grid, C].
-        average: whether to carry a moving average.
-
-    Returns:
-        Step 0, the weights drawn, the statistics of none, the optimiser's first state.
+        average: whether the state has a moving average.
 
     Raises:
-        ValueError: the network cannot take images of this shape.
+        ValueError: the network does not accept images of this shape.
     """
     variables = net.init(seed_key, jnp.zeros((1, *image_shape)), train=False)
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
@@ -84,10 +81,10 @@ def create_state(
 
 
 def zero_metrics() -> dict[str, jax.Array]:
-    """{"loss", "correct", "count"}: sums over no images."""
+    """Returns {"loss", "correct", "count"}, each zero: the sums over no images."""
     return {name: jnp.zeros(()) for name in ("loss", "correct", "count")}
 
 
 def count_weights(params: Any) -> int:
-    """Numbers in params, all of them learned, as Table 2 counts them."""
+    """Returns the number of learned weights in params, as Table 2 counts them."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

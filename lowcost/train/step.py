@@ -1,8 +1,8 @@
-"""Optimiser steps and evaluation as pure functions; they know neither the network nor the data set."""
+"""Optimiser steps and evaluation as pure functions, for any network and data set."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import flax.linen as nn
@@ -13,17 +13,22 @@ import optax
 
 from lowcost.train.state import TrainState
 
-Metrics = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
+"""{"loss", "correct", "count"}: sums over images, see `zero_metrics`."""
 PATIENCE = 10
+"""The number of skipped steps in a row after which training gives up."""
+
+
+Images = TypeVar("Images", jax.Array, np.ndarray)
 
 
 class Draw(NamedTuple):
-    """What the augmentation of a batch may depend on.
+    """The arguments of an augmentation besides the images.
 
     Attributes:
-        run: key that stays the same all through the run.
-        step: key of this step.
-        indices: the images' places in the data set, int32 [B].
+        run: random key of the run.
+        step: random key of the step.
+        indices: the images' indices in the data set, int32 [B].
         epoch: counts from 0, int32.
     """
 
@@ -46,23 +51,22 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
     """θ ← θ - optimiser(∇ (1/s) Σ L(S(net(augmented images)), labels)), L the cross entropy: Section 2.
 
-    A step whose loss or gradient is not finite is skipped: it is counted, and leaves weights, statistics, average,
-    optimiser and metrics as they were. After `PATIENCE` of them in a row the state stands still, its step being the
-    next one.
+    A step whose loss or gradient is not finite is skipped: it is counted, but weights, statistics, average, optimiser
+    and metrics stay unchanged. After `PATIENCE` skipped steps in a row the state does not change any more.
 
     Args:
         net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
-        optimizer: of the weights. Its update receives `value`, `grad` and `value_fn`, optax's names for the mean loss
-            of the batch, its gradient, and params → loss, as `optax.contrib.reduce_on_plateau` and line searches need.
-        augment: (images in [0, 1], what to draw from) → images.
-        steps_per_epoch: after so many steps the running metrics start again.
-        average: largest decay d of the moving average a ← d·a + (1 - d)·variables, whose decay after t steps is
-            min(d, (1 + t) / (10 + t)), so that the first weights are soon forgotten; None for a state without one.
+        optimizer: optimiser of the weights. Its update receives `value`, `grad` and `value_fn`, optax's names for the
+            mean loss, its gradient, and params → loss, for `optax.contrib.reduce_on_plateau` and line searches.
+        augment: (images in [0, 1], draw) → images.
+        steps_per_epoch: number of steps after which the running metrics restart.
+        average: largest decay d of the moving average a ← d·a + (1 - d)·variables. The decay after t steps is
+            min(d, (1 + t) / (10 + t)), so that the first weights fade quickly. None for a state without average.
 
     Returns:
-        (state, images [B, *grid, C], labels [B], indices [B]) → state. Images are scaled by `to_unit_range`, which
-        checks their dtype; the values of floats are not known while tracing and are not checked. Over a sharded batch
-        it means the whole batch: the normalisation's statistics are global.
+        (state, images [B, *grid, C], labels [B], indices [B]) → state. `to_unit_range` scales the images and checks
+        their dtype; the values of floats are unknown while tracing and are not checked. The statistics of the
+        normalisations are those of the whole batch, sharded or not.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -83,16 +87,11 @@ def make_train_step(
         extra = {"value": value, "grad": grads, "value_fn": lambda params: loss(params)[0]}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-        first = state.step % steps_per_epoch == 0
-        metrics = {name: jnp.where(first, 0.0, total) for name, total in state.metrics.items()}
-        skipped = state.replace(
-            step=state.step + 1,
-            metrics=metrics,
-            skipped=state.skipped + 1,
-            skipped_in_a_row=state.skipped_in_a_row + 1,
-        )
-        done = state.replace(
-            step=state.step + 1,
+        is_first = state.step % steps_per_epoch == 0
+        metrics = {name: jnp.where(is_first, 0.0, total) for name, total in state.metrics.items()}
+        following = state.replace(step=state.step + 1, metrics=metrics)
+        skipped = following.replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+        done = following.replace(
             params=params,
             batch_stats=batch_stats,
             average=_averaged(state, {"params": params, "batch_stats": batch_stats}, average),
@@ -108,10 +107,10 @@ def make_train_step(
 
 
 def repeat(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
-    """(state, n, *batches [K, ...]) → the state after train_step with each of the first n ≤ K batches, in one dispatch.
+    """Returns (state, n, *batches [K, ...]) → the state after train_step with each of the first n ≤ K batches.
 
-    One program serves every n: however a run is cut into dispatches, its bits are the same. To be jitted with the
-    state donated.
+    One program serves every n, so that the division of a run into dispatches changes no bit. Jit it with the state
+    donated.
     """
 
     def train_steps(state: TrainState, n: jax.Array, *batches: jax.Array) -> TrainState:
@@ -124,54 +123,54 @@ def repeat(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
     return train_steps
 
 
-def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, Metrics], Metrics]:
-    """(state, images, labels, weight, sums) → sums with net's on this batch added; weight 0 leaves one out.
+def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, Sums], Sums]:
+    """Returns (state, images, labels, weight, sums) → sums plus those of this batch; weight 0 leaves an image out.
 
     Images are scaled by `to_unit_range` as in `make_train_step`.
     """
 
-    def eval_step(state: TrainState, images: jax.Array, labels: jax.Array, weight: jax.Array, sums: Metrics) -> Metrics:
-        logits = net.apply(state.variables, to_unit_range(images), train=False)
+    def eval_step(state: TrainState, images: jax.Array, labels: jax.Array, weight: jax.Array, sums: Sums) -> Sums:
+        logits: Any = net.apply(state.variables, to_unit_range(images), train=False)
         return jax.tree.map(jnp.add, sums, _sums(logits, labels, weight))
 
     return eval_step
 
 
-def to_unit_range(images: Any) -> Any:
-    """(x - min) / (max - min) of integers, with the range of their dtype; floats are returned as they are.
+def to_unit_range(images: Images) -> Images:
+    """(x - min) / (max - min) of integers, with min and max of their dtype; floats keep their values.
 
-    No mean is subtracted: behind a periodic opening layer without bias the normalisation removes any constant exactly.
+    No mean is subtracted, since the normalisation after a periodic opening layer without bias removes any constant.
 
     Args:
-        images: of any shape; uint8, uint16, int8 or int16, or real floating point. Integers with more bits are refused,
-            because they hardly ever fill their range. NumPy arrays are scaled by NumPy.
+        images: of any shape; uint8, uint16, int8 or int16, or real floating point. Integers with more bits rarely fill
+            their range, and are an error. NumPy arrays are scaled by NumPy.
 
     Returns:
-        float32 in [0, 1] of integers; floats promoted to float32 at least, whose values are not checked.
+        float32 in [0, 1] for integers; floats promoted to float32 at least, with unchecked values.
 
     Raises:
-        TypeError: another dtype.
+        TypeError: the images have another dtype.
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images.astype(jnp.promote_types(images.dtype, jnp.float32))
     if not (jnp.issubdtype(images.dtype, jnp.integer) and images.dtype.itemsize <= 2):
-        remedy = "cast grey levels to the type whose range they fill, e.g. np.uint8, and all else to float32"
+        remedy = "cast grey levels to the dtype whose range they fill, e.g. np.uint8, and others to float32"
         raise TypeError(f"images must be (u)int8, (u)int16 or real floating point, got {images.dtype}; {remedy}")
     low, high = jnp.iinfo(images.dtype).min, jnp.iinfo(images.dtype).max
     return (images.astype(jnp.float32) - low) / (high - low)
 
 
-def mean_metrics(sums: Metrics) -> dict[str, np.ndarray]:
-    """sums / count: {"loss", "accuracy"} of one image on average, NaN of none; with several seeds, of each of them."""
+def mean_metrics(sums: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """sums / count: the means {"loss", "accuracy"}, NaN over no images; with several seeds, of each of them."""
     count = np.asarray(sums["count"], float)
     count = np.where(count == 0, math.nan, count)
     return {"loss": np.asarray(sums["loss"]) / count, "accuracy": np.asarray(sums["correct"]) / count}
 
 
-def _averaged(state: TrainState, variables: Any, most: float | None) -> Any:
-    if most is None:
+def _averaged(state: TrainState, variables: Any, decay_max: float | None) -> Any:
+    if decay_max is None:
         return state.average
-    decay = jnp.minimum(most, (1 + state.step) / (10 + state.step))
+    decay = jnp.minimum(decay_max, (1 + state.step) / (10 + state.step))
     return jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, state.average, variables)
 
 
@@ -179,7 +178,7 @@ def _select(condition: jax.Array, one: TrainState, other: TrainState) -> TrainSt
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
-def _sums(logits, labels, weight):
+def _sums(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> Sums:
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = jnp.argmax(logits, axis=-1) == labels
     return {"loss": jnp.sum(weight * loss), "correct": jnp.sum(weight * correct), "count": jnp.sum(weight)}

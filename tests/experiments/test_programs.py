@@ -239,7 +239,7 @@ def test_unreadable_image(error, tmp_path):
 
 
 def test_devices_that_do_not_divide_the_batch(error):
-    assert "batch size 10 is not divisible by the 4 devices" in error(batch_size=10)
+    assert "batch_size must be divisible by the 4 devices" in error(batch_size=10)
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def test_a_run_whose_last_epoch_has_no_finite_step(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "  2 steps skipped so far" in out.splitlines()[0]
     assert err == (
-        "error: step 6: the loss or its gradient was not finite in the last 5 steps; look at the data, or train with a "
-        "smaller learning rate or time step\n"
+        "error: step 6: the loss and its gradient must be finite, got other values in the last 5 steps; check the "
+        "data, or train with a smaller learning rate or time step\n"
     )
     rows = [strictly(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["skipped"], row["test_loss"]) for row in rows] == [(2, None)]

@@ -213,7 +213,7 @@ os.chmod(data, 0o644)
     ("kind", "message"),
     [
         ("permission", "Permission denied"),
-        ("threads", "is whole but cannot be read here (can't start new thread); try again"),
+        ("threads", "is intact but cannot be read here (can't start new thread); try again"),
     ],
 )
 def test_what_the_machine_lacks_is_no_damage(kind, message):
@@ -284,7 +284,7 @@ def test_another_state_of_a_step_that_is_there_is_an_error(tmp_path):
     save(tmp_path, 7)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(7, jax.device_put(state_of(8)), {})
-    with pytest.raises(OSError, match="holds another state of this step"):
+    with pytest.raises(OSError, match="got another state of this step"):
         checkpoints.close()
     assert_is(restore(tmp_path), 7)
 
@@ -357,10 +357,10 @@ def test_after_a_fall_back_the_same_object_saves_again(saved, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"opt": [np.zeros(9)]}, r"opt\.0 is float32\[64, 50\] there and float64\[9\] here"),
-        ({"step": np.int16(0)}, r"step is int32\[\] there and int16\[\] here"),
-        ({"opt": []}, r"opt\.0 is float32\[64, 50\] there and missing here"),
-        ({"ema": np.zeros(2)}, r"ema is missing there and float64\[2\] here"),
+        ({"opt": [np.zeros(9)]}, r"opt\.0 as float64\[9\], got float32\[64, 50\]"),
+        ({"step": np.int16(0)}, r"step as int16\[\], got int32\[\]"),
+        ({"opt": []}, r"opt\.0 as missing, got float32\[64, 50\]"),
+        ({"ema": np.zeros(2)}, r"ema as float64\[2\], got missing"),
     ],
 )
 @pytest.mark.parametrize("newest_damaged", [False, True])
@@ -369,7 +369,7 @@ def test_another_network_is_refused_and_nothing_touched(saved, tmp_path, changes
     if newest_damaged:
         truncate(0)(tmp_path / "run" / "7" / "manifest")
     before = contents(tmp_path / "run")
-    with pytest.raises(ValueError, match=rf"/run/\d holds another network: {message}; choose"):
+    with pytest.raises(ValueError, match=rf"/run/\d must hold {message}, of another network; choose"):
         restore(tmp_path / "run", like(**changes))
     assert contents(tmp_path / "run") == before
 

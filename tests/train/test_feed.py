@@ -36,7 +36,7 @@ def several(step):
 )
 def test_batches_are_their_rows(resident, devices, calls, rows):
     """Over the borders of epochs, from the middle, and in any order, foreseen or not."""
-    batches = feed(IMAGES, LABELS, rows, MESHES[devices], most=3, resident=resident)
+    batches = feed(IMAGES, LABELS, rows, MESHES[devices], steps_max=3, resident=resident)
     for step, n in calls:
         arrays = batches(step, n, 1)
         for i in range(n):
@@ -52,7 +52,7 @@ def test_batches_are_their_rows(resident, devices, calls, rows):
 def test_from_a_memory_map(resident, tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    batches = feed(images, LABELS, rows, MESHES[4], most=1, resident=resident)
+    batches = feed(images, LABELS, rows, MESHES[4], steps_max=1, resident=resident)
     np.testing.assert_array_equal(batches(2, 1, 0)[0][0], IMAGES[rows(2)])
 
 
@@ -66,7 +66,7 @@ def test_the_host_works_ahead():
             ahead.set()
         return rows(step)
 
-    batches = feed(IMAGES, LABELS, noting, MESHES[1], most=2, resident=False)
+    batches = feed(IMAGES, LABELS, noting, MESHES[1], steps_max=2, resident=False)
     batches(0, 2, 2)
     assert ahead.wait(10)
     batches(2, 2, 1)
@@ -79,7 +79,7 @@ def test_an_error_on_the_way_is_raised():
         raise OSError(f"step {step} cannot be read")
 
     with pytest.raises(OSError, match="step 3 cannot be read"):
-        feed(IMAGES, LABELS, failing, MESHES[1], most=1, resident=False)(3, 1, 1)
+        feed(IMAGES, LABELS, failing, MESHES[1], steps_max=1, resident=False)(3, 1, 1)
 
 
 def test_a_cpu_keeps_no_second_copy():

@@ -33,9 +33,9 @@ def test_each_signal_is_a_stop_request(name):
     signal.signal(number, lambda *_: None)  # a failure must not end the tests
     try:
         with Interruption() as interruption:
-            assert not interruption.wanted()
+            assert not interruption.stop_requested()
             os.kill(os.getpid(), number)
-            assert interruption.wanted()
+            assert interruption.stop_requested()
             assert interruption.signal == number
     finally:
         signal.signal(number, before)
@@ -47,7 +47,7 @@ def test_an_ignored_hangup_stays_ignored():
     try:
         with Interruption() as interruption:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not interruption.wanted()
+            assert not interruption.stop_requested()
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -58,7 +58,8 @@ def test_a_repeated_hangup_still_saves():
     code = "import os, signal; from lowcost.train.interruption import Interruption\n"
     code += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests may run under nohup
     code += "with Interruption() as stop:\n [os.kill(os.getpid(), signal.SIGHUP) for _ in range(2)]\n"
-    code += " print(stop.wanted(), stop.signal, flush=True)\n os.kill(os.getpid(), signal.SIGTERM)\n print('not here')"
+    code += " print(stop.stop_requested(), stop.signal, flush=True)\n"
+    code += " os.kill(os.getpid(), signal.SIGTERM)\n print('not here')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (143, ["True", "1"])
 

@@ -10,7 +10,7 @@ from lowcost.train.lock import locked
 
 
 def test_alone_it_agrees_with_itself():
-    assert processes.agree(15) == 15
+    assert processes.process_max(15) == 15
     assert processes.from_process_0(lambda: {"a": 1}) == {"a": 1}
     assert processes.is_process_0()
 
@@ -23,7 +23,7 @@ def test_one_run_at_a_time(tmp_path):
         [sys.executable, "-c", code, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert other.stdout.readline() == b"in\n"
-    message = rf"run is in use by process {other.pid} on .*; wait for it, or choose another --workdir"
+    message = rf"run must not be in use, got process {other.pid} on .*; wait for it, or choose another --workdir"
     with pytest.raises(OSError, match=message), locked(tmp_path / "run"):
         pass
     other.kill()

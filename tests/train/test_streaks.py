@@ -36,29 +36,29 @@ class StopAt(Interruption):
     def __init__(self, step=99):
         self.now, self._step = 0, step
 
-    def wanted(self):
+    def stop_requested(self):
         return self.now >= self._step
 
 
 OPTIMIZER = optax.adam(1e-2)
 STEPS = jax.jit(repeat(make_train_step(Linear(), OPTIMIZER, lambda images, draw: images, EPOCH)))
-ONE_EPOCH = {"epochs": 1, "steps_per_epoch": 12, "most": 2}
+ONE_EPOCH = {"epochs": 1, "steps_per_epoch": 12, "steps_max": 2}
 INITIAL = jax.jit(create_state, static_argnums=(0, 1, 3))(Linear(), OPTIMIZER, jax.random.key(0), (4, 4, 1))
 
 
-def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, most=1):
+def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, steps_max=1):
     """The state after training, from the newest checkpoint on, on batches of which those in `bad` hold NaN."""
     workdir.mkdir(exist_ok=True)
     interruption, checkpoints = StopAt(stop), Checkpoints(workdir / "checkpoints", keep=2)
 
     def batches(step, n, following):
-        steps = [min(step + i, 11) for i in range(most)]
+        steps = [min(step + i, 11) for i in range(steps_max)]
         interruption.now = step + n - 1
         images = [IMAGES[i] * np.nan if i in bad else IMAGES[i] for i in steps]
-        return [np.stack(images), LABELS[steps], np.stack([np.arange(8, dtype=np.int32)] * most)]
+        return [np.stack(images), LABELS[steps], np.stack([np.arange(8, dtype=np.int32)] * steps_max)]
 
     def evaluate(state):
-        return None if interruption.wanted() else {"loss": np.float32(np.inf), "accuracy": np.float32(0.5)}
+        return None if interruption.stop_requested() else {"loss": np.float32(np.inf), "accuracy": np.float32(0.5)}
 
     step, state, *_ = checkpoints.restore_newest(INITIAL) or (0, INITIAL)
     metrics = workdir / "metrics.jsonl"
@@ -71,7 +71,7 @@ def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, most=1):
                 evaluate,
                 steps_per_epoch=steps_per_epoch,
                 epochs=epochs,
-                most=most,
+                steps_max=steps_max,
                 log=MetricsLog(read_rows(metrics, step // steps_per_epoch), metrics),
                 checkpoints=checkpoints,
                 interruption=interruption,
@@ -100,7 +100,9 @@ def log(workdir):
 )
 def test_a_last_epoch_without_a_finite_step_is_a_failure(tmp_path, bad, epochs, before):
     """Shorter than the patience, over several epoch ends: the checkpoints are those from before, the log is JSON."""
-    with pytest.raises(FloatingPointError, match=f"step {bad.stop}: .* not finite in the last {len(bad)} steps; look"):
+    with pytest.raises(
+        FloatingPointError, match=f"step {bad.stop}: .* got other values in the last {len(bad)} steps; check"
+    ):
         train(tmp_path, bad, epochs)
     assert saved(tmp_path) == before
     rows = log(tmp_path)

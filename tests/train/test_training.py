@@ -59,7 +59,7 @@ def rows(step):
 
 
 def feeding(mesh):
-    return feed(IMAGES, LABELS, rows, mesh, most=3, resident=False)
+    return feed(IMAGES, LABELS, rows, mesh, steps_max=3, resident=False)
 
 
 def run(devices, steps, dispatch=1):
@@ -158,13 +158,13 @@ class _StopAfter(Interruption):
     def __init__(self, looks):
         self._looks = looks
 
-    def wanted(self):
+    def stop_requested(self):
         self._looks -= 1
         return self._looks < 0
 
 
-@pytest.mark.parametrize(("stop_after", "most"), [(1, 1), (3, 3), (4, 1), (6, 3), (10, 1)])
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after, most):
+@pytest.mark.parametrize(("stop_after", "steps_max"), [(1, 1), (3, 3), (4, 1), (6, 3), (10, 1)])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after, steps_max):
     """State and metrics bit for bit, wherever it stops: in an epoch, at its end, in the evaluation."""
 
     mesh, step, eval_step, initial = programs(2)
@@ -187,7 +187,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after, 
                 evaluate,
                 steps_per_epoch=STEPS_PER_EPOCH,
                 epochs=2,
-                most=most,
+                steps_max=steps_max,
                 log=log,
                 checkpoints=checkpoints,
                 interruption=interruption,
@@ -225,7 +225,7 @@ def test_the_log_survives_a_kill(tmp_path, text, epochs):
 
 
 def test_devices_that_do_not_divide_the_batch_are_an_error():
-    with pytest.raises(ValueError, match=r"batch size 10 is not divisible by the 4 devices .* use e\.g\. 8"):
+    with pytest.raises(ValueError, match=r"batch_size must be divisible by the 4 devices .* got 10; use e\.g\. 8"):
         data_mesh(10)
 
 
