@@ -203,7 +203,9 @@ class Checkpoints:
         record = {"step": step, "run": self._run, "meta": meta, "types": _types(leaves), "sha256": _digests(leaves)}
         if path.exists():  # a resumed run saves its first step again
             if manifest.verified(path)["sha256"] != record["sha256"]:
-                raise OSError(f"{path} must hold the state to save, got another state of this step; remove it")
+                raise OSError(
+                    f"{path} must hold the state to save, got another state of this step; choose another directory"
+                )
             return
         unfinished = path.with_name(f"tmp-saving-{step}")
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -13,13 +13,10 @@ from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.interruption import Interruption
 from lowcost.train.mesh import place, replicated, shard_batch
 from lowcost.train.metrics_log import Metrics, MetricsLog, epoch_line, epoch_row
-from lowcost.train.processes import process_max
 from lowcost.train.progress import ProgressBar, Rate
 from lowcost.train.state import TrainState, zero_metrics
 from lowcost.train.step import PATIENCE, mean_metrics
 
-DISPATCH_SECONDS = 1.0
-"""The duration of a dispatch: long compared with Python's overhead, short enough to react to a signal."""
 SAVE_SECONDS = 300
 """The longest time between two checkpoints, even within an epoch."""
 
@@ -77,17 +74,15 @@ def fit(
     """
     begin = time.monotonic() - seconds
     step, last = first_step(state), epochs * steps_per_epoch
-    saved, dispatch, rate = time.monotonic(), 1, Rate()
-    streak = skipped_in_a_row(state)
+    saved, streak, rate = time.monotonic(), skipped_in_a_row(state), Rate(steps_max)
 
     def save() -> None:
         nonlocal saved
         checkpoints.save(step, state, {"seconds": time.monotonic() - begin})
         saved = time.monotonic()
 
-    def size(step: int) -> int:
-        longest = 1 if streak else dispatch  # else one streak could end and another begin within a dispatch
-        return min(longest, last - step, steps_per_epoch - step % steps_per_epoch)
+    def size(step: int) -> int:  # one step within a streak, since it could end and another begin within a dispatch
+        return min(1 if streak else rate.dispatch, last - step, steps_per_epoch - step % steps_per_epoch)
 
     with ProgressBar(console, last, step) as progress:
         while True:
@@ -110,31 +105,18 @@ def fit(
                 break
             n = size(step)
             batch = batches(step, n, size(step + n))
-            state, busy = _timed(train_steps, state, np.int32(n), *batch)
+            state = rate.timed(train_steps, state, n, batch)
             step += n
-            rate.add(n * math.prod(batch[1].shape[1:]), busy)
-            if rate.dispatches == 2:  # the first one compiles
-                dispatch = process_max(min(math.ceil(DISPATCH_SECONDS * n / busy), steps_max))
             streak = skipped_in_a_row(state)
             _check_streak(state, streak, PATIENCE if step < last else min(PATIENCE, steps_per_epoch))
             progress.show(step, state.metrics, rate)
-            if streak:  # which ends within PATIENCE steps
-                continue
-            stop_requested = interruption.stop_requested()
-            if stop_requested or time.monotonic() - saved > SAVE_SECONDS:
-                save()
-            if stop_requested:
-                break
+            if not streak:  # which ends within PATIENCE steps
+                stop = interruption.stop_requested()
+                if stop or time.monotonic() - saved > SAVE_SECONDS:
+                    save()
+                if stop:
+                    break
     return state
-
-
-def _timed(train_steps: Callable[..., TrainState], state: TrainState, *batches: object) -> tuple[TrainState, float]:
-    """Returns the next state and the seconds that it took."""
-    started = time.monotonic()
-    state = train_steps(state, *batches)
-    # One program at a time, since on a CPU the collectives of two can deadlock over their threads.
-    jax.block_until_ready(state)
-    return state, time.monotonic() - started
 
 
 def _check_streak(state: TrainState, streak: int, limit: int) -> None:

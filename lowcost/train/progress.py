@@ -1,37 +1,59 @@
 """Measures the speed of training, and shows a progress bar."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lowcost.train.processes import process_max
+from lowcost.train.state import TrainState
 from lowcost.train.step import mean_metrics
 
+DISPATCH_SECONDS = 1.0
+"""The duration of a dispatch: long compared with Python's overhead, short enough to react to a signal."""
 REFRESH_SECONDS = 0.5
 
 
 class Rate:
-    """Measures the speed of an epoch, without the first dispatch of the run, which compiles."""
+    """Measures the speed of an epoch, without the first dispatch of the run, which compiles.
 
-    def __init__(self) -> None:
-        self.dispatches = 0
+    Args:
+        steps_max: the largest number of steps per dispatch.
+
+    Attributes:
+        dispatch: the number of steps per dispatch: 1 at first, then about as many as take `DISPATCH_SECONDS`.
+    """
+
+    def __init__(self, steps_max: int):
+        self._steps_max, self._dispatches, self.dispatch = steps_max, 0, 1
         self.start()
 
     def start(self) -> None:
         """Starts an epoch."""
         self._images, self._busy, self._begin = 0, 0.0, time.monotonic()
 
-    def add(self, images: int, busy: float) -> None:
-        """Adds a dispatch with its number of images and its seconds on the device."""
-        self.dispatches += 1
-        if self.dispatches == 1:
+    def timed(
+        self, train_steps: Callable[..., TrainState], state: TrainState, n: int, batch: Sequence[jax.Array]
+    ) -> TrainState:
+        """Returns the state after n steps, and measures their time."""
+        begin = time.monotonic()
+        state = train_steps(state, np.int32(n), *batch)
+        # One program at a time, since on a CPU the collectives of two can deadlock over their threads.
+        jax.block_until_ready(state)
+        busy = time.monotonic() - begin
+        self._dispatches += 1
+        if self._dispatches == 1:
             self.start()
-        else:
-            self._images += images
-            self._busy += busy
+            return state
+        self._images += n * math.prod(batch[1].shape[1:])
+        self._busy += busy
+        if self._dispatches == 2:
+            self.dispatch = process_max(min(math.ceil(DISPATCH_SECONDS * n / busy), self._steps_max))
+        return state
 
     def speed(self) -> dict[str, float | None]:
         """Returns images per second and the share of the time in steps; None before the first measured dispatch."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import chex
@@ -101,7 +102,8 @@ def make_train_step(
         )
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((sums["loss"], grads))]).all()
         given_up = state.skipped_in_a_row >= PATIENCE
-        return _select(given_up, state, _select(finite, done, skipped))
+        choice = jax.tree.map(partial(jnp.where, finite), done, skipped)
+        return jax.tree.map(partial(jnp.where, given_up), state, choice)
 
     return train_step
 
@@ -172,10 +174,6 @@ def _averaged(state: TrainState, variables: Any, decay_max: float | None) -> Any
         return state.average
     decay = jnp.minimum(decay_max, (1 + state.step) / (10 + state.step))
     return jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, state.average, variables)
-
-
-def _select(condition: jax.Array, one: TrainState, other: TrainState) -> TrainState:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def _sums(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> Sums:
