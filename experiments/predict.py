@@ -22,7 +22,7 @@ import tyro
 from experiments.common import entry
 from experiments.common.files import check_target, messages, write_whole
 from lowcost.data.decoding import MAX_PIXELS, read_image
-from lowcost.data.listing import SUFFIXES, list_images, report
+from lowcost.data.folders import SUFFIXES, list_images, report_left_out
 from lowcost.extras import needs_extra
 from lowcost.terminal import first_line, printable, warn
 
@@ -112,7 +112,7 @@ def _below(folder: Path) -> list[Path]:
             files, folders = list_images(path, left_out)
             images += [Path(file.path) for file in files]
             waiting += [folder.path for folder in folders]
-    report(folder, left_out)
+    report_left_out(folder, left_out)
     if not images:
         raise ValueError(f"{folder}: no {', '.join(SUFFIXES)} in this folder or below")
     return images

@@ -25,7 +25,7 @@ from lowcost.train.checkpoint import Checkpoints, digest
 from lowcost.train.feed import feed, fits
 from lowcost.train.interruption import Interruption
 from lowcost.train.lock import locked
-from lowcost.train.loop import first_step, fit, most_steps, skipped_in_a_row
+from lowcost.train.loop import first_step, fit, dispatch_max, skipped_in_a_row
 from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
 from lowcost.train.processes import process_max, from_process_0, is_process_0, unequal_devices
 from lowcost.train.state import TrainState, count_weights
@@ -126,10 +126,10 @@ def _fit(ready: runs.Setup, state: TrainState, *, interruption: Interruption, **
             return {}
         return ready.evaluate(state, interruption)
 
-    train, most = ready.dataset.train, most_steps()
+    train, steps_max = ready.dataset.train, dispatch_max()
     resident = fits(train.images, ready.mesh)
-    batches = feed(train.images, train.labels, ready.indices, ready.mesh, most=most, resident=resident)
-    options |= {"steps_per_epoch": ready.steps_per_epoch, "epochs": ready.epochs, "most": most}
+    batches = feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
+    options |= {"steps_per_epoch": ready.steps_per_epoch, "epochs": ready.epochs, "steps_max": steps_max}
     try:
         return fit(state, ready.train_steps, batches, evaluate, interruption=interruption, **options)
     except ValueError as error:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.dataset import Dataset, Split
 from lowcost.data.decoding import MAX_PIXELS, read_images
-from lowcost.data.listing import SUFFIXES, Entries, list_images, report
-from lowcost.terminal import printable
+from lowcost.terminal import printable, warn
 
+Entries = list[os.DirEntry[str]]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LAYOUT = "data_dir must hold train/<class>/ and test/<class>/ with images"
 CACHE_FORMAT = 1
 """Must increase when the same files result in other pixels."""
@@ -94,7 +96,7 @@ def _scan(root: Path, split: Path) -> dict[str, Entries]:
         classes[entry.name], inner = list_images(entry, left_out)
         left_out["folders inside a class"] += len(inner)
     left_out["images outside a class"] += len(images)
-    report(split, left_out)
+    report_left_out(split, left_out)
     if not classes:
         raise ValueError(f"{printable(split)} must hold a folder per class, got none; {LAYOUT}")
     for name, files in classes.items():
@@ -115,3 +117,45 @@ def _fingerprint(root: Path, files: Entries, image_size: int | None) -> str:
         name, stat = os.fsencode(file.path.removeprefix(str(root))), file.stat()
         digest.update(b"\0%b\0%d %d %d" % (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return digest.hexdigest()[:32]
+
+
+def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[Entries, Entries]:
+    """Returns the images and the folders in a folder, each sorted by name, and counts all other entries by kind.
+
+    An image is a regular file with one of `SUFFIXES`, in lower or upper case, or a link with such a name. Reading the
+    image checks the target of the link, so that a broken link is an error. A link to a folder counts as a folder.
+    Hidden entries are left out.
+
+    Args:
+        folder: the folder.
+        left_out: kind → number of entries left out, to which this folder's are added.
+
+    Returns:
+        (images, folders).
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    images, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                left_out["hidden"] += 1
+            elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                folders.append(entry)
+            elif suffix not in SUFFIXES:
+                left_out[suffix or "without suffix"] += 1
+            elif entry.is_symlink() or entry.is_file():
+                images.append(entry)
+            else:
+                left_out["pipes or devices"] += 1
+    return images, folders
+
+
+def report_left_out(folder: str | PathLike[str], left_out: Counter[str]) -> None:
+    """Prints one line on stderr with the numbers of entries left out, if any, for at most ten kinds."""
+    if left_out.total():
+        kinds = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
+        named = ", ".join(kinds[:10]) + ", ..." * (len(kinds) > 10)
+        warn(f"{os.fspath(folder)}: ignored {left_out.total():,} entries: {named}")
