@@ -25,9 +25,9 @@ from lowcost.train.checkpoint import Checkpoints, digest
 from lowcost.train.feed import feed, fits
 from lowcost.train.interruption import Interruption
 from lowcost.train.lock import locked
-from lowcost.train.loop import first_step, fit, dispatch_max, skipped_in_a_row
+from lowcost.train.loop import dispatch_max, first_step, fit, skipped_in_a_row
 from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
-from lowcost.train.processes import process_max, from_process_0, is_process_0, unequal_devices
+from lowcost.train.processes import from_process_0, is_process_0, process_max, unequal_devices
 from lowcost.train.state import TrainState, count_weights
 
 

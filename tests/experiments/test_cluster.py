@@ -137,7 +137,9 @@ def test_a_process_that_has_ended_is_reported(port):
     code += "from lowcost.train.processes import process_max\n"
     code += "i = int(sys.argv[2]); connect(Cluster(sys.argv[1], 2, i, wait_seconds=30)); process_max(1)\n"
     code += "os._exit(0) if i else None\n"
-    code += "try:\n    process_max(2)\nexcept OSError as error:\n    print(f'error: {error}', file=sys.stderr); os._exit(2)"
+    code += (
+        "try:\n    process_max(2)\nexcept OSError as error:\n    print(f'error: {error}', file=sys.stderr); os._exit(2)"
+    )
     pair = [start("-c", code, f"localhost:{port}", i) for i in range(2)]
     pair[1].communicate(timeout=60)
     assert pair[1].returncode == 0
