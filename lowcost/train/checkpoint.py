@@ -234,7 +234,7 @@ class Checkpoints:
 
 
 def digest(state: Any) -> str:
-    """Returns the sha256 of the names and values of all leaves: equal digests mean equal states bit for bit."""
+    """Returns the sha256 of the names and values of all leaves of state: equal digests mean equal bits."""
     return _digest(_digests(_named(jax.tree.map(lambda x: np.asarray(_on_one_device(x)), state))))
 
 

@@ -64,10 +64,10 @@ def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Returns a host array, equal in all processes, on the devices; each process moves what its devices hold."""
+    """Returns a host array, equal in all processes, on the devices by a sharding; each process moves its own part."""
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def shard_batch(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
-    """Returns host arrays [B, ...] on the devices, each of which holds its part of the leading axis."""
+    """Returns host arrays [B, ...] on the devices of mesh, each of which holds its part of the leading axis."""
     return [place(array, over_batch(mesh)) for array in arrays]

@@ -128,7 +128,7 @@ def repeat(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
 def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, Sums], Sums]:
     """Returns (state, images, labels, weight, sums) → sums plus those of this batch; weight 0 leaves an image out.
 
-    Images are scaled by `to_unit_range` as in `make_train_step`.
+    The logits are those of net for images that `to_unit_range` scales, as in `make_train_step`.
     """
 
     def eval_step(state: TrainState, images: jax.Array, labels: jax.Array, weight: jax.Array, sums: Sums) -> Sums:
