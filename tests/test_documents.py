@@ -164,7 +164,7 @@ def test_notebooks_run(path):
     assert modules <= {"lowcost", "matplotlib", "jax", "flax", "optax", "functools", "time"}
     begin = time.monotonic()
     nbclient.NotebookClient(notebook, timeout=120).execute()
-    assert time.monotonic() - begin < 120  # on idle cores half a minute; here other tests run at the same time
+    assert time.monotonic() - begin < 180  # on idle cores half a minute; here other tests run at the same time
     plots = [x for cell in notebook.cells for x in cell.get("outputs", ()) if "image/png" in x.get("data", {})]
     assert plots or "matplotlib" not in modules
 
