@@ -27,6 +27,7 @@ docs: notebooks  ## the pages, docs/_build/html/index.html
 format: .venv/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python docs/api_pages.py
 
 clean:
 	rm -rf .venv build *.egg-info docs/_build docs/notebooks docs/results notebooks/*.ipynb

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/api/*.md: `python docs/api_pages.py`.
+"""Writes the tables of docs/api/*.md: `make format`.
 
 Each table stands between two comments, `<!-- api MODULE -->` or `<!-- api MODULE: NAME NAME ... -->`, and
 `<!-- end -->`. It lists the public functions and classes with their formula and a link to their source. A reader of the

@@ -96,8 +96,8 @@ def test_extras_and_targets_that_pages_name_exist():
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda page: page.stem)
 def test_api_pages_are_up_to_date(page):
-    """`python docs/api_pages.py` writes the pages as they are."""
-    assert page.read_text() == api_pages.with_tables(page.read_text()), "run `python docs/api_pages.py`"
+    """`make format` writes the pages as they are."""
+    assert page.read_text() == api_pages.with_tables(page.read_text()), "run `make format`"
 
 
 def test_every_public_operator_is_on_its_page():
