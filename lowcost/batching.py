@@ -1,5 +1,6 @@
 """Applies functions of one image to a batch: on each device's own images, and on a CPU to one image after another."""
 
+import math
 from functools import partial
 
 import jax
@@ -71,11 +72,16 @@ def _axes(spec):
     return tuple(jax.tree.leaves(tuple(spec)))
 
 
-def each_image(function, images, *, all_at_once=False):
-    """Applies `function` to every image: one after another on a CPU, all at once elsewhere or if `all_at_once`.
+def each_image(function, rank, *features, all_at_once=False):
+    """Applies `function` to the images of features [batch, ..., *image]; an image has `rank` axes.
 
-    On a CPU the features between two transforms then stay in the cache, and so does the sum of the weights' gradient.
+    On a CPU one image is processed after another, unless `all_at_once`: the features between two transforms then stay
+    in the cache, and so does the sum of the weights' gradient.
     """
+    batch = features[0].shape[:-rank]
+    images = [x.reshape(math.prod(batch), *x.shape[-rank:]) for x in features]
     if jax.default_backend() == "cpu" and not all_at_once:
-        return jax.lax.map(function, images)
-    return jax.vmap(function)(images)
+        result = jax.lax.map(lambda one: function(*one), images)
+    else:
+        result = jax.vmap(function)(*images)
+    return result.reshape(*batch, *result.shape[1:])

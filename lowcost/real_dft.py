@@ -6,7 +6,6 @@ accelerator in every precision, shard by themselves, and export to formats that 
 """
 
 import math
-from collections.abc import Callable
 from functools import cache, partial, reduce
 
 import jax
@@ -81,14 +80,12 @@ _real_transform = primitive("real_transform", real_transform, ("axis", "inverse"
 ad.deflinear2(_real_transform, lambda ct, _, axis, inverse: [_real_transform.bind(ct, axis=axis, inverse=not inverse)])
 
 
-def filter_image(
-    multiply: Callable[[jax.Array, jax.Array], jax.Array], subsets: tuple[tuple[int, ...], ...], *parts_and_image
-) -> jax.Array:
+def filter_image(multiply, subsets, *parts_and_image):
     """Rᵀ Σ_S multiply(A_S, flip_S(R y)) = F⁻¹(multiply(λ, F y)) of one image y [*grid, C], in real arithmetic.
 
     Args:
         multiply: bilinear in the symbol and the spectrum.
-        subsets: the sets S of axes, the keys of `real_parts`.
+        subsets: the sets S of axes, the keys of `real_parts`, as a tuple.
         parts_and_image: A_S for each S, then y.
     """
     *parts, spectrum = parts_and_image

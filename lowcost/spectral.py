@@ -5,8 +5,7 @@ adjoint has the symbol λ̄, the normal operator |λ|², the resolvent 1 / (1 + 
 is therefore three steps: a stencil's `symbol`, a function of it, and `apply_symbol`.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 
 import jax
@@ -157,14 +156,7 @@ def _scale(λ, spectrum):
     return jnp.expand_dims(λ, range(spectrum.ndim - λ.ndim)) * spectrum  # explicit: tests forbid rank promotion
 
 
-def filter_spectrum(
-    symbol: jax.Array,
-    y: jax.Array,
-    multiply: Callable[[jax.Array, jax.Array], jax.Array],
-    method: str,
-    *,
-    all_at_once: bool = False,
-) -> jax.Array:
+def filter_spectrum(symbol, y, multiply, method, *, all_at_once=False):
     """F⁻¹(multiply(λ, F y)): `apply_symbol` for any product that acts on each frequency, e.g. of matrices.
 
     By FFT `multiply` is called once with half the spectrum, by matrix product once for each real part of λ.
@@ -196,11 +188,7 @@ def _filter_image_by_fft(multiply, grid, half, image):
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))  # outside of any jit a loop would be compiled at every call
 def _over_images(function, multiply, option, all_at_once, y, *weights):
     """function(multiply, option, *weights, image) of every image of y [..., *grid, C]."""
-    rank = weights[0].ndim
-    batch = y.shape[:-rank]
-    images = y.reshape(math.prod(batch), *y.shape[-rank:])
-    result = each_image(partial(function, multiply, option, *weights), images, all_at_once=all_at_once)
-    return result.reshape(*batch, *result.shape[1:])
+    return each_image(partial(function, multiply, option, *weights), weights[0].ndim, y, all_at_once=all_at_once)
 
 
 @cache

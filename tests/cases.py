@@ -1,4 +1,4 @@
-"""One table of all operators: how to call each, which printed matrix it must equal, how to draw its weights."""
+"""One table of all operators: how to call each, the printed matrix that it must equal, how to draw its weights."""
 
 import dataclasses
 import itertools
@@ -43,18 +43,18 @@ class Case:
 
     @property
     def function(self):
-        """The public function, a resolvent with its step."""
+        """The public function; of a resolvent with its time step."""
         function = getattr(lowcost, str(self))
         return partial(function, h=H) if self.form == "_resolvent" else function
 
     @property
     def methods(self):
-        """Those that are offered: a resolvent has no short stencil, and the 1x1 convolution no choice."""
+        """The methods of the operator: a resolvent has no short stencil, and the 1x1 convolution no choice."""
         return METHODS[: 0 if self.operator == "pointwise" else 2 if self.form == "_resolvent" else 3]
 
     @property
     def boundaries(self):
-        """Those that are offered: a resolvent needs the periodic one, and the 1x1 convolution none."""
+        """The boundaries of the operator: a resolvent is periodic, and the 1x1 convolution needs no boundary."""
         return BOUNDARIES if len(self.methods) == 3 else ()
 
     @property
@@ -68,26 +68,26 @@ class Case:
         return [{"method": m, "boundary": b} for m, b in itertools.product(self.methods, self.boundaries)]
 
     def draw(self, window, grid, batch=(), channels=3, dtype=np.float64, seed=0):
-        """Weights (a tuple) and features y [*batch, *grid, C]."""
+        """Returns random weights (a tuple) and features y [*batch, *grid, C]."""
         rng = np.random.default_rng(seed)
         weights = tuple(rng.normal(size=shape).astype(dtype) for shape in self.shapes(window, channels))
         return weights, rng.normal(size=(*batch, *grid, self.channels(weights))).astype(dtype)
 
     def shapes(self, window, channels):
-        """The shapes of the weights."""
+        """Returns the shapes of the weights."""
         return OPERATORS[self.operator][0](window, channels)
 
     def channels(self, weights):
-        """How many channels y has: C_in, or C_out for the adjoint of what changes their number."""
+        """Returns the number of channels of y: C_in, or C_out for an adjoint."""
         return weights[0].shape[-2 if str(self) in ("fully_coupled", "pointwise") else -1]
 
     def every(self, options, weights, y):
-        """The results with each of the options, from one compilation."""
+        """Returns the results with each of the options, from one compilation."""
         run = partial(jax.jit, compiler_options=QUICK)
         return run(lambda weights, y: [self.function(*weights, y, **chosen) for chosen in options])(weights, y)
 
     def expected(self, options, weights, y, grid):
-        """The dense matrix times y, in float64, for each of the options."""
+        """Returns the dense matrix times y, in float64, for each of the options."""
         build, form = getattr(matrices, self.operator), FORMS[self.form]
         dense = {boundary: form(build(*weights, grid, boundary)) for boundary in self.boundaries or BOUNDARIES[:1]}
         return [matrices.product(dense[chosen.get("boundary", "periodic")], y, grid) for chosen in options]
@@ -100,7 +100,7 @@ over_bounded = pytest.mark.parametrize("case", [case for case in CASES if case.b
 
 
 def assert_close(actual, expected, rtol=1e-12, message=""):
-    """Equal up to rtol times the largest entry."""
+    """Asserts that the arrays are equal up to rtol times the largest entry."""
     expected = np.asarray(expected, np.float64)
     atol = rtol * np.abs(expected).max(initial=0)
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=0, atol=atol, err_msg=str(message))

@@ -34,14 +34,14 @@ def x64():
 
 @pytest.fixture(autouse=True)
 def no_mesh_stays():
-    """A mesh that a test leaves behind would shard, and compile anew, what later tests do."""
+    """Asserts that the test leaves no mesh, which would shard and recompile the programs of later tests."""
     yield
     assert jax.sharding.get_abstract_mesh().empty
 
 
 @pytest.fixture(autouse=True, scope="module")
-def what_is_there_stays():
-    """What modules before have compiled is not searched by every collection that restoring a checkpoint asks for."""
+def earlier_objects_are_frozen():
+    """Hides earlier modules' objects from the garbage collector, which restoring a checkpoint runs every time."""
     gc.freeze()
 
 

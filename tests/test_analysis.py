@@ -101,7 +101,7 @@ def test_spectra_are_those_of_the_dense_matrix(name):
 
 
 def test_operator_matrix_is_the_operator():
-    """Its product with a raveled y is the operator's result, for any boundary and shape, Eq. (4)."""
+    """The matrix times a raveled y is the operator's result, for any boundary and shape, Eq. (4)."""
     θ, y = normal(3, 2, C, C + 1), normal(4, 3, C, seed=1)
     operator = partial(lowcost.fully_coupled, θ, boundary="zeros")
     matrix = np.asarray(analysis.operator_matrix(operator, y.shape))
@@ -167,7 +167,7 @@ def test_green_function_is_the_response_to_an_impulse(window, grid):
 
 @over_sizes
 def test_green_function_is_the_stencil_of_the_resolvent(window, grid):
-    """Being even, as a stencil of the grid's size it gives the implicit step by K_dw, Eqs. (5), (11)."""
+    """g is even, so K_dw with the stencil g is the implicit step, Eqs. (5), (11)."""
     θ, y, axes = normal(*window, C), normal(*grid, C, seed=1), range(len(grid))
     green = green_function(θ, grid, H)
     mirrored = np.roll(np.flip(green, axes), [1 - n % 2 for n in grid], axes)
@@ -191,7 +191,7 @@ def test_green_tail_is_the_mass_outside_the_boxes(grid):
 @settings(deadline=None, max_examples=15)
 @given(h=st.floats(0, 100), tolerance=st.floats(0, 1), seed=st.integers(0, 99))
 def test_support_radius_bounds_what_is_cut_off(h, tolerance, seed):
-    """Cut off at r, (I + hKᵀK)⁻¹ y changes by at most tolerance · max|y|; at r - 1 the tail is still too heavy."""
+    """With g cut off at r, (I + hKᵀK)⁻¹ y changes by at most tolerance · max|y|; at r - 1 the tail is too heavy."""
     grid, θ, y = (9, 8), normal(3, 3, C, seed=seed), normal(9, 8, C, seed=seed + 1)
     green = green_function(θ, grid, h)
     radius, tail = np.asarray(support_radius(green, tolerance)), np.asarray(green_tail(green))
@@ -229,6 +229,6 @@ def _errors():
 
 @pytest.mark.parametrize("message", _errors())
 def test_errors_say_what_is_wrong(message):
-    """Each names what was expected and what came."""
+    """Each error names what is expected and what was passed."""
     with pytest.raises(ValueError, match=message):
         _errors()[message]()

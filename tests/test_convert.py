@@ -108,7 +108,7 @@ def test_zero_kernel_has_no_error(name):
     "name", ["depthwise", "linear_mix", "circulant", "fully_coupled", "pointwise", "diffusion", "adjoint", "resolvent"]
 )
 def test_dense_stencil_is_the_operator(name, window, grid):
-    """fully_coupled with the dense kernel is the operator on every grid that holds its reach, Eq. (4)."""
+    """fully_coupled with the dense kernel is the operator on every grid at least as large as its reach, Eq. (4)."""
     c = 3
     θ, M = normal(*window, c), normal(c, c, seed=1)
     wide = tuple(2 * m - 1 for m in window)
@@ -141,7 +141,7 @@ def test_dense_stencil_writes_out_the_circulant():
 
 @over_classes
 def test_errors(name):
-    """A kernel that is not square in its channels, or not real, is refused."""
+    """A kernel that is not square in its channels, or not real, is an error."""
     with pytest.raises(ValueError, match=r"stencil must be \[\*window, C, C\].*got shape \[3, 3, 2, 4\]"):
         FUNCTIONS[name](np.zeros((3, 3, 2, 4)))
     with pytest.raises(ValueError, match="got shape"):

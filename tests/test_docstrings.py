@@ -1,4 +1,4 @@
-"""Every public name says what it computes, of which shapes, what it refuses and where it comes from."""
+"""Every public name documents what it computes, the shapes, the errors, and the source in the paper."""
 
 import doctest
 import importlib
@@ -24,25 +24,25 @@ FORMULA = re.compile(r"[=↦→·λθΣΠ|‖²ᵀ⁻≤∘⁺]|\w \+ \w")
 SOURCE = re.compile(r"\bEqs?\.|\(\d+\)|Section|Table|[Bb]eyond the paper")
 
 
-def told(value):
-    """The docstring, and that of the function to which it refers for its arguments."""
+def documentation(value):
+    """Returns the docstring, followed by that of the function to which it refers for its arguments."""
     text = inspect.getdoc(value) or ""
     other = re.search(r"^\s*Args[^:\n]*: as `(\w+)`", text, re.MULTILINE)
-    return text + (told(getattr(inspect.getmodule(value), other[1])) if other else "")
+    return text + (documentation(getattr(inspect.getmodule(value), other[1])) if other else "")
 
 
 def public(name):
-    """What a module offers: what `__all__` lists, or what it defines itself without an underscore."""
+    """Yields what `__all__` of a module lists, or what the module defines without an underscore."""
     module = importlib.import_module(name)
     for key in dir(module):
         value = getattr(module, key)
-        mine = key in module.__all__ if hasattr(module, "__all__") else getattr(value, "__module__", "") == name
-        if mine and not key.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
+        is_own = key in module.__all__ if hasattr(module, "__all__") else getattr(value, "__module__", "") == name
+        if is_own and not key.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
             yield pytest.param(value, id=f"{name}.{key}")
 
 
 def parameters(value):
-    """Names of what a function takes, or of a class's fields."""
+    """Returns the names of the parameters of a function, or of the fields of a class."""
     if inspect.isclass(value):
         own = [name for base in value.__mro__[:-1] for name in vars(base).get("__annotations__", {})]
         return [name for name in own if not name.startswith("_") and name not in ("parent", "name", "scope")]
@@ -51,8 +51,8 @@ def parameters(value):
 
 @pytest.mark.parametrize("value", [x for name in (*MATHEMATICS, *ENGINEERING) for x in public(name)])
 def test_public_names_are_documented(value):
-    """What it takes, by name and with shapes; what comes out; what it refuses."""
-    text = told(value)
+    """The docstring names every argument, its shape, the result, and the errors."""
+    text = documentation(value)
     assert text, "no docstring"
     assert not (unnamed := [x for x in parameters(value) if not re.search(rf"(?<!\w){x}(?!\w)", text)]), unnamed
     if inspect.isfunction(value):
@@ -67,11 +67,11 @@ def test_public_names_are_documented(value):
 
 @pytest.mark.parametrize("value", [x for name in MATHEMATICS for x in public(name)])
 def test_mathematics_has_its_formula_and_its_source(value):
-    """What computes something begins with the formula, and names the equation or section, or what it goes beyond."""
+    """A function that computes begins with its formula, and names its equation or section, or that it is new."""
     if inspect.isfunction(value) or "__call__" in vars(value):
         first = inspect.getdoc(value).split("\n\n")[0]
         assert FORMULA.search(first), f"no formula: {first}"
-        assert SOURCE.search(told(value)), "no source"
+        assert SOURCE.search(documentation(value)), "no source"
 
 
 @pytest.mark.parametrize("name", [x.name for x in pkgutil.walk_packages(lowcost.__path__, "lowcost.")])
@@ -82,7 +82,7 @@ def test_examples_in_docstrings(name):
 
 
 def test_examples_are_there():
-    """Doctests that nobody finds would pass."""
+    """A doctest that is not collected would pass."""
     finder = doctest.DocTestFinder()
     names = ("depthwise", "depthwise_resolvent", "circulant", "pointwise", "symbol", "apply_symbol", "imex_euler")
     functions = [getattr(lowcost, name) for name in names]

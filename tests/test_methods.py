@@ -15,7 +15,7 @@ GRID, WINDOW = (32, 32), (3, 3)
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """Writes rows to a table of the user's own."""
+    """Returns a function that makes the given rows the table in use."""
 
     def write(*rows):
         path = tmp_path / "methods.json"
@@ -40,7 +40,7 @@ def test_the_fastest_at_the_nearest_point(table):
 
 
 def test_far_from_the_table_its_seconds_are_scaled():
-    """By operations: long stencils go to the FFT, and many coupled channels to the stencil itself."""
+    """Seconds grow with operations: the FFT wins for long stencils, the stencil itself for many coupled channels."""
     for operator in ("depthwise", "diffusion", "circulant", "coupled"):
         assert methods.choose("auto", operator, (16_384,), (2049,), 3) == "fft"
         assert methods.choose("auto", operator, (16, 16, 16), (7, 7, 7), 8) == "fft"
@@ -49,14 +49,14 @@ def test_far_from_the_table_its_seconds_are_scaled():
 
 
 def test_only_methods_that_the_operator_has(table):
-    """A filter has no stencil to apply directly, although depth-wise convolutions are what it is measured by."""
+    """A filter has no stencil to apply directly, although its times are those of depth-wise convolutions."""
     table(row("depthwise", fft=2.0, matmul=3.0, direct=1.0))
     assert methods.choose("auto", "depthwise", GRID, WINDOW, 32) == "direct"
     assert methods.choose("auto", "complex", GRID, WINDOW, 32) == "fft"
 
 
 def test_what_the_caller_names_is_taken(table):
-    """The table is for "auto"; a method that the operator does not have is refused."""
+    """The table is for "auto" only; a method that the operator does not have is an error."""
     table(row(fft=1.0, matmul=2.0))
     assert methods.choose("matmul", "real", GRID, WINDOW, 32) == "matmul"
     with pytest.raises(ValueError, match="method must be one of 'auto', 'fft', 'matmul' here, got 'direct'"):
@@ -64,7 +64,7 @@ def test_what_the_caller_names_is_taken(table):
 
 
 def test_operators_read_it(table):
-    """The very operators follow: without an FFT in the program, or with."""
+    """The operators use the table: their programs have an FFT, or none."""
     for fft, matmul in ((1.0, 2.0), (2.0, 1.0)):
         table(row("depthwise", n=8, channels=2, fft=fft, matmul=matmul, direct=3.0))
         jax.clear_caches()
@@ -73,7 +73,7 @@ def test_operators_read_it(table):
 
 
 def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
-    """The variable and the file are named."""
+    """The error names the variable and the file."""
     for content in ("{", "[]", '{"operator": "real"}', None):
         path = tmp_path / "broken.json"
         path.write_text(content) if content else path.unlink()
@@ -99,15 +99,15 @@ def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
     ],
 )
 def test_the_rule_without_measurements(operator, n, m, channels, expected, monkeypatch):
-    """An accelerator's: few points directly, small grids by matrix product, the rest by FFT."""
+    """On accelerators: short stencils directly, small grids by matrix product, the rest by FFT."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert methods.choose("auto", operator, (n, n), (m, m), channels) == expected
 
 
 def test_the_table_for_cpus():
-    """It is there, for every operator that is measured, in one to three dimensions.
+    """The table has every operator that is measured, in one to three dimensions.
 
-    Each row has a time for each method, but for the matrix product where it was far behind on a smaller grid.
+    Each row has a time for each method. Only the matrix product may be missing, if it was far slower on a smaller grid.
     """
     rows = [json.loads(line) for line in Path(methods.__file__).with_name("methods_cpu.json").read_text().splitlines()]
     measured = {operator for operator in methods.WAYS if operator not in methods._MEASURED_AS}

@@ -1,4 +1,4 @@
-"""The pictures show the numbers that they are given."""
+"""The plots show the values that are passed."""
 
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ ORDERS = {"forward_euler": 1, "imex_euler": 1, "crank_nicolson": 2, "exponential
 
 
 def problem(size=1.0, batch=(2,)):
-    """A stencil, A = KᵀK for it, a reaction σ(My) with a smooth σ, and features."""
+    """Returns a stencil, its A = KᵀK, a reaction σ(My) with a smooth σ, and features."""
     rng = np.random.default_rng(0)
     stencil, matrix = size * rng.normal(size=(3, 2, 3)), size * rng.normal(size=(3, 3))
     k = matrices.depthwise(stencil, GRID)
@@ -32,7 +32,7 @@ def problem(size=1.0, batch=(2,)):
 
 
 def stepper(name, stencil, reaction):
-    """The step as a function (y, h)."""
+    """Returns the step as a function of (y, h)."""
     if name == "forward_euler":
         diffusion = partial(lowcost.depthwise_diffusion, stencil)
         return partial(lowcost.forward_euler, lowcost.reaction_diffusion(diffusion, reaction))
@@ -42,7 +42,7 @@ def stepper(name, stencil, reaction):
 
 
 def dense_step(name, a, source, y):
-    """One step of size h, where source = σ(My) and the identity is written I."""
+    """Returns one step of size h by dense matrices, with source = σ(My)."""
     i = np.eye(len(a))
     if name == "forward_euler":  # Eq. (9)
         return matrices.product(i - H * a, y, GRID) + H * source
@@ -78,7 +78,7 @@ def test_circulant_reaction_diffusion():
 @pytest.mark.parametrize("reacting", [True, False])
 @pytest.mark.parametrize("name", ORDERS)
 def test_order_of_convergence(name, reacting):
-    """Half the step leaves half the error at time 1; on pure diffusion a quarter, or none, as the order has it."""
+    """Half the step leaves half the error at time 1; on pure diffusion the error has the integrator's order."""
     stencil, a, reaction, y = problem(size=0.3, batch=())
     reaction = reaction if reacting else jnp.zeros_like
 

@@ -1,8 +1,8 @@
 """K_circ(θ): block circulant in the channels, hence diagonal in F₃, the transform over space and channels, Eq. (12)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from lowcost.arguments import Boundary
 from lowcost.methods import Method, SpectralMethod
@@ -11,9 +11,7 @@ from lowcost.operators.fully_coupled import slide_coupled, slide_coupled_adjoint
 from lowcost.spectral import scale_spectrum, unchecked_circulant_symbol
 
 
-def circulant(
-    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+def circulant(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """K_circ(θ) y, block (i, j) = C(θ^{(j-i mod c)}): Eq. (12), computed as F₃⁻¹(λ ⊙ F₃ y).
 
     Args:
@@ -39,9 +37,7 @@ def circulant(
     return apply(convolve, _WAYS, "circulant", stencil, y, boundary, method)
 
 
-def circulant_adjoint(
-    stencil: jax.Array, z: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+def circulant_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """K_circ(θ)ᵀ z: the adjoint of `circulant` with the same boundary.
 
     Args, Returns, Raises: as `circulant`.
@@ -49,9 +45,7 @@ def circulant_adjoint(
     return apply(correlate, _WAYS, "circulant", stencil, z, boundary, method)
 
 
-def circulant_diffusion(
-    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+def circulant_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """-K_circ(θ)ᵀ K_circ(θ) y: the diffusion of the circulant reaction-diffusion step.
 
     Args, Returns, Raises: as `circulant`.
@@ -59,9 +53,7 @@ def circulant_diffusion(
     return apply(diffuse, _WAYS, "circulant", stencil, y, boundary, method)
 
 
-def circulant_resolvent(
-    stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: SpectralMethod = "auto"
-) -> jax.Array:
+def circulant_resolvent(stencil: Array, y: Array, h: float | Array, *, method: SpectralMethod = "auto") -> Array:
     """(I + h KᵀK)⁻¹ y with K = K_circ(θ): Eq. (11) with the operator of Eq. (12), computed in F₃.
 
     Args:
@@ -80,7 +72,7 @@ def circulant_resolvent(
     return resolvent(_WAYS, "circulant_resolvent", stencil, y, h, method)
 
 
-def as_fully_coupled(stencil: jax.Array) -> jax.Array:
+def as_fully_coupled(stencil: Array) -> Array:
     """Returns the stencil [*window, C_in, C_out] with which `fully_coupled` is K_circ(θ), for θ [*window, C]."""
     channel = np.arange(stencil.shape[-1])
     return jnp.asarray(stencil)[..., (channel[:, None] - channel[None, :]) % len(channel)]

@@ -1,6 +1,6 @@
 """K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit inverse, Eq. (11)."""
 
-import jax
+from jax import Array
 
 from lowcost.arguments import Boundary
 from lowcost.methods import Method, SpectralMethod
@@ -9,9 +9,7 @@ from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import scale_spectrum, unchecked_symbol
 
 
-def depthwise(
-    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """K_dw(θ) y, (K y)_{i,c} = Σ_j θ_{j,c} y_{i+j,c}, j counted from the stencil's centre: Eq. (5).
 
     Args:
@@ -37,9 +35,7 @@ def depthwise(
     return apply(convolve, _WAYS, "depthwise", stencil, y, boundary, method)
 
 
-def depthwise_adjoint(
-    stencil: jax.Array, z: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+def depthwise_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """K_dw(θ)ᵀ z: the adjoint of `depthwise` with the same boundary, ⟨K y, z⟩ = ⟨y, Kᵀ z⟩.
 
     Args, Returns, Raises: as `depthwise`.
@@ -47,9 +43,7 @@ def depthwise_adjoint(
     return apply(correlate, _WAYS, "depthwise", stencil, z, boundary, method)
 
 
-def depthwise_diffusion(
-    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """-K_dw(θ)ᵀ K_dw(θ) y: the diffusion term of Eqs. (8) and (9), symmetric and negative semi-definite.
 
     Args, Returns, Raises: as `depthwise`.
@@ -58,9 +52,7 @@ def depthwise_diffusion(
     return apply(diffuse, _WAYS, operator, stencil, y, boundary, method)
 
 
-def depthwise_resolvent(
-    stencil: jax.Array, y: jax.Array, h: float | jax.Array, *, method: SpectralMethod = "auto"
-) -> jax.Array:
+def depthwise_resolvent(stencil: Array, y: Array, h: float | Array, *, method: SpectralMethod = "auto") -> Array:
     """(I + h KᵀK)⁻¹ y with K = K_dw(θ): the implicit diffusion of Eq. (11).
 
     It never amplifies: its eigenvalues 1 / (1 + h|λ|²) lie in (0, 1] for every θ and h ≥ 0. The grid is periodic, since

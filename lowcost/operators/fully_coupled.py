@@ -5,6 +5,7 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from lowcost.arguments import Boundary, promote
 from lowcost.methods import Method
@@ -17,9 +18,7 @@ MAX_PATCH = 1200
 """Numbers per patch up to which the patches of an image stay in a CPU's cache."""
 
 
-def fully_coupled(
-    stencil: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+def fully_coupled(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """K(θ) y, (K y)_{i,o} = Σ_{j,c} θ_{j,c,o} y_{i+j,c}, j counted from the stencil's centre: Eq. (4).
 
     Args:
@@ -40,8 +39,8 @@ def fully_coupled(
 
 
 def fully_coupled_adjoint(
-    stencil: jax.Array, z: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+    stencil: Array, z: Array, *, boundary: Boundary = "periodic", method: Method = "auto"
+) -> Array:
     """K(θ)ᵀ z: the adjoint of `fully_coupled` with the same boundary, ⟨K y, z⟩ = ⟨y, Kᵀ z⟩, as in Eq. (3).
 
     Args:

@@ -1,7 +1,7 @@
 """K_lm(θ¹, θ²) = K_dw(θ¹) + M(θ²): a convolution that keeps only its diagonal blocks and its 1x1 couplings, Eq. (7)."""
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from lowcost.arguments import Boundary, check_floating, promote
 from lowcost.methods import Method
@@ -10,8 +10,8 @@ from lowcost.operators.pointwise import pointwise, pointwise_adjoint
 
 
 def linear_mix(
-    stencil: jax.Array, matrix: jax.Array, y: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+    stencil: Array, matrix: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto"
+) -> Array:
     """K_dw(θ¹) y + M(θ²) y: Eq. (7).
 
     The diagonal of M adds to the centres of the stencils; Table 2's weight counts include it.
@@ -35,8 +35,8 @@ def linear_mix(
 
 
 def linear_mix_adjoint(
-    stencil: jax.Array, matrix: jax.Array, z: jax.Array, *, boundary: Boundary = "periodic", method: Method = "auto"
-) -> jax.Array:
+    stencil: Array, matrix: Array, z: Array, *, boundary: Boundary = "periodic", method: Method = "auto"
+) -> Array:
     """K_dw(θ¹)ᵀ z + M(θ²)ᵀ z: the adjoint of `linear_mix` with the same boundary.
 
     Args, Returns, Raises: as `linear_mix`.

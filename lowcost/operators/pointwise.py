@@ -1,13 +1,13 @@
 """M(θ): the 1x1 convolution, which couples the channels of each pixel but not the pixels, Eq. (6)."""
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from lowcost.arguments import check_channels, check_floating
 from lowcost.batching import product_sharding
 
 
-def pointwise(matrix: jax.Array, y: jax.Array) -> jax.Array:
+def pointwise(matrix: Array, y: Array) -> Array:
     """M(θ) y, (M y)_{i,o} = Σ_c y_{i,c} θ_{c,o}: Eq. (6).
 
     Args:
@@ -30,7 +30,7 @@ def pointwise(matrix: jax.Array, y: jax.Array) -> jax.Array:
     return _product(matrix, "y", y, transpose=False)
 
 
-def pointwise_adjoint(matrix: jax.Array, z: jax.Array) -> jax.Array:
+def pointwise_adjoint(matrix: Array, z: Array) -> Array:
     """M(θ)ᵀ z, (Mᵀ z)_{i,c} = Σ_o θ_{c,o} z_{i,o}: the adjoint of Eq. (6).
 
     Args:

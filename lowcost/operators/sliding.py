@@ -140,25 +140,20 @@ def _offsets(window):
 # --- over a batch, as primitives --------------------------------------------------------------------------------------
 
 
-def _images(function, rank, *features):
-    """Applies `function` to every image of features [..., *grid, C], and stacks the results along one axis."""
-    batch = math.prod(features[0].shape[: -1 - rank])
-    return each_image(lambda one: function(*one), tuple(x.reshape(batch, *x.shape[-1 - rank :]) for x in features))
+def _over_batch(name, function):
+    def apply(stencil, y, *, boundary, rank):
+        return each_image(lambda y: function(stencil, y, boundary, rank), rank + 1, y)
 
-
-def _operator(function, stencil, y, *, boundary, rank):
-    result = _images(lambda y: function(stencil, y, boundary, rank), rank, y)
-    return result.reshape(*y.shape[: -1 - rank], *result.shape[1:])
+    return primitive(name, apply, ("boundary", "rank"), leading_axes=True)
 
 
 def _gradient(y, z, *, boundary, rank, shape):
-    return _images(partial(_slide_gradient_image, boundary=boundary, shape=shape), rank, y, z).sum(0)
+    gradients = each_image(partial(_slide_gradient_image, boundary=boundary, shape=shape), rank + 1, y, z)
+    return gradients.reshape(-1, *shape).sum(0)
 
 
-_slide = primitive("slide", partial(_operator, _slide_image), ("boundary", "rank"), leading_axes=True)
-_slide_adjoint = primitive(
-    "slide_adjoint", partial(_operator, _slide_adjoint_image), ("boundary", "rank"), leading_axes=True
-)
+_slide = _over_batch("slide", _slide_image)
+_slide_adjoint = _over_batch("slide_adjoint", _slide_adjoint_image)
 _slide_gradient = primitive("slide_gradient", _gradient, ("boundary", "rank", "shape"))
 
 # For each primitive the cotangents of its two arguments, which are the derivatives of the form in these.

@@ -23,7 +23,7 @@ SIZES = [  # batch axes, window, grid: odd, even, not square, as small as the st
 
 
 def check(case, options, rtol, batch, window, grid, **drawn):
-    """With each of the options; the result has the type of y."""
+    """Asserts that the result with each of the options is the matrix product, with the dtype of y."""
     weights, y = case.draw(window, grid, batch, **drawn)
     results, expected = case.every(options, weights, y), case.expected(options, weights, y, grid)
     for chosen, result, dense in zip(options, results, expected, strict=True):
@@ -41,20 +41,20 @@ def test_equals_its_matrix(case, sizes):
 @over_bounded
 @pytest.mark.parametrize("sizes", [((), (4,), (5,)), ((2,), (3, 2), (3, 4))], ids=str)
 def test_equals_its_matrix_at_every_boundary(case, sizes):
-    """K, Kᵀ and −KᵀK with zeros or a mirror image around the grid, by every method."""
+    """K, Kᵀ and −KᵀK are their matrices for every boundary, by every method."""
     check(case, case.bounded, 1e-12, *sizes)
 
 
 @over_all
 def test_equals_its_matrix_in_float32(case):
-    """The same in float32."""
+    """Every method is accurate to 1e-5 in float32."""
     check(case, case.ways, 1e-5, (2,), (3, 2), (4, 5), dtype=np.float32)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("name", ["circulant", "circulant_adjoint", "circulant_resolvent"])
 def test_any_number_of_channels(name, channels):
-    """Channels have a frequency axis of their own in Eq. (12): even, or a single one."""
+    """Eq. (12) transforms the channels: one, or an even number of them."""
     check(CASE[name], CASE[name].ways, 1e-12, (), (2,), (3,), channels=channels)
 
 

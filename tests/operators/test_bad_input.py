@@ -1,4 +1,4 @@
-"""What cannot be right is refused while tracing, with a message that names the argument, the demand and the offer."""
+"""Invalid arguments raise while tracing; the message names the argument, what is expected and what was passed."""
 
 import re
 from functools import partial
@@ -20,13 +20,13 @@ def shaped(*shape, dtype=jnp.float32):
 
 
 def arguments(case, window=WINDOW):
-    """Good weights and features, of which a test then spoils one, and what the signature calls the features."""
+    """Returns valid weights and features, of which a test replaces one, and the name of the features."""
     weights, y = case.draw(window, GRID)
     return *(shaped(*a.shape) for a in (*weights, y)), r"\bz\b" if case.form == "_adjoint" else r"\by\b"
 
 
 def refused(function, *arguments, words, error=ValueError):
-    """Raised without computing anything, with a message that has every one of the words."""
+    """Asserts that the function raises without computing, with a message that has every one of the words."""
     with pytest.raises(error) as raised:
         jax.eval_shape(function, *arguments)
     missing = [word for word in words if not re.search(word, str(raised.value))]
@@ -34,7 +34,7 @@ def refused(function, *arguments, words, error=ValueError):
 
 
 def test_a_matrix_is_shown_as_it_was_given():
-    """And not as its adjoint asks for it."""
+    """The message does not show its transpose."""
     refused(lowcost.pointwise_adjoint, shaped(3, 5), shaped(2, 3), words=[r"\[3, 5\]"])
 
 
@@ -56,7 +56,7 @@ def test_channels(case):
 
 @pytest.mark.parametrize("name", ["linear_mix", "linear_mix_adjoint", "pointwise", "pointwise_adjoint"])
 def test_matrix(name):
-    """M of Eq. (6) is a matrix, and in Eq. (7) a square one."""
+    """M of Eq. (6) must be a matrix, and in Eq. (7) a square one."""
     *stencils, _, y, _ = arguments(CASE[name])
     for shape in [(3,), (1, 1, 3, 3), *([(3, 7), (7, 3), (7, 7)] if stencils else [])]:
         refused(CASE[name].function, *stencils, shaped(*shape), y, words=["matrix", *("7" if 7 in shape else "")])
@@ -65,7 +65,7 @@ def test_matrix(name):
 @over_stencils
 @pytest.mark.parametrize("window", [(6, 2), (3, 6)], ids=str)
 def test_stencil_larger_than_the_grid(case, window):
-    """Even on one axis only."""
+    """A stencil larger than the grid on one axis is an error."""
     *good, _ = arguments(case, window)
     refused(case.function, *good, words=["stencil", "grid", "6", "5|4"])
 
@@ -73,7 +73,7 @@ def test_stencil_larger_than_the_grid(case, window):
 @over_stencils
 @pytest.mark.parametrize("option", [("method", "fastest"), ("method", "direct"), ("boundary", "mirror")], ids=str)
 def test_options(case, option):
-    """The message lists what there is; the inverse of Eq. (11) has no short stencil to apply directly."""
+    """The message lists the choices; the inverse of Eq. (11) has no short stencil to apply directly."""
     name, unknown = option
     offered = {"method": case.methods, "boundary": case.boundaries}[name]
     if offered and unknown not in offered:
@@ -84,7 +84,7 @@ def test_options(case, option):
 @pytest.mark.parametrize("name", ["depthwise_resolvent", "circulant_resolvent"])
 @pytest.mark.parametrize("h", [-1, -0.5, float("nan"), float("inf"), -float("inf")])
 def test_step(name, h):
-    """h ≥ 0 and finite."""
+    """h must be finite and ≥ 0."""
     *good, _ = arguments(CASE[name])
     refused(partial(getattr(lowcost, name), h=h), *good, words=[r"\bh\b", str(h)])
 
@@ -92,7 +92,7 @@ def test_step(name, h):
 @over_all
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
 def test_integers(case, dtype):
-    """Neither weights nor features are rounded in silence."""
+    """Neither weights nor features are rounded silently."""
     *good, features = arguments(case)
     weights = {"pointwise": ["matrix"], "linear_mix": ["stencil", "matrix"]}.get(case.operator, ["stencil"])
     for position, name in enumerate([*weights, features]):
@@ -102,7 +102,7 @@ def test_integers(case, dtype):
 
 @pytest.mark.parametrize("function", [lowcost.symbol, lowcost.circulant_symbol])
 def test_symbols(function):
-    """λ is asked for on a grid that has the stencil's dimensions and room for it."""
+    """λ needs a grid with the stencil's dimensions, at least as large as the stencil."""
     refused(partial(function, grid=(2, 4)), shaped(3, 2, 3), words=["stencil", "grid", "3", "2"])
     refused(partial(function, grid=(5,)), shaped(3, 2, 3), words=["grid"])
     refused(partial(function, grid=GRID), shaped(3), words=["stencil|grid"])
@@ -110,7 +110,7 @@ def test_symbols(function):
 
 
 def test_apply_symbol():
-    """A symbol fits its features, and is applied by a transform."""
+    """A symbol must fit its features, and the method must be a transform."""
     symbol, y, apply = shaped(*GRID, 3, dtype=jnp.complex64), shaped(*GRID, 3), lowcost.apply_symbol
     for shape in ((5, 6, 3), (*GRID, 7), (4, 3)):
         refused(apply, symbol, shaped(*shape), words=[r"\by\b|symbol"])

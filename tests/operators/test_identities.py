@@ -1,4 +1,4 @@
-"""What holds for every weight and every image: adjoints, solves, reductions, symmetries, stability."""
+"""Identities that hold for all weights and images: adjoints, solves, reductions, symmetries, stability."""
 
 from functools import cache, partial
 
@@ -23,13 +23,13 @@ over_boundaries = pytest.mark.parametrize("boundary", BOUNDARIES)
 
 
 def numbers(*shape):
-    """Arrays with entries of any sign, zeros and repetitions among them."""
+    """Returns a strategy for arrays with entries of any sign, including zeros and repetitions."""
     return hnp.arrays(np.float64, shape, elements=SCALARS)
 
 
 @st.composite
 def problems(draw, name, features=1):
-    """Weights of an operator, then so many features for it to act on."""
+    """Draws weights of an operator, then the given number of features."""
     window, grid = draw(SIZES)
     weights = tuple(draw(numbers(*shape)) for shape in CASE[name].shapes(window, 3))
     return weights, *(draw(numbers(*grid, CASE[name].channels(weights))) for _ in range(features))
@@ -80,7 +80,7 @@ def test_solve(name, h, data):
 @given(h=STEPS, data=st.data())
 @examples(max_examples=10)
 def test_solve_without_diffusion(name, h, data):
-    """h = 0 or θ = 0 leave y as it is, and the derivative at h = 0 is the diffusion −KᵀKy."""
+    """h = 0 or θ = 0 leaves y unchanged, and the derivative at h = 0 is the diffusion −KᵀKy."""
     (stencil,), y = data.draw(problems(name))
     resolvent = compiled(f"{name}_resolvent")
     assert_equal(resolvent(0 * stencil, y, h), y, [], y)
@@ -93,7 +93,7 @@ def test_solve_without_diffusion(name, h, data):
 @given(h=STEPS, constant=SCALARS, data=st.data())
 @examples(max_examples=20)
 def test_zero_mean_stencil_keeps_constants(name, h, constant, data):
-    """λ(0) = 0 where the stencil sums to zero: nothing happens to a constant, whatever h."""
+    """λ(0) = 0 if the stencil sums to zero: constants stay constant for every h."""
     (stencil,), y = data.draw(problems(name))
     stencil = stencil - stencil.mean(axis=tuple(range(stencil.ndim - (name == "depthwise"))))
     y = np.full_like(y, constant)
@@ -106,7 +106,7 @@ def test_zero_mean_stencil_keeps_constants(name, h, constant, data):
 @given(a=SCALARS, shift=st.integers(-5, 5), data=st.data())
 @examples(max_examples=10)
 def test_linear_and_equivariant(case, a, shift, data):
-    """f(a y + z) = a f(y) + f(z), and a periodic grid has no beginning; for Eq. (12) nor have the channels."""
+    """f(a y + z) = a f(y) + f(z), and f commutes with shifts of the grid, for Eq. (12) also of the channels."""
     weights, y, z = data.draw(problems(str(case), 2))
     f = compiled(str(case), **({"h": H} if case.form == "_resolvent" else {}))
     fy = f(*weights, y)
@@ -131,7 +131,7 @@ def test_linear_in_the_weights(name, a, data):
 @given(q=st.integers(0, 2), data=st.data())
 @examples(max_examples=10)
 def test_reductions(boundary, q, data):
-    """Eqs. (5), (6), (7), (12) are Eq. (4) with a mask, and one another where weights vanish."""
+    """Eqs. (5), (6), (7), (12) are Eq. (4) with a mask, and reduce to each other if some weights are zero."""
     (stencil, matrix), y = data.draw(problems("linear_mix"))
     run = {name: compiled(name, boundary=boundary) for name in OPERATORS if name != "pointwise"}
     depthwise, pointwise = run["depthwise"](stencil, y), compiled("pointwise")(matrix, y)
@@ -153,7 +153,7 @@ def test_reductions(boundary, q, data):
 
 @pytest.mark.parametrize("channels", [3, 200])  # a product with patches, or, too large for that, XLA's convolution
 def test_a_stencil_wider_than_the_features(channels):
-    """float64 weights with float32 features: computed in float64, given back in float32, as by the other methods."""
+    """float64 weights with float32 features: computed in float64 and returned in float32, by every method."""
     rng = np.random.default_rng(0)
     stencil, z = rng.normal(size=(3, 3, channels, 2)), rng.normal(size=(4, 4, 2)).astype(np.float32)
     direct, fft = (lowcost.fully_coupled_adjoint(stencil, z, method=method) for method in ("direct", "fft"))

@@ -1,4 +1,4 @@
-"""Over a sharded batch no operator gathers: every device works on its own images, forward and backward."""
+"""No operator gathers a sharded batch: every device computes its own images, forward and backward."""
 
 import re
 from functools import partial
@@ -39,7 +39,7 @@ def test_no_gather(case, way):
 
 @over_all
 def test_explicit_axes(case):
-    """Of any name, with batch, channels and weights sharded: values and gradients equal those without a mesh."""
+    """With any axis name, and batch, channels and weights sharded, values and gradients equal those without a mesh."""
     mesh = jax.make_mesh((2, 2), ("b", "m"))
     weights, y = case.draw((2,), (4,), (2, 3), 4, dtype=np.float32)
     if case.channels(weights) % 2:  # the adjoints of operators that add a channel
@@ -135,7 +135,7 @@ def test_symbols_of_sharded_stencils(spec):
 
 @pytest.mark.parametrize("form", ["", "_resolvent"])
 def test_without_the_remedy_xla_gathers(form, monkeypatch):
-    """The test above can fail: an FFT that is left to XLA's partitioner gathers, up to jax 0.11."""
+    """The test above can fail: without `per_shard` XLA gathers for an FFT, up to jax 0.11."""
     if jax.__version_info__ >= (0, 12):
         pytest.skip("fixed in jax 0.12")
     case = next(case for case in CASES if str(case) == f"depthwise{form}")
@@ -145,7 +145,7 @@ def test_without_the_remedy_xla_gathers(form, monkeypatch):
 
 
 def test_no_sum_over_devices_inside_the_loop_over_images():
-    """On a CPU the DFT by matrix product takes image after image; the stencil's gradient crosses devices once."""
+    """On a CPU the matrix product processes one image after another; devices sum the stencil's gradient once."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     y = jnp.ones((8, 5, 4, 2))
     loss = jax.grad(lambda stencil, y: jnp.sum(lowcost.depthwise_resolvent(stencil, y, 1.0, method="matmul") ** 2))

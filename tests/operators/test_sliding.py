@@ -1,4 +1,4 @@
-"""Sliding a stencil: a primitive that keeps all of JAX's transformations, of every order."""
+"""Sliding a stencil is a primitive that supports all of JAX's transformations, of every order."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ OPERATORS = {
 
 
 def draw(name, seed=0):
-    """The operator, its stencil, and features of two images with two channels."""
+    """Returns the operator, its stencil, and features of two images with two channels."""
     function, shape = OPERATORS[name]
     rng = np.random.default_rng(seed)
     return function, rng.standard_normal(shape), rng.standard_normal((2, 4, 5, 2))
@@ -40,7 +40,7 @@ def test_derivatives_forward_and_reverse_of_second_order(name, boundary):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_gradients_under_vmap_over_any_argument(name):
-    """Gradients of many stencils, of many images, of both; and the gradient of what is mapped: as one by one."""
+    """`jax.vmap` of gradients, and gradients of `jax.vmap`, over stencils, images or both equal those of a loop."""
     function, stencil, y = draw(name)
     stencils = jnp.stack([stencil, -2 * stencil, stencil**2])
     images = jnp.stack([y, y + 1, y**2])
@@ -74,8 +74,8 @@ def test_hessian_vector_products(method):
     assert_close(product(method), product("fft"), 1e-11)
 
 
-def test_no_zero_padded_sums_on_the_way_back():
-    """The gradient's program is the three primitives: nothing of what JAX would derive from slices."""
+def test_no_zero_padded_sums_in_the_backward_pass():
+    """The gradient's program has the three primitives, and no padding that JAX would derive from slices."""
     _, stencil, y = draw("depthwise")
     text = str(
         jax.make_jaxpr(jax.grad(lambda s, y: jnp.sum(lowcost.depthwise(s, y, method="direct") ** 2), (0, 1)))(
@@ -90,7 +90,7 @@ def test_no_zero_padded_sums_on_the_way_back():
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("adjoint", ["", "_adjoint"])
 def test_a_long_stencil(adjoint, boundary):
-    """Applied in a loop: values, gradients and a map over stencils as by FFT."""
+    """A long stencil is applied in a loop: values, gradients and a map over stencils equal those by FFT."""
     rng = np.random.default_rng(0)
     stencils, y = rng.standard_normal((2, 75, 2)), rng.standard_normal((3, 80, 2))
 
@@ -105,7 +105,7 @@ def test_a_long_stencil(adjoint, boundary):
 
 @pytest.mark.parametrize("name", ["depthwise", "fully_coupled", "circulant", "Depthwise", "Convolution"])
 def test_programs_of_bounded_length(name):
-    """With its gradient the program is as long for 900 points as for 500: no point is a term of its own."""
+    """The program with its gradient is as long for 900 points as for 500: the points are not unrolled."""
 
     def length(points):
         stencil = np.ones((points, 1, 1) if name in ("fully_coupled", "Convolution") else (points, 1), np.float32)
@@ -124,7 +124,7 @@ def test_programs_of_bounded_length(name):
 
 
 def test_the_symbol_of_a_long_stencil():
-    """By FFT, where the matrix would be large: the eigenvalues of the very convolution."""
+    """The symbol of a long stencil is computed by FFT and has the eigenvalues of the same convolution."""
     rng = np.random.default_rng(0)
     stencil, y = rng.standard_normal((1025, 1)), rng.standard_normal((1030, 1))
     assert "fft" in str(jax.make_jaxpr(lambda θ: lowcost.symbol(θ, (1030,)))(stencil))

@@ -24,13 +24,13 @@ compiled = partial(jax.jit, compiler_options=QUICK)
 
 
 def energy(case, way):
-    """Half the sum of squares of the result, a function of weights and features."""
+    """Returns half the sum of squares of the result, as a function of weights and features."""
     return lambda weights, y: (case.function(*weights, y, **way) ** 2).sum() / 2
 
 
 @over_all_ways
 def test_transformations(case, way):
-    """jit, eval_shape, vmap over examples or over weights too, and checkpoint change nothing."""
+    """jit, eval_shape, vmap over examples or weights, and checkpoint do not change the result."""
     weights, y = case.draw((2,), (3,), BATCH)
     f, loss = partial(case.function, **way), energy(case, way)
 
@@ -65,13 +65,13 @@ def test_derivatives(case):
     run = compiled(lambda point: [derivatives(way, point) for way in case.ways])
     step = 1e-5
     results = [run(point + shift * direction) for shift in (0, step, -step)]
-    for here, after, before in zip(*results, strict=True):
-        _, slope, gradient, product, reverse_over_reverse = here
+    for centre, after, before in zip(*results, strict=True):
+        _, slope, gradient, product, reverse_over_reverse = centre
         assert_close(gradient @ direction, slope)
         assert_close(reverse_over_reverse, product, 1e-11)
         assert_close((after[0] - before[0]) / (2 * step), slope, 1e-6)
         assert_close((after[2] - before[2]) / (2 * step), product, 1e-6)
-        chex.assert_trees_all_close(here, results[0][0], rtol=1e-10, atol=1e-10)
+        chex.assert_trees_all_close(centre, results[0][0], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", QUADRATIC)
@@ -96,7 +96,7 @@ def test_second_derivative_at_the_zero_stencil(name):
 @over_all
 @pytest.mark.parametrize("weight_dtype", [jnp.bfloat16, jnp.float32])
 def test_bfloat16(case, weight_dtype):
-    """bfloat16 in, bfloat16 out, and between them float32: one rounding away from the exact result."""
+    """bfloat16 features are computed in float32: the result is one rounding away from the exact one."""
     weights, y = case.draw(WINDOW, GRID, BATCH)
     weights, y = [jnp.asarray(w, weight_dtype) for w in weights], jnp.asarray(y, jnp.bfloat16)
     exact = case.expected(case.ways, [np.asarray(w, np.float64) for w in weights], np.asarray(y, np.float64), GRID)
@@ -138,7 +138,7 @@ def test_lowers_for_every_platform(case, way):
 
 @pytest.mark.parametrize("operator", [lowcost.depthwise, lowcost.fully_coupled])
 def test_what_is_called_twice_is_compiled_once(operator):
-    """Outside of `jax.jit` too, as in a notebook: the loop over images is kept."""
+    """The loop over images is cached outside of `jax.jit` too, as in a notebook."""
     stencil = jnp.ones((3, 3, 2) if operator is lowcost.depthwise else (3, 3, 2, 2))
     y = jnp.ones((2, 6, 5, 2))
     operator(stencil, y, method="matmul")
