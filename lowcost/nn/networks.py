@@ -86,30 +86,30 @@ def network(
     """
     check_choice("architecture", architecture, tuple(ARCHITECTURES))
     channels = block_channels(width)
-    counts = {"num_classes": num_classes, "kernel_size": kernel_size, "steps_per_block": steps_per_block}
+    num_classes, kernel_size, steps_per_block = _whole_numbers(
+        num_classes=num_classes, kernel_size=kernel_size, steps_per_block=steps_per_block
+    )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
+    step = _step(architecture, h, kernel_size)
+    return Network(step, channels, num_classes, kernel_size, steps_per_block, jnp.dtype(dtype), remat, opening_init)
+
+
+def _whole_numbers(**counts):
     for name, count in counts.items():
         if not isinstance(count, numbers.Integral) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
-    num_classes, kernel_size, steps_per_block = map(int, counts.values())
+    return map(int, counts.values())
+
+
+def _step(architecture, h, kernel_size):
     check_time_step(h)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
     step = ARCHITECTURES[architecture]
-    options: dict[str, Any] = {"kernel_size": kernel_size}
     if "h" in step.__dataclass_fields__:
-        options["h"] = h
-    elif h != 1:
+        return _Step(step, kernel_size=kernel_size, h=h)
+    if h != 1:
         raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
-    return Network(
-        _Step(step, **options),
-        channels,
-        num_classes,
-        kernel_size,
-        steps_per_block,
-        jnp.dtype(dtype),
-        remat,
-        opening_init,
-    )
+    return _Step(step, kernel_size=kernel_size)
 
 
 def block_channels(width: Width | Sequence[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Exported files, by another runtime, say what the network says."""
+"""Exported files, in another runtime, compute what the network computes."""
 
 import itertools
 

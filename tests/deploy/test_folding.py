@@ -1,4 +1,4 @@
-"""A folded network says what the network says."""
+"""A folded network computes what the network computes."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_a_batch_may_be_empty(trained):
     assert jax.eval_shape(folded, jnp.zeros((0, 8, 6, 3))).shape == (0, 5)
 
 
-def test_nothing_is_left_to_normalise_and_steps_are_what_is_said(trained):
+def test_no_normalisation_remains_and_steps_have_the_stated_operations(trained):
     net, variables = trained("explicit_rd", (8, 8, 3))
     layers = {layer.name: layer.operations for layer in fold(net, variables, (8, 8, 3)).layers}
     (step,) = layers["block1_step1"]

@@ -34,7 +34,7 @@ def test_responses_are_white(shape, window):
     np.testing.assert_allclose(np.cov(responses[:, ::2].T), np.eye(features // 2), atol=0.02)
 
 
-def test_the_largest_components_come_first_and_what_is_left_is_drawn():
+def test_the_largest_components_come_first_and_further_filters_are_sampled():
     images = smooth((20, 8, 8, 1))
     init = patch_whitening(images)
     few, many = (init(jax.random.key(1), (3, 3, 1, features)) for features in (4, 40))

@@ -27,7 +27,7 @@ def dense_kernel(params):
     return kernel.at[centre].add(params["matrix"]) if "matrix" in params else kernel
 
 
-def drawn(module, y, key=0):
+def random_parameters(module, y, key=0):
     """Random parameters, the bias too."""
     tree = jax.eval_shape(module.init, jax.random.key(0), y)["params"]
     keys = jax.random.split(jax.random.key(key), len(tree))
@@ -41,7 +41,7 @@ def test_it_is_conv_with_the_dense_kernel(layer, dims, padding):
     y = jax.random.normal(jax.random.key(1), (2, *GRIDS[dims], C))
     kernel_size = (3, 1, 3)[:dims]
     module = layer(C, kernel_size, padding=padding)
-    params = drawn(module, y)
+    params = random_parameters(module, y)
     kernel = as_fully_coupled(params["stencil"]) if layer is Circulant else dense_kernel(params)
     conv = nn.Conv(C, kernel_size, padding=padding)
     expected = conv.apply({"params": {"kernel": kernel, "bias": params["bias"]}}, y)
@@ -53,7 +53,7 @@ def test_depthwise_is_conv_of_one_feature_a_group(padding):
     """θ is that Conv's kernel without its axis of one, and starts with the same variance."""
     y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
     conv = nn.Conv(C, (3, 3), padding=padding, feature_group_count=C)
-    params = drawn(conv, y)
+    params = random_parameters(conv, y)
     own = {"stencil": params["kernel"].squeeze(-2), "bias": params["bias"]}
     result = Depthwise(C, (3, 3), padding=padding).apply({"params": own}, y)
     np.testing.assert_allclose(result, conv.apply({"params": params}, y), rtol=1e-5, atol=1e-5)
@@ -62,7 +62,7 @@ def test_depthwise_is_conv_of_one_feature_a_group(padding):
 def test_implicit_diffusion_is_the_resolvent():
     y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
     module = ImplicitDiffusion(C, (3, 3), h=0.7)
-    params = drawn(module, y)
+    params = random_parameters(module, y)
     expected = lowcost.depthwise_resolvent(params["stencil"], y, 0.7) + params["bias"][None, None, None]
     np.testing.assert_allclose(module.apply({"params": params}, y), expected, rtol=1e-6, atol=1e-6)
 
@@ -71,7 +71,7 @@ def test_implicit_diffusion_is_the_resolvent():
 def test_any_leading_axes_as_conv(layer):
     y = jax.random.normal(jax.random.key(1), (2, 3, 6, 5, C))
     module = layer(C, (3, 3))
-    params = drawn(module, y)
+    params = random_parameters(module, y)
     whole = module.apply({"params": params}, y)
     np.testing.assert_allclose(whole[1, 2], module.apply({"params": params}, y[1, 2]), atol=1e-5)
     assert layer(C, 3).init(jax.random.key(0), y[0, 0, 0])["params"]["stencil"].shape == (3, C)  # a number is one axis
@@ -121,7 +121,7 @@ def test_a_dense_kernel_is_taken_over():
     conv = nn.Conv(C, (3, 3))
     bias = jax.random.normal(jax.random.key(2), (C,))
     module = LinearMix(C, (3, 3))
-    kernel = dense_kernel(drawn(module, y))
+    kernel = dense_kernel(random_parameters(module, y))
     stencil, matrix, error = convert.to_linear_mix(kernel)
     assert error < 1e-6
     result = module.apply({"params": {"stencil": stencil, "matrix": matrix, "bias": bias}}, y)

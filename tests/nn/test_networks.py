@@ -199,7 +199,7 @@ def test_float64_is_for_the_features_alone(architecture, x64):
 
 @pytest.mark.parametrize("architecture", ["implicit_rd", "mobilenet"])
 def test_remat_keeps_less_and_changes_nothing(architecture):
-    """The same weights, logits, statistics and gradients; less is kept from the way forward for the way back."""
+    """The same weights, logits, statistics and gradients; less is stored for the backward pass."""
     images = jax.random.uniform(jax.random.key(0), (16, 16, 16, 3))
     results, kept = [], []
     for remat in (False, True):
@@ -211,8 +211,8 @@ def test_remat_keeps_less_and_changes_nothing(architecture):
             return jnp.sum(logits**2), (logits, updates)
 
         results.append((variables, jax.jit(jax.grad(loss, has_aux=True))(variables["params"])))
-        way_back = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params, has_aux=True)[1], variables["params"])
-        kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(way_back)))
+        backward = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params, has_aux=True)[1], variables["params"])
+        kept.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward)))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
     assert kept[1] < 0.2 * kept[0]
 
@@ -222,7 +222,7 @@ def test_remat_keeps_a_tenth_of_network_a():
     images = jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32)
 
     def traced(net):
-        """Bytes kept for the way back, and operations of the gradient."""
+        """Bytes stored for the backward pass, and operations of the gradient."""
         shapes = jax.eval_shape(net.init, jax.random.key(1), images)
         params, statistics = shapes["params"], shapes["batch_stats"]
 
@@ -230,10 +230,10 @@ def test_remat_keeps_a_tenth_of_network_a():
             variables = {"params": params, "batch_stats": statistics}
             return jnp.sum(net.apply(variables, images, train=True, mutable=["batch_stats"])[0] ** 2)
 
-        def way_back(params, *others):
+        def backward(params, *others):
             return jax.vjp(lambda params: loss(params, *others), params)[1]
 
-        kept = jax.tree.leaves(jax.eval_shape(way_back, params, statistics, images))
+        kept = jax.tree.leaves(jax.eval_shape(backward, params, statistics, images))
         cost = jax.jit(jax.grad(loss)).lower(params, statistics, images).cost_analysis()
         return sum(x.size * x.dtype.itemsize for x in kept), cost["flops"]
 

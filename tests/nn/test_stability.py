@@ -1,4 +1,4 @@
-"""What the stability report promises holds."""
+"""The bounds of the stability report hold."""
 
 from functools import partial
 
