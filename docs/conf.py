@@ -72,9 +72,6 @@ def bring_results() -> None:
     shutil.copytree(ROOT / "experiments" / "results", results)
     (results / "README.md").rename(results / "index.md")
     pages = sorted(path.stem for path in results.glob("*.md") if path.stem != "index")
-    for page in (results / f"{name}.md" for name in pages):
-        if not (text := page.read_text()).startswith("#"):  # a page must have a title
-            page.write_text(f"# {page.stem.capitalize()}\n\n{text}")
     with (results / "index.md").open("a") as index:
         index.write("\n".join(["", "```{toctree}", ":hidden:", "", *pages, "```", ""]))
 
