@@ -5,8 +5,16 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import jax
+
 Step = Callable[[], Any]
 """A call that returns when its work is done."""
+
+
+def jitted(function: Callable[..., Any], *arguments: Any) -> Step:
+    """Returns a call of the compiled function that waits for its result."""
+    program = jax.jit(function)
+    return lambda: jax.block_until_ready(program(*arguments))
 
 
 def interleave(steps: dict[str, Step], rounds: int) -> dict[str, float]:

@@ -11,8 +11,7 @@ import pytest
 
 from experiments import autotune, figure1, throughput
 from experiments.common import huge_pages, timing
-
-RESULTS = Path("experiments/results")
+from experiments.common.files import read_rows
 
 
 def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
@@ -41,29 +40,35 @@ def test_autotune_covers_all_operators_and_dimensions():
     assert len({tuple(point.items()) for point in points}) == len(points)
 
 
-def test_figure1_in_small(tmp_path, monkeypatch):
-    """Three files, a ratio for every operator at every point, in both modes, against XLA where PyTorch is not there."""
-    monkeypatch.setattr(figure1, "_pytorch", lambda *arguments: {})
-    config = figure1.Config(
-        batch_size=2, size=8, channels=4, sizes=(8, 16), kernel_sizes=(3, 5), channel_counts=(2, 4), rounds=1
-    )
-    first, *others = figure1.points(config)
-    with monkeypatch.context() as patch:  # one point, three operators for all: each takes seconds to compile
-        few = ("depthwise matmul", "implicit FFT", "circulant FFT")
-        patch.setattr(figure1, "OPERATORS", {name: figure1.OPERATORS[name] for name in few})
-        measured = figure1.measure(**first, rounds=1)
-    assert [row["operator"] for row in measured] == list(few)
-    names = list(figure1.OPERATORS)
-    all_of_one = [{**measured[i % 3], "operator": name} for i, name in enumerate(names)]
-    rows = [{**row, **point} for point in (first, *others) for row in all_of_one]
+def test_figure1_in_small(tmp_path, monkeypatch, capsys):
+    """Four files, a ratio for every operator at every point, in both modes, against XLA where PyTorch is missing."""
+    measured = []
+
+    def measure_once(point, rounds, measure=figure1.measure):
+        """Three operators at one point stand for all: each takes seconds to compile."""
+        if not measured:
+            few = ("depthwise matmul", "implicit FFT", "circulant FFT")
+            with monkeypatch.context() as patch:
+                patch.setattr(figure1, "OPERATORS", {name: figure1.OPERATORS[name] for name in few})
+                measured[:] = measure(point, rounds)
+            assert [row["operator"] for row in measured] == list(few)
+        return [{**measured[i % 3], **point, "operator": name} for i, name in enumerate(figure1.OPERATORS)]
+
+    monkeypatch.setattr(figure1, "pytorch", lambda *arguments: {})
+    monkeypatch.setattr(figure1, "measure", measure_once)
+    out = tmp_path / "new" / "figure1"
+    figure1.main(figure1.Config(batch_size=4, size=8, channels=4, rounds=1, short=True, out=out))
+    rows = read_rows(out.with_suffix(".jsonl"))
     assert {row["operator"] for row in rows} == set(figure1.OPERATORS)
+    assert {row["mode"] for row in rows if row["dims"] == 2} == {"forward", "gradient"}
+    assert {row["size"] for row in rows} == {8, 16, 32, 128}
     assert all(row["ratio"] > 0 and row["opponent"] == "XLA" for row in rows)
-    page = figure1.markdown(rows)
+    page = out.with_suffix(".md").read_text("utf-8")
     assert all(f"| {name} |" in page for name in figure1.OPERATORS)
-    assert "3-D, 8x8x8" in page
-    figure1.draw(rows, tmp_path / "figure1_seconds.png", "seconds")
-    figure1.draw(rows, tmp_path / "figure1.png")
-    assert (tmp_path / "figure1.png").stat().st_size > 10_000
+    assert "| 8x8x8 | depthwise direct |" in page
+    assert page == figure1.markdown(rows)
+    assert all((tmp_path / "new" / name).stat().st_size > 10_000 for name in ("figure1.png", "figure1_seconds.png"))
+    assert "circulant matmul" in capsys.readouterr().out
 
 
 def test_where_a_ratio_crosses_one():
@@ -82,12 +87,12 @@ def test_where_a_ratio_crosses_one():
     assert figure1.crossed_at(rows((2, 2, 0.5)), "depthwise", "forward") == "above 256"
 
 
-def test_the_committed_pages_are_made_of_the_committed_figures():
+@pytest.mark.parametrize("program", [throughput, figure1])
+def test_the_committed_pages_are_made_of_the_committed_figures(program):
     """experiments/results: the Markdown is what the JSONL says."""
-    rows = [json.loads(line) for line in (RESULTS / "throughput.jsonl").read_text().splitlines()]
-    assert (RESULTS / "throughput.md").read_text() == throughput.markdown(rows)
-    rows = [json.loads(line) for line in (RESULTS / "figure1.jsonl").read_text().splitlines()]
-    assert (RESULTS / "figure1.md").read_text() == figure1.markdown(rows)
+    results = Path(program.__file__).parent / "results" / program.__name__.rpartition(".")[2]
+    page = results.with_suffix(".md").read_text("utf-8")
+    assert page == program.markdown(read_rows(results.with_suffix(".jsonl")))
 
 
 def test_what_is_compared_alternates():
