@@ -44,8 +44,8 @@ TEMPLATE = """# Figure 1: time of the fully coupled convolution over ours
 
 Each panel changes one of these numbers: {batch_size} images (the paper: 64) of {size}x{size} pixels, {channels}
 channels, stencils of {kernel_size}x{kernel_size}. Medians of {rounds} interleaved rounds, float32, {device}; JAX
-{jax_version}, PyTorch {pytorch_version}. The opponent is the faster of XLA's and PyTorch's fully coupled convolution at each
-point. Above 1 ours is faster.
+{jax_version}, PyTorch {pytorch_version}. The opponent is the faster of XLA's and PyTorch's fully coupled convolution at
+each point. Above 1 ours is faster.
 
 ![runtime ratios](figure1.png)
 

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowcost.arguments import promote
 from lowcost.operators.boundary import pad
+from lowcost.operators.fully_coupled import convolve_by_xla
 from lowcost.operators.sliding import UNROLLED, shifted
 from lowcost.real_dft import real_parts, real_transform
 
@@ -266,17 +267,9 @@ def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
 
 def _convolve(stencil, y, *, cpu: Callable[[jax.Array], jax.Array] | None, groups: int = 1):
     """K y on the periodic grid: by `cpu` from the padded features on a CPU, else by XLA's convolution."""
-    spatial, window = "XYZ"[: y.ndim - 2], stencil.shape[:-2]
-    convolve = partial(
-        jax.lax.conv_general_dilated,
-        rhs=stencil,
-        window_strides=(1,) * len(spatial),
-        padding="VALID",
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=groups,
-        precision=FULL,
-    )
-    return jax.lax.platform_dependent(pad(y, window, "periodic"), cpu=cpu or convolve, default=convolve)
+    padded = pad(y, stencil.shape[:-2], "periodic")
+    convolve = partial(convolve_by_xla, stencil, groups=groups, precision=FULL)
+    return jax.lax.platform_dependent(padded, cpu=cpu or convolve, default=convolve)
 
 
 def _rows(x, y):
