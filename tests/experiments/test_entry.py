@@ -106,7 +106,7 @@ def test_ctrl_c_while_a_process_of_its_own_computes(tmp_path, wait, kill):
 def test_an_interrupt_that_is_ignored_stays_ignored(start, tmp_path):
     """As of a program that a script has put into the background."""
     command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]
-    process = start("table1", "--out-dir", tmp_path, before=command, options=("-X", "importtime"))
+    process = start("table1", "--out", tmp_path / "table1", before=command, options=("-X", "importtime"))
     assert any("tyro" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
@@ -116,19 +116,19 @@ def test_an_interrupt_that_is_ignored_stays_ignored(start, tmp_path):
 @pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=str)
 def test_letters_that_a_terminal_lacks_are_replaced(start, tmp_path, settings):
     environment = {"PYTHONCOERCECLOCALE": "0", **settings}
-    out, err = (process := start("table1", "--out-dir", tmp_path, environment=environment)).communicate(timeout=60)
+    process = start("table1", "--out", tmp_path / "table1", environment=environment)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "O(m?c?)" in out
     assert "O(m²c²)" in (tmp_path / "table1.md").read_text("utf-8")
 
 
 def test_lost_output_is_an_error_where_it_is_the_result(start, tmp_path):
-    (tmp_path / "table1.md").write_text("# Table 1\n")
     with open("/dev/full", "w") as full:
-        _, err = (process := start("report", "--directory", tmp_path, stdout=full)).communicate(timeout=60)
+        _, err = (process := start("table1", "--out", tmp_path / "t", stdout=full)).communicate(timeout=60)
     assert process.returncode == 2
     assert re.fullmatch(r"error: the output cannot be written \(No space left on device\); .*\n", err)
-    process = start("report", "--directory", tmp_path, before=["sh", "-c", '"$@" >&- 2>&-', "sh"])
+    process = start("table1", "--out", tmp_path / "t", before=["sh", "-c", '"$@" >&- 2>&-', "sh"])
     assert (*process.communicate(timeout=60), process.returncode) == ("", "", 0)
 
 
