@@ -16,7 +16,7 @@ from experiments.common.config import Architecture, DatasetName, RecipeName, Tra
 from experiments.common.files import write_results
 from experiments.common.flags import shown
 from experiments.common.recipes import RECIPES, Recipe
-from experiments.common.tables import Columns, Row, table
+from experiments.common.tables import Columns, Row, source, table
 from experiments.common.workdir import finished
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -43,6 +43,8 @@ by seed and shown with its standard error. {device}.
 {rows}
 {missing}
 Made by `python -m experiments.ablation {flags}`.
+
+{source}
 """
 
 
@@ -85,7 +87,7 @@ def main(config: Config) -> int:
         result = finished(run, ingredients) or {}
         del result["recipe"], result["peak_memory_gib"]  # the memory is that of all variants before, too
         rows.append({"variant": name, "images": config.images or config.dataset, "flags": flags, **result})
-        write_results(config.out, rows, markdown(rows))
+        write_results(config.out, rows, markdown(rows, config.out.name))
     return status
 
 
@@ -104,7 +106,7 @@ def variants(config: Config) -> dict[str, tuple[TrainConfig, Recipe]]:
     return runs
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[Row], name: str = "ablation") -> str:
     """Returns the page: each variant beside the fast recipe, the first row; and the variants that are missing."""
     first = rows[0]
 
@@ -119,9 +121,9 @@ def markdown(rows: list[Row]) -> str:
         return "" if row is first else f"{mean(values):+.2f}{error}"
 
     columns: Columns = {"recipe": "{variant}", "test accuracy": accuracy, "difference": difference}
-    missing = [name for name in VARIANTS if name not in {row["variant"] for row in rows}]
+    missing = [variant for variant in VARIANTS if variant not in {row["variant"] for row in rows}]
     note = f"\nNot measured: {', '.join(missing)}.\n" if missing else ""
-    about = {**first, "seeds": len(first["test_accuracies"])}
+    about = {**first, "seeds": len(first["test_accuracies"]), "source": source(rows, name)}
     return TEMPLATE.format(**about, rows=table(rows, columns), missing=note)
 
 

@@ -10,7 +10,7 @@ from experiments.common import entry
 from experiments.common.files import write_results
 from experiments.common.perturbations import captured
 from experiments.common.styles import STYLES
-from experiments.common.tables import Row, finish, panels, table
+from experiments.common.tables import Row, finish, panels, source, table
 from lowcost import data, nn
 from lowcost.train.processes import devices
 
@@ -24,10 +24,12 @@ images would look alike.
 
 {rows}
 
-![variance over depth](depth.png)
+![variance over depth]({name}.png)
 
 Made by `python -m experiments.depth --steps-per-block {numbers} --width {width} --h {h:g} --images {images}
 --seed {seed}`.
+
+{source}
 """
 
 
@@ -58,7 +60,7 @@ def main(config: Config) -> None:
         for steps in config.steps_per_block
         for architecture in nn.ARCHITECTURES
     ]
-    page = markdown(rows)
+    page = markdown(rows, config.out.name)
     write_results(config.out, rows, page)
     draw(rows, config.out.with_suffix(".png"))
     entry.show(page)
@@ -100,13 +102,13 @@ def measure(
     }
 
 
-def markdown(rows: list[Row]) -> str:
-    """Returns the page."""
+def markdown(rows: list[Row], name: str = "depth") -> str:
+    """Returns the page; `name` is that of its files."""
     blocks = {f"block {i + 1}": f"{{block_ends[{i}]:.2f}}" for i in range(len(rows[0]["block_ends"]))}
     extremes = {"smallest": "{smallest:.2f}", "largest": "{largest:.2f}", "between images": "{images_apart:.2f}"}
     columns = {"architecture": "{architecture}", "steps per block": "{steps_per_block}", **blocks, **extremes}
     numbers = " ".join(map(str, dict.fromkeys(row["steps_per_block"] for row in rows)))
-    return TEMPLATE.format(**rows[0], rows=table(rows, columns), numbers=numbers)
+    return TEMPLATE.format(**rows[0], rows=table(rows, columns), numbers=numbers, name=name, source=source(rows, name))
 
 
 def draw(rows: list[Row], path: Path) -> None:

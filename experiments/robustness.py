@@ -21,7 +21,7 @@ from experiments.common.flags import shown
 from experiments.common.perturbations import Variables, features, norms, weights_bound
 from experiments.common.provenance import provenance
 from experiments.common.styles import STYLES
-from experiments.common.tables import Row, finish, panels, table
+from experiments.common.tables import Row, finish, panels, source, table
 from experiments.common.workdir import Result
 from experiments.stability import with_time_step
 from lowcost.nn.stability import stability_report
@@ -69,9 +69,11 @@ The figure shows how a change of the images grows, for noise of {noise:g} grey l
 ‖difference‖ / ‖features‖ after each layer. Right: the largest ‖difference‖ over ‖difference of the images‖, as a share
 of the product of the Lipschitz bounds of all layers up to it.
 
-![growth through depth](robustness.png)
+![growth through depth]({name}.png)
 
 Made by `{command}`.
+
+{source}
 """
 
 
@@ -111,7 +113,7 @@ def main(config: Config) -> None:
                 raise
             warn(f"{workdir}: skipped: {error}")
             continue
-        write_results(config.out, rows, markdown(rows))
+        write_results(config.out, rows, markdown(rows, config.out.name))
         draw(rows, config.out.with_suffix(".png"))
     if not rows:
         raise ValueError("none of the runs under runs/ can be opened; train one, or name its work directory")
@@ -214,13 +216,13 @@ def measure(workdir: Path, config: Config) -> Iterator[Row]:
         yield from map(subject.with_factor, strengths["h times"])
 
 
-def markdown(rows: list[Row]) -> str:
-    """Returns the page."""
+def markdown(rows: list[Row], name: str = "robustness") -> str:
+    """Returns the page; `name` is that of its files."""
     first, names = rows[0], _names(rows)
     by = {(row["workdir"], row["kind"], row["strength"]): row for row in rows}
     kinds = [{"kind": kind, "strength": x} for kind, x in dict.fromkeys((r["kind"], r["strength"]) for r in rows)]
 
-    def name(kind: Row) -> str:
+    def label(kind: Row) -> str:
         plain = {UNPERTURBED: "unperturbed", "bfloat16": "bfloat16"}
         return plain.get(kind["kind"]) or "{kind} {strength:g}".format(**kind)
 
@@ -236,11 +238,18 @@ def markdown(rows: list[Row]) -> str:
         return _number(row["change"]) + bound
 
     tables = (
-        table(kinds[start:], {"perturbation": name, **{names[w]: partial(cell, w) for w in names}})
+        table(kinds[start:], {"perturbation": label, **{names[w]: partial(cell, w) for w in names}})
         for start, cell in ((0, accuracy), (1, change))
     )
     command = " ".join(["python -m experiments.robustness", *names, first["flags"]]).strip()
-    about = {"seed": first["seed"], "images": first["images"], "noise": _drawn(rows), "command": command}
+    about = {
+        "seed": first["seed"],
+        "images": first["images"],
+        "noise": _drawn(rows),
+        "command": command,
+        "source": source(rows, name),
+        "name": name,
+    }
     return TEMPLATE.format(**dict(zip(("accuracies", "bounds"), tables, strict=True)), **about)
 
 

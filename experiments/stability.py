@@ -21,7 +21,7 @@ from experiments.common.perturbations import Variables, captured
 from experiments.common.provenance import provenance
 from experiments.common.recipes import RECIPES
 from experiments.common.styles import STYLES
-from experiments.common.tables import Columns, Row, finish, panels, table
+from experiments.common.tables import Columns, Row, finish, panels, source, table
 from experiments.common.workdir import finished
 from lowcost.nn import Network
 from lowcost.nn.stability import stability_report
@@ -46,9 +46,11 @@ grows too, whatever the diffusion does.
 
 {rows}
 
-![growth against step size](stability.png)
+![growth against step size]({name}.png)
 
 Made by `{command}`.
+
+{source}
 """
 
 
@@ -94,7 +96,7 @@ def main(config: Config) -> int:
                 status = code
                 continue
             rows += [{**row, "flags": flags} for row in measure(run, STEP_SIZES, config.images)]
-            write_results(config.out, rows, markdown(rows))
+            write_results(config.out, rows, markdown(rows, config.out.name))
             draw(rows, config.out.with_suffix(".png"))
     if rows:
         entry.show(markdown(rows))
@@ -169,8 +171,8 @@ def bounded_up_to(row: Row) -> float | None:
     return last
 
 
-def markdown(rows: list[Row]) -> str:
-    """Returns the page."""
+def markdown(rows: list[Row], name: str = "stability") -> str:
+    """Returns the page; `name` is that of its files."""
     first = rows[0]
     sizes = first["h"]
 
@@ -192,7 +194,14 @@ def markdown(rows: list[Row]) -> str:
         "growth at h = 1": partial(grown, 1.0),
         f"growth at h = {sizes[-1]:g}": partial(grown, sizes[-1]),
     }
-    about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT}
+    about = {
+        "first": sizes[0],
+        "last": sizes[-1],
+        "count": len(sizes),
+        "limit": LIMIT,
+        "name": name,
+        "source": source(rows, name),
+    }
     command = f"python -m experiments.stability {first['flags']}".strip()
     return TEMPLATE.format(**first, **about, rows=table(rows, columns, text=3), command=command)
 

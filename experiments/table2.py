@@ -157,7 +157,7 @@ def record(config: Config, result: dict[str, Any]) -> None:
 def write(out: Path) -> None:
     """Writes the table and the plot beside the rows, which no other program changes meanwhile."""
     with changing(out.with_suffix(".jsonl")) as rows:
-        write_page(out.with_suffix(".md"), markdown(rows))
+        write_page(out.with_suffix(".md"), markdown(rows, out.name))
         draw(rows, out.with_suffix(".png"))
 
 

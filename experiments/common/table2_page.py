@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments.common.config import Architecture, Width
 from experiments.common.styles import STYLES
-from experiments.common.tables import Columns, Row, finish, panels, table
+from experiments.common.tables import Columns, Row, finish, panels, source, table
 
 PAPER: dict[str, dict[Architecture, dict[Width, float]]] = {
     "cifar10": {
@@ -40,7 +40,7 @@ TEMPLATE = """# Table 2
 Accuracy of the last epoch on all test images; the paper's networks were trained for 300 epochs. Seconds are wall-clock
 time, with pauses and other load on the machine.
 
-![accuracy against weights](table2.png)
+![accuracy against weights]({name}.png)
 """
 SECTION = """
 ## {images}, {epochs} epoch{s}
@@ -53,9 +53,10 @@ Made by `python -m experiments.table2 {dataset} --architectures {architectures} 
 """
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[Row], name: str = "table2") -> str:
     """Returns the page: one table with its command for each kind of images and way to train."""
-    return TEMPLATE + "".join(map(_section, _groups(rows)))
+    sections = "".join(map(_section, _groups(rows)))
+    return f"{TEMPLATE.format(name=name)}{sections}\n{source(rows, name)}\n"
 
 
 def _section(group: list[Row]) -> str:

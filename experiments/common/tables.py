@@ -29,6 +29,19 @@ def table(rows: Sequence[Row], columns: Columns, *, text: int = 1) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(columns), alignment, *cells])
 
 
+def source(rows: Sequence[Row], name: str) -> str:
+    """Returns the last line of a page: where its figures are, on which devices and at which commits they were measured.
+
+    Args:
+        rows: the figures.
+        name: of the files, without a suffix.
+    """
+    values = {key: sorted({row[key] for row in rows if row.get(key)}) for key in ("device", "commit")}
+    words = {"device": "on", "commit": "at commit"}
+    measured = " ".join(f"{words[key]} {' and '.join(found)}" for key, found in values.items() if found)
+    return f"Figures: [{name}.jsonl]({name}.jsonl)" + (f", measured {measured}." if measured else ".")
+
+
 def panels(count: int, width: float, height: float, **options: Any) -> "tuple[Figure, list[Axes]]":
     """Returns a figure and its axes, side by side; sizes in inches, `options` are those of `Figure.subplots`."""
     from matplotlib.figure import Figure

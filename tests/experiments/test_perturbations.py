@@ -167,12 +167,3 @@ def test_rounded_weights_lie_on_a_grid_of_so_many_bits():
     np.testing.assert_allclose(values * 7, np.round(values * 7), atol=1e-6)
     spread = np.std(rounded["weight noise"] - weights["w"]) / np.sqrt(np.mean(weights["w"] ** 2))
     assert spread == pytest.approx(0.5, rel=0.1)
-
-
-@pytest.mark.parametrize("program", [stability, robustness], ids=["stability", "robustness"])
-def test_the_committed_pages_are_made_of_the_committed_figures(program):
-    path = RESULTS / f"{program.__name__.rpartition('.')[2]}.jsonl"
-    if not path.exists():
-        pytest.skip("not measured yet")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert path.with_suffix(".md").read_text() == program.markdown(rows)

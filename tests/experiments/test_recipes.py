@@ -1,8 +1,6 @@
 """Recipes: the paper's is Section 4's, and each ingredient does what it says."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -191,11 +189,4 @@ def test_the_table_compares_seed_by_seed():
     assert "| fast | 60.00 ± 10.00 % |  |" in table
     assert "| other | 50.00 ± 10.00 % | -10.00 ± 0.00 |" in table
     assert "Not measured: without whitening of the opening" in table
-    assert table.endswith("Made by `python -m experiments.ablation digits --epochs 2`.\n")
-
-
-def test_the_committed_table_is_that_of_its_figures():
-    results = Path(__file__).parents[2] / "experiments" / "results"
-    rows = [json.loads(line) for line in (results / "ablation.jsonl").read_text().splitlines()]
-    assert (results / "ablation.md").read_text() == markdown(rows)
-    assert {row["variant"] for row in rows} <= set(VARIANTS)
+    assert "\nMade by `python -m experiments.ablation digits --epochs 2`.\n" in table
