@@ -6,8 +6,7 @@ layer to layer.
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,20 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.common import entry, perturbations, runs
+from experiments.common import entry, runs
 from experiments.common.files import write_results
 from experiments.common.flags import shown
-from experiments.common.perturbations import Variables, features, norms, weights_bound
+from experiments.common.perturbations import (
+    Variables,
+    features,
+    norms,
+    perturbed_images,
+    perturbed_weights,
+    weights_bound,
+)
 from experiments.common.provenance import provenance
 from experiments.common.styles import STYLES
 from experiments.common.tables import Row, finish, panels, source, table
-from experiments.common.workdir import Result
 from experiments.stability import with_time_step
 from lowcost.nn.stability import stability_report
 from lowcost.terminal import printable, warn
@@ -31,8 +36,6 @@ from lowcost.train.step import make_eval_step, to_unit_range
 
 UNPERTURBED = "as it is"
 """Kind of the first row, in the files."""
-
-
 STRENGTHS: dict[str, tuple[float, ...]] = {
     "bits": (8, 6, 5, 4),
     "weight noise": (1, 2, 5, 10),
@@ -97,36 +100,24 @@ class Config:
 
 def main(config: Config) -> None:
     """Perturbs every run, writes the three files, prints the page."""
-    workdirs = config.workdirs or tuple(single_runs(Path("runs")))
-    if not workdirs:
-        raise ValueError("there is no finished run of a single seed under runs/; train one, or name its work directory")
     flags = shown(config, "workdirs", "data_dir", "out")
     rows: list[Row] = []
-    for workdir in workdirs:
+    for workdir in config.workdirs or sorted(path.parent for path in Path("runs").glob("**/result.json")):
         try:
-            for row in measure(workdir, config):
-                rows.append({"workdir": str(workdir), "flags": flags, **row})
-                name = f"{printable(workdir.name)}: {row['kind']} {row['strength']:g}"
-                print(f"{name}: {row['accuracy']:.2%}", flush=True)
-        except ValueError as error:
-            if config.workdirs or (rows and rows[-1]["workdir"] == str(workdir)):  # named, or opened without an error
+            subject = Subject(workdir, config)
+        except (ValueError, OSError) as error:
+            if config.workdirs:
                 raise
             warn(f"{workdir}: skipped: {error}")
             continue
+        for row in measure(subject, short=config.short):
+            rows.append({"workdir": str(workdir), "flags": flags, **row})
+            print(f"{printable(workdir.name)}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True)
         write_results(config.out, rows, markdown(rows, config.out.name))
         draw(rows, config.out.with_suffix(".png"))
     if not rows:
-        raise ValueError("none of the runs under runs/ can be opened; train one, or name its work directory")
-    entry.show(markdown(rows))
-
-
-def single_runs(directory: Path) -> Iterator[Path]:
-    """Yields the work directories of finished runs below, by name; warns of those of several seeds and skips them."""
-    for path in sorted(directory.glob("**/result.json")):
-        if Result(path)["seeds"] == 1:
-            yield path.parent
-        else:
-            warn(f"{path.parent}: several seeds, skipped")
+        raise ValueError("runs/ must hold a finished run of a single seed, got none; train one, or name its folder")
+    entry.show(markdown(rows, config.out.name))
 
 
 class Subject:
@@ -202,16 +193,14 @@ class Subject:
         return {**row, "amplification": largest}
 
 
-def measure(workdir: Path, config: Config) -> Iterator[Row]:
+def measure(subject: Subject, *, short: bool = False) -> Iterator[Row]:
     """Yields a row for the unperturbed network, and one for each perturbation."""
-    subject = Subject(workdir, config)
-    strengths = {kind: values[:1] if config.short else values for kind, values in STRENGTHS.items()}
+    strengths = {kind: values[:1] if short else values for kind, values in STRENGTHS.items()}
     yield subject.row(UNPERTURBED, 0, subject.clean)
-    params = subject.variables["params"]
-    for change in perturbations.perturbed_weights(params, strengths, config.seed):
-        yield subject.with_weights(*change)
-    for change in perturbations.perturbed_images(subject.images, strengths, config.seed):
-        yield subject.with_images(*change)
+    for weights in perturbed_weights(subject.variables["params"], strengths, subject.seed):
+        yield subject.with_weights(*weights)
+    for images in perturbed_images(subject.images, strengths, subject.seed):
+        yield subject.with_images(*images)
     if any(layer.amplification for layer in subject.report.layers):  # the steps are steps in time
         yield from map(subject.with_factor, strengths["h times"])
 
@@ -219,42 +208,38 @@ def measure(workdir: Path, config: Config) -> Iterator[Row]:
 def markdown(rows: list[Row], name: str = "robustness") -> str:
     """Returns the page; `name` is that of its files."""
     first, names = rows[0], _names(rows)
-    by = {(row["workdir"], row["kind"], row["strength"]): row for row in rows}
-    kinds = [{"kind": kind, "strength": x} for kind, x in dict.fromkeys((r["kind"], r["strength"]) for r in rows)]
+    lines: dict[tuple[str, float], Row] = {}
+    for row in rows:  # one line for each perturbation, which holds a row for each run
+        lines.setdefault((row["kind"], row["strength"]), {"about": row})[row["workdir"]] = row
 
-    def label(kind: Row) -> str:
-        plain = {UNPERTURBED: "unperturbed", "bfloat16": "bfloat16"}
-        return plain.get(kind["kind"]) or "{kind} {strength:g}".format(**kind)
+    def accuracy(row: Row) -> str:
+        return f"{100 * row['accuracy']:.2f}"
 
-    def accuracy(workdir: str, kind: Row) -> str:
-        row = by.get((workdir, *kind.values()))
-        return f"{100 * row['accuracy']:.2f}" if row else ""
-
-    def change(workdir: str, kind: Row) -> str:
-        row = by.get((workdir, *kind.values()))
-        if not row:
-            return ""
+    def change(row: Row) -> str:
         bound = f" ≤ {_number(row['bound'])}" if "bound" in row else f", R {row['amplification']:.3g}"
         return _number(row["change"]) + bound
 
-    tables = (
-        table(kinds[start:], {"perturbation": label, **{names[w]: partial(cell, w) for w in names}})
-        for start, cell in ((0, accuracy), (1, change))
+    def compared(cell: Callable[[Row], str], lines: list[Row]) -> str:
+        columns = {names[w]: lambda line, w=w: cell(line[w]) if w in line else "" for w in names}
+        return table(lines, {"perturbation": lambda line: _label(line["about"]), **columns})
+
+    return TEMPLATE.format(
+        **first | {"name": name},
+        accuracies=compared(accuracy, list(lines.values())),
+        bounds=compared(change, [line for (kind, _), line in lines.items() if kind != UNPERTURBED]),
+        noise=_drawn(rows),
+        command=" ".join(["python -m experiments.robustness", *names, first["flags"]]).strip(),
+        source=source(rows, name),
     )
-    command = " ".join(["python -m experiments.robustness", *names, first["flags"]]).strip()
-    about = {
-        "seed": first["seed"],
-        "images": first["images"],
-        "noise": _drawn(rows),
-        "command": command,
-        "source": source(rows, name),
-        "name": name,
-    }
-    return TEMPLATE.format(**dict(zip(("accuracies", "bounds"), tables, strict=True)), **about)
+
+
+def _label(row: Row) -> str:
+    plain = {UNPERTURBED: "unperturbed", "bfloat16": "bfloat16"}
+    return plain.get(row["kind"]) or "{kind} {strength:g}".format(**row)
 
 
 def _number(x: float | None) -> str:
-    """Infinities are null in the file."""
+    """Returns two digits, or "overflow" for an infinity, which is null in the file."""
     return "overflow" if x is None or not math.isfinite(x) else f"{x:.2g}"
 
 

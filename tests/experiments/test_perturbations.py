@@ -34,10 +34,8 @@ def test_both_on_a_run(tmp_path, monkeypatch):
 
     strengths = {"bits": (4,), "weight noise": (5,), "image noise": (10,), "blur": (1,), "h times": (2,)}
     monkeypatch.setattr(robustness, "STRENGTHS", strengths)
-    config = robustness.Config(images=8)
-    rows = [
-        {"workdir": "explicit", "flags": "--short", **row} for row in robustness.measure(tmp_path / "explicit", config)
-    ]
+    subject = robustness.Subject(tmp_path / "explicit", robustness.Config(images=8))
+    rows = [{"workdir": "explicit", "flags": "--short", **row} for row in robustness.measure(subject)]
     kinds = ["as it is", "bfloat16", "bits", "weight noise", "image noise", "blur", "h times"]
     assert [row["kind"] for row in rows] == kinds
     result = json.loads((tmp_path / "explicit" / "result.json").read_text())
@@ -96,14 +94,7 @@ def test_growth_is_that_of_the_network_with_this_h(architecture):
     assert grow(3.0, variables, np.nan * images) == math.inf
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path, capsys):
-    """And those of several seeds are passed over."""
-    for name, seeds in ("a/run", 1), ("b/run", 1), ("c", 3):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "result.json").write_text(json.dumps({"seeds": seeds}))
-    runs = list(robustness.single_runs(tmp_path))
-    assert runs == [tmp_path / "a/run", tmp_path / "b/run"]
-    assert "c: several seeds" in capsys.readouterr().err
+def test_runs_of_the_same_name_are_shown_by_their_paths():
     rows = [{"workdir": "a/run"}, {"workdir": "b/run"}, {"workdir": "b/other"}]
     assert robustness._names(rows) == {"a/run": "a/run", "b/run": "b/run", "b/other": "other"}
 
@@ -129,13 +120,16 @@ def test_a_run_that_cannot_be_read_is_passed_over_unless_it_was_named(tmp_path, 
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "result.json").write_text('{"seeds": 1}')
 
-    def measure(workdir, config):
+    def subject(workdir, config):
         if workdir.name == "a":
             raise ValueError("of another version")
+
+    def measure(subject, *, short):
         noise = {"layers": ["l"], "differences": [0.1], "ratios": [0.1], "lipschitz_up_to": [1.0], "bound": 1.0}
         about = {"architecture": "resnet", "dataset": "d", "seed": 0, "images": 4, "change": 0.1, "accuracy": 0.5}
         yield {"kind": "image noise", "strength": 2, **about, **noise}
 
+    monkeypatch.setattr(robustness, "Subject", subject)
     monkeypatch.setattr(robustness, "measure", measure)
     monkeypatch.chdir(tmp_path)
     assert robustness.main(robustness.Config(out=tmp_path / "robustness")) is None
@@ -144,7 +138,7 @@ def test_a_run_that_cannot_be_read_is_passed_over_unless_it_was_named(tmp_path, 
     with pytest.raises(ValueError, match="of another version"):
         robustness.main(robustness.Config((Path("runs/a"),), out=tmp_path / "robustness"))
     (tmp_path / "runs" / "b" / "result.json").unlink()
-    with pytest.raises(ValueError, match="none of the runs"):
+    with pytest.raises(ValueError, match="a finished run of a single seed, got none"):
         robustness.main(robustness.Config(out=tmp_path / "robustness"))
 
 
