@@ -85,7 +85,7 @@ class Config:
     """The runs to perturb, and where to write the figures."""
 
     workdirs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Work directories of finished runs; none: all runs of a single seed under runs/."""
+    """Work directories of finished runs. None: all runs of a single seed under runs/."""
     data_dir: Path | None = None
     """Folder of the images, if it is no longer the one of training."""
     images: int = 64

@@ -57,7 +57,7 @@ class Config:
     download: bool = False
     """Download archives that are not found."""
     images: str = ""
-    """folder: description of the images for the table, e.g. "JPEG re-encoded CIFAR-10 pictures"."""
+    """folder: description of the images for the table, e.g. "JPEG re-encoded CIFAR-10"."""
     like: Literal["", "cifar10", "cifar100", "stl10"] = ""
     """folder: the paper's data set that the images are from; its figures are shown beside the results."""
     workdir: Path = Path("runs/table2")
@@ -137,12 +137,12 @@ def train(run: TrainConfig) -> int:
 
 
 def record(config: Config, result: dict[str, Any]) -> None:
-    """Writes the row of a run in place of an older one; --images and --like also change the words of its own."""
-    words = shown(config, "datasets", "architectures", "widths", "download", "workdir", "out", "dry_run")
+    """Adds the row of a run, or replaces an older one; --images and --like change a row that is there already."""
+    command = shown(config, "datasets", "architectures", "widths", "download", "workdir", "out", "dry_run")
     like = config.like or (result["dataset"] if result["dataset"] in PAPER else None)
-    origin = {"folder": "pictures as they lie in the folder", "digits": "inside scikit-learn"}
+    origin = {"folder": "images of the user", "digits": "inside scikit-learn"}
     images = config.images or f"{result['dataset']}, {origin.get(result['dataset'], 'original')}"
-    new = {"images": images, "like": like, "flags": words, **result}
+    new = {"images": images, "like": like, "flags": command, **result}
     with changing(config.out.with_suffix(".jsonl")) as rows:
         same = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
         older = [i for i, row in enumerate(rows) if place(row) == place(new)]
@@ -155,7 +155,7 @@ def record(config: Config, result: dict[str, Any]) -> None:
 
 
 def write(out: Path) -> None:
-    """Writes the table and the plot beside the rows, which no other program changes meanwhile."""
+    """Writes the page and the plot of the rows, which stay locked until both are written."""
     with changing(out.with_suffix(".jsonl")) as rows:
         write_page(out.with_suffix(".md"), markdown(rows, out.name))
         draw(rows, out.with_suffix(".png"))

@@ -71,8 +71,8 @@ def test_the_bound_on_changed_weights_is_exact_where_nothing_follows():
         name = layers[-depth]
         params = {**variables["params"], name: jax.tree.map(lambda w: 1.5 * w + 0.1, variables["params"][name])}
         perturbed = {**variables, "params": params}
-        there = perturbations.features(net, perturbed, images)
-        change = np.linalg.norm((there[name] - clean[name]).reshape(5, -1), axis=1)
+        outputs = perturbations.features(net, perturbed, images)
+        change = np.linalg.norm((outputs[name] - clean[name]).reshape(5, -1), axis=1)
         report = stability_report(net, perturbed, images.shape[1:])
         factors = [layer.lipschitz for layer in report.layers[len(layers) - depth + 1 :]]
         bound = perturbations.weights_bound(net, perturbed, images, clean)
@@ -81,7 +81,7 @@ def test_the_bound_on_changed_weights_is_exact_where_nothing_follows():
 
 @pytest.mark.parametrize("architecture", ["explicit_rd", "implicit_circulant_rd"])
 def test_growth_is_that_of_the_network_with_this_h(architecture):
-    """Compiled once, h being told later: as of a network that has it from the start, and ∞ where nothing is finite."""
+    """The compiled function takes any h, agrees with a network built with that h, and returns ∞ for NaN."""
     from lowcost.nn import network
 
     net, other = (network(architecture, (4, 8), 3, steps_per_block=1, h=h) for h in (1.0, 3.0))
@@ -150,7 +150,7 @@ def test_where_growth_passes_the_limit():
     assert stability.bounded_up_to({**row, "growth": [math.inf, 2, 3, 4]}) is None
 
 
-def test_rounded_weights_lie_on_a_grid_of_so_many_bits():
+def test_rounded_weights_lie_on_a_grid_of_the_given_bits():
     """2^bits - 1 values at most, symmetric, the largest weight among them."""
     weights = {"w": jnp.linspace(-1, 0.5, 1000)}
     perturbed = perturbations.perturbed_weights(weights, {"bits": (4,), "weight noise": (50,)}, seed=0)

@@ -87,7 +87,7 @@ def test_finished_runs_are_skipped_and_lines_stay(tmp_path, trained):
     assert config.out.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_a_run_of_another_recipe_or_of_other_pictures_is_not_taken_for_this_one(tmp_path, trained, monkeypatch):
+def test_a_run_of_another_recipe_or_other_images_is_refused(tmp_path, trained, monkeypatch):
     config = table2.Config(
         datasets=("folder",),
         data_dir=tmp_path / "a",
@@ -104,13 +104,13 @@ def test_a_run_of_another_recipe_or_of_other_pictures_is_not_taken_for_this_one(
     assert len(trained) == len(read_rows(config.out.with_suffix(".jsonl"))) == 1
 
 
-def test_what_the_pictures_are_can_be_told_later(tmp_path, trained):
+def test_the_description_of_images_can_be_added_later(tmp_path, trained):
     """The line of a finished run takes new words and keeps them; they are for folders alone."""
     config = table2.Config(datasets=("folder",), architectures=("resnet",), workdir=tmp_path, out=tmp_path / "t")
-    for words in "", "small pictures", "":
+    for words in "", "small images", "":
         assert table2.main(dataclasses.replace(config, images=words, like="cifar10" if words else "")) == 0
     (row,) = read_rows(config.out.with_suffix(".jsonl"))
-    assert (row["images"], row["like"], len(trained)) == ("small pictures", "cifar10", 1)
+    assert (row["images"], row["like"], len(trained)) == ("small images", "cifar10", 1)
     with pytest.raises(ValueError, match="folder only"):
         table2.main(table2.Config(datasets=("folder", "cifar10"), widths=("A",), like="cifar10"))
 
@@ -124,8 +124,8 @@ def test_a_newer_run_takes_the_place_of_an_older_one(tmp_path, trained):
     assert [(row["architecture"], row["test_accuracy"]) for row in rows] == [("resnet", 0.53), ("mobilenet", 0.52)]
 
 
-def test_pictures_that_have_moved_are_where_the_run_finds_them(tmp_path):
-    """A run goes on with them, and is found finished with them."""
+def test_a_run_of_moved_images_resumes(tmp_path):
+    """A run is compared without their folder, and is found finished."""
     run = TrainConfig(dataset="folder", data_dir=tmp_path / "a", epochs=1, workdir=tmp_path)
     write_or_compare(run, {}, {}, {})
     moved = dataclasses.replace(run, data_dir=tmp_path / "b")
