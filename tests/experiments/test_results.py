@@ -9,6 +9,7 @@ from faults import table as faults
 from experiments import ablation, deploy, depth, figure1, robustness, stability, table1, throughput
 from experiments.common import table2_page
 from experiments.common.files import read_rows
+from experiments.common.tables import source
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PAGES = {
@@ -29,3 +30,9 @@ def test_the_index_links_every_page():
     assert sorted(linked) == sorted(PAGES)
     assert {path.stem for path in RESULTS.glob("*.md")} - {"README"} == set(PAGES)
     assert {path.stem for path in RESULTS.glob("*.jsonl")} == set(PAGES)
+
+
+def test_the_source_of_figures_names_each_device_and_commit_once():
+    rows = [{"device": "2 x cpu", "commit": "b"}, {"device": "2 x cpu", "commit": "a"}, {"commit": None}]
+    assert source(rows, "x") == "Figures: [x.jsonl](x.jsonl), measured on 2 x cpu at commit a and b."
+    assert source([{}], "x") == "Figures: [x.jsonl](x.jsonl)."
