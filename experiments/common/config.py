@@ -93,7 +93,12 @@ class TrainConfig:
         return self.workdir or Path("runs") / name
 
 
+def values(config: Any, *names: str) -> dict[str, Any]:
+    """Returns the values of these fields by name."""
+    return {name: getattr(config, name) for name in names}
+
+
 def derived(program: Any, **fields: Any) -> TrainConfig:
     """Returns the configuration of a run from the fields that a program's own configuration shares with it."""
     names = {field.name for field in dataclasses.fields(TrainConfig)} & {f.name for f in dataclasses.fields(program)}
-    return TrainConfig(**{**{name: getattr(program, name) for name in names}, **fields})
+    return TrainConfig(**{**values(program, *names), **fields})

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import statistics
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import runs
-from experiments.common.config import TrainConfig
+from experiments.common.config import TrainConfig, values
 from experiments.common.curves import draw
 from experiments.common.entry import DIVERGED, FIXABLE, PROCESS_GONE
 from experiments.common.files import write_whole
 from experiments.common.provenance import peak_memory, provenance
 from experiments.common.recipes import Recipe
-from experiments.common.workdir import Result, identity, write_or_compare
+from experiments.common.workdir import Result, finished, identity, write_or_compare
 from lowcost.terminal import first_line, printable, warn
 from lowcost.train.checkpoint import Checkpoints, digest
 from lowcost.train.feed import feed, fits
@@ -49,6 +50,33 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         warn(f"error: {error}")
         return DIVERGED if isinstance(error, FloatingPointError) else FIXABLE
+
+
+def run_all(
+    wanted: Iterable[tuple[TrainConfig, Recipe]],
+    train: Callable[[TrainConfig, Recipe], int],
+    report: Callable[[TrainConfig], None],
+) -> int:
+    """Trains the runs that are not finished, one after another; one that diverges does not stop the others.
+
+    Args:
+        wanted: the runs, each with the number of epochs and its recipe.
+        train: trains one run and returns its exit status.
+        report: called after each finished run.
+
+    Returns:
+        `entry.DIVERGED` if a network diverged; any other exit status of training ends the program at once.
+    """
+    status = 0
+    for config, recipe in wanted:
+        code = train(config, recipe) if finished(config, dataclasses.asdict(recipe)) is None else 0
+        if code not in (0, DIVERGED):
+            return code
+        if code:
+            status = code
+        else:
+            report(config)
+    return status
 
 
 def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
@@ -168,13 +196,9 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, 
     accuracies = row.get("test_accuracy_seeds", [])
     return {
         "dataset": ready.dataset.name,
-        "architecture": config.architecture,
-        "width": config.width,
-        "recipe": config.recipe,
+        **values(config, "architecture", "width", "recipe"),
         "weights": count_weights(state.params) // config.seeds,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "seeds": config.seeds,
+        **values(config, "epochs", "seed", "seeds"),
         "test_accuracy": row["test_accuracy"],
         "test_accuracy_std": statistics.stdev(accuracies) if accuracies else None,
         "test_accuracies": accuracies or [row["test_accuracy"]],
