@@ -5,8 +5,9 @@ handwritten digits, while the time step is changed afterwards.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common import entry, runs, training
-from experiments.common.config import TrainConfig
+from experiments.common.config import TrainConfig, derived, values
 from experiments.common.files import write_results
 from experiments.common.flags import shown
 from experiments.common.perturbations import Variables, captured
@@ -22,7 +23,6 @@ from experiments.common.provenance import provenance
 from experiments.common.recipes import RECIPES
 from experiments.common.styles import STYLES
 from experiments.common.tables import Columns, Row, finish, panels, source, table
-from experiments.common.workdir import finished
 from lowcost.nn import Network
 from lowcost.nn.stability import stability_report
 
@@ -73,38 +73,31 @@ class Config:
 
 
 def main(config: Config) -> int:
-    """Trains what is not trained yet, measures, writes the three files, prints the table.
-
-    Returns:
-        `entry.DIVERGED` if a network diverged; any other exit status of training ends the program at once.
-    """
+    """Trains what is not trained yet, measures, writes the three files, prints the table; see `training.run_all`."""
     flags = shown(config, "workdir", "out")
     rows: list[Row] = []
-    status = 0
-    for steps in config.steps_per_block:
-        for architecture in ("explicit_rd", "implicit_rd"):
-            run = TrainConfig(
-                architecture=architecture,
-                steps_per_block=steps,
-                epochs=config.epochs,
-                seed=config.seed,
-                workdir=config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}",
-            )
-            if finished(run, dataclasses.asdict(RECIPES[run.recipe])) is None and (code := training.run(run)):
-                if code != entry.DIVERGED:
-                    return code
-                status = code
-                continue
-            rows += [{**row, "flags": flags} for row in measure(run, STEP_SIZES, config.images)]
-            write_results(config.out, rows, markdown(rows, config.out.name))
-            draw(rows, config.out.with_suffix(".png"))
+
+    def report(run: TrainConfig) -> None:
+        rows.extend({**row, "flags": flags} for row in measure(run, STEP_SIZES, config.images))
+        write_results(config.out, rows, markdown(rows, config.out.name))
+        draw(rows, config.out.with_suffix(".png"))
+
+    wanted = ((run, RECIPES[run.recipe]) for run in runs_of(config))
+    status = training.run_all(wanted, training.run, report)
     if rows:
         entry.show(markdown(rows))
     return status
 
 
-def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[Row]:
-    """Returns the growth of the features at each h: a row with the initial weights, two with the trained ones.
+def runs_of(config: Config) -> Iterator[TrainConfig]:
+    """Yields an explicit and an implicit network of each depth."""
+    for steps, architecture in itertools.product(config.steps_per_block, ("explicit_rd", "implicit_rd")):
+        workdir = config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}"
+        yield derived(config, architecture=architecture, steps_per_block=steps, workdir=workdir)
+
+
+def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> Iterator[Row]:
+    """Yields the growth of the features at each h: a row with the initial weights, two with the trained ones.
 
     Args:
         run: a finished run.
@@ -114,7 +107,6 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
     ready, state = runs.reopen(run.directory(), run.data_dir)
     grow = jax.jit(partial(growth, ready.net), static_argnames="by_batch")
     sample = ready.dataset.train.images[:images] / 255
-    rows = []
     for weights, statistics, variables in (
         ("initial", "of the batch", ready.initial_state().variables),
         ("trained", "of the batch", state.variables),
@@ -122,22 +114,17 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> list[
     ):
         report = stability_report(ready.net, variables, sample.shape[1:])
         grown = [float(grow(h, variables, sample, by_batch=statistics == "of the batch")) for h in step_sizes]
-        rows.append(
-            {
-                "steps_per_block": run.steps_per_block,
-                "architecture": run.architecture,
-                "weights": weights,
-                "statistics": statistics,
-                "epochs": run.epochs,
-                "seed": run.seed,
-                "images": images,
-                **provenance(),
-                "stiffness": max(layer.stiffness for layer in report.layers if layer.stiffness is not None),
-                "h": list(step_sizes),
-                "growth": [g if math.isfinite(g) else None for g in grown],
-            }
-        )
-    return rows
+        yield {
+            **values(run, "steps_per_block", "architecture"),
+            "weights": weights,
+            "statistics": statistics,
+            **values(run, "epochs", "seed"),
+            "images": images,
+            **provenance(),
+            "stiffness": max(layer.stiffness for layer in report.layers if layer.stiffness is not None),
+            "h": list(step_sizes),
+            "growth": [g if math.isfinite(g) else None for g in grown],
+        }
 
 
 def with_time_step(net: Network, h: float | jax.Array) -> Network:

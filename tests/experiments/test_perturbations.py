@@ -24,7 +24,7 @@ def test_both_on_a_run(tmp_path, monkeypatch):
         architecture="explicit_rd", steps_per_block=1, epochs=1, train_images=200, workdir=tmp_path / "explicit"
     )
     assert training.run(run) == 0
-    rows = stability.measure(run, (0.1, 1.0, 1e5), 8)
+    rows = list(stability.measure(run, (0.1, 1.0, 1e5), 8))
     assert [row["weights"] for row in rows] == ["initial", "trained", "trained"]
     assert all(row["growth"][-1] > stability.LIMIT and row["growth"][0] < 10 for row in rows)
     page = stability.markdown([{**row, "flags": "--images 8"} for row in rows])
@@ -102,7 +102,7 @@ def test_runs_of_the_same_name_are_shown_by_their_paths():
 def test_a_network_that_diverges_keeps_no_other_from_being_measured(tmp_path, monkeypatch):
     """And the program ends with its status."""
     row = {"weights": "initial", "statistics": "of the batch", "epochs": 5, "seed": 0, "images": 64, "stiffness": 1.0}
-    monkeypatch.setattr(training, "run", lambda run: 3 if run.architecture == "explicit_rd" else 0)
+    monkeypatch.setattr(training, "run", lambda run, recipe: 3 if run.architecture == "explicit_rd" else 0)
     monkeypatch.setattr(
         stability,
         "measure",
