@@ -17,7 +17,7 @@ from experiments.common.files import write_results
 from experiments.common.flags import shown
 from experiments.common.recipes import RECIPES, Recipe
 from experiments.common.tables import Columns, Row, source, table
-from experiments.common.workdir import finished
+from experiments.common.workdir import Result
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -75,20 +75,19 @@ class Config:
 def main(config: Config) -> int:
     """Trains all variants, one after another, and writes the results of those that are finished."""
     flags = f"{config.dataset} {shown(config, 'dataset', 'workdir', 'out')}".strip()
+    runs = variants(config)
+    names = {run: name for name, (run, _) in runs.items()}
     rows: list[Row] = []
-    status = 0
-    for name, (run, recipe) in variants(config).items():
-        ingredients = dataclasses.asdict(recipe)
-        if finished(run, ingredients) is None and (code := training.run(run, recipe)):
-            if code != entry.DIVERGED or not rows:  # nothing can be compared with a fast recipe that failed
-                return code
-            status = code
-            continue
-        result = finished(run, ingredients) or {}
+
+    def report(run: TrainConfig) -> None:
+        result = Result(run.directory() / "result.json")
         del result["recipe"], result["peak_memory_gib"]  # the memory is that of all variants before, too
-        rows.append({"variant": name, "images": config.images or config.dataset, "flags": flags, **result})
+        rows.append({"variant": names[run], "images": config.images or config.dataset, "flags": flags, **result})
         write_results(config.out, rows, markdown(rows, config.out.name))
-    return status
+
+    fast, *others = runs.values()
+    # nothing can be compared with a fast recipe that failed
+    return training.run_all([fast], training.run, report) or training.run_all(others, training.run, report)
 
 
 def variants(config: Config) -> dict[str, tuple[TrainConfig, Recipe]]:
