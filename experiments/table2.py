@@ -24,7 +24,8 @@ from experiments.common.flags import flags, shown
 from experiments.common.recipes import RECIPES
 from experiments.common.table2_page import PAPER, draw, markdown, place
 from experiments.common.table2_plan import plan
-from experiments.common.workdir import Result, finished
+from experiments.common.training import run_all
+from experiments.common.workdir import Result
 from lowcost.train.interruption import stop_signals
 
 
@@ -69,11 +70,7 @@ class Config:
 
 
 def main(config: Config) -> int:
-    """Runs what is missing, one network after another, each in a process of its own.
-
-    Returns:
-        `entry.DIVERGED` if a network diverged; any other exit status of training ends the program at once.
-    """
+    """Runs what is missing, one network after another, each in a process of its own; see `training.run_all`."""
     wanted = list(runs(config))
     if not wanted:
         raise ValueError(
@@ -86,19 +83,12 @@ def main(config: Config) -> int:
     if config.dry_run:
         plan(wanted)
         return 0
-    status = 0
-    for run in wanted:
-        result = finished(run, dataclasses.asdict(RECIPES[config.recipe]))
-        if result is None:
-            if code := train(run):
-                if code != entry.DIVERGED:
-                    return code
-                status = code
-                continue
-            result = Result(run.directory() / "result.json")
-        record(config, result)
+
+    def report(run: TrainConfig) -> None:
+        record(config, Result(run.directory() / "result.json"))
         write(config.out)
-    return status
+
+    return run_all(((run, RECIPES[run.recipe]) for run in wanted), lambda run, _: train(run), report)
 
 
 def runs(config: Config) -> Iterator[TrainConfig]:
