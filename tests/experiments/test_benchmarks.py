@@ -12,6 +12,7 @@ import pytest
 from experiments import autotune, figure1, throughput
 from experiments.common import huge_pages, timing
 from experiments.common.files import read_rows
+from lowcost import nn
 
 
 def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
@@ -103,9 +104,7 @@ def test_what_is_compared_alternates():
     assert set(seconds) == {"a", "b"}
 
 
-@pytest.mark.parametrize(
-    "architecture", ["resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd"]
-)
+@pytest.mark.parametrize("architecture", nn.ARCHITECTURES)
 @pytest.mark.parametrize("train", [False, True])
 def test_the_pytorch_networks_are_the_same_functions(architecture, train):
     """Same weights and statistics, same logits to 1e-4, in training and at evaluation."""
@@ -113,7 +112,6 @@ def test_the_pytorch_networks_are_the_same_functions(architecture, train):
     import jax
 
     from experiments.common.torch_networks import Network
-    from lowcost import nn
 
     images = np.random.default_rng(0).random((6, 16, 16, 3), np.float32)
     net = nn.network(architecture, (8, 16), 10)
@@ -121,7 +119,7 @@ def test_the_pytorch_networks_are_the_same_functions(architecture, train):
     _, statistics = net.apply(variables, images, train=True, mutable=["batch_stats"])
     variables = {"params": variables["params"], **statistics}
     ours, _ = net.apply(variables, images, train=train, mutable=["batch_stats"])
-    theirs = Network(architecture, (8, 16), 10).load(variables).train(train)
+    theirs = Network(architecture, variables).train(train)
     logits = theirs(torch.tensor(images.transpose(0, 3, 1, 2).copy())).detach().numpy()
     np.testing.assert_allclose(logits, ours, atol=1e-4, rtol=1e-4)
 
