@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -44,12 +45,7 @@ def fit(
     """Trains from `state.step` to the end of the last epoch, or to a stop request, and saves the result.
 
     Each epoch ends with a checkpoint, an evaluation and a row in the log, in this order. If a kill prevents one of
-    them, the next call starts with it.
-
-    Within a streak of skipped steps nothing is saved, so that the checkpoints before it stay: checkpoints and stop
-    requests wait for the next step that is not skipped. If a stop request ends an evaluation within a streak, the run
-    ends unsaved, and the next call repeats the steps since the last checkpoint. If the last epoch ends within a streak,
-    its last state is saved, unless all its steps were skipped.
+    them, the next call starts with it. Checkpoints and stop requests wait for the end of a streak of skipped steps.
 
     Args:
         state: the initial state; its buffers are donated.
@@ -72,60 +68,94 @@ def fit(
         FloatingPointError: `PATIENCE` steps in a row, or all steps of the last epoch, were skipped. The checkpoints are
             those from before.
     """
-    begin = time.monotonic() - seconds
-    step, last = first_step(state), epochs * steps_per_epoch
-    saved, streak, rate = time.monotonic(), skipped_in_a_row(state), Rate(steps_max)
-
-    def save() -> None:
-        nonlocal saved
-        checkpoints.save(step, state, {"seconds": time.monotonic() - begin})
-        saved = time.monotonic()
-
-    def size(step: int) -> int:  # one step within a streak, since it could end and another begin within a dispatch
-        return min(1 if streak else rate.dispatch, last - step, steps_per_epoch - step % steps_per_epoch)
-
-    with ProgressBar(console, last, step) as progress:
-        while True:
-            epoch = step // steps_per_epoch
-            if step % steps_per_epoch == 0 and epoch > log.last_epoch():
-                if streak and step < last:
-                    saved = -math.inf  # save at the end of the streak
-                else:
-                    save()
-                figures = rate.speed()
-                progress.note(step, "evaluating")
-                test = evaluate(state)
-                if test is None:
-                    break
-                figures |= {"seconds": time.monotonic() - begin, "skipped": int(np.asarray(state.skipped).sum())}
-                log.append(epoch_row(epoch, step, mean_metrics(state.metrics), test, **figures))
-                console.print(epoch_line(log.rows[-1], epochs), highlight=False)
-                rate.start()
-            if step == last:
+    run = _Run(state, steps_per_epoch, epochs, log, checkpoints, console, Rate(steps_max), time.monotonic() - seconds)
+    with ProgressBar(console, run.last, run.step) as progress:
+        while run.finish_epoch(evaluate, progress) and run.step < run.last:
+            run.dispatch(train_steps, batches, progress)
+            if run.save_or_stop(interruption):
                 break
-            n = size(step)
-            batch = batches(step, n, size(step + n))
-            state = rate.timed(train_steps, state, n, batch)
-            step += n
-            streak = skipped_in_a_row(state)
-            _check_streak(state, streak, PATIENCE if step < last else min(PATIENCE, steps_per_epoch))
-            progress.show(step, state.metrics, rate)
-            if not streak:  # which ends within PATIENCE steps
-                stop = interruption.stop_requested()
-                if stop or time.monotonic() - saved > SAVE_SECONDS:
-                    save()
-                if stop:
-                    break
-    return state
+    return run.state
 
 
-def _check_streak(state: TrainState, streak: int, limit: int) -> None:
-    if streak >= limit:
-        what = (
-            f"the loss and its gradient must be finite, got other values in the last {streak} step{'s' * (streak > 1)}"
-        )
-        remedy = "check the data, or train with a smaller learning rate or time step"
-        raise FloatingPointError(f"step {first_step(state)}: {what}; {remedy}")
+@dataclass
+class _Run:
+    """A run within `fit`.
+
+    Within a streak of skipped steps nothing is saved, so that the checkpoints before it stay. Checkpoints and stop
+    requests wait for the next step that is not skipped.
+    """
+
+    state: TrainState
+    steps_per_epoch: int
+    epochs: int
+    log: MetricsLog
+    checkpoints: Checkpoints
+    console: Console
+    rate: Rate
+    begin: float
+
+    def __post_init__(self) -> None:
+        self.step, self.last = first_step(self.state), self.epochs * self.steps_per_epoch
+        self.streak, self.saved = skipped_in_a_row(self.state), time.monotonic()
+
+    def finish_epoch(self, evaluate: Callable[[TrainState], Metrics | None], progress: ProgressBar) -> bool:
+        """Saves, evaluates and logs an epoch that has just ended; returns False after a stop request.
+
+        If a stop request ends an evaluation within a streak, the run ends unsaved, and the next call repeats the steps
+        since the last checkpoint. If the last epoch ends within a streak, its last state is saved.
+        """
+        epoch, more = divmod(self.step, self.steps_per_epoch)
+        if more or epoch <= self.log.last_epoch():
+            return True
+        if self.streak and self.step < self.last:
+            self.saved = -math.inf  # save at the end of the streak
+        else:
+            self._save()
+        figures = self.rate.speed()
+        progress.note(self.step, "evaluating")
+        test = evaluate(self.state)
+        if test is None:
+            return False
+        figures |= {"seconds": time.monotonic() - self.begin, "skipped": int(np.asarray(self.state.skipped).sum())}
+        self.log.append(epoch_row(epoch, self.step, mean_metrics(self.state.metrics), test, **figures))
+        self.console.print(epoch_line(self.log.rows[-1], self.epochs), highlight=False)
+        self.rate.start()
+        return True
+
+    def dispatch(
+        self, train_steps: Callable[..., TrainState], batches: Callable[..., Sequence[jax.Array]], progress: ProgressBar
+    ) -> None:
+        """Runs one dispatch; raises FloatingPointError if the streak is too long."""
+        n = self._size(self.step)
+        batch = batches(self.step, n, self._size(self.step + n))
+        self.state = self.rate.timed(train_steps, self.state, n, batch)
+        self.step += n
+        self.streak = skipped_in_a_row(self.state)
+        # The last state is not saved if no step of its epoch changed anything.
+        if self.streak >= (PATIENCE if self.step < self.last else min(PATIENCE, self.steps_per_epoch)):
+            steps = f"{self.streak} step{'s' * (self.streak > 1)}"
+            what = f"the loss and its gradient must be finite, got other values in the last {steps}"
+            remedy = "check the data, or train with a smaller learning rate or time step"
+            raise FloatingPointError(f"step {self.step}: {what}; {remedy}")
+        progress.show(self.step, self.state.metrics, self.rate)
+
+    def save_or_stop(self, interruption: Interruption) -> bool:
+        """Returns whether to stop; saves before that, and every `SAVE_SECONDS`."""
+        if self.streak:  # which ends within PATIENCE steps
+            return False
+        stop = interruption.stop_requested()
+        if stop or time.monotonic() - self.saved > SAVE_SECONDS:
+            self._save()
+        return stop
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.step, self.state, {"seconds": time.monotonic() - self.begin})
+        self.saved = time.monotonic()
+
+    def _size(self, step: int) -> int:
+        """Returns the steps of a dispatch; 1 within a streak, which could end and another begin within a dispatch."""
+        n = 1 if self.streak else self.rate.dispatch
+        return min(n, self.last - step, self.steps_per_epoch - step % self.steps_per_epoch)
 
 
 def first_step(state: TrainState) -> int:

@@ -62,7 +62,7 @@ class Rate:
         return {name: figure if self._images else None for name, figure in figures.items()}
 
 
-class ProgressBar:
+class ProgressBar(Progress):
     """Shows steps, loss, accuracy, images per second and remaining time on a terminal; nothing elsewhere.
 
     Args:
@@ -73,18 +73,9 @@ class ProgressBar:
 
     def __init__(self, console: Console, last: int, step: int):
         columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()]
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("steps", total=last, completed=step, note="compiling")
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self.add_task("steps", total=last, completed=step, note="compiling")
         self._shown = 0.0
-
-    def __enter__(self) -> "ProgressBar":
-        """Draws the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Removes the bar."""
-        self._bar.stop()
 
     def show(self, step: int, sums: Mapping[str, jax.Array], rate: Rate) -> None:
         """Shows the epoch's mean metrics and the speed, at most every `REFRESH_SECONDS`, since it reads the device."""
@@ -95,5 +86,5 @@ class ProgressBar:
 
     def note(self, step: int, note: str) -> None:
         """Shows a note after this step."""
-        self._bar.update(self._task, completed=step, note=note)
+        self.update(self._task, completed=step, note=note)
         self._shown = time.monotonic()
