@@ -57,8 +57,8 @@ def make_train_step(
 
     Args:
         net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
-        optimizer: optimiser of the weights. Its update receives `value`, `grad` and `value_fn`, optax's names for the
-            mean loss, its gradient, and params → loss, for `optax.contrib.reduce_on_plateau` and line searches.
+        optimizer: optimiser of the weights. Its update also receives `value`, `grad` and `value_fn` (params → loss),
+            which `optax.contrib.reduce_on_plateau` and line searches need.
         augment: (images in [0, 1], draw) → images.
         steps_per_epoch: number of steps after which the running metrics restart.
         average: largest decay d of the moving average a ← d·a + (1 - d)·variables. The decay after t steps is
@@ -91,19 +91,16 @@ def make_train_step(
         is_first = state.step % steps_per_epoch == 0
         metrics = {name: jnp.where(is_first, 0.0, total) for name, total in state.metrics.items()}
         following = state.replace(step=state.step + 1, metrics=metrics)
-        skipped = following.replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
         done = following.replace(
             params=params,
             batch_stats=batch_stats,
             average=_averaged(state, {"params": params, "batch_stats": batch_stats}, average),
             opt_state=opt_state,
-            metrics={name: metrics[name] + sums[name] for name in sums},
+            metrics=jax.tree.map(jnp.add, metrics, sums),
             skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
         )
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((sums["loss"], grads))]).all()
-        given_up = state.skipped_in_a_row >= PATIENCE
-        choice = jax.tree.map(partial(jnp.where, finite), done, skipped)
-        return jax.tree.map(partial(jnp.where, given_up), state, choice)
+        return _choose(finite, done, following, state)
 
     return train_step
 
@@ -167,6 +164,14 @@ def mean_metrics(sums: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     count = np.asarray(sums["count"], float)
     count = np.where(count == 0, math.nan, count)
     return {"loss": np.asarray(sums["loss"]) / count, "accuracy": np.asarray(sums["correct"]) / count}
+
+
+def _choose(finite: jax.Array, done: TrainState, following: TrainState, state: TrainState) -> TrainState:
+    """Returns done if finite, else following with one more skipped step; state after `PATIENCE` such steps in a row."""
+    skipped = following.replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+    choice = jax.tree.map(partial(jnp.where, finite), done, skipped)
+    given_up = state.skipped_in_a_row >= PATIENCE
+    return jax.tree.map(partial(jnp.where, given_up), state, choice)
 
 
 def _averaged(state: TrainState, variables: Any, decay_max: float | None) -> Any:
