@@ -21,30 +21,18 @@ class _Layout(NamedTuple):
     *_y.bin holds the labels of the images in *_X.bin.
     """
 
-    train: tuple[str, ...]
-    test: tuple[str, ...]
+    folder: str
+    train: list[str]
+    test: list[str]
     label_bytes: int = 1
     first_label: int = 0
     axes: str = "CHW"  # of an image, the slowest first
 
 
 LAYOUTS = {
-    "cifar10": _Layout(
-        train=tuple(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
-        test=("cifar-10-batches-bin/test_batch.bin",),
-    ),
-    "cifar100": _Layout(
-        train=("cifar-100-binary/train.bin",),
-        test=("cifar-100-binary/test.bin",),
-        label_bytes=2,  # coarse, fine
-    ),
-    "stl10": _Layout(
-        train=("stl10_binary/train_X.bin",),
-        test=("stl10_binary/test_X.bin",),
-        label_bytes=0,
-        first_label=1,
-        axes="CWH",
-    ),
+    "cifar10": _Layout("cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]),
+    "cifar100": _Layout("cifar-100-binary", ["train.bin"], ["test.bin"], label_bytes=2),  # coarse, fine
+    "stl10": _Layout("stl10_binary", ["train_X.bin"], ["test_X.bin"], label_bytes=0, first_label=1, axes="CWH"),
 }
 PICKLED = (b"cifar-10-batches-py", b"cifar-100-python")
 """The folders in the archives made for Python, which hold pickles."""
@@ -68,18 +56,15 @@ def read_archive(path: str | PathLike[str], entry: Entry) -> tuple[Split, Split]
         ValueError: the file is not the published archive, or is damaged.
         OSError: the file cannot be opened; FileNotFoundError if it is missing.
     """
+    layout = LAYOUTS[entry.name]
     with open(path, "rb") as file:
         if fault := _fault(file, entry):
             expected = f"must be {entry.filename} as published, got {fault}"
             raise ValueError(f"{os.fspath(path)} {expected}; delete it and get it again from {entry.url}")
         file.seek(0)
-        layout = LAYOUTS[entry.name]
         contents = _members(file, layout)
-    train, test = (
-        _split(contents, members, count, entry, layout)
-        for members, count in ((layout.train, entry.train), (layout.test, entry.test))
-    )
-    return train, test
+    train = _split(contents, layout.train, entry.train, entry, layout)
+    return train, _split(contents, layout.test, entry.test, entry, layout)
 
 
 def _fault(file: io.BufferedReader, entry: Entry) -> str:
@@ -104,26 +89,22 @@ def _fault(file: io.BufferedReader, entry: Entry) -> str:
 
 
 def _members(file: io.BufferedReader, layout: _Layout) -> dict[str, bytes]:
-    """Returns member → content. The archive has the right sha256, so that its members need no checks."""
-    images = (*layout.train, *layout.test)
-    wanted = {*images} if layout.label_bytes else {*images, *map(_labels_member, images)}
+    """Returns file name → content. The archive has the right sha256, so that its members need no checks."""
+    images = [*layout.train, *layout.test]
+    wanted = {f"{layout.folder}/{name}" for name in (*images, *(name.replace("_X", "_y") for name in images))}
     contents: dict[str, bytes] = {}
     with tarfile.open(fileobj=file, mode="r|gz") as archive:
         while len(contents) < len(wanted) and (member := archive.next()):
             if member.name in wanted and (content := archive.extractfile(member)):
-                contents[member.name] = content.read()
+                contents[member.name.removeprefix(f"{layout.folder}/")] = content.read()
     return contents
 
 
-def _labels_member(images_member: str) -> str:
-    return images_member.replace("_X", "_y")
-
-
-def _split(contents: dict[str, bytes], members: tuple[str, ...], count: int, entry: Entry, layout: _Layout) -> Split:
+def _split(contents: dict[str, bytes], members: list[str], count: int, entry: Entry, layout: _Layout) -> Split:
     records = np.frombuffer(b"".join(contents[member] for member in members), np.uint8).reshape(count, -1)
     labels, images = np.split(records, [layout.label_bytes], axis=1)
     if not layout.label_bytes:
-        labels = np.frombuffer(contents[_labels_member(members[0])], np.uint8).reshape(count, 1)
+        labels = np.frombuffer(contents[members[0].replace("_X", "_y")], np.uint8).reshape(count, 1)
     sides = dict(zip("HWC", entry.image_shape, strict=True))
     images = images.reshape(count, *(sides[axis] for axis in layout.axes))
     images = images.transpose(0, *(1 + layout.axes.index(axis) for axis in "HWC"))
