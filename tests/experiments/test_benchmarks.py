@@ -20,7 +20,8 @@ def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
     from lowcost import methods
 
     out = tmp_path / "methods.json"
-    row = autotune.measure("depthwise", 2, 4, 3, 2, ways=methods.WAYS["depthwise"], features=256, rounds=1)
+    point = {"operator": "depthwise", "dims": 2, "n": 4, "m": 3, "channels": 2}
+    row = autotune.measure(point, methods.WAYS["depthwise"], features=256, rounds=1)
     assert set(row["seconds"]) == set(methods.WAYS["depthwise"])
     out.write_text(json.dumps(row))
     monkeypatch.setenv("LOWCOST_METHODS", str(out))
@@ -34,7 +35,7 @@ def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
 
 def test_autotune_covers_all_operators_and_dimensions():
     """One to three dimensions, no stencil larger than its grid, no point twice."""
-    points = list(autotune.points(autotune.Config()))
+    points = list(autotune.points())
     assert {point["operator"] for point in points} == {"diffusion", "depthwise", "circulant", "coupled"}
     assert {point["dims"] for point in points} == {1, 2, 3}
     assert all(point["m"] <= point["n"] for point in points)

@@ -61,7 +61,7 @@ def test_ctrl_c_while_importing(start, tmp_path, name, module):
 
 
 def test_ctrl_c_while_computing(start, tmp_path):
-    process = start("autotune", "--sizes", 8, "--features", 2**12, "--rounds", 1, "--out", tmp_path / "methods.json")
+    process = start("autotune", "--short", "--features", 2**12, "--rounds", 1, "--out", tmp_path / "methods.json")
     assert process.stdout.readline()
     assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
