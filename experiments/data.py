@@ -1,12 +1,17 @@
 """Shows what is in a data set: `python -m experiments.data DATASET`.
 
-Prints the number of images of each class, where the data were read from and their checksums, and draws examples.
+Prints the number of images of each class, where the data were read from and their checksums, and draws examples. With
+--augmented it draws eight training images, and below them what each function of `lowcost.data.augment` makes of them.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from numpy.typing import NDArray
@@ -18,12 +23,16 @@ from experiments.common.config import DatasetName
 from experiments.common.files import save_figure
 from experiments.common.runs import CACHE
 from lowcost import data
+from lowcost.data import augment
 from lowcost.data.catalogue import ENTRIES
 from lowcost.data.decoding import MAX_PIXELS
 from lowcost.terminal import printable
+from lowcost.train.processes import devices
 
-EXAMPLES, ROWS = 8, 20
-"""Examples of each class, and classes below each other, on the sheet."""
+COLUMNS, ROWS = 8, 20
+"""Images beside each other, and rows below each other, on a sheet."""
+Images = NDArray[np.uint8]
+"""[B, H, W, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +49,21 @@ class DataConfig:
     """folder: resize the images to squares of this side. None: keep their size, which they must share."""
     max_pixels: int = MAX_PIXELS
     """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
+    augmented: bool = False
+    """Draw augmented images in place of examples."""
+    seed: int = 0
+    """Seed of the images to augment and of the random changes."""
     out: Path | None = None
-    """File for the sheet of examples; decoded images are cached beside it. None: runs/DATASET.png."""
+    """File for the sheet; decoded images are cached beside it. None: runs/DATASET.png or runs/DATASET-augmented.png."""
 
 
 def main(config: DataConfig) -> None:
-    """Prints the tables and draws the sheet.
+    """Draws the sheet and prints the tables, or only draws the sheet of augmented images.
 
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
-    sheet = config.out or Path("runs") / f"{config.dataset}.png"
+    sheet = config.out or Path("runs") / f"{config.dataset}{'-augmented' if config.augmented else ''}.png"
     dataset = data.load(
         config.dataset,
         data_dir=config.data_dir,
@@ -59,7 +72,12 @@ def main(config: DataConfig) -> None:
         download=config.download,
         max_pixels=config.max_pixels,
     )
-    draw(dataset, sheet)
+    if config.augmented:
+        chosen = choose(dataset.train.labels, config.seed)
+        draw(augmented(dataset.train.images[chosen], chosen, config.seed), sheet, inches=0.8)
+        print(f"{printable(sheet)}: training images {', '.join(map(str, chosen))} of {config.dataset}")
+        return
+    draw(examples(dataset), sheet)
     counts = Table("class", "training images", "test images", show_footer=True)
     for column, split in zip(counts.columns[1:], (dataset.train, dataset.test), strict=True):
         column.justify, column.footer = "right", f"{len(split):,}"
@@ -108,23 +126,71 @@ def describe(dataset: data.Dataset) -> dict[str, str]:
     return facts
 
 
-def draw(dataset: data.Dataset, path: Path) -> None:
-    """Draws the first training images of every class: one row per class, twenty classes below each other."""
+def examples(dataset: data.Dataset) -> list[tuple[str, Images]]:
+    """Returns the first training images of every class."""
+    train = dataset.train
+    rows = [np.flatnonzero(train.labels == label)[:COLUMNS] for label in range(len(dataset.classes))]
+    return [(printable(name), train.images[row]) for name, row in zip(dataset.classes, rows, strict=True)]
+
+
+def choose(labels: NDArray[np.integer], seed: int) -> NDArray[np.integer]:
+    """Returns the indices of eight random images, all of different classes if there are as many."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    first = np.sort(np.unique(labels[order], return_index=True)[1])
+    return np.concatenate([order[first], np.delete(order, first)])[:COLUMNS]
+
+
+def augmented(images: Images, indices: NDArray[np.integer], seed: int) -> list[tuple[str, Images]]:
+    """Returns the images, and what each augmentation makes of them, with its arguments in the second line of the name.
+
+    Args:
+        images: [B, H, W, C].
+        indices: [B], the images' places in the data set.
+        seed: of all random changes.
+    """
+    devices()  # raises if there are none
+    hole, places = min(images.shape[1:3]) // 4, jnp.asarray(indices)
+    functions: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+        "images\nas they are": lambda key, x: x,
+        "random_resized_crop\nlow=0.8, high=1.2": augment.random_resized_crop,
+        "random_translate\npixels=2": augment.random_translate,
+        "random_flip\nprobability 1/2": augment.random_flip,
+        "alternating_flip\nepoch 0": lambda key, x: augment.alternating_flip(key, x, places, 0),
+        "alternating_flip\nepoch 1": lambda key, x: augment.alternating_flip(key, x, places, 1),
+        f"cutout\npixels={hole}": partial(augment.cutout, pixels=hole),
+    }
+    apply = jax.jit(lambda key, x: [function(key, x) for function in functions.values()])
+    results = apply(jax.random.key(seed), images / np.float32(255))
+    return [
+        (n, np.rint(255 * np.asarray(x).clip(0, 1)).astype(np.uint8)) for n, x in zip(functions, results, strict=True)
+    ]
+
+
+def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4) -> None:
+    """Draws each row of at most eight images beside its name, twenty rows below each other.
+
+    Args:
+        rows: names and images.
+        path: the file.
+        inches: width of an image.
+    """
     from matplotlib.figure import Figure
 
-    height, width, channels = dataset.image_shape
-    blocks = [range(start, len(dataset.classes))[:ROWS] for start in range(0, len(dataset.classes), ROWS)]
-    rows = len(blocks[0])
-    figure = Figure(figsize=(5 * len(blocks), 0.4 * rows * height / width + 0.4), layout="constrained")
-    for axes, classes in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
-        page = np.full((rows, height, EXAMPLES, width, channels), 255, np.uint8)
-        for row, label in enumerate(classes):
-            examples = dataset.train.images[np.flatnonzero(dataset.train.labels == label)[:EXAMPLES]]
-            page[row, :, : len(examples)] = np.moveaxis(examples, 0, 1)
-        page = page.reshape(rows * height, EXAMPLES * width, channels)
-        axes.imshow(page.squeeze(-1) if channels == 1 else page[..., :3], cmap="gray", interpolation="nearest")
-        middles = [(row + 0.5) * height - 0.5 for row in range(len(classes))]
-        axes.set_yticks(middles, [printable(dataset.classes[label]) for label in classes], parse_math=False)
+    _, height, width, channels = rows[0][1].shape
+    blocks = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
+    number, gap = len(blocks[0]), max(1, width // 12)
+    size = ((1.2 * COLUMNS * inches + 1.8) * len(blocks), 1.2 * inches * number * height / width + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
+        page = np.full((number, height + gap, COLUMNS, width + gap, channels), 240, np.uint8)  # white images stand out
+        for row, (_, images) in enumerate(block):
+            page[row, :height, : len(images), :width] = np.moveaxis(images, 0, 1)
+        page = page.reshape(number * (height + gap), COLUMNS * (width + gap), channels)
+        axes.imshow(
+            page.squeeze(-1) if channels == 1 else page[..., :3], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+        )
+        middles = [row * (height + gap) + (height - 1) / 2 for row in range(len(block))]
+        axes.set_yticks(middles, [name for name, _ in block], parse_math=False)
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)

@@ -1,16 +1,18 @@
-"""The program that shows what is in a data set."""
+"""The program that shows what is in a data set, and what augmentation makes of it."""
 
+import inspect
 import os
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.common import training
 from experiments.common.config import TrainConfig
-from experiments.data import DataConfig, class_counts, draw, main, moments
-from lowcost.data import Dataset, Split, load
+from experiments.data import DataConfig, augmented, choose, class_counts, draw, examples, main, moments
+from lowcost.data import Dataset, Split, augment, load
 
 
 def test_digits_are_described(tmp_path, capsys):
@@ -46,21 +48,81 @@ def test_names_are_printed_as_text(tmp_path, capsys):
         main(DataConfig("folder", root, out=tmp_path / "other" / "sheet.png", max_pixels=63))
 
 
+@pytest.fixture
+def pages(monkeypatch):
+    """The arrays that are drawn."""
+    pages = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axes, page, **options: pages.append(page))
+    return pages
+
+
 @pytest.mark.parametrize("classes", [3, 45])
-def test_the_sheet_shows_every_class(classes, tmp_path, monkeypatch):
+def test_the_sheet_shows_every_class(classes, tmp_path, pages):
     """Each class in its own colour: a row of eight, a new column after twenty; a class may have few images."""
     labels = np.repeat(np.arange(classes, dtype=np.int32), 2)
     images = np.zeros((len(labels), 4, 6, 3), np.uint8)
     images[..., 0] = 1 + 2 * labels[:, None, None]
     split = Split(images, labels)
-    pages = []
-    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axes, page, **options: pages.append(page))
     data = Dataset("any", split, split, tuple(map(str, range(classes))), flip=False)
-    draw(data, tmp_path / "sheet.png")
+    draw(examples(data), tmp_path / "sheet.png")
     assert len(pages) == -(-classes // 20)
-    rows = np.concatenate([page[2::4, :12, 0] for page in pages])[:classes]
-    assert (rows == 1 + 2 * np.arange(classes)[:, None]).all()
-    assert (pages[0][:, 12:] == 255).all()
+    rows = np.concatenate([page[2::5, :14, 0].reshape(-1, 2, 7) for page in pages])[:classes]
+    assert (rows[..., :6] == 1 + 2 * np.arange(classes)[:, None, None]).all()
+    assert (rows[..., 6] == 240).all()
+    assert (pages[0][:, 14:] == 240).all()
+
+
+@pytest.mark.parametrize("shape", [(12, 12, 1), (20, 27, 3)])
+def test_the_sheet_shows_each_pixel(shape, tmp_path, pages):
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, *shape), np.uint8)
+    draw([("one", images[0]), ("two\nmirrored", images[1])], tmp_path / "sheet.png")
+    (height, width, channels), gap = shape, shape[1] // 12
+    tiles = pages[0].reshape(2, height + gap, 8, width + gap, channels)[:, :height, :, :width]
+    np.testing.assert_array_equal(tiles.swapaxes(1, 2), images)
+
+
+def test_the_sheet_of_augmented_images(tmp_path, capsys, monkeypatch):
+    """--seed chooses eight images and the random changes; the sheet has one row per function."""
+    arguments, drawn = [], []
+    monkeypatch.setattr("experiments.data.augmented", lambda *given: arguments.append(given) or [("one", given[0])])
+    monkeypatch.setattr("experiments.data.draw", lambda rows, path, **options: drawn.append((rows, path)))
+    path = tmp_path / "new" / "digits.png"
+    main(DataConfig("digits", augmented=True, seed=3, out=path))
+    train = load("digits").train
+    ((images, chosen, seed),) = arguments
+    np.testing.assert_array_equal(chosen, choose(train.labels, 3))
+    np.testing.assert_array_equal(images, train.images[chosen])
+    assert seed == 3
+    assert drawn == [([("one", images)], path)]
+    assert capsys.readouterr().out.startswith(f"{path}: training images {chosen[0]}, ")
+
+
+def test_every_function_changes_the_images():
+    """Each in its own way, and the two epochs of alternating_flip are mirror images of each other."""
+    images = np.random.default_rng(0).integers(1, 256, (8, 32, 32, 3), np.uint8)
+    rows = dict(augmented(images, np.arange(8), 5))
+    functions = [name.split("\n")[0] for name in rows]
+    public = {name for name, _ in inspect.getmembers(augment, inspect.isfunction) if not name.startswith("_")}
+    assert functions[0] == "images"
+    assert set(functions[1:]) == public
+    assert len({row.tobytes() for row in rows.values()}) == len(rows)
+    flipped = augment.random_flip(jax.random.key(5), images)
+    np.testing.assert_array_equal(rows["random_flip\nprobability 1/2"], flipped)
+    now, then = (rows[f"alternating_flip\nepoch {epoch}"].astype(int) for epoch in (0, 1))
+    np.testing.assert_array_equal(now + then, images.astype(int) + images[:, :, ::-1])
+    assert 0 < (rows["cutout\npixels=8"] == 0).sum((1, 2, 3)).max() <= 3 * 64
+
+
+def test_eight_images_of_different_classes():
+    labels = np.arange(1000) // 100
+    chosen = choose(labels, 0)
+    assert len(set(labels[chosen])) == 8
+    assert {label for seed in range(9) for label in labels[choose(labels, seed)]} == set(range(10))
+    assert set(chosen) != set(choose(labels, 1))
+    few = choose(np.arange(20) % 3, 0)
+    assert len(set(few)) == 8
+    assert set(few[:3] % 3) == {0, 1, 2}
+    assert sorted(choose(np.zeros(5, int), 0)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("program", [main, training.run], ids=["data", "train"])
