@@ -179,7 +179,8 @@ def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4)
     _, height, width, channels = rows[0][1].shape
     blocks = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     number, gap = len(blocks[0]), max(1, width // 12)
-    size = ((1.2 * COLUMNS * inches + 1.8) * len(blocks), 1.2 * inches * number * height / width + 0.4)
+    scale = inches / width
+    size = len(blocks) * (COLUMNS * (width + gap) * scale + 1.8), number * (height + gap) * scale + 0.3
     figure = Figure(figsize=size, layout="constrained")
     for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
         page = np.full((number, height + gap, COLUMNS, width + gap, channels), 240, np.uint8)  # white images stand out
@@ -194,7 +195,7 @@ def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4)
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-    save_figure(figure, path, dpi=120)
+    save_figure(figure, path, dpi=120, bbox_inches="tight")  # long names too
 
 
 if __name__ == "__main__":
