@@ -125,6 +125,14 @@ def test_the_pytorch_networks_are_the_same_functions(architecture, train):
     np.testing.assert_allclose(logits, ours, atol=1e-4, rtol=1e-4)
 
 
+def test_throughput_compares_the_same_function():
+    """Logits that differ by more than rounding are an error, those that agree to 1e-4 are none."""
+    logits = np.array([[3.0, -20.0]])
+    throughput.check_logits("resnet", logits, logits + 1e-3)
+    with pytest.raises(ValueError, match=r"must have our logits, got a difference of 3.0e-03"):
+        throughput.check_logits("resnet", logits, logits + 3e-3)
+
+
 def test_a_program_starts_again_with_huge_pages():
     """Same process, same arguments, the tunable beside the user's own; once, and not where it would not help."""
     script = (
