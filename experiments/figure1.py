@@ -152,7 +152,7 @@ def measure(point: Row, rounds: int) -> list[Row]:
     steps["XLA"] = step(partial(lowcost.fully_coupled, method="direct"), coupled)
     steps |= pytorch(coupled, y, z, mode)
     seconds = interleave(steps, rounds)
-    opponents = {name: seconds[name] for name in seconds.keys() - OPERATORS.keys()}
+    opponents = {name: time for name, time in seconds.items() if name not in OPERATORS}
     best = min(opponents, key=opponents.__getitem__)
     return [
         {
@@ -161,7 +161,7 @@ def measure(point: Row, rounds: int) -> list[Row]:
             "seconds": seconds[name],
             "ratio": opponents[best] / seconds[name],
             "opponent": best,
-            **{f"{opponent} seconds": time for opponent, time in sorted(opponents.items(), reverse=True)},
+            **{f"{opponent} seconds": time for opponent, time in opponents.items()},
             "rounds": rounds,
             **provenance(),
             "pytorch_version": getattr(sys.modules.get("torch"), "__version__", "absent"),
