@@ -137,15 +137,13 @@ def _keep_writing() -> _Output:
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # no file may take the number of a closed stream
         os.set_inheritable(number, True)
     os.close(number)
-    outputs = {}
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        before = getattr(sys, name)
-        outputs[name] = _Output(number, "w", closefd=False)
-        stream = io.TextIOWrapper(
-            io.BufferedWriter(outputs[name]),
-            encoding=before.encoding if before else "utf-8",
-            errors="replace",
-            line_buffering=bool(before and (before.line_buffering or before.write_through)),
-        )
-        setattr(sys, name, stream)
-    return outputs["stdout"]
+    stdout, stderr = (_Output(number, "w", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = _text(stdout, sys.stdout), _text(stderr, sys.stderr)
+    return stdout
+
+
+def _text(output: _Output, before: Any) -> io.TextIOWrapper:
+    """Returns a stream with the encoding and the buffering of another one, which is None if it was closed."""
+    encoding = before.encoding if before else "utf-8"
+    by_line = bool(before and (before.line_buffering or before.write_through))
+    return io.TextIOWrapper(io.BufferedWriter(output), encoding, "replace", line_buffering=by_line)
