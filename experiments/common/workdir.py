@@ -17,10 +17,9 @@ _OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tenso
 """Fields that may differ from one process of a run to the other."""
 _NOT_OF_THE_RUN = (*_OF_A_PROCESS, "evaluate_every", "cluster")
 """Fields that may differ when a run resumes; data_dir is written nevertheless, for programs that read the run."""
-_CONFIG = {**get_type_hints(TrainConfig), "epochs": int, "data_dir": str | None}
 _DATA = {"classes": list[str], "image_shape": list[int], "train": int}
-"""Types of the values in config.json, and of those under "data" that readers of a run need."""
-_FROM_ZERO = ("seed", "late")
+"""Types of the values under "data" in config.json that readers of a run need."""
+_FROM_ZERO = ("seed", "ingredients.late")
 """Whole numbers that may be 0; all others count something."""
 
 
@@ -58,7 +57,7 @@ def identity(workdir: Path) -> Json:
 def shared(config: TrainConfig) -> Json:
     """Returns the fields that must be the same in all processes of a run."""
     without = (*_OF_A_PROCESS, "cluster.coordinator", "cluster.process_id")
-    return {name: value for name, value in _flat(dataclasses.asdict(config)).items() if name not in without}
+    return {name: value for name, value in flat(dataclasses.asdict(config)).items() if name not in without}
 
 
 def finished(config: TrainConfig, recipe: Json) -> Json | None:
@@ -71,11 +70,10 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
     Raises:
         ValueError: the directory holds a finished run of another configuration, or of another folder of images.
     """
-    path = config.directory() / "result.json"
+    path, saved = (config.directory() / name for name in ("result.json", "config.json"))
     if not path.exists():
         return None
     elsewhere = () if config.dataset == "folder" else ("data_dir",)  # an archive is the same wherever it lies
-    saved = path.with_name("config.json")
     _compare(saved, _read(saved), _content(config, recipe, {}, {}), without=("data", "settings", *elsewhere))
     return Result(path)
 
@@ -106,15 +104,10 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise FileNotFoundError(
-            f"{workdir} holds no run: there is no config.json; train with --workdir {workdir} first"
-        )
+        raise FileNotFoundError(f"{workdir} holds no run, no config.json; train with --workdir {workdir} first")
     fields = _read(path)
-    recipe, data, _ = (fields.pop(name) for name in ("ingredients", "data", "settings"))
-    _check(path, fields, _CONFIG)
-    _check(path, recipe, get_type_hints(Recipe), "ingredients.")
-    _check(path, data, _DATA, "data.")
-    data_dir = fields.pop("data_dir")
+    _check_types(path, {**fields, **flat({name: fields[name] for name in ("ingredients", "data")})})
+    recipe, data, _, data_dir = (fields.pop(name) for name in ("ingredients", "data", "settings", "data_dir"))
     try:
         config = TrainConfig(**fields, workdir=workdir, data_dir=data_dir and Path(data_dir))
         return config, Recipe(**recipe), {name: data[name] for name in _DATA}
@@ -132,12 +125,11 @@ def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json) -> J
 
 def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> None:
     """Raises ValueError that names what differs."""
-    one, other = (_flat({k: v for k, v in content.items() if k not in without}) for content in (saved, given))
-    names = [name for name in other | one if one.get(name) != other.get(name)]
-    if names:
-        got = ", ".join(f"{name} is {one.get(name)} there and {other.get(name)} here" for name in names)
-        remedy = "choose another --workdir, or the configuration that is there"
-        raise ValueError(f"{path.parent} must hold a run of the same configuration, got another: {got}; {remedy}")
+    one, other = (flat({k: v for k, v in content.items() if k not in without}) for content in (saved, given))
+    pairs = {name: (one.get(name), other.get(name)) for name in other | one}
+    if got := ", ".join(f"{name} is {x} there and {y} here" for name, (x, y) in pairs.items() if x != y):
+        problem = f"{path.parent} must hold a run of the same configuration, got another: {got}"
+        raise ValueError(f"{problem}; choose another --workdir, or the configuration that is there")
 
 
 def _read(path: Path) -> Json:
@@ -159,29 +151,29 @@ def _json(path: Path, remedy: str) -> Json:
     return content
 
 
-def _check(path: Path, values: Json, kinds: Json, prefix: str = "") -> None:
+def _check_types(path: Path, values: Json) -> None:
     """Raises ValueError that names the first value of the wrong type; whole numbers are at least 1."""
+    kinds = {**get_type_hints(TrainConfig), "epochs": int, "data_dir": str | None}
+    kinds |= flat({"ingredients": get_type_hints(Recipe), "data": _DATA})
     for name in values.keys() & kinds.keys():
         value, kind = values[name], kinds[name]
         if not _fits(value, kind) or (kind is int and value < (name not in _FROM_ZERO)):
             words = kind.__name__ if type(kind) is type else str(kind).removeprefix("typing.")
-            raise ValueError(
-                f"{prefix}{name} in {path} must be {words}, got {value!r}; "
-                "put back the run's own config.json, or train in another --workdir"
-            )
+            problem = f"{name} in {path} must be {words}, got {value!r}"
+            raise ValueError(f"{problem}; put back the run's own config.json, or train in another --workdir")
 
 
 def _fits(value: Any, kind: Any) -> bool:
     """Returns whether a value from a JSON file is of a field's type."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
+    arguments = get_args(kind) or (kind,)
+    if get_origin(kind) is Literal:
         return value in arguments
-    if origin is list:
+    if get_origin(kind) is list:
         return type(value) is list and all(_fits(x, arguments[0]) for x in value)
-    return type(value) in (arguments or (kind,)) or (type(value) is int and float in (arguments or (kind,)))
+    return type(value) in arguments or (type(value) is int and float in arguments)
 
 
-def _flat(content: Json) -> Json:
+def flat(content: Json) -> Json:
     """Returns the content with the entries of inner dictionaries as data.classes or ingredients.schedule."""
     flat: Json = {}
     for key, value in content.items():
