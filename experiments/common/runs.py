@@ -15,12 +15,11 @@ import optax
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from experiments.common.compiled import keep_compiled
-from experiments.common.config import TrainConfig
+from experiments.common.config import TrainConfig, values
 from experiments.common.recipes import RECIPES, Recipe
-from experiments.common.workdir import Result, identity, read, shared
+from experiments.common.workdir import Result, flat, identity, read, shared
 from lowcost import data, nn
 from lowcost.train.checkpoint import Checkpoints
-from lowcost.train.interruption import Interruption
 from lowcost.train.loop import evaluate_all, first_step
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.metrics_log import Metrics
@@ -78,10 +77,12 @@ class Setup(NamedTuple):
         """Returns the shapes, dtypes and shardings of the state."""
         return _abstract(self.initial_state, replicated(self.mesh))
 
-    def evaluate(self, state: TrainState, interruption: Interruption | None = None) -> Metrics | None:
-        """Returns the mean metrics of all test images, or None if interrupted."""
-        evaluate = partial(evaluate_all, batch_size=self.config.batch_size, mesh=self.mesh, interruption=interruption)
-        return evaluate(self.eval_step, state, self.dataset.test.images, self.dataset.test.labels)
+    def evaluate(self, state: TrainState, images: np.ndarray | None = None, **options: Any) -> Metrics | None:
+        """Returns the mean metrics of all test images, or of others with their labels; see `evaluate_all`."""
+        test = self.dataset.test
+        images = test.images if images is None else images
+        options |= {"batch_size": self.config.batch_size, "mesh": self.mesh}
+        return evaluate_all(self.eval_step, state, images, test.labels, **options)
 
 
 def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
@@ -105,23 +106,20 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     use_every_core(config.batch_size // (config.cluster.num_processes or 1))
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
-    dataset = data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        image_size=config.image_size,
-        cache_dir=image_cache(config.directory()),
-        download=config.download,
-        max_pixels=config.max_pixels,
-    )
+    dataset = load(config)
     if config.train_images is not None:
         dataset = dataset.sample(config.train_images)
     if config.batch_size > len(dataset.train):
-        raise ValueError(
-            f"--batch-size must be at most the {len(dataset.train)} training images of {dataset.name}, "
-            f"got {config.batch_size}; use a smaller one"
-        )
+        largest = f"the {len(dataset.train)} training images of {dataset.name}"
+        raise ValueError(f"--batch-size must be at most {largest}, got {config.batch_size}; use a smaller one")
     keep_compiled(config.directory().parent / CACHE / "compiled")
     return _build(config, recipe, dataset, mesh)
+
+
+def load(config: TrainConfig) -> data.Dataset:
+    """Returns all images of a run's data set, decoded or from the cache beside its work directory."""
+    options = values(config, "data_dir", "image_size", "download", "max_pixels")
+    return data.load(config.dataset, cache_dir=image_cache(config.directory()), **options)
 
 
 def image_cache(workdir: Path) -> Path | None:
@@ -132,14 +130,12 @@ def image_cache(workdir: Path) -> Path | None:
 
 
 def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh) -> Setup:
-    options = {}
+    options: dict[str, Any] = {}
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
         options["opening_init"] = nn.initializers.patch_whitening(to_unit_range(some))
+    net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
-    net, optimizer, initial_state = _model(
-        config, recipe, len(dataset.classes), dataset.image_shape, steps_per_epoch, **options
-    )
     augment = recipe.augmentation(dataset.flip)
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average)
     eval_step = make_eval_step(net)
@@ -147,29 +143,30 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
         train_step = jax.vmap(train_step)
         eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None, 0))
     everywhere = replicated(mesh)
-    train_steps = jax.jit(repeat(train_step), donate_argnums=0, out_shardings=everywhere)
-    eval_step = jax.jit(eval_step, out_shardings=everywhere)
-    initial_state = jax.jit(initial_state, out_shardings=everywhere)
-    setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, train_steps, eval_step, initial_state)
+    jit = partial(jax.jit, out_shardings=everywhere)
+    programs = (jit(repeat(train_step), donate_argnums=0), jit(eval_step), jit(initial_state))
+    setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, *programs)
     setup.abstract_state()  # raises where the network cannot take the images
     return setup
 
 
 def _model(
-    config: TrainConfig,
-    recipe: Recipe,
-    num_classes: int,
-    image_shape: tuple[int, ...],
-    steps_per_epoch: int,
-    **options: Any,
+    config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options: Any
 ) -> tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState]]:
-    """Returns the network, the optimiser, and () → the state before the first step, of every seed."""
+    """Returns the network, the optimiser, and () → the state before the first step, of every seed.
+
+    Args:
+        config: the configuration, with the number of epochs.
+        recipe: how to train.
+        about: the data set, see `describe`.
+        options: of the network.
+    """
     options |= {"steps_per_block": config.steps_per_block, "dtype": jnp.dtype(config.dtype), "remat": config.remat}
-    net = nn.network(config.architecture, config.width, num_classes, h=config.h, **options)
-    optimizer = recipe.transformation(config.epochs or 0, steps_per_epoch)
+    net = nn.network(config.architecture, config.width, len(about["classes"]), h=config.h, **options)
+    optimizer = recipe.transformation(config.epochs or 0, about["train"] // config.batch_size)
 
     def create(key: jax.Array) -> TrainState:
-        return create_state(net, optimizer, key, image_shape, average=recipe.average is not None)
+        return create_state(net, optimizer, key, tuple(about["image_shape"]), average=recipe.average is not None)
 
     def initial_state() -> TrainState:
         keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]
@@ -201,14 +198,11 @@ def settings() -> dict[str, Any]:
 
 def differing_fields(ready: Setup) -> list[str]:
     """Returns the names of what differs between the processes: code, configuration, recipe, data, settings."""
-    code = hashlib.sha256()
-    for package in (Path(__file__).parents[1], Path(data.__file__).parents[1]):
-        for path in sorted(package.rglob("*.py")):
-            code.update(path.read_bytes())
-    recipe = {f"ingredients.{name}": value for name, value in dataclasses.asdict(ready.recipe).items()}
-    dataset = {f"data.{name}": value for name, value in describe(ready.dataset).items()}
-    versions = differing({"code": code.hexdigest(), "jax": jax.__version__})
-    return versions or differing({**shared(ready.config), **recipe, **dataset, **settings()})
+    packages = (Path(__file__).parents[1], Path(data.__file__).parents[1])
+    code = b"".join(path.read_bytes() for package in packages for path in sorted(package.rglob("*.py")))
+    parts = {"ingredients": dataclasses.asdict(ready.recipe), "data": describe(ready.dataset)}
+    versions = differing({"code": hashlib.sha256(code).hexdigest(), "jax": jax.__version__})
+    return versions or differing({**shared(ready.config), **flat(parts), **settings()})
 
 
 class Trained(NamedTuple):
@@ -241,13 +235,12 @@ def trained(workdir: Path) -> Trained:
     """
     config, recipe, about = read(workdir)
     devices()  # raises where there are none
-    classes, image_shape = tuple(about["classes"]), tuple(about["image_shape"])
-    steps_per_epoch = about["train"] // config.batch_size
-    steps = (config.epochs or 0) * steps_per_epoch
-    net, _, initial_state = _model(config, recipe, len(classes), image_shape, steps_per_epoch)
+    steps = (config.epochs or 0) * (about["train"] // config.batch_size)
+    net, _, initial_state = _model(config, recipe, about)
     state = _newest(workdir, _abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps)
     variables = state.variables if config.seeds == 1 else jax.tree.map(lambda x: x[0], state.variables)
-    return Trained(config, net, variables, classes, image_shape, first_step(state), steps)
+    shapes = (tuple(about["classes"]), tuple(about["image_shape"]))
+    return Trained(config, net, variables, *shapes, first_step(state), steps)
 
 
 def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
@@ -273,10 +266,8 @@ def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -
     got = describe(dataset)
     for field in ("classes", "image_shape"):
         if got[field] != expected[field]:
-            raise ValueError(
-                f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}; "
-                "name the folder that belongs to it with --data-dir"
-            )
+            problem = f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
+            raise ValueError(f"{problem}; name the folder that belongs to it with --data-dir")
 
 
 def check_finished(workdir: Path, step: int, steps: int) -> None:
@@ -302,8 +293,6 @@ def _newest(workdir: Path, like: TrainState, steps: int) -> TrainState:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
     result = workdir / "result.json"
     if restored.step == steps and result.exists() and Result(result)["digest"] != restored.digest:
-        raise ValueError(
-            f"{result} must be of the run's last checkpoint, got the digest of another state; put back the run's own "
-            "result.json, or remove it and run its training again"
-        )
+        problem = f"{result} must be of the run's last checkpoint, got the digest of another state"
+        raise ValueError(f"{problem}; put back the run's own, or remove it and run its training again")
     return restored.state

@@ -9,7 +9,6 @@ from experiments.common.config import Architecture, TrainConfig, Width
 from experiments.common.entry import in_a_process
 from experiments.common.files import read_rows
 from experiments.common.timing import interleave
-from lowcost import data
 from lowcost.nn import network, network_cost
 from lowcost.train.mesh import use_every_core
 
@@ -56,8 +55,7 @@ def _duration(hours: float) -> str:
 
 
 def _shape(run: TrainConfig) -> tuple[int, int]:
-    cache = runs.image_cache(run.directory())
-    train = data.load(run.dataset, data_dir=run.data_dir, image_size=run.image_size, cache_dir=cache).train
+    train = runs.load(run).train
     return len(train), train.images.shape[1]
 
 

@@ -70,12 +70,12 @@ def run_all(
     status = 0
     for config, recipe in wanted:
         code = train(config, recipe) if finished(config, dataclasses.asdict(recipe)) is None else 0
-        if code not in (0, DIVERGED):
-            return code
-        if code:
+        if not code:
+            report(config)
+        elif code == DIVERGED:
             status = code
         else:
-            report(config)
+            return code
     return status
 
 
@@ -91,8 +91,7 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
             assert ready is not None
             if not (names := runs.differing_fields(ready)):
                 return ready
-            expected = f"all processes must have the same {', '.join(names)}, got several"
-            failure = f"{expected}; start them by the same command"
+            failure = f"all processes must have the same {', '.join(names)}, got several; start them alike"
     except OSError as error:  # no devices, or another process has ended
         failure = failure or str(error)
     raise ValueError(failure or "another process could not start; see what it printed")
@@ -104,10 +103,8 @@ def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
     stack.enter_context(locked(workdir))
     write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
     if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
-        raise ValueError(
-            f"{workdir} must hold the checkpoints of its finished run, got result.json without any; "
-            "put them back, or start over in another --workdir"
-        )
+        problem = f"{workdir} must hold the checkpoints of its finished run, got result.json without any"
+        raise ValueError(f"{problem}; put them back, or start over in another --workdir")
     return identity(workdir)
 
 
@@ -121,9 +118,9 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
         begin, state, meta = restored[:3] if restored else (0, ready.initial_state(), {"seconds": 0.0})
         if restored:
             console.print(f"resuming from step {begin} in {printable(workdir)}")
-        log, seconds = _open_log(ready, begin), meta["seconds"]
-        outputs = {"log": log, "checkpoints": checkpoints, "console": console}
-        state = _fit(ready, state, interruption=interruption, seconds=seconds, **outputs)
+        log = _open_log(ready, begin)
+        outputs = {"log": log, "checkpoints": checkpoints, "console": console, "seconds": meta["seconds"]}
+        state = _fit(ready, state, interruption, outputs)
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
             raise
@@ -145,14 +142,14 @@ def _open_log(ready: runs.Setup, step: int) -> MetricsLog:
     return MetricsLog(rows, path, workdir / "tensorboard" if config.tensorboard else None)
 
 
-def _fit(ready: runs.Setup, state: TrainState, *, interruption: Interruption, **options: Any) -> TrainState:
+def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, options: dict[str, Any]) -> TrainState:
     """Trains to the end or to a stop request; a ValueError here is a fault of the program and keeps its traceback."""
 
     def evaluate(state: TrainState) -> Metrics | None:
         epoch = first_step(state) // ready.steps_per_epoch
         if epoch % ready.config.evaluate_every and epoch < ready.epochs:
             return {}
-        return ready.evaluate(state, interruption)
+        return ready.evaluate(state, interruption=interruption)
 
     train, steps_max = ready.dataset.train, dispatch_max()
     resident = fits(train.images, ready.mesh)
@@ -172,9 +169,8 @@ def _report(
     if is_process_0() and log.rows:
         draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {ready.dataset.name}")
     if interruption.signal is not None and log.last_epoch() < ready.epochs:
-        saved = f", saved in {printable(workdir)}; the same command resumes from there"
-        unsaved = "; the same command resumes from the last checkpoint"
-        console.print(f"stopped at step {first_step(state)}{unsaved if skipped_in_a_row(state) else saved}")
+        where = "" if skipped_in_a_row(state) else f", saved in {printable(workdir)}"
+        console.print(f"stopped at step {first_step(state)}{where}; the same command resumes from the last checkpoint")
         return 128 + interruption.signal
     if not is_process_0():
         return 0
@@ -195,8 +191,7 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, 
     speeds, shares = ([r[x] for r in log.rows if r.get(x)] for x in ("images_per_second", "share_in_steps"))
     accuracies = row.get("test_accuracy_seeds", [])
     return {
-        "dataset": ready.dataset.name,
-        **values(config, "architecture", "width", "recipe"),
+        **values(config, "dataset", "architecture", "width", "recipe"),
         "weights": count_weights(state.params) // config.seeds,
         **values(config, "epochs", "seed", "seeds"),
         "test_accuracy": row["test_accuracy"],
