@@ -8,6 +8,7 @@ plan and the hours that it needs on this machine.
 """
 
 import dataclasses
+import itertools
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from experiments.common.config import Architecture, DatasetName, RecipeName, Tra
 from experiments.common.files import changing, write_page
 from experiments.common.flags import flags, shown
 from experiments.common.recipes import RECIPES
-from experiments.common.table2_page import PAPER, draw, markdown, place
+from experiments.common.table2_page import ARCHITECTURES, PAPER, WIDTHS, draw, markdown, place
 from experiments.common.table2_plan import plan
 from experiments.common.training import run_all
 from experiments.common.workdir import Result
@@ -35,7 +36,7 @@ class Config:
 
     datasets: tyro.conf.Positional[tuple[DatasetName, ...]] = ("cifar10",)
     """Data sets, as in training. Of cifar10, cifar100 and stl10 only the rows that the paper prints are run."""
-    architectures: tuple[Architecture, ...] = tuple(PAPER["cifar10"])
+    architectures: tuple[Architecture, ...] = ARCHITECTURES
     """Networks."""
     widths: tuple[Width, ...] = ("A",)
     """Channels of the blocks. A: 32, 64, 128. B: 48, 96, 192. C: 32, 64, 128, 256."""
@@ -73,11 +74,9 @@ def main(config: Config) -> int:
     """Runs what is missing, one network after another, each in a process of its own; see `training.run_all`."""
     wanted = list(runs(config))
     if not wanted:
-        raise ValueError(
-            f"the paper has no figures of these networks on {', '.join(config.datasets)}; choose among "
-            + ", ".join(f"{name} {'/'.join(next(iter(table.values())))}" for name, table in PAPER.items())
-            + f" and {', '.join(PAPER['cifar10'])}"
-        )
+        there = [*(f"{name} {'/'.join(widths)}" for name, widths in WIDTHS.items()), *ARCHITECTURES]
+        problem = f"the paper has no figures of these networks on {', '.join(config.datasets)}"
+        raise ValueError(f"{problem}; choose among {', '.join(there)}")
     if (config.images or config.like) and set(config.datasets) != {"folder"}:
         raise ValueError("--images and --like are for the data set folder only; omit them, or the other data sets")
     if config.dry_run:
@@ -94,18 +93,15 @@ def main(config: Config) -> int:
 def runs(config: Config) -> Iterator[TrainConfig]:
     """Yields the runs of the grid, without the cells that the paper leaves empty."""
     epochs = config.epochs or RECIPES[config.recipe].epochs
-    for dataset in config.datasets:
-        for width in config.widths:
-            for architecture in config.architectures:
-                if dataset in PAPER and width not in PAPER[dataset].get(architecture, {}):
-                    continue
-                some = "" if config.batch_size == 100 else f"-batch{config.batch_size}"
-                some += "" if config.train_images is None else f"-{config.train_images}images"
-                some += "" if config.image_size is None else f"-{config.image_size}pixels"
-                name = f"{dataset}-{architecture}-{width}-{config.recipe}-{epochs}epochs{some}"
-                workdir = config.workdir / f"{name}-seed{config.seed}x{config.seeds}"
-                grid = {"dataset": dataset, "width": width, "architecture": architecture}
-                yield derived(config, **grid, epochs=epochs, workdir=workdir)
+    some = "" if config.batch_size == 100 else f"-batch{config.batch_size}"
+    some += "" if config.train_images is None else f"-{config.train_images}images"
+    some += "" if config.image_size is None else f"-{config.image_size}pixels"
+    end = f"{config.recipe}-{epochs}epochs{some}-seed{config.seed}x{config.seeds}"
+    for dataset, width, architecture in itertools.product(config.datasets, config.widths, config.architectures):
+        if dataset not in WIDTHS or (dataset, architecture, width) in PAPER:
+            cell = {"dataset": dataset, "width": width, "architecture": architecture}
+            workdir = config.workdir / f"{dataset}-{architecture}-{width}-{end}"
+            yield derived(config, **cell, epochs=epochs, workdir=workdir)
 
 
 def train(run: TrainConfig) -> int:
@@ -129,7 +125,7 @@ def train(run: TrainConfig) -> int:
 def record(config: Config, result: dict[str, Any]) -> None:
     """Adds the row of a run, or replaces an older one; --images and --like change a row that is there already."""
     command = shown(config, "datasets", "architectures", "widths", "download", "workdir", "out", "dry_run")
-    like = config.like or (result["dataset"] if result["dataset"] in PAPER else None)
+    like = config.like or (result["dataset"] if result["dataset"] in WIDTHS else None)
     origin = {"folder": "images of the user", "digits": "inside scikit-learn"}
     images = config.images or f"{result['dataset']}, {origin.get(result['dataset'], 'original')}"
     new = {"images": images, "like": like, "flags": command, **result}
