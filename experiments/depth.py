@@ -1,6 +1,7 @@
 """The signal over depth: how the variance of the features changes from step to step before any training."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -55,44 +56,36 @@ def main(config: Config) -> None:
     """Measures, writes the three files, prints the table."""
     devices()  # raises if there are none
     images = data.load("digits").train.images[: config.images] / 255
-    rows = [
-        measure(architecture, images, steps, width=config.width, h=config.h, seed=config.seed)
-        for steps in config.steps_per_block
-        for architecture in nn.ARCHITECTURES
-    ]
+    grid = itertools.product(config.steps_per_block, nn.ARCHITECTURES)
+    rows = [measure(config, steps, architecture, images) for steps, architecture in grid]
     page = markdown(rows, config.out.name)
     write_results(config.out, rows, page)
     draw(rows, config.out.with_suffix(".png"))
     entry.show(page)
 
 
-def measure(
-    architecture: nn.Architecture, images, steps_per_block: int, *, width: nn.Width, h: float, seed: int
-) -> Row:
+def measure(config: Config, steps_per_block: int, architecture: nn.Architecture, images) -> Row:
     """Returns the variance of the features after every step of a network with its initial weights.
 
     Args:
+        config: states width, time step (not used for "mobilenet") and seed.
+        steps_per_block: steps in each block.
         architecture: one of `lowcost.nn.ARCHITECTURES`.
         images: [B, *grid, C] in [0, 1].
-        steps_per_block: steps in each block.
-        width: channels of the blocks.
-        h: time step, not used for "mobilenet".
-        seed: of the weights.
     """
-    time_step = None if architecture == "mobilenet" else h
-    net = nn.network(architecture, width, 10, steps_per_block=steps_per_block, h=time_step or 1.0)
+    net = nn.network(architecture, config.width, 10, steps_per_block=steps_per_block, h=config.h)
     images = jnp.asarray(images, jnp.float32)
     # Not jitted as a whole: hundreds of steps of three shapes are compiled once each, not once per step.
-    features = captured(net, net.init(jax.random.key(seed), images), images, train=True)
+    features = captured(net, net.init(jax.random.key(config.seed), images), images, train=True)
     names = [f"block{i + 1}_step{j + 1}" for i in range(len(net.channels)) for j in range(steps_per_block)]
     variances = [float(jnp.mean(jnp.var(features[name], axis=range(images.ndim - 1)))) for name in names]
     between = float(jnp.mean(jnp.var(features[names[-1]], axis=0)))
     return {
         "architecture": architecture,
-        "width": width,
-        "h": time_step,
+        "width": config.width,
+        "h": None if architecture == "mobilenet" else config.h,
         "steps_per_block": steps_per_block,
-        "seed": seed,
+        "seed": config.seed,
         "images": len(images),
         "variances": variances,
         "block_ends": variances[steps_per_block - 1 :: steps_per_block],
