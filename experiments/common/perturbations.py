@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from scipy.ndimage import gaussian_filter
 
 from lowcost.nn import Network
@@ -38,13 +39,11 @@ def perturbed_weights(params: Any, strengths: Strengths, seed: int) -> Iterator[
     for bits in strengths["bits"]:
         yield "bits", bits, jax.tree.map(partial(rounded, bits=bits), params)
     leaves, structure = jax.tree.flatten(params)
-    noise = [
-        jax.random.normal(key, w.shape) * jnp.sqrt(jnp.mean(w**2))
-        for key, w in zip(jax.random.split(jax.random.key(seed), len(leaves)), leaves, strict=True)
-    ]
+    keys = jax.tree.unflatten(structure, list(jax.random.split(jax.random.key(seed), len(leaves))))
+    noise = jax.tree.map(lambda w, key: jax.random.normal(key, w.shape) * jnp.sqrt(jnp.mean(w**2)), params, keys)
     for percent in strengths["weight noise"]:
-        noisy = [w + percent / 100 * n for w, n in zip(leaves, noise, strict=True)]
-        yield "weight noise", percent, jax.tree.unflatten(structure, noisy)
+        share = percent / 100
+        yield "weight noise", percent, jax.tree.map(lambda w, n, share=share: w + share * n, params, noise)
 
 
 def perturbed_images(images: np.ndarray, strengths: Strengths, seed: int) -> Iterator[tuple[str, float, np.ndarray]]:
@@ -65,13 +64,12 @@ def perturbed_images(images: np.ndarray, strengths: Strengths, seed: int) -> Ite
 
 def captured(net: Network, variables: Variables, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
     """Returns the output of each layer by its name; `train` normalises by the statistics of these images."""
-    _, kept = net.apply(
-        variables,
-        images,
-        train=train,
-        mutable=["batch_stats", "intermediates"],
-        capture_intermediates=lambda module, method: method == "__call__" and len(module.path) == 1,
-    )
+
+    def of_layer(module: nn.Module, method: str) -> bool:
+        return method == "__call__" and len(module.path) == 1
+
+    kinds = ["batch_stats", "intermediates"]
+    _, kept = net.apply(variables, images, train=train, mutable=kinds, capture_intermediates=of_layer)
     return {name: calls["__call__"][0] for name, calls in kept["intermediates"].items() if "__call__" in calls}
 
 
@@ -105,7 +103,7 @@ def weights_bound(
 
 @partial(jax.jit, static_argnums=0)
 def _single_layers(net, perturbed, images, clean):
-    """f'_k(y_k) by the layer's name."""
+    """Returns f'_k(y_k) by the layer's name."""
     y, outputs = images, {}
     for layer in bound_layers(net, perturbed, images.shape[1:]):
         takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
