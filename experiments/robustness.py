@@ -14,24 +14,18 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.common import entry, runs
+from experiments.common import entry, perturbations, runs
+from experiments.common.config import values
 from experiments.common.files import write_results
 from experiments.common.flags import shown
-from experiments.common.perturbations import (
-    Variables,
-    features,
-    norms,
-    perturbed_images,
-    perturbed_weights,
-    weights_bound,
-)
+from experiments.common.perturbations import Variables, features, norms, weights_bound
 from experiments.common.provenance import provenance
 from experiments.common.styles import STYLES
 from experiments.common.tables import Row, finish, panels, source, table
 from experiments.stability import with_time_step
 from lowcost.nn.stability import stability_report
 from lowcost.terminal import printable, warn
-from lowcost.train.loop import evaluate_all, first_step
+from lowcost.train.loop import first_step
 from lowcost.train.step import make_eval_step, to_unit_range
 
 UNPERTURBED = "as it is"
@@ -139,20 +133,12 @@ class Subject:
 
     def row(self, kind: str, strength: float, outputs: dict[str, np.ndarray], **changes: Any) -> Row:
         """Returns a row; `changes` are images, variables or an eval_step in place of the network's own."""
-        ready = self.ready
-        metrics = evaluate_all(
-            changes.get("eval_step", ready.eval_step),
-            self.state.replace(average=None, **changes.get("variables", self.variables)),
-            changes.get("images", self.images),
-            ready.dataset.test.labels,
-            batch_size=ready.config.batch_size,
-            mesh=ready.mesh,
-        )
+        ready = self.ready._replace(eval_step=changes.get("eval_step", self.ready.eval_step))
+        state = self.state.replace(average=None, **changes.get("variables", self.variables))
+        metrics = ready.evaluate(state, changes.get("images", self.images))
         assert metrics is not None
         return {
-            "architecture": ready.config.architecture,
-            "width": ready.config.width,
-            "dataset": ready.dataset.name,
+            **values(ready.config, "architecture", "width", "dataset"),
             "seed": self.seed,
             "images": len(self.sample),
             **provenance(),
@@ -195,11 +181,11 @@ class Subject:
 
 def measure(subject: Subject, *, short: bool = False) -> Iterator[Row]:
     """Yields a row for the unperturbed network, and one for each perturbation."""
-    strengths = {kind: values[:1] if short else values for kind, values in STRENGTHS.items()}
+    strengths = {kind: grid[:1] if short else grid for kind, grid in STRENGTHS.items()}
     yield subject.row(UNPERTURBED, 0, subject.clean)
-    for weights in perturbed_weights(subject.variables["params"], strengths, subject.seed):
+    for weights in perturbations.perturbed_weights(subject.variables["params"], strengths, subject.seed):
         yield subject.with_weights(*weights)
-    for images in perturbed_images(subject.images, strengths, subject.seed):
+    for images in perturbations.perturbed_images(subject.images, strengths, subject.seed):
         yield subject.with_images(*images)
     if any(layer.amplification for layer in subject.report.layers):  # the steps are steps in time
         yield from map(subject.with_factor, strengths["h times"])
@@ -244,14 +230,14 @@ def _number(x: float | None) -> str:
 
 
 def _names(rows: list[Row]) -> dict[str, str]:
-    """Work directory → its last part, or all of it if another one ends in the same."""
+    """Returns work directory → its last part, or all of it if another one ends in the same."""
     workdirs = list(dict.fromkeys(row["workdir"] for row in rows))
     last = [Path(workdir).name for workdir in workdirs]
     return {w: name if last.count(name) == 1 else w for w, name in zip(workdirs, last, strict=True)}
 
 
 def _drawn(rows: list[Row]) -> float:
-    """The noise whose growth is drawn."""
+    """Returns the noise whose growth is drawn."""
     return min(row["strength"] for row in rows if row["kind"] == "image noise")
 
 
@@ -264,11 +250,10 @@ def draw(rows: list[Row], path: Path) -> None:
     for row in rows:
         if row["kind"] == "image noise" and row["strength"] == _drawn(rows):
             depth = range(1, len(row["layers"]) + 1)
-            line = {"markersize": 4, "linestyle": ("-", ":", "--", "-.")[datasets.index(row["dataset"]) % 4]}
-            style = line | STYLES[row["architecture"]]
+            line = ("-", ":", "--", "-.")[datasets.index(row["dataset"]) % 4]
+            style = {"markersize": 4, "linestyle": line} | STYLES[row["architecture"]]
             left.semilogy(depth, row["differences"], label=names[row["workdir"]], **style)
-            ratios, bounds = (np.array(row[name], float) for name in ("ratios", "lipschitz_up_to"))
-            right.semilogy(depth, ratios / bounds, **style)
+            right.semilogy(depth, np.divide(*np.array([row["ratios"], row["lipschitz_up_to"]], float)), **style)
     left.set(xlabel="layer", ylabel="‖difference‖ / ‖features‖")
     right.set(xlabel="layer", ylabel="share of the product of the bounds")
     for panel in (left, right):
