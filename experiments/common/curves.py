@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.common.files import save_figure
+from experiments.common.tables import finish, panels
 
 FEW = 25
 """Below this number of epochs, each one is marked."""
@@ -11,21 +11,17 @@ FEW = 25
 
 def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
     """Plots the rows of metrics.jsonl, training and test: loss on the left, accuracy on the right."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure, (loss, accuracy) = panels(2, 9, 3.6)
     figure.suptitle(title)
     marker = "o" if len(rows) < FEW else None
-    loss, accuracy = figure.subplots(1, 2)
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         for part in ("train", "test"):
             points = {row["epoch"]: row[name] for row in rows if (name := f"{part}_{quantity}") in row}
             axes.plot(*zip(*points.items(), strict=True), marker=marker, markersize=3, label=part)
         axes.set(xlabel="epoch", ylabel=quantity)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
     loss.set_yscale("log")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    save_figure(figure, path, dpi=120)
+    finish(figure, path, ncols=2)
