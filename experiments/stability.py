@@ -85,7 +85,7 @@ def main(config: Config) -> int:
     wanted = ((run, RECIPES[run.recipe]) for run in runs_of(config))
     status = training.run_all(wanted, training.run, report)
     if rows:
-        entry.show(markdown(rows))
+        entry.show(markdown(rows, config.out.name))
     return status
 
 
