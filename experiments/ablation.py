@@ -16,7 +16,7 @@ from experiments.common.config import Architecture, DatasetName, RecipeName, Tra
 from experiments.common.files import write_results
 from experiments.common.flags import shown
 from experiments.common.recipes import RECIPES, Recipe
-from experiments.common.tables import Columns, Row, source, table
+from experiments.common.tables import Columns, Row, accuracy, source, table
 from experiments.common.workdir import Result
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -108,10 +108,6 @@ def variants(config: Config) -> dict[str, tuple[TrainConfig, Recipe]]:
 def markdown(rows: list[Row], name: str = "ablation") -> str:
     """Returns the page: each variant beside the fast recipe, the first row; and the variants that are missing."""
     first = rows[0]
-
-    def accuracy(row: Row) -> str:
-        spread = f" ± {100 * row['test_accuracy_std']:.2f}" if row["test_accuracy_std"] is not None else ""
-        return f"{100 * row['test_accuracy']:.2f}{spread} %"
 
     def difference(row: Row) -> str:
         pairs = zip(row["test_accuracies"], first["test_accuracies"], strict=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments.common.config import Architecture, Width
 from experiments.common.styles import STYLES
-from experiments.common.tables import Columns, Row, finish, panels, source, table
+from experiments.common.tables import Columns, Row, accuracy, finish, panels, source, table
 
 WIDTHS: dict[str, tuple[Width, ...]] = {"cifar10": ("A", "B"), "cifar100": ("B", "C"), "stl10": ("A", "B")}
 """The widths that the paper's Table 2 has for each data set: its columns."""
@@ -58,11 +58,6 @@ def markdown(rows: list[Row], name: str = "table2") -> str:
 def _section(group: list[Row]) -> str:
     first = group[0]
     seed, seeds = first["seed"], first["seeds"]
-
-    def accuracy(row: Row) -> str:
-        deviation = row["test_accuracy_std"]
-        return f"{100 * row['test_accuracy']:.2f}" + (f" ± {100 * deviation:.2f} %" if deviation else " %")
-
     columns: Columns = {
         "network": "{architecture}",
         "width": "{width}",
@@ -104,8 +99,7 @@ def draw(rows: list[Row], path: Path) -> None:
         for row in group:
             style: Row = {"linestyle": "none", "markersize": 7, "alpha": 0.8} | STYLES[row["architecture"]]
             label = f"{row['architecture']} {row['width']}"
-            accuracy, deviation = row["test_accuracy"], row["test_accuracy_std"]
-            panel.errorbar(row["weights"], accuracy, yerr=deviation, label=label, **style)
+            panel.errorbar(row["weights"], row["test_accuracy"], yerr=row["test_accuracy_std"], label=label, **style)
             if (paper := _paper(row)) is not None:
                 panel.plot(row["weights"], paper / 100, fillstyle="none", **style)
         title = "{images}\nrecipe {recipe}, {epochs} epochs (hollow: the paper, 300)".format(**group[0])

@@ -29,6 +29,12 @@ def table(rows: Sequence[Row], columns: Columns, *, text: int = 1) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(columns), alignment, *cells])
 
 
+def accuracy(row: Row) -> str:
+    """Returns the test accuracy of a result in percent, with the standard deviation if there are several seeds."""
+    deviation = row["test_accuracy_std"]
+    return f"{100 * row['test_accuracy']:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}") + " %"
+
+
 def source(rows: Sequence[Row], name: str) -> str:
     """Returns the last line of a page: where its figures are, on which devices and at which commits they were measured.
 
