@@ -150,12 +150,9 @@ def growth(net: Network, h: float | jax.Array, variables: Variables, images: jax
 
 def bounded_up_to(row: Row) -> float | None:
     """Returns the largest h before the first one at which the features exceed the limit; None if there is none."""
-    last = None
-    for h, growth in zip(row["h"], row["growth"], strict=True):
-        if growth is None or growth > LIMIT:
-            break
-        last = h
-    return last
+    pairs = zip(row["h"], row["growth"], strict=True)
+    bounded = itertools.takewhile(lambda pair: pair[1] is not None and pair[1] <= LIMIT, pairs)
+    return max((h for h, _ in bounded), default=None)
 
 
 def markdown(rows: list[Row], name: str = "stability") -> str:
@@ -181,16 +178,10 @@ def markdown(rows: list[Row], name: str = "stability") -> str:
         "growth at h = 1": partial(grown, 1.0),
         f"growth at h = {sizes[-1]:g}": partial(grown, sizes[-1]),
     }
-    about = {
-        "first": sizes[0],
-        "last": sizes[-1],
-        "count": len(sizes),
-        "limit": LIMIT,
-        "name": name,
-        "source": source(rows, name),
-    }
     command = f"python -m experiments.stability {first['flags']}".strip()
-    return TEMPLATE.format(**first, **about, rows=table(rows, columns, text=3), command=command)
+    about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT, "command": command}
+    parts = {"rows": table(rows, columns, text=3), "name": name, "source": source(rows, name)}
+    return TEMPLATE.format(**first, **about, **parts)
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -202,13 +193,10 @@ def draw(rows: list[Row], path: Path) -> None:
     for panel, steps in zip(axes, depths, strict=True):
         for row in rows:
             if row["steps_per_block"] == steps:
-                panel.loglog(
-                    row["h"],
-                    [min(math.inf if g is None else g, 10 * top) for g in row["growth"]],
-                    color=STYLES[row["architecture"]]["color"],
-                    linestyle=styles[row["weights"], row["statistics"]],
-                    label=f"{row['architecture']}, {row['weights']}, statistics {row['statistics']}",
-                )
+                growth = [min(math.inf if g is None else g, 10 * top) for g in row["growth"]]
+                color, line = STYLES[row["architecture"]]["color"], styles[row["weights"], row["statistics"]]
+                label = "{architecture}, {weights}, statistics {statistics}".format(**row)
+                panel.loglog(row["h"], growth, line, color=color, label=label)
         panel.set(title=f"{steps} steps per block", xlabel="h", ylim=(0.5, top))
     figure.supylabel("largest features of any step, relative to the opening's")
     finish(figure, path, ncols=2)
