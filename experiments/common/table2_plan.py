@@ -39,15 +39,10 @@ def plan(wanted: Iterable[TrainConfig]) -> None:
         hours = passes / speeds[kind] / 3600 if passes else 0.0
         total += hours
         work += PASSES * network_cost(network(run.architecture, run.width, 10), (side, side, 3)).multiply_adds * passes
-        print(
-            f"{run.dataset:8} {run.architecture:13} {run.width}  {done}/{epochs} epochs of {images:,} images, "
-            f"{run.seeds} seed{'s' * (run.seeds > 1)}: {_duration(hours)}",
-            flush=True,
-        )
-    print(
-        f"{_duration(total)} in all on this device, without augmentation and evaluation, and with the seeds one after "
-        f"another; {work:.1e} multiply-adds"
-    )
+        about = f"{run.dataset:8} {run.architecture:13} {run.width}  {done}/{epochs} epochs of {images:,} images"
+        print(f"{about}, {run.seeds} seed{'s' * (run.seeds > 1)}: {_duration(hours)}", flush=True)
+    assumed = "without augmentation and evaluation, and with the seeds one after another"
+    print(f"{_duration(total)} in all on this device, {assumed}; {work:.1e} multiply-adds")
 
 
 def _duration(hours: float) -> str:
