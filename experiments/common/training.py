@@ -134,12 +134,11 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
 
 def _open_log(ready: runs.Setup, step: int) -> MetricsLog:
     """Opens metrics.jsonl, and TensorBoard's files if asked for, with the epochs up to a step; process 0 writes."""
-    config, workdir = ready.config, ready.config.directory()
-    path = workdir / "metrics.jsonl"
+    path = ready.config.directory() / "metrics.jsonl"
     rows = from_process_0(lambda: read_rows(path, step // ready.steps_per_epoch))
     if not is_process_0():
         return MetricsLog(rows, None, None)
-    return MetricsLog(rows, path, workdir / "tensorboard" if config.tensorboard else None)
+    return MetricsLog(rows, path, path.with_name("tensorboard") if ready.config.tensorboard else None)
 
 
 def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, options: dict[str, Any]) -> TrainState:
