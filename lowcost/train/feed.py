@@ -49,11 +49,16 @@ def feed(
         steps_max: the largest n.
         resident: whether to keep all images on every device and gather there.
     """
-    make = _resident(images, labels, mesh) if resident else _from_host(images, labels, mesh)
+    arrays = [place(array, replicated(mesh)) if resident else array for array in (images, labels)]
 
     def prepare(step: int, n: int) -> Batches:
-        rows = [indices(s).astype(np.int32) for s in range(step, step + n)]
-        return make(np.stack(rows + rows[:1] * (steps_max - n)), n)
+        unpadded = [indices(s).astype(np.int32) for s in range(step, step + n)]
+        rows = np.stack(unpadded + unpadded[:1] * (steps_max - n))
+        sharding = over_batch(mesh, rows.ndim - 1)
+        placed = place(rows, sharding)
+        if resident:
+            return _take(arrays, placed, sharding)
+        return [*(_from_host(array, rows, n, sharding) for array in arrays), placed]
 
     if resident:  # no thread, since all processes must start their programs in the same order
         return lambda step, n, following: prepare(step, n)
@@ -77,34 +82,17 @@ def _ahead(prepare: Callable[[int, int], Batches]) -> Callable[[int, int, int], 
     return batches
 
 
-def _from_host(images: NDArray[Any], labels: NDArray[Any], mesh: Mesh) -> Callable[[NDArray[np.int32], int], Batches]:
-    def make(rows: NDArray[np.int32], n: int) -> Batches:
-        sharding = over_batch(mesh, rows.ndim - 1)
+def _from_host(source: Any, rows: NDArray[np.int32], n: int, sharding: NamedSharding) -> jax.Array:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        local = rows[(index or ())[: rows.ndim]]
+        result = np.empty(local.shape + source.shape[1:], source.dtype)
+        result[:n] = source[local[:n]]
+        return result
 
-        def gathered(source: np.ndarray) -> jax.Array:
-            def part(index: tuple[slice, ...] | None) -> np.ndarray:
-                local = rows[(index or ())[: rows.ndim]]
-                result = np.empty(local.shape + source.shape[1:], source.dtype)
-                result[:n] = source[local[:n]]
-                return result
-
-            return jax.make_array_from_callback(rows.shape + source.shape[1:], sharding, part)
-
-        return [gathered(images), gathered(labels), place(rows, sharding)]
-
-    return make
+    return jax.make_array_from_callback(rows.shape + source.shape[1:], sharding, part)
 
 
-def _resident(images: NDArray[Any], labels: NDArray[Any], mesh: Mesh) -> Callable[[NDArray[np.int32], int], Batches]:
-    arrays = [place(array, replicated(mesh)) for array in (images, labels)]
-
-    @partial(jax.jit, static_argnums=2)
-    def take(arrays: Batches, rows: jax.Array, sharding: NamedSharding) -> Batches:
-        taken = [array.at[rows].get(mode="promise_in_bounds") for array in arrays]
-        return jax.lax.with_sharding_constraint([*taken, rows], sharding)
-
-    def make(rows: NDArray[np.int32], n: int) -> Batches:
-        sharding = over_batch(mesh, rows.ndim - 1)
-        return take(arrays, place(rows, sharding), sharding)
-
-    return make
+@partial(jax.jit, static_argnums=2)
+def _take(arrays: Batches, rows: jax.Array, sharding: NamedSharding) -> Batches:
+    taken = [array.at[rows].get(mode="promise_in_bounds") for array in arrays]
+    return jax.lax.with_sharding_constraint([*taken, rows], sharding)
