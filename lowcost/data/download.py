@@ -11,13 +11,9 @@ import urllib.request
 from concurrent.futures import Future
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from lowcost.data.catalogue import Entry, by_hand
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 ANSWER_SECONDS = 1.5
 """The time within which a host must answer, name look-up included."""
@@ -27,22 +23,21 @@ CHUNK_BYTES = 2**18
 PORTS = {"http": 80, "https": 443}
 
 
-def download(entry: Entry, folder: str | PathLike[str], console: "Console | None" = None) -> Path:
+def download(entry: Entry, folder: str | PathLike[str]) -> Path:
     """Downloads the archive of a data set into a folder, checks it, and returns its path.
 
     The file is called <filename>.part until it is complete and checked. When a download stops for any reason, Ctrl-C
-    included, that file stays, and the next call fetches the rest.
+    included, that file stays, and the next call fetches the rest. A terminal at stderr shows a progress bar.
 
     Args:
         entry: the data set.
         folder: the folder; made if missing.
-        console: for a progress bar, if it is a terminal; stderr if None.
 
     Raises:
         ConnectionError: the host does not answer within two seconds.
         OSError: the connection broke or stalled, the server refused, the folder cannot be written, or
             <filename>.part is a link.
-        ValueError: the server sent another file than the archive, which was removed; or the URL is not http(s).
+        ValueError: the server sent another file than the archive, which was removed.
     """
     path = Path(folder) / entry.filename
     part = path.with_name(f"{path.name}.part")
@@ -52,7 +47,7 @@ def download(entry: Entry, folder: str | PathLike[str], console: "Console | None
     if size < entry.size:
         _check_that_host_answers(entry, path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        size = _fetch(entry, part, size, console)
+        size = _fetch(entry, part, size)
     try:
         with part.open("rb+") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -73,8 +68,6 @@ def download(entry: Entry, folder: str | PathLike[str], console: "Console | None
 def _check_that_host_answers(entry: Entry, folder: Path) -> None:
     """Raises ConnectionError within `ANSWER_SECONDS` where there is no network; connecting may take minutes to fail."""
     url = urlsplit(entry.url)
-    if url.scheme not in PORTS:
-        raise ValueError(f"{entry.name}: the URL must begin with http:// or https://, got {entry.url}; correct it")
     host, proxy = url, urllib.request.getproxies().get(url.scheme)
     if proxy and not urllib.request.proxy_bypass(url.netloc):
         host = urlsplit(proxy if "://" in proxy else f"//{proxy}")
@@ -98,12 +91,12 @@ def _check_that_host_answers(entry: Entry, folder: Path) -> None:
         raise ConnectionError(f"{name} does not answer ({reason}); {by_hand(entry, folder)}") from error
 
 
-def _fetch(entry: Entry, part: Path, size: int, console: "Console | None") -> int:
+def _fetch(entry: Entry, part: Path, size: int) -> int:
     """Appends the missing bytes to a file of `size` bytes, and returns its new size."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    console = console or Console(stderr=True)
+    console = Console(stderr=True)
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     request = urllib.request.Request(entry.url, headers={"Range": f"bytes={size}-"} if size else {})
