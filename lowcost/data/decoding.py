@@ -99,21 +99,21 @@ def read_images(
         width, height = _size(paths[0])
         if max(height, width) <= KEPT_SIDE and height % 8 == width % 8 == 0:
             images = allocate((len(paths), *read_image(paths[0], None, max_pixels).shape), np.uint8)
-            if _fill(images, lambda path: read_image(path, None, max_pixels), paths):
+            if _fill(images, paths, None, max_pixels):
                 return images
         with closing(_in_parallel(_size, paths, "Measuring images")) as sizes:
             image_size = 32 if statistics.median(map(min, sizes)) < 64 else 64
     grid = (image_size, image_size)
     images = allocate((len(paths), *grid, 3), np.uint8)
-    _fill(images, lambda path: read_image(path, grid, max_pixels), paths)
+    _fill(images, paths, grid, max_pixels)
     return images
 
 
-def _fill(images: NDArray[np.uint8], read: Callable[[str], NDArray[np.uint8]], paths: Sequence[str]) -> bool:
-    """Sets images[i] = read(paths[i]) for all i; returns False as soon as an image has another shape."""
+def _fill(images: NDArray[np.uint8], paths: Sequence[str], grid: tuple[int, int] | None, max_pixels: int) -> bool:
+    """Sets images[i] to the image paths[i] for all i; returns False as soon as one has another shape."""
 
     def place(i: int) -> bool:
-        image = read(paths[i])
+        image = read_image(paths[i], grid, max_pixels)
         if fits := image.shape == images.shape[1:]:
             images[i] = image  # on the thread that decodes, so that no image waits in memory
         return fits
