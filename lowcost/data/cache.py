@@ -57,9 +57,8 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
         with _naming_cache_dir(folder):
             folder.mkdir(parents=True, exist_ok=True)
             array = open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
-            reserve(
-                temporary, array.offset + array.nbytes + DIGEST_BYTES
-            )  # writing to a full disk would kill the process
+            # Writing to a memory map on a full disk would kill the process.
+            reserve(temporary, array.offset + array.nbytes + DIGEST_BYTES)
         return array
 
     try:
