@@ -83,10 +83,8 @@ def alternating_flip(key: jax.Array, images: jax.Array, indices: jax.Array, epoc
     """
     _check_images("alternating_flip", images)
     if indices.shape != images.shape[:1] or not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise ValueError(
-            f"alternating_flip: indices must be integers [{len(images)}], one for each image, "
-            f"got {indices.dtype} {indices.shape}"
-        )
+        expected = f"alternating_flip: indices must be integers [{len(images)}], one for each image"
+        raise ValueError(f"{expected}, got {indices.dtype} {indices.shape}")
     bits = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(key, index)))(indices)
     return _mirror(images, bits ^ (epoch % 2 == 1))
 
