@@ -43,7 +43,9 @@ def data_mesh(batch_size: int) -> Mesh:
     """
     number = len(devices())
     if unequal_devices():
-        raise ValueError("all processes must have as many devices, got several numbers; start them by one command")
+        raise ValueError(
+            "all processes must have equally many devices, got different numbers; start them by one command"
+        )
     if batch_size % number:
         below = batch_size - batch_size % number
         expected = f"batch_size must be divisible by the {number} devices that share a batch"
