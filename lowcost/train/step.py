@@ -65,9 +65,8 @@ def make_train_step(
             min(d, (1 + t) / (10 + t)), so that the first weights fade quickly. None for a state without average.
 
     Returns:
-        (state, images [B, *grid, C], labels [B], indices [B]) → state. `to_unit_range` scales the images and checks
-        their dtype; the values of floats are unknown while tracing and are not checked. The statistics of the
-        normalisations are those of the whole batch, sharded or not.
+        (state, images [B, *grid, C], labels [B], indices [B]) → state. The images are scaled by `to_unit_range`. The
+        statistics of the normalisations are those of the whole batch, sharded or not.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
