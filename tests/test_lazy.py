@@ -70,6 +70,6 @@ def test_without_matplotlib_the_package_can_be_inspected():
         "members = dict(inspect.getmembers(lowcost))\n"
         "assert 'analysis' in members and 'plots' not in members\n"
         "try: from lowcost import plots\n"
-        "except ImportError as error: assert \"pip install 'lowcost[plots]'\" in str(error)\n"
+        "except ImportError as error: assert \"pip install '.[plots]'\" in str(error)\n"
         "else: raise AssertionError"
     )

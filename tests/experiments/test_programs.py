@@ -266,7 +266,7 @@ def test_batch_larger_than_the_data(error):
 
 def test_stencil_larger_than_the_grid(error, pictures):
     message = error(dataset="folder", data_dir=pictures, image_size=8)
-    assert "stencil 3x3 must lie between 1 and the grid 2x2" in message
+    assert "stencil must have from 1 to 2x2 points, the size of the grid, got 3x3" in message
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path):
