@@ -1,13 +1,11 @@
 """Checkpoints with orbax: written in the background, sealed by a manifest, and verified before use."""
 
-import contextlib
 import hashlib
 import itertools
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,8 +129,7 @@ class Checkpoints:
         for step in steps:
             path = self._directory / str(step)
             try:
-                with self._stable(path) as source:
-                    restored = self._read(path, source, step, like)
+                restored = self._read(path, step, like)
             except Exception as error:
                 if not path.exists():
                     break
@@ -150,16 +147,13 @@ class Checkpoints:
             raise ValueError(f"{self._directory} must hold a valid checkpoint, got damaged ones only; {remedy}")
         return None
 
-    @contextlib.contextmanager
-    def _stable(self, path: Path) -> Iterator[Path]:
-        """Returns a folder to read: a copy unless owned, since the owner may remove the original meanwhile."""
+    def _read(self, path: Path, step: int, like: Any) -> Restored:
         if self._owned:
-            yield path
-            return
-        with tempfile.TemporaryDirectory() as private:
-            yield shutil.copytree(path, Path(private) / path.name)
+            return self._read_from(path, path, step, like)
+        with tempfile.TemporaryDirectory() as private:  # a copy, since the owner may remove the original meanwhile
+            return self._read_from(shutil.copytree(path, Path(private) / path.name), path, step, like)
 
-    def _read(self, path: Path, source: Path, step: int, like: Any) -> Restored:
+    def _read_from(self, source: Path, path: Path, step: int, like: Any) -> Restored:
         record = manifest.verified(source)
         expected, got = {"step": step, **self._run}, {"step": record["step"], **record["run"]}
         if name := next((name for name in expected | got if expected.get(name) != got.get(name)), ""):
@@ -203,9 +197,8 @@ class Checkpoints:
         record = {"step": step, "run": self._run, "meta": meta, "types": _types(leaves), "sha256": _digests(leaves)}
         if path.exists():  # a resumed run saves its first step again
             if manifest.verified(path)["sha256"] != record["sha256"]:
-                raise OSError(
-                    f"{path} must hold the state to save, got another state of this step; choose another directory"
-                )
+                expected = f"{path} must hold the state to save"
+                raise OSError(f"{expected}, got another state of this step; choose another directory")
             return
         unfinished = path.with_name(f"tmp-saving-{step}")
         shutil.rmtree(unfinished, ignore_errors=True)
