@@ -38,12 +38,9 @@ def find_prepared(entry: Entry, data_dir: str | PathLike[str] | None = None) -> 
         if not folder or folder.startswith("~"):  # the home directory is unknown
             continue
         # An unfinished build has another name, but an unfinished copy may lack files.
-        builds = Path(folder) / entry.name
-        versions = [
-            build
-            for build in (info.parent for info in builds.glob("*/dataset_info.json"))
-            if re.fullmatch(r"\d+\.\d+\.\d+", build.name) and any(build.glob("*.array_record*"))
-        ]
+        builds = [info.parent for info in (Path(folder) / entry.name).glob("*/dataset_info.json")]
+        finished = [build for build in builds if re.fullmatch(r"\d+\.\d+\.\d+", build.name)]
+        versions = [build for build in finished if any(build.glob("*.array_record*"))]
         if versions:
             return max(versions, key=lambda build: [int(number) for number in build.name.split(".")])
     return None
@@ -72,11 +69,9 @@ def read_prepared(folder: Path, entry: Entry) -> tuple[Split, Split]:
         formats = sorted(file_format.value for file_format in builder.info.available_file_formats())
         if "array_record" not in formats:
             raise ValueError(f"the file format must be array_record, got {', '.join(formats)}")
-        # Its own decoding would print advice to install OpenCV.
-        train, test = (
-            _read(builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}), split, count, entry)
-            for split, count in (("train", entry.train), ("test", entry.test))
-        )
+        decoders = {"image": tfds.decode.SkipDecoding()}  # its own decoding would print advice to install OpenCV
+        train = _read(builder.as_data_source("train", decoders=decoders), "train", entry.train, entry)
+        test = _read(builder.as_data_source("test", decoders=decoders), "test", entry.test, entry)
     except Exception as error:  # damaged files raise errors of many types
         remedy = 'prepare it again with file_format="array_record", or remove the folder'
         raise ValueError(f"{folder} must hold {entry.name}, got {error!r}; {remedy}") from error
