@@ -104,9 +104,8 @@ def published(
     else:
         path = Path(cache_dir) / f"{name}-{source}-{CACHE_FORMAT}.npy"
         records, origin = cached(path, read, dtype=record, length=length), str(path)
-    train, test = (
-        Split(part["image"], np.ascontiguousarray(part["label"])) for part in np.split(records, [entry.train])
-    )
+    parts = np.split(records, [entry.train])
+    train, test = (Split(part["image"], np.ascontiguousarray(part["label"])) for part in parts)
     return Dataset(name, train, test, entry.classes, flip=True, origin=origin)
 
 
