@@ -149,7 +149,7 @@ def test_readme_names_only_what_exists():
     import lowcost.nn
 
     readme = (ROOT / "README.md").read_text()
-    table = readme.split("| paper | function | module |")[1].split("\n\n")[0].replace("\\|", "/")
+    table = readme.split("| equation in the paper | function | Flax module |")[1].split("\n\n")[0].replace("\\|", "/")
     for row in table.strip().splitlines()[1:]:
         for name in re.findall(r"`(?:lowcost\.)?([A-Za-z_.]+)`", "|".join(row.split("|")[2:])):
             assert operator.attrgetter(name)(lowcost), name
