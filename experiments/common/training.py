@@ -221,8 +221,8 @@ def print_result(console: Console, result: dict[str, Any], workdir: Path) -> Non
         table.add_row("skipped steps", f"{result['skipped_steps']:,}: loss or gradient not finite")
     table.add_row("time", f"{result['train_seconds']:,.0f} s")
     if result["images_per_second"]:
-        share = f", {result['share_in_steps']:.1%} of the time in steps"
-        table.add_row("images per second", f"{result['images_per_second']:,.0f}{share}")
+        table.add_row("images per second", f"{result['images_per_second']:,.0f}")
+        table.add_row("time in training steps", f"{result['share_in_steps']:.1%}")
     table.add_row("peak memory", f"{result['peak_memory_gib']:.2f} GiB")
     console.print(table)
-    console.print(f"everything in {printable(workdir)}", highlight=False)  # a cell of the table would be cut
+    console.print(f"work directory: {printable(workdir)}", highlight=False)  # a cell of the table would be cut

@@ -171,7 +171,7 @@ def test_the_work_directory_is_never_cut(capsys):
     }
     workdir = Path("/somewhere") / ("long-" * 20)
     training.print_result(Console(width=40, soft_wrap=True, markup=False), result | {"peak_memory_gib": 1.0}, workdir)
-    assert f"everything in {workdir}\n" in capsys.readouterr().out
+    assert f"work directory: {workdir}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", list(PROGRAMS))
