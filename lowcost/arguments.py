@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 Boundary = Literal["periodic", "zeros", "reflect"]
-"""What lies beyond the grid: its repetition, zeros, or its mirror image."""
+"""What lies outside the grid: its repetition, zeros, or its mirror image."""
 
 
 def check_floating(name: str, x: jax.typing.ArrayLike) -> None:

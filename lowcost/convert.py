@@ -70,7 +70,7 @@ def to_linear_mix(stencil: jax.Array) -> LinearMixFit:
         (θ¹ [*window, C], θ² [C, C], relative error).
 
     Raises:
-        TypeError, ValueError: as `to_depthwise`.
+        TypeError, ValueError: as in `to_depthwise`.
 
     Example:
         >>> kernel = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.array([[1.0, 2.0], [3.0, 4.0]]))  # a 1x1 convolution
@@ -95,7 +95,7 @@ def to_circulant(stencil: jax.Array) -> StencilFit:
         (θ [*window, C], relative error).
 
     Raises:
-        TypeError, ValueError: as `to_depthwise`.
+        TypeError, ValueError: as in `to_depthwise`.
     """
     _check_square(stencil)
     c = stencil.shape[-1]

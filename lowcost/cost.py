@@ -64,7 +64,7 @@ def fully_coupled(
 def depthwise(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct") -> Cost:
     """K_dw, Eq. (5): m²c weights; n·m²·c multiply-adds directly, O(n log n · c) by FFT whatever m is.
 
-    Args, Returns, Raises: as `fully_coupled`.
+    Args, Returns, Raises: as in `fully_coupled`.
     """
     n, m = _sizes(grid, window, channels)
     check_choice("method", method, METHODS)
@@ -77,7 +77,7 @@ def depthwise(grid: Sequence[int], window: Sequence[int], channels: int, *, meth
 def pointwise(grid: Sequence[int], c_in: int, c_out: int) -> Cost:
     """M, Eq. (6): c_in·c_out weights; n·c_in·c_out multiply-adds.
 
-    Args, Returns, Raises: as `fully_coupled`.
+    Args, Returns, Raises: as in `fully_coupled`.
     """
     n, _ = _sizes(grid, (1,) * len(grid), c_in, c_out)
     return Cost(c_in * c_out, n * c_in * c_out)
@@ -86,7 +86,7 @@ def pointwise(grid: Sequence[int], c_in: int, c_out: int) -> Cost:
 def linear_mix(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct") -> Cost:
     """K_lm = K_dw + M, Eq. (7): m²c + c² weights, the diagonal of M included, as in Table 2; n(m²c + c²) multiply-adds.
 
-    Args, Returns, Raises: as `fully_coupled`; the method is that of K_dw.
+    Args, Returns, Raises: as in `fully_coupled`; the method is that of K_dw.
     """
     return total([depthwise(grid, window, channels, method=method), pointwise(grid, channels, channels)])
 
@@ -94,7 +94,7 @@ def linear_mix(grid: Sequence[int], window: Sequence[int], channels: int, *, met
 def circulant(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
     """K_circ, Eq. (12): m²c weights; O(nc log nc) multiply-adds by F₃, n·m²·c² written out directly.
 
-    Args, Returns, Raises: as `fully_coupled`.
+    Args, Returns, Raises: as in `fully_coupled`.
     """
     n, m = _sizes(grid, window, channels)
     check_choice("method", method, METHODS)
@@ -109,7 +109,7 @@ def depthwise_diffusion(
 ) -> Cost:
     """-K_dwᵀK_dw, Eq. (8): m²c weights; 2n·m²·c multiply-adds directly, or a single filter |λ|².
 
-    Args, Returns, Raises: as `fully_coupled`.
+    Args, Returns, Raises: as in `fully_coupled`.
     """
     weights, multiply_adds = depthwise(grid, window, channels, method=method)
     if method == "direct":
@@ -120,7 +120,7 @@ def depthwise_diffusion(
 def circulant_diffusion(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
     """-K_circᵀK_circ, Eqs. (8), (12): m²c weights; O(nc log nc) multiply-adds, 2n·m²·c² written out directly.
 
-    Args, Returns, Raises: as `fully_coupled`.
+    Args, Returns, Raises: as in `fully_coupled`.
     """
     weights, multiply_adds = circulant(grid, window, channels, method=method)
     if method == "direct":
@@ -131,7 +131,7 @@ def circulant_diffusion(grid: Sequence[int], window: Sequence[int], channels: in
 def explicit_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct") -> Cost:
     """y + h(-KᵀK y + σ(N(M y))), Eq. (9): m²c + c² weights; n(2m²c + c²) multiply-adds directly: K, Kᵀ and M.
 
-    Args, Returns, Raises: as `fully_coupled`; the method is that of KᵀK.
+    Args, Returns, Raises: as in `fully_coupled`; the method is that of KᵀK.
     """
     return total([depthwise_diffusion(grid, window, channels, method=method), pointwise(grid, channels, channels)])
 
@@ -139,7 +139,7 @@ def explicit_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, me
 def implicit_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
     """(I + h KᵀK)⁻¹(y + h σ(N(M y))), Eq. (11): m²c + c² weights; O(n(log n · c + c²)) multiply-adds.
 
-    Args, Returns, Raises: as `fully_coupled`; an inverse has no direct method.
+    Args, Returns, Raises: as in `fully_coupled`; an inverse has no direct method.
     """
     check_choice("method", method, SPECTRAL)
     return explicit_rd(grid, window, channels, method=method)  # the same filter with 1 / (1 + h|λ|²) for |λ|²
@@ -151,7 +151,7 @@ def circulant_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, m
     The last row of Table 1 gives the order of the diffusion alone. It counts the c² weights of the reaction's M, whose
     n·c² multiply-adds are added here.
 
-    Args, Returns, Raises: as `explicit_rd`.
+    Args, Returns, Raises: as in `explicit_rd`.
     """
     return total([circulant_diffusion(grid, window, channels, method=method), pointwise(grid, channels, channels)])
 
@@ -159,7 +159,7 @@ def circulant_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, m
 def implicit_circulant_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
     """(I + h KᵀK)⁻¹(y + h σ(N(M y))) with K = K_circ: the cost of `circulant_rd`, with another filter.
 
-    Args, Returns, Raises: as `implicit_rd`.
+    Args, Returns, Raises: as in `implicit_rd`.
     """
     check_choice("method", method, SPECTRAL)
     return circulant_rd(grid, window, channels, method=method)

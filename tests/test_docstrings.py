@@ -21,13 +21,13 @@ ENGINEERING = (
     *("lowcost.train.checkpoint", "lowcost.train.mesh", "lowcost.train.processes"),
 )
 FORMULA = re.compile(r"[=↦→·λθΣΠ|‖²ᵀ⁻≤∘⁺]|\w \+ \w")
-SOURCE = re.compile(r"\bEqs?\.|\(\d+\)|Section|Table|[Bb]eyond the paper")
+SOURCE = re.compile(r"\bEqs?\.|\(\d+\)|Section|Table|[Nn]ot in the paper")
 
 
 def documentation(value):
     """Returns the docstring, followed by that of the function to which it refers for its arguments."""
     text = inspect.getdoc(value) or ""
-    other = re.search(r"^\s*Args[^:\n]*: as `(\w+)`", text, re.MULTILINE)
+    other = re.search(r"^\s*Args[^:\n]*: as in `(\w+)`", text, re.MULTILINE)
     return text + (documentation(getattr(inspect.getmodule(value), other[1])) if other else "")
 
 

@@ -42,7 +42,7 @@ class TrainConfig:
     cifar10, cifar100, stl10: the published archives, searched for in --data-dir, $LOWCOST_DATA and the user's cache."""
     architecture: Architecture = "implicit_rd"
     """The step of the network, with its equation in the paper.
-    Reaction-diffusion: implicit_rd (11), explicit_rd (9), circulant_rd (12), implicit_circulant_rd (beyond the paper).
+    Reaction-diffusion: implicit_rd (11), explicit_rd (9), circulant_rd (12), implicit_circulant_rd (new).
     For comparison: linear_mix (7), mobilenet (13), resnet (3)."""
     width: Width = "A"
     """Channels of the blocks. A: 32, 64, 128. B: 48, 96, 192. C: 32, 64, 128, 256."""

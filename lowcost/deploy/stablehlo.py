@@ -12,7 +12,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def to_stablehlo(folded: Folded) -> bytes:
     """The network as a program: `jax.export.deserialize(bytearray(...)).call(images)` → logits.
 
-    Beyond the paper.
+    Not in the paper.
 
     Args:
         folded: from `fold` or `truncate`.

@@ -68,7 +68,7 @@ def stable_shared_stencil(h: float = 1.0) -> Initializer:
     |λ_{k,q}| ≤ Σ_j |Σ_p θ_{j,p} exp(2πi q·p / C)| bounds λ on every grid, and the few samples beyond the limit are
     scaled down.
 
-    Args, Returns: as `stable_stencil`.
+    Args, Returns: as in `stable_stencil`.
     """
 
     def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:

@@ -115,7 +115,7 @@ class LinearMix(_Layer):
         matrix_init: initialiser of θ², with the other half.
 
     Raises:
-        TypeError, ValueError: as `Depthwise`.
+        TypeError, ValueError: as in `Depthwise`.
     """
 
     kernel_init: Initializer = linear_mix_normal
@@ -139,7 +139,7 @@ class Circulant(_Layer):
         kernel_init: initialiser of θ, with variance 1 / (points · features): `features` pairs share each weight.
 
     Raises:
-        TypeError, ValueError: as `Depthwise`.
+        TypeError, ValueError: as in `Depthwise`.
     """
 
     kernel_init: Initializer = circulant_normal
@@ -163,7 +163,7 @@ class ImplicitDiffusion(_Layer):
         kernel_init: initialiser of θ; None means `lowcost.nn.initializers.stable_stencil(h)`.
 
     Raises:
-        TypeError, ValueError: as `Depthwise`; ValueError also for h negative or not finite.
+        TypeError, ValueError: as in `Depthwise`; ValueError also for h negative or not finite.
     """
 
     padding: Padding = "CIRCULAR"

@@ -304,7 +304,7 @@ class CirculantRDStep(_ReactionDiffusion):
 
 
 class ImplicitCirculantRDStep(_ReactionDiffusion):
-    """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_circ: Eq. (11) with the operator of Eq. (12), beyond the paper.
+    """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_circ: Eq. (11) with the operator of Eq. (12); not in the paper.
 
     Its linear part is stable for every h and θ, and couples all pixels and all channels in one step. Its weights are
     φ = θ·√C as in `CirculantRDStep`.
