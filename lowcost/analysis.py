@@ -64,13 +64,13 @@ def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
     accelerators have no general eigensolver; the function therefore does not run under `jax.jit`.
 
     Args:
-        operator, grid, channels: as `transfer_matrix`, with C_out = C_in.
+        operator, grid, channels: as in `transfer_matrix`, with C_out = C_in.
 
     Returns:
         Eigenvalues, complex, [*grid, C]; those of one frequency in no particular order.
 
     Raises:
-        ValueError: as `transfer_matrix`; or the operator changes the number of channels.
+        ValueError: as in `transfer_matrix`; or the operator changes the number of channels.
     """
     transfer = transfer_matrix(operator, grid, channels)
     if transfer.shape[-2] != channels:
@@ -87,13 +87,13 @@ def singular_values(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
     K is any operator of Eqs. (4) to (7) and (12), an inverse or an adjoint of one.
 
     Args:
-        operator, grid, channels: as `transfer_matrix`.
+        operator, grid, channels: as in `transfer_matrix`.
 
     Returns:
         Singular values, real, [*grid, min(C_in, C_out)], those of one frequency in descending order.
 
     Raises:
-        ValueError: as `transfer_matrix`.
+        ValueError: as in `transfer_matrix`.
     """
     return jnp.linalg.svd(transfer_matrix(operator, grid, channels), compute_uv=False)
 
@@ -101,7 +101,7 @@ def singular_values(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
 def spectral_radius(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
     """ρ(K) = max |eigenvalue|, Section 3.2.2: the growth per step when K is applied repeatedly.
 
-    Args, Raises: as `spectrum`.
+    Args, Raises: as in `spectrum`.
     """
     return jnp.max(jnp.abs(spectrum(operator, grid, channels)))
 
@@ -109,7 +109,7 @@ def spectral_radius(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
 def spectral_norm(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
     """‖K‖₂ = max singular value: the largest growth in one application; ρ(K) if K is normal, at least ρ(K) always.
 
-    Args, Raises: as `transfer_matrix`.
+    Args, Raises: as in `transfer_matrix`.
     """
     return jnp.max(singular_values(operator, grid, channels))
 
@@ -153,8 +153,8 @@ def amplification(integrator: IntegratorName | Integrator, symbol: jax.Array, h:
 def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array) -> jax.Array:
     """g = F⁻¹(1 / (1 + h|λ|²)): the response of the implicit step (11) to an impulse, (I + h KᵀK)⁻¹ y = g ∗ y.
 
-    It shows how far the implicit step couples pixels. Since g is even, g₋ₓ = gₓ, `depthwise` with the stencil g is
-    `depthwise_resolvent`.
+    It shows how far the implicit step couples pixels. g is even (g₋ₓ = gₓ for every offset x), so
+    `depthwise(g, y)` equals `depthwise_resolvent(stencil, y, h)`.
 
     Args:
         stencil: θ, real, [*window, C].

@@ -18,14 +18,14 @@ from lowcost.methods import SpectralMethod, choose
 from lowcost.real_dft import filter_image, real_parts
 
 LARGEST_CONSTANT = 2**20
-"""Entries of a DFT matrix up to which it is written into a program; beyond, the symbol is computed by FFT."""
+"""Entries of a DFT matrix up to which it is written into a program; for larger ones the symbol is computed by FFT."""
 
 
 def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
-    """λ_k = Σ_j θ_j exp(2πi k·j / n), j counted from the stencil's centre: the eigenvalues of C(θ), Eqs. (5), (10).
+    """λ_k = Σ_j θ_j exp(2πi k·j / n), the symbol (the eigenvalues) of each channel's C(θ), Eqs. (5), (10).
 
-    The convolution of the paper is a correlation, (C y)_i = Σ_j θ_j y_{i+j}, so λ = F(C e₁) is the conjugate of
-    the stencil's transform, and C y = F⁻¹(λ ⊙ F y).
+    The index j is 0 at the stencil's centre. The convolution of the paper is a correlation, (C y)_i = Σ_j θ_j y_{i+j},
+    so λ = F(C e₁) is the conjugate of the stencil's transform, and C y = F⁻¹(λ ⊙ F y).
 
     Args:
         stencil: θ, real, [*window, C]; the centre of an axis of m points is index m // 2.
@@ -60,7 +60,7 @@ def circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
         λ, complex, [*grid, C]; the last axis is the frequency along the channels.
 
     Raises:
-        TypeError, ValueError: as `symbol`.
+        TypeError, ValueError: as in `symbol`.
     """
     check_stencil(stencil, grid)
     return unchecked_circulant_symbol(stencil, grid)
@@ -77,7 +77,7 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
         λ, complex, [*grid, C_in, C_out].
 
     Raises:
-        TypeError, ValueError: as `symbol`.
+        TypeError, ValueError: as in `symbol`.
     """
     check_stencil(stencil, grid, channel_axes=2)
     return unchecked_symbol(stencil, grid)
@@ -112,16 +112,20 @@ def squared_modulus(symbol: jax.Array) -> jax.Array:
 
 
 def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: SpectralMethod = "auto") -> jax.Array:
-    """F⁻¹(λ ⊙ F y), with F the Fourier transform along the grid: Eq. (10) and every function of it.
+    """F⁻¹(λ ⊙ F y), the operator with the symbol λ applied to y, Eq. (10); F is the Fourier transform along the grid.
+
+    With the symbol λ of K this is K y; with 1 / (1 + h|λ|²) in place of λ it is the implicit diffusion (I + h KᵀK)⁻¹ y.
+
+    A sharded batch is not gathered in two cases. On mesh axes of type Explicit, the function uses the sharding of y. On
+    axes of type Auto, the batch must be sharded along an axis named "data" (`jax.set_mesh`). In all other cases, and
+    under `jax.vmap` over a sharded axis, XLA may gather the batch on every device: with any method on a CPU, where a
+    loop runs over the images, and with "fft" before jax 0.12.
 
     Args:
         symbol: λ, [*grid, C], complex or real, with the symmetry λ(-k) = conj λ(k) that real stencils have.
         y: features, real, [..., *grid, C].
-        method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster one here).
-
-    A sharded batch is not gathered. On mesh axes of type Explicit the sharding of y decides; on axes of type Auto the
-    batch must be sharded along an axis named "data" (`jax.set_mesh`). Otherwise, and under `jax.vmap` over a sharded
-    axis, XLA may gather: on a CPU, which processes one image after another, and before jax 0.12 for "fft".
+        method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster one by a table of
+            measurements).
 
     Returns:
         Features with the shape and dtype of y, computed in float32 at least.

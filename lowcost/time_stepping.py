@@ -132,11 +132,13 @@ def spectral_step(
     *,
     method: SpectralMethod = "auto",
 ) -> jax.Array:
-    """F⁻¹(R(h|λ|²) ⊙ F y) + h F⁻¹(Φ(h|λ|²) ⊙ F r(y)): a step of Eq. (8) by any integrator.
+    """F⁻¹(R(h|λ|²) ⊙ F y) + h F⁻¹(Φ(h|λ|²) ⊙ F r(y)): one step of Eq. (8) by any integrator.
+
+    The functions R and Φ define the integrator: R multiplies the features, and Φ the reaction.
 
     Args:
-        integrator: "forward_euler", Eq. (9), "imex_euler", Eq. (11), "crank_nicolson", "exponential_euler", or your own
-            functions R and Φ as an `Integrator`.
+        integrator: "forward_euler" (Eq. 9), "imex_euler" (Eq. 11), "crank_nicolson", "exponential_euler", or an
+            `Integrator` with your own functions R and Φ.
         squared_modulus: |λ|², [*grid, C], the symbol of KᵀK.
         reaction: y ↦ r(y).
         y: features, [..., *grid, C].

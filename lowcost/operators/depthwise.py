@@ -10,14 +10,14 @@ from lowcost.spectral import scale_spectrum, unchecked_symbol
 
 
 def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
-    """K_dw(θ) y, (K y)_{i,c} = Σ_j θ_{j,c} y_{i+j,c}, j counted from the stencil's centre: Eq. (5).
+    """(K y)_{i,c} = Σ_j θ_{j,c} y_{i+j,c}, the depth-wise convolution K_dw(θ) of Eq. (5); j is 0 at the centre.
 
     Args:
         stencil: θ, [*window, C]; one to three window axes, each of any size up to the grid's.
         y: features, [..., *grid, C].
-        boundary: what lies beyond the grid: "periodic" as in the paper, "zeros" or "reflect".
+        boundary: what lies outside the grid: "periodic" as in the paper, "zeros" or "reflect".
         method: "fft", "matmul" (the DFT as a real matrix product), "direct" (the stencil applied on the grid) or
-            "auto", the fastest known. The result is the same.
+            "auto" (the fastest by a table of measurements). All methods give the same result up to rounding.
 
     Returns:
         Features with the shape and dtype of y.
@@ -38,7 +38,7 @@ def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
 def depthwise_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """K_dw(θ)ᵀ z: the adjoint of `depthwise` with the same boundary, ⟨K y, z⟩ = ⟨y, Kᵀ z⟩.
 
-    Args, Returns, Raises: as `depthwise`.
+    Args, Returns, Raises: as in `depthwise`.
     """
     return apply(correlate, _WAYS, "depthwise", stencil, z, boundary, method)
 
@@ -46,7 +46,7 @@ def depthwise_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodi
 def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
     """-K_dw(θ)ᵀ K_dw(θ) y: the diffusion term of Eqs. (8) and (9), symmetric and negative semi-definite.
 
-    Args, Returns, Raises: as `depthwise`.
+    Args, Returns, Raises: as in `depthwise`.
     """
     operator = "diffusion" if boundary == "periodic" else "depthwise"
     return apply(diffuse, _WAYS, operator, stencil, y, boundary, method)
@@ -55,14 +55,14 @@ def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "perio
 def depthwise_resolvent(stencil: Array, y: Array, h: float | Array, *, method: SpectralMethod = "auto") -> Array:
     """(I + h KᵀK)⁻¹ y with K = K_dw(θ): the implicit diffusion of Eq. (11).
 
-    It never amplifies: its eigenvalues 1 / (1 + h|λ|²) lie in (0, 1] for every θ and h ≥ 0. The grid is periodic, since
-    only there the inverse is diagonal.
+    It never amplifies: its eigenvalues 1 / (1 + h|λ|²) lie in (0, 1] for every θ and h ≥ 0. The boundary is
+    always periodic, because only then is the inverse diagonal in the Fourier basis.
 
     Args:
         stencil: θ, [*window, C].
         y: features, [..., *grid, C].
         h: time step, h ≥ 0.
-        method: "fft", "matmul" or "auto"; the inverse has no short stencil for "direct".
+        method: "fft", "matmul" or "auto"; not "direct", because the inverse is not a small stencil.
 
     Returns:
         Features with the shape and dtype of y.

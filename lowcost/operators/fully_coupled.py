@@ -19,14 +19,15 @@ MAX_PATCH = 1200
 
 
 def fully_coupled(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
-    """K(θ) y, (K y)_{i,o} = Σ_{j,c} θ_{j,c,o} y_{i+j,c}, j counted from the stencil's centre: Eq. (4).
+    """(K y)_{i,o} = Σ_{j,c} θ_{j,c,o} y_{i+j,c}, the usual convolution K(θ) of Eq. (4); j is 0 at the stencil's centre.
 
     Args:
         stencil: θ, [*window, C_in, C_out]; one to three window axes, each of any size up to the grid's.
         y: features, [..., *grid, C_in].
-        boundary: what lies beyond the grid: "periodic", "zeros" or "reflect".
+        boundary: what lies outside the grid: "periodic", "zeros" or "reflect".
         method: "direct" (XLA's convolution, or on a CPU a product with the patches of each image), "fft" or "matmul"
-            (one small matrix product per frequency), or "auto", the fastest known. The result is the same.
+            (one small matrix product per frequency), or "auto" (the fastest by a table of measurements). All methods
+            give the same result up to rounding.
 
     Returns:
         Features [..., *grid, C_out] with the dtype of y.
@@ -46,13 +47,13 @@ def fully_coupled_adjoint(
     Args:
         stencil: θ, [*window, C_in, C_out].
         z: features, [..., *grid, C_out].
-        boundary, method: as `fully_coupled`.
+        boundary, method: as in `fully_coupled`.
 
     Returns:
         Features [..., *grid, C_in] with the dtype of z.
 
     Raises:
-        TypeError, ValueError: as `fully_coupled`.
+        TypeError, ValueError: as in `fully_coupled`.
     """
     return apply(correlate, _WAYS, "coupled", stencil, z, boundary, method)
 

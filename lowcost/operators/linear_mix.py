@@ -12,7 +12,7 @@ from lowcost.operators.pointwise import pointwise, pointwise_adjoint
 def linear_mix(
     stencil: Array, matrix: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto"
 ) -> Array:
-    """K_dw(θ¹) y + M(θ²) y: Eq. (7).
+    """K_dw(θ¹) y + M(θ²) y: the LinearMix convolution K_lm of Eq. (7).
 
     The diagonal of M adds to the centres of the stencils; Table 2's weight counts include it.
 
@@ -20,14 +20,14 @@ def linear_mix(
         stencil: θ¹, [*window, C].
         matrix: θ², [C, C].
         y: features, [..., *grid, C].
-        boundary, method: of the depth-wise part, as `depthwise`.
+        boundary, method: of the depth-wise part, as in `depthwise`.
 
     Returns:
         Features with the shape and dtype of y.
 
     Raises:
         TypeError: stencil, matrix or y is not real floating point.
-        ValueError: as `depthwise`; or the matrix is not [C, C].
+        ValueError: as in `depthwise`; or the matrix is not [C, C].
     """
     promoted = _checked(stencil, matrix, "y", y)
     mixed = depthwise(stencil, promoted, boundary=boundary, method=method) + pointwise(matrix, promoted)
@@ -39,7 +39,7 @@ def linear_mix_adjoint(
 ) -> Array:
     """K_dw(θ¹)ᵀ z + M(θ²)ᵀ z: the adjoint of `linear_mix` with the same boundary.
 
-    Args, Returns, Raises: as `linear_mix`.
+    Args, Returns, Raises: as in `linear_mix`.
     """
     promoted = _checked(stencil, matrix, "z", z)
     mixed = depthwise_adjoint(stencil, promoted, boundary=boundary, method=method) + pointwise_adjoint(matrix, promoted)

@@ -8,7 +8,7 @@ from lowcost.batching import product_sharding
 
 
 def pointwise(matrix: Array, y: Array) -> Array:
-    """M(θ) y, (M y)_{i,o} = Σ_c y_{i,c} θ_{c,o}: Eq. (6).
+    """(M y)_{i,o} = Σ_c y_{i,c} θ_{c,o}, the 1x1 convolution M(θ) of Eq. (6).
 
     Args:
         matrix: θ, [C_in, C_out], the transpose of the matrix printed in the paper.
@@ -31,7 +31,7 @@ def pointwise(matrix: Array, y: Array) -> Array:
 
 
 def pointwise_adjoint(matrix: Array, z: Array) -> Array:
-    """M(θ)ᵀ z, (Mᵀ z)_{i,c} = Σ_o θ_{c,o} z_{i,o}: the adjoint of Eq. (6).
+    """(Mᵀ z)_{i,c} = Σ_o θ_{c,o} z_{i,o}, the adjoint of `pointwise`, Eq. (6).
 
     Args:
         matrix: θ, [C_in, C_out].
@@ -41,7 +41,7 @@ def pointwise_adjoint(matrix: Array, z: Array) -> Array:
         Features [..., C_in] with the dtype of z.
 
     Raises:
-        TypeError, ValueError: as `pointwise`.
+        TypeError, ValueError: as in `pointwise`.
     """
     return _product(matrix, "z", z, transpose=True)
 
