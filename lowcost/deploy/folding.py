@@ -60,22 +60,23 @@ class Folded:
 
 
 def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> Folded:
-    """N(K y) = (a·K) y + b: Section 4's network with running statistics as constants, its logits to 1e-5.
+    """N(K y) = (a·K) y + b: folds the normalisations of Section 4's network into its weights; the logits agree to 1e-5.
 
-    N(K y) becomes K'y + b, and h σ(r) becomes σ(h r). The explicit step's y - hKᵀK y becomes a single stencil of
-    2m - 1 points per axis. The implicit step keeps R = 1 / (1 + h|λ|²), for this grid. Weights are folded in float64
-    and stored in float32; a network that computes in bfloat16 is folded to float32 too.
+    a and b follow from the running statistics. h σ(r) becomes σ(h r). The explicit step's y - hKᵀK y becomes a single
+    stencil of 2m - 1 points per axis, if K has m. The implicit step stores R = 1 / (1 + h|λ|²) for this grid. Weights
+    are folded in float64 and stored in float32; a network that computes in bfloat16 is folded to float32 too.
 
     Args:
-        net: the network, of a single seed.
-        variables: {"params", "batch_stats"}.
+        net: the network.
+        variables: {"params", "batch_stats"}, of one network: if several seeds were trained at once, select one of them.
         image_shape: [*grid, C] of the images.
 
     Returns:
         The folded network.
 
     Raises:
-        ValueError: the network cannot take images of this shape, or a layer has no method `operations`.
+        ValueError: the network cannot take images of this shape, or a layer has no method `operations`
+            (docs/own_steps.md).
     """
     layers = []
     for layer in bound_layers(net, variables, image_shape):

@@ -72,8 +72,10 @@ class Certified(NamedTuple):
 def certified(truncated: Folded, images: jax.Array) -> Certified:
     """f̃(ỹ) - f(y) = (f̃ - f)(ỹ) + f(ỹ) - f(y), layer by layer: e ← L e + √(Σ_c t_c² ‖ỹ_c‖²), from e = 0.
 
-    Beyond the paper. L is the Lipschitz bound of the layer as trained, t_c the ℓ¹ norm that its stencil omits in
-    channel c, ỹ the features to which the stencil is applied. Only the truncated network is run.
+    Returns the logits of the truncated network and the bound e of their error. Not in the paper.
+
+    L is the Lipschitz bound of the layer as trained, t_c the ℓ¹ norm that its stencil omits in channel c, and ỹ the
+    features to which the stencil is applied. Only the truncated network is run.
 
     Args:
         truncated: from `truncate`.

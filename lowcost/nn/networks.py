@@ -51,28 +51,29 @@ def network(
     remat: bool = False,
     opening_init: Initializer = opening_normal,
 ) -> "Network":
-    """The network of Section 4: `net.init(key, images)`, `net.apply(variables, images)` → logits.
+    """(variables, images) → logits: returns the network of Section 4, a Flax module with `init` and `apply`.
 
     Args:
         architecture: one of `ARCHITECTURES`: "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd",
-            "circulant_rd", or, beyond the paper, "implicit_circulant_rd".
-        width: "A", "B", "C", or the channels of each block, each twice the one before.
+            "circulant_rd", or "implicit_circulant_rd", which is not in the paper.
+        width: "A", "B", "C", or a sequence with the channels of each block, e.g. (8, 16, 32). They must double from
+            block to block.
         num_classes: outputs of the classifier.
         h: time step; "mobilenet" has none, Eq. (13).
         kernel_size: points of the stencils per axis.
         steps_per_block: steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
-        remat: store only each block's input for the backward pass and recompute the rest (`jax.checkpoint`): on
-            network A a tenth of the bytes, for about a third more operations. Meant for accelerators: XLA's CPU
-            scheduler recomputes too early and saves little memory.
-        opening_init: initialiser of the opening's stencil [*window, C_in, features], e.g.
+        remat: store only each block's input for the backward pass and recompute the rest (`jax.checkpoint`).
+            With width A this stores a tenth of the bytes and needs about a third more operations. It is meant for
+            accelerators: XLA's CPU scheduler recomputes too early and saves little memory.
+        opening_init: initialiser of the stencil of the first layer (the opening), [*window, C_in, features], e.g.
             `initializers.patch_whitening(images)`.
 
     Returns:
-        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes,
-        each divisible by 2^(blocks - 1), and no smaller than the opening's 5 points, nor than the stencil in the last
-        block.
+        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes.
+        Each must have at least 5 points, as many as the opening's stencil, and be divisible by 2^(blocks - 1). In the
+        last block it must still have at least `kernel_size` points.
 
     Raises:
         TypeError: dtype is not real floating point.
@@ -146,7 +147,7 @@ class Network(nn.Module):
     Attributes:
         step: (name) → the module of a step, e.g. the class of a step of your own (see `lowcost.nn.steps`).
         channels: channels of each block.
-        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init: as `network`.
+        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init: as in `network`.
     """
 
     step: Callable[..., nn.Module]

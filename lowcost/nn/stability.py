@@ -65,7 +65,7 @@ class StabilityReport(NamedTuple):
 
 
 def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> StabilityReport:
-    """‖f_l(y) - f_l(z)‖ ≤ L_l ‖y - z‖: bounds of every layer f_l on images of this shape, after Section 3.2.2.
+    """‖f_l(y) - f_l(z)‖ ≤ L_l ‖y - z‖: returns the Lipschitz bounds L_l of all layers f_l, Section 3.2.2.
 
     Args:
         net: the network.
@@ -73,10 +73,11 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
         image_shape: [*grid, C]; the symbols depend on the grid.
 
     Returns:
-        The layers' bounds. Their product bounds the network at inference in the Euclidean norm.
+        The bound of each layer at inference, in the Euclidean norm. Their product is a Lipschitz bound of the network.
 
     Raises:
-        ValueError: the network cannot take images of this shape, or a layer has no method `operations`.
+        ValueError: the network cannot take images of this shape, or a layer has no method `operations`
+            (docs/own_steps.md).
     """
     layers = []
     for layer in bound_layers(net, variables, image_shape):
