@@ -118,20 +118,21 @@ def load(
     download: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
-    """Returns the data set called `name`: `digits`, `folder`, or one that is `published`.
+    """Returns the data set called `name`: "digits", "folder", or a published one ("cifar10", "cifar100" or "stl10").
 
     Args:
         name: one of `SOURCES`.
-        data_dir: the folder of "folder", or the first folder to search for a published data set.
-        image_size: side of the square images in pixels, for "folder"; None leaves it to the source.
+        data_dir: for "folder", the folder with train and test; for a published data set, the first folder to search.
+        image_size: side of the square images in pixels, only for "folder"; None chooses it as `folder` does.
         cache_dir: folder for the decoded images; None keeps them in memory.
-        download: download a published data set that is not found; otherwise nothing uses the network.
+        download: whether to download a published data set that is not found. With False nothing accesses the internet.
         max_pixels: largest width x height of an image that is decoded, for "folder".
 
     Raises:
-        ValueError: no source has this name, "folder" lacks data_dir, or image_size is given to another source.
-        OSError: as the source raises it.
-        ImportError: the source needs the extra `data`.
+        ValueError: no data set has this name, "folder" lacks data_dir, image_size is given for another data set, or
+            files are damaged.
+        OSError: files are missing or cannot be read, a download failed, or cache_dir cannot be written.
+        ImportError: the extra `data` is not installed.
     """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")

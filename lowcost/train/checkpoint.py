@@ -45,16 +45,19 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run: directory/STEP/state by orbax, directory/STEP/manifest with the sha256 of each file.
 
-    All processes hold the same state. Process 0 reads and writes; all processes must call `restore_newest`.
+    All processes hold the same state. Only process 0 reads and writes files. `restore_newest` sends the state from it
+    to the other processes, so all processes must call it.
 
     Args:
         directory: folder of the checkpoints; the owner makes it if missing.
-        run: JSON that identifies the run; a checkpoint of another run is an error.
+        run: a dict of JSON values that identifies the run; `restore_newest` raises an error for a checkpoint of another
+            run. None stands for an empty dict.
         keep: number of newest checkpoints to keep.
-        owned: whether this run writes them; another run only reads, and neither sets aside nor removes anything.
+        owned: True for the run that writes the checkpoints. With False they are only read: nothing is renamed or
+            removed.
 
     Raises:
-        ValueError: orbax cannot read in a directory of this name.
+        ValueError: the path of the directory contains \\ or ":/", or is not UTF-8; orbax could not read from it.
     """
 
     def __init__(self, directory: Path, *, run: dict[str, Any] | None = None, keep: int = 2, owned: bool = True):

@@ -50,23 +50,25 @@ def make_train_step(
     *,
     average: float | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
-    """θ ← θ - optimiser(∇ (1/s) Σ L(S(net(augmented images)), labels)), L the cross entropy: Section 2.
+    """Returns the step θ ← θ - optimiser(∇ (1/B) Σ L(S(net(images)), labels)): B images, softmax S, cross entropy L.
 
     A step whose loss or gradient is not finite is skipped: it is counted, but weights, statistics, average, optimiser
     and metrics stay unchanged. After `PATIENCE` skipped steps in a row the state does not change any more.
 
     Args:
         net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
-        optimizer: optimiser of the weights. Its update also receives `value`, `grad` and `value_fn` (params → loss),
-            which `optax.contrib.reduce_on_plateau` and line searches need.
-        augment: (images in [0, 1], draw) → images.
+        optimizer: optimiser of the weights. Its update also receives `value` (the mean loss), `grad` (its gradient) and
+            `value_fn` (params → loss), which `optax.contrib.reduce_on_plateau` and line searches need.
+        augment: (images in [0, 1], draw) → images; `draw` is a `Draw`: random keys, indices of the images, and epoch.
         steps_per_epoch: number of steps after which the running metrics restart.
-        average: largest decay d of the moving average a ← d·a + (1 - d)·variables. The decay after t steps is
-            min(d, (1 + t) / (10 + t)), so that the first weights fade quickly. None for a state without average.
+        average: limit d of the decay of a moving average of the variables, a ← dₜ·a + (1 - dₜ)·variables. After t steps
+            dₜ = min(d, (1 + t) / (10 + t)), so that the first weights fade quickly. None for a state without average.
 
     Returns:
-        (state, images [B, *grid, C], labels [B], indices [B]) → state. The images are scaled by `to_unit_range`. The
-        statistics of the normalisations are those of the whole batch, sharded or not.
+        (state, images [B, *grid, C], labels [B], indices [B]) → state; the indices are the positions of the images in
+        the data set. `to_unit_range` scales integers of 8 or 16 bits to [0, 1] and rejects all other integers.
+        Floats keep their values, which are not checked, because they are unknown while tracing. The normalisations use
+        the statistics of the whole batch, sharded or not.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
