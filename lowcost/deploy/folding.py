@@ -50,7 +50,7 @@ class Folded:
         return y
 
     def checked(self, images: jax.Array) -> jax.Array:
-        """The images in float32, if they have the shape for which the network was folded."""
+        """Returns the images in float32, after a check that they have the shape for which the network was folded."""
         if images.shape[1:] != self.image_shape:
             raise ValueError(
                 f"images must be [B, {', '.join(map(str, self.image_shape))}], the shape for which the network was "

@@ -33,7 +33,7 @@ OPSETS = range(13, 22)
 def to_onnx(
     folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: int = 32, opset: int = OPSETS[-1]
 ) -> "onnx.ModelProto":
-    """The network of Section 4 as ONNX: `images` float32 [batch, *grid, C] in [0, 1] → `logits` [batch, num_classes].
+    """`images` [batch, *grid, C] in [0, 1] → `logits` [batch, num_classes]: returns Section 4's network as ONNX model.
 
     Args:
         folded: from `fold` or `truncate`.

@@ -10,7 +10,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_stablehlo(folded: Folded) -> bytes:
-    """The network as a program: `jax.export.deserialize(bytearray(...)).call(images)` → logits.
+    """`jax.export.deserialize(bytearray(...)).call(images)` → logits: returns the network as a StableHLO program.
 
     Not in the paper.
 

@@ -18,7 +18,7 @@ from lowcost.nn.operations import Depthwise, Filter
 
 
 def truncate(folded: Folded, tolerance: float) -> Folded:
-    """Each implicit step's filter (11) as the smallest stencil with t_r ≤ tolerance in every channel.
+    """t_r ≤ tolerance: replaces each implicit step's filter (11) by the smallest stencil, for every channel.
 
     The filter of K_circ stays as it is, because its stencil would couple all channels.
 

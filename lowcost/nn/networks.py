@@ -202,7 +202,7 @@ class Layer(NamedTuple):
     grid: tuple[int, ...]
 
     def operations(self) -> tuple[Operation, ...]:
-        """What the layer computes at inference.
+        """Returns what the layer computes at inference.
 
         Raises:
             ValueError: the module has no method `operations`.
@@ -216,7 +216,7 @@ class Layer(NamedTuple):
 
 
 def bound_layers(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> list[Layer]:
-    """net = layer_L ∘ … ∘ layer₁: the layers of Section 4's network in the order in which they are applied.
+    """net = layer_L ∘ … ∘ layer₁: returns the layers of Section 4's network in the order in which they are applied.
 
     Args:
         net: the network.

@@ -52,8 +52,9 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
     """Returns the step θ ← θ - optimiser(∇ (1/B) Σ L(S(net(images)), labels)): B images, softmax S, cross entropy L.
 
-    A step whose loss or gradient is not finite is skipped: it is counted, but weights, statistics, average, optimiser
-    and metrics stay unchanged. After `PATIENCE` skipped steps in a row the state does not change any more.
+    The images are augmented first; the loss is that of Section 2. A step whose loss or gradient is not finite is
+    skipped: it is counted, but weights, statistics, average, optimiser and metrics stay unchanged. After
+    `PATIENCE` skipped steps in a row the state does not change any more.
 
     Args:
         net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
