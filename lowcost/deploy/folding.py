@@ -60,11 +60,12 @@ class Folded:
 
 
 def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> Folded:
-    """N(K y) = (a·K) y + b: folds the normalisations of Section 4's network into its weights; the logits agree to 1e-5.
+    """N(K y) = (a·K) y + b: folds the normalisations of Section 4's network into its weights.
 
-    a and b follow from the running statistics. h σ(r) becomes σ(h r). The explicit step's y - hKᵀK y becomes a single
-    stencil of 2m - 1 points per axis, if K has m. The implicit step stores R = 1 / (1 + h|λ|²) for this grid. Weights
-    are folded in float64 and stored in float32; a network that computes in bfloat16 is folded to float32 too.
+    The logits agree with those of the network to 1e-5 of the largest one. a and b follow from the running statistics. h
+    σ(r) becomes σ(h r). The explicit step's y - hKᵀK y becomes a single stencil of 2m - 1 points per axis, if K has m.
+    The implicit step stores R = 1 / (1 + h|λ|²) for this grid. Weights are folded in float64 and stored in float32; a
+    network that computes in bfloat16 is folded to float32 too.
 
     Args:
         net: the network.
