@@ -52,8 +52,8 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
     """Returns the step θ ← θ - optimiser(∇ (1/B) Σ L(S(net(images)), labels)): B images, softmax S, cross entropy L.
 
-    The images are augmented first; the loss is that of Section 2. A step whose loss or gradient is not finite is counted
-    and skipped. After `PATIENCE` skipped steps in a row the state does not change any more.
+    The images are augmented first; the loss is that of Section 2. A step whose loss or gradient is not finite is
+    counted and skipped. After `PATIENCE` skipped steps in a row the state does not change any more.
 
     Args:
         net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
@@ -65,8 +65,8 @@ def make_train_step(
             dₜ = min(d, (1 + t) / (10 + t)), so that the first weights fade quickly. None for a state without average.
 
     Returns:
-        (state, images [B, *grid, C], labels [B], indices [B]) → state; the indices are the images' positions in the data
-        set. `to_unit_range` scales the images. The normalisations use the statistics of the whole batch, sharded or not.
+        (state, images [B, *grid, C], labels [B], indices [B]) → state. The indices are the images' positions in the
+        data set. `to_unit_range` scales the images. The normalisations use the statistics of the whole (global) batch.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
