@@ -101,3 +101,14 @@ def test_the_value_is_the_mean_loss_of_the_batch():
     before, after = trained(GREY, optimizer, steps=0), trained(GREY, optimizer)
     moved = after.params["classifier"]["bias"] - before.params["classifier"]["bias"]
     np.testing.assert_allclose(moved, after.metrics["loss"] / 8, rtol=1e-6)
+
+
+def test_an_image_of_weight_zero_counts_for_nothing():
+    """Loss, correct answers and count: of the images with weight one alone, whatever the label of the other is."""
+    state, evaluate = trained(GREY, optax.sgd(0.1)), jax.jit(make_eval_step(NET))
+    answers = np.asarray(NET.apply(state.variables, to_unit_range(GREY), train=False)).argmax(-1).astype(np.int32)
+    for labels in answers, (answers + 1) % 3:
+        all_but_one = evaluate(state, GREY, labels, jnp.ones(8).at[7].set(0), zero_metrics())
+        without = evaluate(state, GREY[:7], labels[:7], jnp.ones(7), zero_metrics())
+        for name, total in without.items():
+            np.testing.assert_allclose(all_but_one[name], total, rtol=1e-6)
