@@ -43,7 +43,7 @@ def data_mesh(batch_size: int) -> Mesh:
     """
     number = len(devices())
     if unequal_devices():
-        raise ValueError("processes must have equal numbers of devices, got different ones; start them by one command")
+        raise ValueError("all processes must have the same number of devices, got several; start them by one command")
     if batch_size % number:
         below = batch_size - batch_size % number
         expected = f"batch_size must be divisible by the {number} devices that share a batch"
