@@ -63,16 +63,16 @@ def symbol(symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
         ValueError: the symbol has other than one or two grid axes.
     """
     values = np.asarray(squared_modulus(symbol), float)
-    pictures = np.fft.fftshift(_two_dimensional("symbol", values), (0, 1))
+    spectra = np.fft.fftshift(_two_dimensional("symbol", values), (0, 1))
     ax = _axes(ax)
     if values.ndim == 2:
         frequencies = np.fft.fftshift(np.fft.fftfreq(len(values)))
-        ax.plot(frequencies, pictures[0, :, :MOST_TILES], color="C0", alpha=max(0.2, values.shape[-1] ** -0.5))
+        ax.plot(frequencies, spectra[0, :, :MOST_TILES], color="C0", alpha=max(0.2, values.shape[-1] ** -0.5))
         ax.set(xlabel="frequency, cycles per pixel", ylabel="|λ|²", xlim=(-0.5, 0.5), ylim=(0, None))
         return ax
-    single = pictures.shape[-1] == 1
-    (top, bottom), (left, right) = ((-(n // 2 + 0.5) / n, ((n + 1) // 2 - 0.5) / n) for n in pictures.shape[:2])
-    _mosaic(ax, pictures, cmap="viridis", vmin=0, extent=(left, right, bottom, top) if single else None)
+    single = spectra.shape[-1] == 1
+    (top, bottom), (left, right) = ((-(n // 2 + 0.5) / n, ((n + 1) // 2 - 0.5) / n) for n in spectra.shape[:2])
+    _mosaic(ax, spectra, cmap="viridis", vmin=0, extent=(left, right, bottom, top) if single else None)
     ax.set_title("|λ|² at each frequency")
     if single:
         ticks = (-0.5, -0.25, 0, 0.25, 0.5)

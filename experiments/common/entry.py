@@ -19,11 +19,10 @@ from lowcost.terminal import warn
 
 T = TypeVar("T")
 
-CHECK_FAILED, FIXABLE, DIVERGED, PROCESS_GONE = 1, 2, 3, 4
+FIXABLE, DIVERGED, PROCESS_GONE = 2, 3, 4
 STATUSES = """\
 exit status:
   0        done
-  1        finished, but a check failed: a figure is wrong
   2        something to fix: flags, data, files, or a missing package
   3        training diverged
   4        another process of the run is gone

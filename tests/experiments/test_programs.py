@@ -15,7 +15,7 @@ from faults.subject import write_pictures
 
 from experiments import evaluate, spectra
 from experiments.common import training
-from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig
+from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width
 from experiments.common.entry import STATUSES
 from experiments.common.recipes import RECIPES
 from lowcost import data, nn
@@ -185,6 +185,7 @@ def test_help_needs_no_heavy_imports():
 def test_names_of_networks_and_data_are_those_of_the_library():
     """The flags have a list of their own, because `--help` must not import JAX."""
     assert set(get_args(Architecture)) == set(nn.ARCHITECTURES)
+    assert get_args(Width) == get_args(nn.Width)
     assert set(get_args(DatasetName)) == set(data.SOURCES)
     assert set(get_args(RecipeName)) == set(RECIPES)
 
