@@ -50,10 +50,10 @@ def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
 def circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     """λ_{k,q} = Σ_p exp(2πi q·p / c) λ_k(θ^{(p)}): the eigenvalues of K_circ(θ) in the basis F₃, Eq. (12).
 
-    The channels are one more periodic axis: block (i, j) is C(θ^{(j-i mod c)}).
+    The channels are one more periodic axis: block (i, j) is the convolution with θ[..., (j - i) mod C].
 
     Args:
-        stencil: θ, real, [*window, C]; slice p couples channel i to channel i + p mod C.
+        stencil: θ, real, [*window, C]; θ[..., p] weights input channel (i + p) mod C in output channel i.
         grid: points per spatial axis.
 
     Returns:
@@ -116,19 +116,19 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: SpectralMethod = "a
 
     With the symbol λ of K this is K y; with 1 / (1 + h|λ|²) in place of λ it is the implicit diffusion (I + h KᵀK)⁻¹ y.
 
-    A sharded batch is not gathered in two cases. On mesh axes of type Explicit, the function uses the sharding of y. On
-    axes of type Auto, the batch must be sharded along an axis named "data" (`jax.set_mesh`). In all other cases, and
-    under `jax.vmap` over a sharded axis, XLA may gather the batch on every device: with any method on a CPU, where a
-    loop runs over the images, and with "fft" before jax 0.12.
+    Each device computes only its own images if the batch is sharded along a mesh axis of type Explicit, or along an
+    axis of type Auto that is named "data" in the mesh of `jax.set_mesh`. Otherwise, and under `jax.vmap` over a sharded
+    axis, XLA may gather the whole batch on every device. It does so on CPUs with any method, and on accelerators with
+    "fft" before jax 0.12.
 
     Args:
         symbol: λ, [*grid, C], complex or real, with the symmetry λ(-k) = conj λ(k) that real stencils have.
         y: features, real, [..., *grid, C].
-        method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster one by a table of
+        method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster one according to
             measurements).
 
     Returns:
-        Features with the shape and dtype of y, computed in float32 at least.
+        Features with the shape and dtype of y, computed in at least float32.
 
     Raises:
         TypeError: y is not real floating point.

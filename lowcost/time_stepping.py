@@ -46,7 +46,7 @@ def forward_euler(f: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
 def imex_euler(
     resolvent: Callable[[jax.Array, float | jax.Array], jax.Array], reaction: Map, y: jax.Array, h: float | jax.Array
 ) -> jax.Array:
-    """(I + h KᵀK)⁻¹ (y + h r(y)): the semi-implicit step of Eq. (11), stable for every h in its linear part.
+    """(I + h KᵀK)⁻¹ (y + h r(y)): the semi-implicit step of Eq. (11). Its linear part is stable for every h.
 
     Args:
         resolvent: (y, h) ↦ (I + h KᵀK)⁻¹ y, e.g. `partial(depthwise_resolvent, stencil)`.

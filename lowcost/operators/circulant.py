@@ -12,16 +12,17 @@ from lowcost.spectral import scale_spectrum, unchecked_circulant_symbol
 
 
 def circulant(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
-    """F₃⁻¹(λ ⊙ F₃ y) = K_circ(θ) y, the block circulant convolution of Eq. (12); block (i, j) is C(θ^{(j-i mod c)}).
+    """F₃⁻¹(λ ⊙ F₃ y) = K_circ(θ) y, the block circulant convolution of Eq. (12).
 
-    F₃ is the Fourier transform along the grid and the channels, and λ is `circulant_symbol(stencil, grid)`.
+    Block (i, j), from channel j to channel i, is the convolution with θ[..., (j - i) mod C]. F₃ is the Fourier
+    transform along the grid and the channels, and λ is `circulant_symbol(stencil, grid)`.
 
     Args:
-        stencil: θ, [*window, C]; slice p couples channel i to channel i + p mod C.
+        stencil: θ, [*window, C]; θ[..., p] weights input channel (i + p) mod C in output channel i.
         y: features, [..., *grid, C].
-        boundary: of the grid, "periodic", "zeros" or "reflect"; the channels are always periodic.
+        boundary: what lies outside the grid: "periodic", "zeros" or "reflect". The channels are always periodic.
         method: "fft", "matmul" (the DFTs as real matrix products), "direct" (`fully_coupled` with the stencil
-            `as_fully_coupled`) or "auto" (the fastest by a table of measurements). All methods give the same result up
+            `as_fully_coupled`) or "auto" (the fastest according to measurements). All methods give the same result up
             to rounding.
 
     Returns:
@@ -32,7 +33,7 @@ def circulant(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
 
     Example:
-        >>> stencil = jnp.array([[0.0, 1.0, 0.0]])  # a window of one point; slice 1 couples channel i to i + 1
+        >>> stencil = jnp.array([[0.0, 1.0, 0.0]])  # a window of one point; output channel i is input channel i + 1
         >>> print(circulant(stencil, jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])))
         [[2. 3. 1.]
          [5. 6. 4.]]

@@ -17,7 +17,7 @@ def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
         y: features, [..., *grid, C].
         boundary: what lies outside the grid: "periodic" as in the paper, "zeros" or "reflect".
         method: "fft", "matmul" (the DFT as a real matrix product), "direct" (the stencil applied on the grid) or
-            "auto" (the fastest by a table of measurements). All methods give the same result up to rounding.
+            "auto" (the fastest according to measurements). All methods give the same result up to rounding.
 
     Returns:
         Features with the shape and dtype of y.

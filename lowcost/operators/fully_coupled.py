@@ -26,7 +26,7 @@ def fully_coupled(stencil: Array, y: Array, *, boundary: Boundary = "periodic", 
         y: features, [..., *grid, C_in].
         boundary: what lies outside the grid: "periodic", "zeros" or "reflect".
         method: "direct" (XLA's convolution, or on a CPU a product with the patches of each image), "fft" or "matmul"
-            (one small matrix product per frequency), or "auto" (the fastest by a table of measurements). All methods
+            (one small matrix product per frequency), or "auto" (the fastest according to measurements). All methods
             give the same result up to rounding.
 
     Returns:

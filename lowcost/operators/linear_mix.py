@@ -14,7 +14,7 @@ def linear_mix(
 ) -> Array:
     """K_dw(θ¹) y + M(θ²) y: the LinearMix convolution K_lm of Eq. (7).
 
-    The diagonal of M adds to the centres of the stencils; Table 2's weight counts include it.
+    The diagonal of M is redundant, because it acts like the centres of the stencils. Table 2 counts its weights.
 
     Args:
         stencil: θ¹, [*window, C].

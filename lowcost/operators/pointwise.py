@@ -15,7 +15,7 @@ def pointwise(matrix: Array, y: Array) -> Array:
         y: features, [..., C_in]; any number of grid and batch axes.
 
     Returns:
-        Features [..., C_out] with the dtype of y, summed in float32 at least.
+        Features [..., C_out] with the dtype of y, summed in at least float32.
 
     Raises:
         TypeError: matrix or y is not real floating point.
