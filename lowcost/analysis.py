@@ -214,12 +214,12 @@ def support_radius(green: jax.Array, tolerance: float) -> jax.Array:
 
 
 def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-    """A_ij = (K e_j)_i, the dense matrix of a linear map: for tests on small grids.
+    """A_ij = (K e_j)_i, the dense matrix of a linear map on a small grid.
 
-    It shows the printed matrices of Eqs. (4) to (7) and (12).
+    It reproduces the matrices printed in Eqs. (4) to (7) and (12).
 
     Args:
-        operator: y ↦ K y, linear; it need not commute with shifts nor keep the shape.
+        operator: y ↦ K y, linear; it may change the shape and need not commute with shifts.
         shape: of y, e.g. [*grid, C].
         dtype: of y; JAX's default float if not given.
 
