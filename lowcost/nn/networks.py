@@ -51,17 +51,17 @@ def network(
     remat: bool = False,
     opening_init: Initializer = opening_normal,
 ) -> "Network":
-    """(variables, images) → logits: returns the network of Section 4, a Flax module with `init` and `apply`.
+    """Returns the network of Section 4: a Flax module with the map images → logits.
 
     Args:
         architecture: one of `ARCHITECTURES`: "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd",
             "circulant_rd", or "implicit_circulant_rd", which is not in the paper.
         width: "A", "B", "C", or a sequence with the channels of each block, e.g. (8, 16, 32). They must double from
             block to block.
-        num_classes: outputs of the classifier.
+        num_classes: number of outputs of the classifier.
         h: time step; "mobilenet" has none, Eq. (13).
-        kernel_size: points of the stencils per axis.
-        steps_per_block: steps in each block.
+        kernel_size: number of points of the stencils per axis.
+        steps_per_block: number of steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
         remat: store only each block's input for the backward pass and recompute the rest (`jax.checkpoint`).
@@ -72,8 +72,8 @@ def network(
 
     Returns:
         A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes.
-        Each must have at least 5 points, as many as the opening's stencil, and be divisible by 2^(blocks - 1). In the
-        last block it must still have at least `kernel_size` points.
+        Each axis must have at least 5 points, the size of the opening's stencil. Its number of points must be divisible
+        by 2^(blocks - 1), and the quotient must be at least `kernel_size`.
 
     Raises:
         TypeError: dtype is not real floating point.

@@ -287,7 +287,8 @@ class ImplicitRDStep(_ReactionDiffusion):
 class CirculantRDStep(_ReactionDiffusion):
     """y + h (-KᵀK y + σ(N(M y))) with K = K_circ: Eqs. (9) and (12). Linearly stable while h·max|λ|² ≤ 2.
 
-    Its weights are φ = θ·√C, "shared_stencil", so that one learning rate suits all weights of a network.
+    The parameter "shared_stencil" is φ = θ·√C for the stencil θ of K_circ, so that one learning rate suits all weights
+    of a network.
 
     Attributes:
         h: time step.
@@ -306,8 +307,8 @@ class CirculantRDStep(_ReactionDiffusion):
 class ImplicitCirculantRDStep(_ReactionDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_circ: Eq. (11) with the operator of Eq. (12); not in the paper.
 
-    Its linear part is stable for every h and θ, and couples all pixels and all channels in one step. Its weights are
-    φ = θ·√C as in `CirculantRDStep`.
+    Its linear part is stable for every h and θ, and couples all pixels and all channels in one step. The parameter
+    "shared_stencil" is φ = θ·√C for the stencil θ of K_circ, as in `CirculantRDStep`.
 
     Attributes:
         h: time step.
