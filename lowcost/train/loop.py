@@ -44,29 +44,33 @@ def fit(
 ) -> TrainState:
     """Trains from `state.step` to the end of the last epoch, or to a stop request, and saves the result.
 
+    It calls `train_steps` repeatedly, each time for several steps; such a call is a dispatch.
     Each epoch ends with a checkpoint, an evaluation and a row in the log, in this order. If a kill prevents one of
     them, the next call starts with it. Checkpoints and stop requests wait for the end of a streak of skipped steps.
 
     Args:
         state: the initial state; its buffers are donated.
         train_steps: jitted, (state, n, *batches) → state, see `step.repeat`.
-        batches: (step, n, next n) → the batches of n steps, pure functions of the step, see `feed`.
-        evaluate: state → mean metrics of all test images; {} to skip the evaluation, None after a stop request.
+        batches: (step, n, next n) → the batches of n steps, pure functions of the step, see `feed`. It can prepare the
+            next n in the background.
+        evaluate: state → mean metrics of all test images. It returns {} if it skips this epoch, and None after a stop
+            request.
         steps_per_epoch: the number of steps per epoch.
         epochs: the number of epochs.
-        steps_max: the largest number of steps per dispatch; the actual one depends on their duration.
+        steps_max: the largest number of steps per dispatch; slow steps make dispatches smaller.
         log: receives one row per epoch.
         checkpoints: where to save.
-        interruption: polled after every dispatch.
+        interruption: the source of stop requests, polled after every dispatch.
         console: for the progress bar and one line per epoch.
-        seconds: wall time before this call, to which rows and checkpoints add this call's, compilation included.
+        seconds: wall time of the run before this call. Rows and checkpoints store this plus the time of this call,
+            including compilation.
 
     Returns:
         The last state.
 
     Raises:
-        FloatingPointError: `PATIENCE` steps in a row, or all steps of the last epoch, were skipped. The checkpoints are
-            those from before.
+        FloatingPointError: `PATIENCE` steps in a row, or all steps of the last epoch, were skipped. The checkpoints
+            from before these steps stay.
     """
     run = _Run(state, steps_per_epoch, epochs, log, checkpoints, console, Rate(steps_max), time.monotonic() - seconds)
     with ProgressBar(console, run.last, run.step) as progress:

@@ -144,7 +144,7 @@ def to_unit_range(images: Images) -> Images:
             their range, and are an error. NumPy arrays are scaled by NumPy.
 
     Returns:
-        float32 in [0, 1] for integers; floats promoted to float32 at least, with unchecked values.
+        float32 in [0, 1] for integers; floats promoted to at least float32, with unchecked values.
 
     Raises:
         TypeError: the images have another dtype.
