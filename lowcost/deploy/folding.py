@@ -62,10 +62,11 @@ class Folded:
 def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> Folded:
     """N(K y) = (a·K) y + b: folds the normalisations of Section 4's network into its weights.
 
-    The logits agree with those of the network to 1e-5 of the largest one. a and b follow from the running statistics. h
-    σ(r) becomes σ(h r). The explicit step's y - hKᵀK y becomes a single stencil of 2m - 1 points per axis, if K has m.
-    The implicit step stores R = 1 / (1 + h|λ|²) for this grid. Weights are folded in float64 and stored in float32; a
-    network that computes in bfloat16 is folded to float32 too.
+    The logits agree with those of the network to 1e-5 of the largest one. The constants a and b are computed from the
+    running statistics. The time step is multiplied into the reaction's weights, because h σ(x) = σ(h x). If K has m
+    points per axis, the explicit diffusion y - hKᵀK y becomes a single stencil of 2m - 1 points. The implicit step
+    stores R = 1 / (1 + h|λ|²) for this grid. Weights are folded in float64 and stored in float32; a network that
+    computes in bfloat16 is folded to float32 too.
 
     Args:
         net: the network.
