@@ -46,7 +46,7 @@ class DataConfig:
     download: bool = False
     """Download the archive of cifar10, cifar100 or stl10 if it is not found."""
     image_size: int | None = None
-    """folder: resize the images to squares of this side. None: keep their size, which they must share."""
+    """folder: resize the images to squares of this side. None: 64 or 32, unless all share a small size."""
     max_pixels: int = MAX_PIXELS
     """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
     augmented: bool = False

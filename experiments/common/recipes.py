@@ -26,7 +26,7 @@ class Recipe:
         schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise from a tenth, then a cosine back
             to it. In a run of under five steps only the fifths that begin at a later step of their own halve the rate.
         weight_decay: of adamw and muon.
-        late: number of epochs after which `matrix_decay` and `hidden` begin, which prevent overfitting.
+        late: number of epochs after which `matrix_decay` and `hidden` begin, which are meant to reduce overfitting.
         matrix_decay: late weight decay of the matrices M, added to weight_decay. A normalisation follows M, so that its
             size does not matter; but M grows with every step, and each step then changes M less. Decay keeps M small.
         hidden: late augmentation, 0 for none: a square of this share of the side is hidden, and translations reach
