@@ -13,10 +13,9 @@ import tyro
 
 from experiments.common import entry, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived
-from experiments.common.files import write_results
-from experiments.common.flags import shown
 from experiments.common.recipes import RECIPES, Recipe
-from experiments.common.tables import Columns, Row, accuracy, source, table
+from experiments.common.results import Results
+from experiments.common.tables import Columns, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -40,12 +39,8 @@ TEMPLATE = """# Ablation of the fast recipe
 {test_images:,} test images, mean ± standard deviation of {seeds} seeds. The difference to the fast recipe is taken seed
 by seed and shown with its standard error. {device}.
 
-{rows}
-{missing}
-Made by `python -m experiments.ablation {flags}`.
-
-{source}
-"""
+{table}
+{missing}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +69,15 @@ class Config:
 
 def main(config: Config) -> int:
     """Trains all variants, one after another, and writes the results of those that are finished."""
-    flags = f"{config.dataset} {shown(config, 'dataset', 'workdir', 'out')}".strip()
+    results = Results(config, markdown, without=("dataset", "workdir"))
     runs = variants(config)
     names = {run: name for name, (run, _) in runs.items()}
-    rows: list[Row] = []
 
     def report(run: TrainConfig) -> None:
         result = Result(run.directory() / "result.json")
         del result["recipe"], result["peak_memory_gib"]  # the memory is that of all variants before, too
-        rows.append({"variant": names[run], "images": config.images or config.dataset, "flags": flags, **result})
-        write_results(config.out, rows, markdown(rows, config.out.name))
+        about = {"variant": names[run], "images": config.images or config.dataset}
+        results.add([{**about, "flags": f"{config.dataset} {results.flags}", **result}])
 
     fast, *others = runs.values()
     # nothing can be compared with a fast recipe that failed
@@ -118,8 +112,8 @@ def markdown(rows: list[Row], name: str = "ablation") -> str:
     columns: Columns = {"recipe": "{variant}", "test accuracy": accuracy, "difference": difference}
     missing = [variant for variant in VARIANTS if variant not in {row["variant"] for row in rows}]
     note = f"\nNot measured: {', '.join(missing)}.\n" if missing else ""
-    about = {**first, "seeds": len(first["test_accuracies"]), "source": source(rows, name)}
-    return TEMPLATE.format(**about, rows=table(rows, columns), missing=note)
+    parts = {"seeds": len(first["test_accuracies"]), "table": table(rows, columns), "missing": note}
+    return page(TEMPLATE, rows, name, "ablation", **parts)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ import tyro
 
 from experiments import predict
 from experiments.common import entry, runs
-from experiments.common.files import write_results, write_whole
-from experiments.common.flags import shown
+from experiments.common.files import write_whole
 from experiments.common.memory import peak
 from experiments.common.provenance import provenance
-from experiments.common.tables import Columns, Row, table
+from experiments.common.results import Results
+from experiments.common.tables import Columns, Row, page, table
 from experiments.common.timing import interleave
 from experiments.export import ExportConfig, serialized
 from lowcost import data, deploy
@@ -62,8 +62,6 @@ all test images in batches of 37 and over the first {singles} one by one. The la
 the folded network over the network's.
 
 {agreement}
-
-Made by `python -m experiments.deploy {workdirs} {flags}`.
 """
 
 
@@ -95,9 +93,9 @@ def main(config: Config) -> None:
     if not config.workdirs:
         raise ValueError("WORKDIRS must name at least one finished run, got none; train a network first")
     subjects = [Subject(workdir, config) for workdir in config.workdirs]
-    rows = [*subjects[0].forms(), *(subject.agreement() for subject in subjects)]
-    write_results(config.out, rows, markdown(rows))
-    entry.show(markdown(rows))
+    results = Results(config, markdown, without=("workdirs", "data_dir"))
+    results.add([*subjects[0].forms(), *(subject.agreement() for subject in subjects)])
+    results.show()
 
 
 class Subject:
@@ -131,7 +129,6 @@ class Subject:
         folded = jax.jit(self.exact)
         about = {
             "kind": "form",
-            "flags": shown(config, "workdirs", "data_dir", "out"),
             **self.about,
             "weights": count_weights(self.run.variables["params"]),
             "image_shape": self.run.image_shape,
@@ -194,8 +191,8 @@ class Subject:
         return files
 
 
-def markdown(rows: list[Row]) -> str:
-    """Returns the page."""
+def markdown(rows: list[Row], name: str = "deploy") -> str:
+    """Returns the page; `name` is that of its files."""
     forms, agreement = ([row for row in rows if row["kind"] == kind] for kind in ("form", "agreement"))
     first = forms[0]
     form_columns: Columns = {
@@ -215,14 +212,15 @@ def markdown(rows: list[Row]) -> str:
         **{f"{name}: predictions": f"{{{name}[predictions]}}" for name in FILES},
         "operations": "{operations:.2f}",
     }
-    return TEMPLATE.format(
-        **{**first, "windows": ", ".join(first["windows"]) or "no"},
-        shape="x".join(map(str, first["image_shape"])),
-        forms=table(forms, form_columns),
-        agreement=table(agreement, agreement_columns, text=2),
-        singles=agreement[0]["singles"],
-        workdirs=" ".join(row["workdir"] for row in agreement),
-    )
+    parts = {
+        "windows": ", ".join(first["windows"]) or "no",
+        "shape": "x".join(map(str, first["image_shape"])),
+        "forms": table(forms, form_columns),
+        "agreement": table(agreement, agreement_columns, text=2),
+        "singles": agreement[0]["singles"],
+    }
+    program = " ".join(["deploy", *(row["workdir"] for row in agreement)])
+    return page(TEMPLATE, rows, name, program, **parts)
 
 
 def _windows(truncated: deploy.Folded) -> list[str]:

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common import entry
-from experiments.common.files import write_results
 from experiments.common.perturbations import captured
-from experiments.common.styles import STYLES
-from experiments.common.tables import Row, finish, panels, source, table
+from experiments.common.results import Results
+from experiments.common.tables import STYLES, Row, finish, page, panels, table
 from lowcost import data, nn
 from lowcost.train.processes import devices
 
@@ -23,14 +22,9 @@ block, and the smallest and largest over all steps. The normalisation that ends 
 *Between images*: the share of the variance after the last step that is between images at the same pixel. At 0 all
 images would look alike.
 
-{rows}
+{table}
 
 ![variance over depth]({name}.png)
-
-Made by `python -m experiments.depth --steps-per-block {numbers} --width {width} --h {h:g} --images {images}
---seed {seed}`.
-
-{source}
 """
 
 
@@ -57,11 +51,9 @@ def main(config: Config) -> None:
     devices()  # raises if there are none
     images = data.load("digits").train.images[: config.images] / 255
     grid = itertools.product(config.steps_per_block, nn.ARCHITECTURES)
-    rows = [measure(config, steps, architecture, images) for steps, architecture in grid]
-    page = markdown(rows, config.out.name)
-    write_results(config.out, rows, page)
-    draw(rows, config.out.with_suffix(".png"))
-    entry.show(page)
+    results = Results(config, markdown, draw)
+    results.add(measure(config, steps, architecture, images) for steps, architecture in grid)
+    results.show()
 
 
 def measure(config: Config, steps_per_block: int, architecture: nn.Architecture, images) -> Row:
@@ -100,8 +92,7 @@ def markdown(rows: list[Row], name: str = "depth") -> str:
     blocks = {f"block {i + 1}": f"{{block_ends[{i}]:.2f}}" for i in range(len(rows[0]["block_ends"]))}
     extremes = {"smallest": "{smallest:.2f}", "largest": "{largest:.2f}", "between images": "{images_apart:.2f}"}
     columns = {"architecture": "{architecture}", "steps per block": "{steps_per_block}", **blocks, **extremes}
-    numbers = " ".join(map(str, dict.fromkeys(row["steps_per_block"] for row in rows)))
-    return TEMPLATE.format(**rows[0], rows=table(rows, columns), numbers=numbers, name=name, source=source(rows, name))
+    return page(TEMPLATE, rows, name, "depth", table=table(rows, columns))
 
 
 def draw(rows: list[Row], path: Path) -> None:

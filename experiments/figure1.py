@@ -17,9 +17,9 @@ import numpy as np
 
 import lowcost
 from experiments.common import entry
-from experiments.common.files import write_page, write_rows
 from experiments.common.provenance import provenance
-from experiments.common.tables import Row, finish, table
+from experiments.common.results import Results
+from experiments.common.tables import Row, finish, page, panels, table
 from experiments.common.timing import Step, interleave, jitted
 from lowcost.train.mesh import data_mesh, over_batch, use_every_core
 
@@ -47,7 +47,7 @@ channels, stencils of {kernel_size}x{kernel_size}. Medians of {rounds} interleav
 {jax_version}, PyTorch {pytorch_version}. The opponent is the faster of XLA's and PyTorch's fully coupled convolution at
 each point. Above 1 ours is faster.
 
-![runtime ratios](figure1.png)
+![runtime ratios]({name}.png)
 
 At the numbers above:
 
@@ -63,14 +63,11 @@ m points per side.
 
 {exponents}
 
-![seconds](figure1_seconds.png)
+![seconds]({name}_seconds.png)
 
 One and three dimensions, forward:
 
 {dimensions}
-
-Made by `python -m experiments.figure1 --batch-size {batch_size} --size {size} --channels {channels} --kernel-size
-{kernel_size} --rounds {rounds}`.
 """
 
 
@@ -97,16 +94,13 @@ class Config:
 def main(config: Config) -> None:
     """Measures all points, writes the four files, prints the tables; the rows are written after each point."""
     use_every_core(8 * config.batch_size)  # one device per core, if only for a single image
-    rows: list[Row] = []
+    results = Results(config, markdown, draw)
     for point in points(config):
-        rows += measure(point, config.rounds)
-        print(point, {row["operator"]: f"{row['ratio']:.2f}" for row in rows[-len(OPERATORS) :]}, flush=True)
-        write_rows(config.out.with_suffix(".jsonl"), rows)
-    page = markdown(rows)
-    write_page(config.out.with_suffix(".md"), page)
-    for quantity, suffix in ("ratio", ".png"), ("seconds", "_seconds.png"):
-        draw(rows, config.out.with_name(config.out.name + suffix), quantity)
-    entry.show(page)
+        rows = measure(point, config.rounds)
+        print(point, {row["operator"]: f"{row['ratio']:.2f}" for row in rows}, flush=True)
+        results.add(rows, complete=False)
+    results.add([])
+    results.show()
 
 
 def points(config: Config) -> Iterator[Row]:
@@ -204,8 +198,8 @@ def pytorch(coupled: jax.Array, y: jax.Array, z: jax.Array, mode: str) -> dict[s
     }
 
 
-def markdown(rows: list[Row]) -> str:
-    """Returns the page."""
+def markdown(rows: list[Row], name: str = "figure1") -> str:
+    """Returns the page; `name` is that of its files."""
     point = {key: rows[0][key] for key in ("dims", *PANELS)}
     ratios = {(row["operator"], row["mode"]): row["ratio"] for row in rows if point.items() <= row.items()}
     growth = [
@@ -221,18 +215,16 @@ def markdown(rows: list[Row]) -> str:
     def grid(row: Row) -> str:
         return "x".join([str(row["size"])] * row["dims"])
 
+    operator = {"operator": "{operator}"}
     powers = {"a": "{size:.2f}", "b": "{channels:.2f}", "d": "{kernel_size:.2f}"}
-    return TEMPLATE.format(
-        **rows[0],
-        defaults=by_mode(OPERATORS, lambda name, mode: f"{ratios[name, mode]:.2f}"),
-        crossings=by_mode(SPECTRAL, partial(crossed_at, rows)),
-        exponents=table(growth, {"operator": "{operator}", "mode": "{mode}", "Table 1": "{order}", **powers}, text=3),
-        dimensions=table(
-            [row for row in rows if row["dims"] != 2],
-            {"grid": grid, "operator": "{operator}", "ratio": "{ratio:.2f}"},
-            text=2,
-        ),
-    )
+    others = [row for row in rows if row["dims"] != 2]
+    parts = {
+        "defaults": by_mode(OPERATORS, lambda name, mode: f"{ratios[name, mode]:.2f}"),
+        "crossings": by_mode(SPECTRAL, partial(crossed_at, rows)),
+        "exponents": table(growth, {**operator, "mode": "{mode}", "Table 1": "{order}", **powers}, text=3),
+        "dimensions": table(others, {"grid": grid, **operator, "ratio": "{ratio:.2f}"}, text=2),
+    }
+    return page(TEMPLATE, rows, name, "figure1", **parts)
 
 
 def panel(rows: list[Row], operator: str, mode: str, over: str) -> list[Row]:
@@ -264,36 +256,31 @@ def exponents(rows: list[Row], operator: str, mode: str) -> dict[str, float]:
     return fitted
 
 
-def draw(rows: list[Row], path: Path, quantity: str) -> None:
-    """Draws a "ratio" or "seconds" in three panels: forward in the upper row, forward and backward in the lower."""
-    from matplotlib.figure import Figure
-
+def draw(rows: list[Row], path: Path) -> None:
+    """Draws the ratios, and the seconds into a second file: forward in the upper row, with backward in the lower."""
     colours = {"depthwise": "#0072B2", "implicit": "#D55E00", "circulant": "#009E73"}  # Okabe and Ito's
     styles = {"direct": ":", "FFT": "--", "matmul": "-"}
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
-    axes = figure.subplots(len(MODES), len(PANELS), sharey=True)
-    for (row_axes, mode), (column, over) in itertools.product(zip(axes, MODES, strict=True), enumerate(PANELS)):
-        axis = row_axes[column]
-        for name in OPERATORS:
-            kind, method = name.split()
-            line = panel(rows, name, mode, over)
-            values = [row[over] for row in line]
-            look = {"color": colours[kind], "linestyle": styles[method], "marker": "o", "markersize": 3}
-            axis.plot(values, [row[quantity] for row in line], label=name, **look)
-        if quantity == "ratio":
-            axis.axhline(1, color="black", linewidth=0.8)
-        else:
-            axis.plot(values, [row["seconds"] * row["ratio"] for row in line], "k", label="fully coupled")
-        axis.set(xscale="log", yscale="log")
-        axis.set_xticks(values, list(map(str, values)))
-        axis.set_xticks([], minor=True)
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.grid(alpha=0.3, which="minor")
-    for axis, mode in zip(axes[:, 0], MODES.values(), strict=True):
-        axis.set_ylabel(f"{mode}\n{'time(coupled) / time(ours)' if quantity == 'ratio' else 'seconds'}")
-    for axis, label in zip(axes[-1], PANELS.values(), strict=True):
-        axis.set_xlabel(label)
-    finish(figure, path, ncols=4)
+    quantities = {"ratio": ("", "time(coupled) / time(ours)"), "seconds": ("_seconds", "seconds")}
+    for quantity, (suffix, words) in quantities.items():
+        figure, axes = panels(len(PANELS), 11, 6.4, rows=len(MODES), sharey=True)
+        for axis, (mode, over) in zip(axes, itertools.product(MODES, PANELS), strict=True):
+            for name in OPERATORS:
+                kind, method = name.split()
+                line = panel(rows, name, mode, over)
+                values = [row[over] for row in line]
+                look: Row = {"color": colours[kind], "linestyle": styles[method], "marker": "o", "markersize": 3}
+                axis.plot(values, [row[quantity] for row in line], label=name, **look)
+            if quantity == "ratio":
+                axis.axhline(1, color="black", linewidth=0.8)
+            else:
+                axis.plot(values, [row["seconds"] * row["ratio"] for row in line], "k", label="fully coupled")
+            axis.set(xscale="log", yscale="log", xlabel=PANELS[over], ylabel=f"{MODES[mode]}\n{words}")
+            axis.label_outer()
+            axis.set_xticks(values, list(map(str, values)))
+            axis.set_xticks([], minor=True)
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.grid(alpha=0.3, which="minor")
+        finish(figure, path.with_stem(path.stem + suffix), ncols=4)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,10 @@ import tyro
 
 from experiments.common import entry, perturbations, runs
 from experiments.common.config import values
-from experiments.common.files import write_results
-from experiments.common.flags import shown
 from experiments.common.perturbations import Variables, features, norms, weights_bound
 from experiments.common.provenance import provenance
-from experiments.common.styles import STYLES
-from experiments.common.tables import Row, finish, panels, source, table
+from experiments.common.results import Results
+from experiments.common.tables import STYLES, Row, finish, page, panels, table
 from experiments.stability import with_time_step
 from lowcost.nn.stability import stability_report
 from lowcost.terminal import printable, warn
@@ -67,10 +65,6 @@ The figure shows how a change of the images grows, for noise of {noise:g} grey l
 of the product of the Lipschitz bounds of all layers up to it.
 
 ![growth through depth]({name}.png)
-
-Made by `{command}`.
-
-{source}
 """
 
 
@@ -94,8 +88,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Perturbs every run, writes the three files, prints the page."""
-    flags = shown(config, "workdirs", "data_dir", "out")
-    rows: list[Row] = []
+    results = Results(config, markdown, draw, without=("workdirs", "data_dir"))
     for workdir in config.workdirs or sorted(path.parent for path in Path("runs").glob("**/result.json")):
         try:
             subject = Subject(workdir, config)
@@ -104,14 +97,14 @@ def main(config: Config) -> None:
                 raise
             warn(f"{workdir}: skipped: {error}")
             continue
+        rows = []
         for row in measure(subject, short=config.short):
-            rows.append({"workdir": str(workdir), "flags": flags, **row})
+            rows.append({"workdir": str(workdir), **row})
             print(f"{printable(workdir.name)}: {row['kind']} {row['strength']:g}: {row['accuracy']:.2%}", flush=True)
-        write_results(config.out, rows, markdown(rows, config.out.name))
-        draw(rows, config.out.with_suffix(".png"))
-    if not rows:
+        results.add(rows)
+    if not results.rows:
         raise ValueError("runs/ must hold a finished run of a single seed, got none; train one, or name its folder")
-    entry.show(markdown(rows, config.out.name))
+    results.show()
 
 
 class Subject:
@@ -193,7 +186,7 @@ def measure(subject: Subject, *, short: bool = False) -> Iterator[Row]:
 
 def markdown(rows: list[Row], name: str = "robustness") -> str:
     """Returns the page; `name` is that of its files."""
-    first, names = rows[0], _names(rows)
+    names = _names(rows)
     lines: dict[tuple[str, float], Row] = {}
     for row in rows:  # one line for each perturbation, which holds a row for each run
         lines.setdefault((row["kind"], row["strength"]), {"about": row})[row["workdir"]] = row
@@ -209,14 +202,12 @@ def markdown(rows: list[Row], name: str = "robustness") -> str:
         columns = {names[w]: lambda line, w=w: cell(line[w]) if w in line else "" for w in names}
         return table(lines, {"perturbation": lambda line: _label(line["about"]), **columns})
 
-    return TEMPLATE.format(
-        **first | {"name": name},
-        accuracies=compared(accuracy, list(lines.values())),
-        bounds=compared(change, [line for (kind, _), line in lines.items() if kind != UNPERTURBED]),
-        noise=_drawn(rows),
-        command=" ".join(["python -m experiments.robustness", *names, first["flags"]]).strip(),
-        source=source(rows, name),
-    )
+    parts = {
+        "accuracies": compared(accuracy, list(lines.values())),
+        "bounds": compared(change, [line for (kind, _), line in lines.items() if kind != UNPERTURBED]),
+        "noise": _drawn(rows),
+    }
+    return page(TEMPLATE, rows, name, " ".join(["robustness", *names]), **parts)
 
 
 def _label(row: Row) -> str:

@@ -16,13 +16,11 @@ import jax.numpy as jnp
 
 from experiments.common import entry, runs, training
 from experiments.common.config import TrainConfig, derived, values
-from experiments.common.files import write_results
-from experiments.common.flags import shown
 from experiments.common.perturbations import Variables, captured
 from experiments.common.provenance import provenance
 from experiments.common.recipes import RECIPES
-from experiments.common.styles import STYLES
-from experiments.common.tables import Columns, Row, finish, panels, source, table
+from experiments.common.results import Results
+from experiments.common.tables import STYLES, Columns, Row, finish, page, panels, table
 from lowcost.nn import Network
 from lowcost.nn.stability import stability_report
 
@@ -44,13 +42,9 @@ grows too, whatever the diffusion does.
 - *bounded to*: the largest of {count} values of h from {first:g} to {last:g} up to which the growth is at most
   {limit:,.0f}.
 
-{rows}
+{table}
 
 ![growth against step size]({name}.png)
-
-Made by `{command}`.
-
-{source}
 """
 
 
@@ -74,18 +68,14 @@ class Config:
 
 def main(config: Config) -> int:
     """Trains what is not trained yet, measures, writes the three files, prints the table; see `training.run_all`."""
-    flags = shown(config, "workdir", "out")
-    rows: list[Row] = []
+    results = Results(config, markdown, draw, without=("workdir",))
 
     def report(run: TrainConfig) -> None:
-        rows.extend({**row, "flags": flags} for row in measure(run, STEP_SIZES, config.images))
-        write_results(config.out, rows, markdown(rows, config.out.name))
-        draw(rows, config.out.with_suffix(".png"))
+        results.add(measure(run, STEP_SIZES, config.images))
 
     wanted = ((run, RECIPES[run.recipe]) for run in runs_of(config))
     status = training.run_all(wanted, training.run, report)
-    if rows:
-        entry.show(markdown(rows, config.out.name))
+    results.show()
     return status
 
 
@@ -157,8 +147,7 @@ def bounded_up_to(row: Row) -> float | None:
 
 def markdown(rows: list[Row], name: str = "stability") -> str:
     """Returns the page; `name` is that of its files."""
-    first = rows[0]
-    sizes = first["h"]
+    sizes = rows[0]["h"]
 
     def grown(h: float, row: Row) -> str:
         growth = row["growth"][row["h"].index(h)]
@@ -178,10 +167,8 @@ def markdown(rows: list[Row], name: str = "stability") -> str:
         "growth at h = 1": partial(grown, 1.0),
         f"growth at h = {sizes[-1]:g}": partial(grown, sizes[-1]),
     }
-    command = f"python -m experiments.stability {first['flags']}".strip()
-    about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT, "command": command}
-    parts = {"rows": table(rows, columns, text=3), "name": name, "source": source(rows, name)}
-    return TEMPLATE.format(**first, **about, **parts)
+    about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT}
+    return page(TEMPLATE, rows, name, "stability", **about, table=table(rows, columns, text=3))
 
 
 def draw(rows: list[Row], path: Path) -> None:

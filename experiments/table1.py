@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from experiments.common import entry
-from experiments.common.files import write_results
-from experiments.common.tables import Row, table
+from experiments.common.results import Results
+from experiments.common.tables import Row, page, table
 from lowcost import cost
 
 LAYERS = {
@@ -21,13 +21,11 @@ TEMPLATE = """# Table 1: the cost of one layer
 One image of n = {size}x{size} pixels, stencils of m = {kernel_size} points per side, c = {channels} channels in and
 out.
 
-{rows}
+{table}
 
 RD explicit applies its stencils directly; RD implicit and RD circulant use the FFT. `lowcost.cost` states what is
 counted. For RD circulant the paper prints O(nc log(nc)), the order of the diffusion alone. This table also counts its
 1x1 reaction, as it does in the other rows.
-
-Made by `python -m experiments.table1 --size {size} --kernel-size {kernel_size} --channels {channels}`.
 """
 
 
@@ -47,10 +45,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Counts, writes both files, prints the table."""
-    rows = count(config.size, config.kernel_size, config.channels)
-    page = markdown(rows)
-    write_results(config.out, rows, page)
-    entry.show(page)
+    results = Results(config, markdown)
+    results.add(count(config.size, config.kernel_size, config.channels))
+    results.show()
 
 
 def count(size: int, kernel_size: int, channels: int) -> list[Row]:
@@ -70,8 +67,8 @@ def count(size: int, kernel_size: int, channels: int) -> list[Row]:
     return rows
 
 
-def markdown(rows: list[Row]) -> str:
-    """Returns the page."""
+def markdown(rows: list[Row], name: str = "table1") -> str:
+    """Returns the page; `name` is that of its files."""
     columns = {
         "layer": "{layer}",
         "weights, order": "{weights_order}",
@@ -80,7 +77,7 @@ def markdown(rows: list[Row]) -> str:
         "multiply-adds": "{multiply_adds:,}",
         "ratio to fully coupled": "{ratio_to_fully_coupled:.3f}",
     }
-    return TEMPLATE.format(**{**rows[0], "rows": table(rows, columns)})
+    return page(TEMPLATE, rows, name, "table1", table=table(rows, columns))
 
 
 if __name__ == "__main__":

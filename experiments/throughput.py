@@ -18,9 +18,9 @@ import optax
 
 from experiments.common import entry
 from experiments.common.config import Architecture
-from experiments.common.files import write_results
 from experiments.common.provenance import provenance
-from experiments.common.tables import Columns, Row, table
+from experiments.common.results import Results
+from experiments.common.tables import Columns, Row, page, table
 from experiments.common.timing import Step, interleave, jitted
 from lowcost import nn
 from lowcost.extras import needs_extra
@@ -46,9 +46,6 @@ The work of one of our steps, by XLA's count, and its share of this machine's me
 in a large matrix product, {copy_gbytes_per_second:.1f} GB/s read and written in a copy.
 
 {counts}
-
-Made by `python -m experiments.throughput --width {width} --batch-size {batch_size} --size {size} --rounds {rounds}
---architectures {architectures}{flag}`.
 """
 
 
@@ -74,14 +71,14 @@ class Config:
 
 def main(config: Config) -> None:
     """Times all networks, writes both files after each, prints the tables."""
-    rows: list[Row] = []
+    results = Results(config, markdown)
     for architecture in config.architectures:
         # In a process of its own: the memory of one network does not slow the next.
-        rows += entry.in_a_process(measure, config, architecture)
-        write_results(config.out, rows, markdown(rows))
-        for row in rows[-2:]:
+        rows = entry.in_a_process(measure, config, architecture)
+        results.add(rows)
+        for row in rows:
             print(f"{row['architecture']} {row['mode']}: ratio {row['ratio']:.2f}", flush=True)
-    entry.show(markdown(rows))
+    results.show()
 
 
 def measure(config: Config, architecture: Architecture) -> list[Row]:
@@ -224,8 +221,8 @@ def measure_peaks() -> dict[str, float]:
     }
 
 
-def markdown(rows: list[Row]) -> str:
-    """Returns the page."""
+def markdown(rows: list[Row], name: str = "throughput") -> str:
+    """Returns the page; `name` is that of its files."""
 
     def optional(name: str, form: str) -> Callable[[Row], str]:
         return lambda row: "" if row[name] is None else format(row[name], form)
@@ -249,15 +246,9 @@ def markdown(rows: list[Row]) -> str:
         "share of its peak": "{copy_share:.0%}",
         "memory": "{memory_gib:.2f} GiB",
     }
-    compiled = rows[0]["compile_pytorch"]
-    return TEMPLATE.format(
-        **rows[0],
-        speeds=table(rows, speeds, text=3),
-        counts=table(rows, counts, text=2),
-        architectures=" ".join(dict.fromkeys(row["architecture"] for row in rows)),
-        forms="eager or compiled" if compiled else "eager, without trying `torch.compile`",
-        flag="" if compiled else " --no-compile-pytorch",
-    )
+    forms = "eager or compiled" if rows[0]["compile_pytorch"] else "eager, without trying `torch.compile`"
+    parts = {"speeds": table(rows, speeds, text=3), "counts": table(rows, counts, text=2), "forms": forms}
+    return page(TEMPLATE, rows, name, "throughput", **parts)
 
 
 if __name__ == "__main__":

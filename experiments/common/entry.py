@@ -72,14 +72,6 @@ def _parse(configuration: type[T]) -> T:
         raise
 
 
-def show(page: str) -> None:
-    """Prints a page of Markdown, formatted for the terminal."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    Console().print(Markdown(page))
-
-
 def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
     """Returns function(*arguments), called in a new process, which frees all its memory; Ctrl-C ends both."""
     spawn = multiprocessing.get_context("spawn")

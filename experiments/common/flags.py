@@ -22,8 +22,8 @@ def flags(config: Any, *without: str, prefix: str = "") -> list[str]:
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             words += flags(value, prefix=f"{name}.")
-        elif value is True:
-            words.append(f"--{name}")
+        elif isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
         else:
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from experiments.common.config import Architecture, Width
-from experiments.common.styles import STYLES
-from experiments.common.tables import Columns, Row, accuracy, finish, panels, source, table
+from experiments.common.tables import STYLES, Columns, Row, accuracy, finish, panels, source, table
 
 WIDTHS: dict[str, tuple[Width, ...]] = {"cifar10": ("A", "B"), "cifar100": ("B", "C"), "stl10": ("A", "B")}
 """The widths that the paper's Table 2 has for each data set: its columns."""

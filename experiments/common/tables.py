@@ -1,4 +1,4 @@
-"""Renders rows of figures as Markdown tables and as panels of a plot."""
+"""Renders rows of figures as Markdown tables, as pages, and as panels of a plot."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,31 @@ Row = dict[str, Any]
 """The figures of one measurement, by name."""
 Columns = Mapping[str, str | Callable[[Row], str]]
 """Heading → a cell: a format string over the names of a row, or a function of the row."""
+STYLES = {
+    "resnet": {"color": "#000000", "marker": "X"},
+    "mobilenet": {"color": "#E69F00", "marker": "^"},
+    "linear_mix": {"color": "#56B4E9", "marker": "D"},
+    "explicit_rd": {"color": "#D55E00", "marker": "s"},
+    "implicit_rd": {"color": "#0072B2", "marker": "o"},
+    "circulant_rd": {"color": "#009E73", "marker": "v"},
+    "implicit_circulant_rd": {"color": "#CC79A7", "marker": "P"},
+}
+"""The look of each architecture in plots: Okabe and Ito's colours, which colour-blind readers can distinguish."""
+
+
+def page(template: str, rows: Sequence[Row], name: str, program: str, **parts: Any) -> str:
+    """Returns a page: the template, the command that makes the page again, and `source`.
+
+    Args:
+        template: over the names of the first row, of `parts`, and `name`.
+        rows: the figures; the first one holds the flags of the command, if there are any.
+        name: of the files, without a suffix.
+        program: the program, and its positional arguments.
+        parts: what else the template shows.
+    """
+    command = f"python -m experiments.{program} {rows[0].get('flags', '')}".strip()
+    text = template.format(**{**rows[0], "name": name, **parts})
+    return f"{text}\nMade by `{command}`.\n\n{source(rows, name)}\n"
 
 
 def table(rows: Sequence[Row], columns: Columns, *, text: int = 1) -> str:
@@ -48,12 +73,12 @@ def source(rows: Sequence[Row], name: str) -> str:
     return f"Figures: [{name}.jsonl]({name}.jsonl)" + (f", measured {measured}." if measured else ".")
 
 
-def panels(count: int, width: float, height: float, **options: Any) -> "tuple[Figure, list[Axes]]":
-    """Returns a figure and its axes, side by side; sizes in inches, `options` are those of `Figure.subplots`."""
+def panels(columns: int, width: float, height: float, *, rows: int = 1, **options: Any) -> "tuple[Figure, list[Axes]]":
+    """Returns a figure and its axes, row by row; sizes in inches, `options` are those of `Figure.subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False, **options)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
 def finish(figure: "Figure", path: Path, *, legend: Any = "outside lower center", **options: Any) -> None:
