@@ -7,18 +7,18 @@ file.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 import lowcost
 from experiments.common import entry
 from experiments.common.files import write_rows
 from experiments.common.tables import Row
-from experiments.common.timing import Step, interleave, jitted
+from experiments.common.timing import gradients, interleave, random_batch
 from lowcost.methods import WAYS
-from lowcost.train.mesh import data_mesh, over_batch, use_every_core
+from lowcost.train.mesh import use_every_core
 from lowcost.train.processes import devices
 
 OPERATORS: dict[str, Callable[..., jax.Array]] = {
@@ -95,24 +95,13 @@ def measure(point: Row, ways: Sequence[str], features: int, rounds: int) -> Row:
     grid, window = ((point[name],) * point["dims"] for name in ("n", "m"))
     images = features // (point["n"] ** point["dims"] * channels)
     batch = max(1, images // len(devices())) * len(devices())
-    mesh = data_mesh(batch)
-    jax.set_mesh(mesh)
     opening = operator == "coupled" and channels < 32
     out = 32 if opening else channels
-    keys = jax.random.split(jax.random.key(0), 3)
-    stencil = jax.random.normal(keys[0], (*window, channels, out) if operator == "coupled" else (*window, channels))
-    y, z = (
-        jax.device_put(jax.random.normal(key, (batch, *grid, c)), over_batch(mesh))
-        for key, c in zip(keys[1:], (channels, out), strict=True)
-    )
-
-    def step(way: str) -> Step:
-        def value(stencil: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
-            return jnp.vdot(OPERATORS[operator](stencil, y, method=way), z)
-
-        return jitted(jax.value_and_grad(value, 0 if opening else (0, 1)), stencil, y, z)
-
-    steps = {way: step(way) for way in ways}
+    shape = (*window, channels, out) if operator == "coupled" else (*window, channels)
+    stencil = jax.random.normal(jax.random.key(0), shape)
+    y, z = random_batch(1, batch, *grid, channels), random_batch(2, batch, *grid, out)
+    arguments = (stencil, y, z, 0 if opening else (0, 1))
+    steps = {way: gradients(partial(OPERATORS[operator], method=way), *arguments) for way in ways}
     seconds = interleave(steps, 1)
     close = {way: step for way, step in steps.items() if seconds[way] < 3 * min(seconds.values())}
     seconds |= interleave(close, rounds)

@@ -9,7 +9,7 @@ images.
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import tyro
 
 from experiments import predict
 from experiments.common import entry, runs
+from experiments.common.config import check_counts
 from experiments.common.files import write_whole
 from experiments.common.memory import peak
 from experiments.common.provenance import provenance
@@ -27,12 +28,19 @@ from experiments.common.results import Results
 from experiments.common.tables import Columns, Row, page, table
 from experiments.common.timing import interleave
 from experiments.export import ExportConfig, serialized
-from lowcost import data, deploy
+from lowcost import deploy
 from lowcost.nn.operations import Depthwise
 from lowcost.nn.operations import run as apply
 from lowcost.train.state import count_weights
 
-FILES = ("ONNX, exact", "StableHLO")
+FILES: dict[str, dict[str, Any]] = {
+    "StableHLO": {"format": "stablehlo"},
+    "ONNX, exact": {},
+    "ONNX, truncated": {},
+    "ONNX, 8 bit": {"bits": 8},
+}
+"""The options of `experiments.export` for each form that is a file."""
+COMPARED = ("ONNX, exact", "StableHLO")
 """The files that are compared with the network."""
 
 TEMPLATE = """# The exported forms of a trained network
@@ -87,9 +95,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures, writes both files, prints the page."""
-    for name in ("rounds", "singles"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(config, name)}")
+    check_counts(config, "rounds", "singles")
     if not config.workdirs:
         raise ValueError("WORKDIRS must name at least one finished run, got none; train a network first")
     subjects = [Subject(workdir, config) for workdir in config.workdirs]
@@ -102,15 +108,9 @@ class Subject:
     """A finished run with its folded and truncated network and its test images."""
 
     def __init__(self, workdir: Path, config: Config):
-        self.run, self.workdir, self.config = runs.trained(workdir), workdir, config
+        self.run, self.workdir, self.config = runs.trained(workdir, to_the_end=True), workdir, config
         run = self.run
-        runs.check_finished(workdir, run.step, run.steps)
-        dataset = data.load(
-            run.config.dataset,
-            data_dir=config.data_dir or run.config.data_dir,
-            image_size=run.config.image_size,
-            cache_dir=runs.image_cache(workdir),
-        )
+        dataset = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
         runs.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
         self.images, self.labels = dataset.test.images.astype(np.float32) / 255, dataset.test.labels
         self.network = jax.jit(partial(run.net.apply, run.variables))
@@ -122,11 +122,8 @@ class Subject:
 
     def forms(self) -> Iterator[Row]:
         """Yields one row for each form of the network."""
-        config, first = self.config, self.images[:1]
-        exported = {"StableHLO": self.exact, "ONNX, exact": self.exact}
-        exported |= {"ONNX, truncated": self.truncated, "ONNX, 8 bit": self.exact}
-        counts = {"JAX": self.network, "ONNX, truncated": jax.jit(self.truncated)}
-        folded = jax.jit(self.exact)
+        config, first, folded = self.config, self.images[:1], jax.jit(self.exact)
+        counted = {"JAX": self.network, "ONNX, truncated": jax.jit(self.truncated)}
         about = {
             "kind": "form",
             **self.about,
@@ -140,16 +137,17 @@ class Subject:
             **_certificate(self.exact, self.truncated, self.images[: config.singles]),
         }
         with tempfile.TemporaryDirectory() as folder:
-            files = self.write(exported, Path(folder))
+            files = self.write(FILES, Path(folder))
             calls: dict[str, Callable[[Any], Any]] = {"JAX": self.network, "JAX, folded": folded}
-            calls |= {name: _loaded(file).logits for name, file in files.items()}
-            seconds = interleave({name: partial(_answer, call, first) for name, call in calls.items()}, config.rounds)
+            calls |= {name: _loaded(file) for name, file in files.items()}
+            steps = {name: partial(_in_batches, call, first, 1) for name, call in calls.items()}
+            seconds = interleave(steps, config.rounds)
             for name, call in calls.items():
                 logits = _in_batches(call, self.images, 100)
                 row = {
                     "form": name,
                     "file_bytes": files[name].stat().st_size if name in files else None,
-                    "operations": _operations(counts.get(name, folded), first),
+                    "operations": _operations(counted.get(name, folded), first),
                     "milliseconds": 1000 * seconds[name],
                     "peak_mib": peak(name, files.get(name, self.workdir)),
                     "accuracy": float((logits.argmax(-1) == self.labels).mean()),
@@ -169,8 +167,8 @@ class Subject:
             "operations": _operations(jax.jit(self.exact), images[:1]) / _operations(self.network, images[:1]),
         }
         with tempfile.TemporaryDirectory() as folder:
-            for name, file in self.write(dict.fromkeys(FILES, self.exact), Path(folder)).items():
-                call = _loaded(file).logits
+            for name, file in self.write(COMPARED, Path(folder)).items():
+                call = _loaded(file)
                 batches, single = _in_batches(call, images, 37), _in_batches(call, singles, 1)
                 differences = abs(batches - expected).max(), abs(single - expected[: len(single)]).max()
                 predictions = int((batches.argmax(-1) != expected.argmax(-1)).sum())
@@ -178,15 +176,14 @@ class Subject:
         print(json.dumps(row), flush=True)
         return row
 
-    def write(self, forms: dict[str, deploy.Folded], folder: Path) -> dict[str, Path]:
-        """Exports folded networks by the names of their forms, as `experiments.export` does."""
-        metadata = {"classes": json.dumps(self.run.classes), "image_shape": json.dumps(self.run.image_shape)}
+    def write(self, names: Iterable[str], folder: Path) -> dict[str, Path]:
+        """Writes the files of these forms as `experiments.export` does; returns name → file."""
         files = {}
-        for i, (name, folded) in enumerate(forms.items()):
-            files[name] = folder / f"{i}.{'stablehlo' if name == 'StableHLO' else 'onnx'}"
-            bits: Any = 8 if name == "ONNX, 8 bit" else 32
-            options = ExportConfig(Path(), files[name], "stablehlo" if name == "StableHLO" else "onnx", bits=bits)
-            for file, content in serialized(folded, metadata, options).items():
+        for name in names:
+            files[name] = folder / f"{name}.{FILES[name].get('format', 'onnx')}"
+            options = ExportConfig(self.workdir, files[name], **FILES[name])
+            folded = self.truncated if name == "ONNX, truncated" else self.exact
+            for file, content in serialized(folded, self.run.metadata(), options).items():
                 write_whole(file, content)
         return files
 
@@ -208,8 +205,8 @@ def markdown(rows: list[Row], name: str = "deploy") -> str:
         "network": "{network}",
         "data": "{dataset}",
         "images": "{images:,}",
-        **{name: f"{{{name}[difference]:.1e}}" for name in FILES},
-        **{f"{name}: predictions": f"{{{name}[predictions]}}" for name in FILES},
+        **{name: f"{{{name}[difference]:.1e}}" for name in COMPARED},
+        **{f"{name}: predictions": f"{{{name}[predictions]}}" for name in COMPARED},
         "operations": "{operations:.2f}",
     }
     parts = {
@@ -235,15 +232,12 @@ def _certificate(exact: deploy.Folded, truncated: deploy.Folded, images: np.ndar
 
     @jax.jit
     def compare(images):
-        result = deploy.certified(truncated, images)
-        y, ratios = images, []
+        result, y, ratios = deploy.certified(truncated, images), images, []
         for layer, cut in zip(exact.layers, truncated.layers, strict=True):
             if layer.operations != cut.operations:
                 change = apply(cut.operations, y) - apply(layer.operations, y)
-                alone = dataclasses.replace(truncated, layers=(cut,), image_shape=y.shape[1:])
-                bound = deploy.certified(alone, y).layers[layer.name]
                 norms = (change**2).sum(range(1, change.ndim)) ** 0.5
-                ratios.append((norms / bound.clip(1e-6 * (y**2).sum() ** 0.5)).max())
+                ratios.append((norms / result.layers[layer.name].clip(1e-6 * (y**2).sum() ** 0.5)).max())
             y = apply(cut.operations, y)
         return result.error, ((result.logits - exact(images)) ** 2).sum(-1) ** 0.5, ratios
 
@@ -260,16 +254,12 @@ def _operations(call: Any, images: np.ndarray) -> float:
     return call.lower(images).cost_analysis()["flops"]
 
 
-def _answer(call: Callable[[Any], Any], images: np.ndarray) -> np.ndarray:
-    return np.asarray(call(images))
-
-
 def _in_batches(call: Callable[[Any], Any], images: np.ndarray, size: int) -> np.ndarray:
-    return np.concatenate([_answer(call, images[i : i + size]) for i in range(0, len(images), size)])
+    return np.concatenate([call(images[i : i + size]) for i in range(0, len(images), size)])
 
 
-def _loaded(file: Path) -> predict.Classifier:
-    return predict.load(predict.PredictConfig((), model=file))
+def _loaded(file: Path) -> Callable[[Any], Any]:
+    return predict.load(predict.PredictConfig((), model=file)).logits
 
 
 if __name__ == "__main__":

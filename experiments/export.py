@@ -43,7 +43,10 @@ def main(config: ExportConfig) -> int:
     if config.format != "onnx" and (config.bits, config.opset) != (32, 21):
         raise ValueError("--bits 8 and --opset are for --format onnx; leave them out for stablehlo")
     check_target(config.out, "--out")
-    folded, metadata = folded_run(config.workdir, config.tolerance)
+    run = runs.trained(config.workdir, to_the_end=True)
+    folded, metadata = deploy.fold(run.net, run.variables, run.image_shape), describe(run, config.workdir)
+    if config.tolerance is not None:
+        folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
     for file, content in serialized(folded, metadata, config).items():
         write_whole(file, content)
         print(f"{printable(file)}: {len(content):,} bytes", file=messages(config.out))
@@ -53,18 +56,10 @@ def main(config: ExportConfig) -> int:
     return 0
 
 
-def folded_run(workdir: Path, tolerance: float | None) -> tuple[deploy.Folded, dict[str, str]]:
-    """Returns the folded network of a finished run, and the metadata that its users need.
-
-    Raises:
-        ValueError, OSError: there is no run, it has not finished, it is damaged, or tolerance is not above 0.
-    """
-    run = runs.trained(workdir)
-    runs.check_finished(workdir, run.step, run.steps)
-    folded = deploy.fold(run.net, run.variables, run.image_shape)
-    metadata = {
-        "classes": json.dumps(run.classes),
-        "image_shape": json.dumps(run.image_shape),
+def describe(run: runs.Trained, workdir: Path) -> dict[str, str]:
+    """Returns the metadata that users of an exported network need."""
+    return {
+        **run.metadata(),
         "preprocessing": "images float32 [batch, H, W, C], grey levels divided by 255; RGB where C = 3, grey where 1; "
         "the normalisation is inside",
         "network": f"{run.config.architecture} {run.config.width}",
@@ -74,9 +69,6 @@ def folded_run(workdir: Path, tolerance: float | None) -> tuple[deploy.Folded, d
         "test_accuracy": str(Result(workdir / "result.json")["test_accuracies"][0]),
         "lowcost": __version__,
     }
-    if tolerance is None:
-        return folded, metadata
-    return deploy.truncate(folded, tolerance), {**metadata, "tolerance": str(tolerance)}
 
 
 def serialized(folded: deploy.Folded, metadata: dict[str, str], config: ExportConfig) -> dict[Path, bytes]:

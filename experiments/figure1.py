@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import lowcost
@@ -20,8 +19,8 @@ from experiments.common import entry
 from experiments.common.provenance import provenance
 from experiments.common.results import Results
 from experiments.common.tables import Row, finish, page, panels, table
-from experiments.common.timing import Step, interleave, jitted
-from lowcost.train.mesh import data_mesh, over_batch, use_every_core
+from experiments.common.timing import Step, gradients, interleave, jitted, random_batch
+from lowcost.train.mesh import use_every_core
 
 OPERATORS = {
     "depthwise direct": (partial(lowcost.depthwise, method="direct"), "O(n m² c)"),
@@ -128,19 +127,14 @@ def measure(point: Row, rounds: int) -> list[Row]:
     """
     batch_size, channels, mode = point["batch_size"], point["channels"], point["mode"]
     grid, window = ((point[name],) * point["dims"] for name in ("size", "kernel_size"))
-    mesh = data_mesh(batch_size)
-    jax.set_mesh(mesh)
-    keys = jax.random.split(jax.random.key(0), 4)
+    keys = jax.random.split(jax.random.key(0))
     numbers = point["kernel_size"] ** point["dims"]
     stencil = jax.random.normal(keys[0], (*window, channels)) / numbers
     coupled = jax.random.normal(keys[1], (*window, channels, channels)) / (channels * numbers) ** 0.5
-    shape = (batch_size, *grid, channels)
-    y, z = (jax.device_put(jax.random.normal(key, shape), over_batch(mesh)) for key in keys[2:])
+    y, z = (random_batch(seed, batch_size, *grid, channels) for seed in (1, 2))
 
     def step(apply: Callable[..., jax.Array], weights: jax.Array) -> Step:
-        if mode == "forward":
-            return jitted(apply, weights, y)
-        return jitted(jax.value_and_grad(lambda w, y, z: jnp.vdot(apply(w, y), z), (0, 1)), weights, y, z)
+        return jitted(apply, weights, y) if mode == "forward" else gradients(apply, weights, y, z)
 
     steps = {name: step(apply, stencil) for name, (apply, _) in OPERATORS.items()}
     steps["XLA"] = step(partial(lowcost.fully_coupled, method="direct"), coupled)

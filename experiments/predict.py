@@ -230,8 +230,7 @@ def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
 
     run = runs.trained(workdir)
     if onnx:
-        metadata = {"classes": json.dumps(run.classes), "image_shape": json.dumps(run.image_shape)}
-        model = deploy.to_onnx(deploy.fold(run.net, run.variables, run.image_shape), metadata=metadata)
+        model = deploy.to_onnx(deploy.fold(run.net, run.variables, run.image_shape), metadata=run.metadata())
         return of_onnx(model.SerializeToString(), workdir)
     return _tried(jax.jit(partial(run.net.apply, run.variables)), list(run.classes), run.image_shape)
 

@@ -23,7 +23,6 @@ from experiments.common.tables import STYLES, Row, finish, page, panels, table
 from experiments.stability import with_time_step
 from lowcost.nn.stability import stability_report
 from lowcost.terminal import printable, warn
-from lowcost.train.loop import first_step
 from lowcost.train.step import make_eval_step, to_unit_range
 
 UNPERTURBED = "as it is"
@@ -111,10 +110,9 @@ class Subject:
     """A trained network that is perturbed, beside its unperturbed features."""
 
     def __init__(self, workdir: Path, config: Config):
-        self.ready, self.state = runs.reopen(workdir, config.data_dir)
+        self.ready, self.state = runs.reopen(workdir, config.data_dir, to_the_end=True)
         if self.ready.config.seeds > 1:
             raise ValueError(f"{workdir} must hold one network, got {self.ready.config.seeds}; train a single seed")
-        runs.check_finished(workdir, first_step(self.state), self.ready.steps)
         self.net, self.variables, self.seed = self.ready.net, self.state.variables, config.seed
         self.images = to_unit_range(self.ready.dataset.test.images)  # floats, which evaluation takes unchanged
         if not 1 <= config.images <= len(self.images):

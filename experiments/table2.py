@@ -19,9 +19,8 @@ from typing import Any, Literal
 import tyro
 
 from experiments.common import entry
-from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width, derived
+from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width, derived, flags, shown
 from experiments.common.files import changing, write_page
-from experiments.common.flags import flags, shown
 from experiments.common.recipes import RECIPES
 from experiments.common.table2_page import ARCHITECTURES, PAPER, WIDTHS, draw, markdown, place
 from experiments.common.table2_plan import plan

@@ -17,14 +17,14 @@ import numpy as np
 import optax
 
 from experiments.common import entry
-from experiments.common.config import Architecture
+from experiments.common.config import Architecture, values
 from experiments.common.provenance import provenance
 from experiments.common.results import Results
 from experiments.common.tables import Columns, Row, page, table
-from experiments.common.timing import Step, interleave, jitted
+from experiments.common.timing import Step, interleave, jitted, random_batch
 from lowcost import nn
 from lowcost.extras import needs_extra
-from lowcost.train.mesh import data_mesh, over_batch, replicated, shard_batch, use_every_core
+from lowcost.train.mesh import data_mesh, replicated, shard_batch, use_every_core
 from lowcost.train.processes import devices
 from lowcost.train.state import create_state
 from lowcost.train.step import make_train_step, to_unit_range
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
         rows = entry.in_a_process(measure, config, architecture)
         results.add(rows)
         for row in rows:
-            print(f"{row['architecture']} {row['mode']}: ratio {row['ratio']:.2f}", flush=True)
+            print("{architecture} {mode}: ratio {ratio:.2f}".format(**row), flush=True)
     results.show()
 
 
@@ -101,24 +101,23 @@ def measure(config: Config, architecture: Architecture) -> list[Row]:
     check_logits(architecture, ours.logits(4), theirs.logits(4))
     rows = []
     for mode in ("train", "inference"):
-        form, step = theirs.fastest(mode, "circular", config.compile_pytorch)
-        steps, zero_padded = {"ours": ours.steps[mode], "pytorch": step}, None
-        if architecture not in PERIODIC:
-            zero_padded, steps["zeros"] = theirs.fastest(mode, "zeros", config.compile_pytorch)
+        paddings: dict[str, Any] = {"pytorch": "circular"} | (
+            {} if architecture in PERIODIC else {"zero_padded": "zeros"}
+        )
+        forms, steps = {}, {"ours": ours.steps[mode]}
+        for name, padding in paddings.items():
+            forms[f"{name}_form"], steps[name] = theirs.fastest(mode, padding, config.compile_pytorch)
         seconds = interleave(steps, config.rounds)
-        speeds = {name: config.batch_size / time for name, time in seconds.items()}
+        ratios = {name: time / seconds["ours"] for name, time in seconds.items()}
         gflop, gbytes = ours.counts(mode)
         row = {
             "architecture": architecture,
             "mode": mode,
-            **{key: getattr(config, key) for key in ("width", "batch_size", "size", "rounds", "compile_pytorch")},
-            "ours_images_per_second": speeds["ours"],
-            "pytorch_images_per_second": speeds["pytorch"],
-            "ratio": speeds["ours"] / speeds["pytorch"],
-            "pytorch_form": form,
-            "zero_padded_images_per_second": speeds.get("zeros"),
-            "zero_padded_ratio": speeds["ours"] / speeds["zeros"] if zero_padded else None,
-            "zero_padded_form": zero_padded,
+            **values(config, "width", "batch_size", "size", "rounds", "compile_pytorch"),
+            **{f"{name}_images_per_second": config.batch_size / time for name, time in seconds.items()},
+            "ratio": ratios["pytorch"],
+            "zero_padded_ratio": ratios.get("zero_padded"),
+            **forms,
             "compile_seconds": ours.compile_seconds[mode],
             "gflop": gflop,
             "gbytes": gbytes,
@@ -210,9 +209,7 @@ class Ours:
 def measure_peaks() -> dict[str, float]:
     """Returns GFLOP/s of a large float32 matrix product and GB/s of a copy, read and written, on all devices."""
     n, number = 2048, len(devices())
-    sharding = over_batch(data_mesh(number))
-    matrices = jax.device_put(jnp.ones((number, n, n)), sharding)
-    numbers = jax.device_put(jnp.ones((number, 2**25)), sharding)
+    matrices, numbers = random_batch(0, number, n, n), random_batch(1, number, 2**25)
     product = jitted(lambda a: jnp.einsum("dij,djk->dik", a, a), matrices)
     seconds = interleave({"gemm": product, "copy": jitted(lambda x: x + 1, numbers)}, 5)
     return {
@@ -225,7 +222,7 @@ def markdown(rows: list[Row], name: str = "throughput") -> str:
     """Returns the page; `name` is that of its files."""
 
     def optional(name: str, form: str) -> Callable[[Row], str]:
-        return lambda row: "" if row[name] is None else format(row[name], form)
+        return lambda row: "" if row.get(name) is None else format(row[name], form)
 
     step = {"architecture": "{architecture}", "mode": "{mode}"}
     speeds: Columns = {

@@ -1,6 +1,7 @@
-"""The configuration of a training run: flags, help and types of `experiments.train` from one frozen dataclass."""
+"""The configuration of a training run, a frozen dataclass; and what programs do with configurations and their flags."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -98,7 +99,44 @@ def values(config: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
+def check_counts(config: Any, *names: str) -> None:
+    """Raises ValueError, naming the flag, unless these fields are at least 1, or None."""
+    for name, value in values(config, *names).items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
 def derived(program: Any, **fields: Any) -> TrainConfig:
     """Returns the configuration of a run from the fields that a program's own configuration shares with it."""
     names = {field.name for field in dataclasses.fields(TrainConfig)} & {f.name for f in dataclasses.fields(program)}
     return TrainConfig(**{**values(program, *names), **fields})
+
+
+def flags(config: Any, *without: str, prefix: str = "") -> list[str]:
+    """Returns ["--epochs", "5", ...]: the flags of all fields that differ from their defaults.
+
+    Args:
+        config: a dataclass that tyro reads, whose defaults are values.
+        without: names of fields to leave out, such as positional ones.
+        prefix: what tyro puts before the names of a nested dataclass, such as "cluster.".
+    """
+    words: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in without or value == field.default:
+            continue
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            words += flags(value, prefix=f"{name}.")
+        elif isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def shown(config: Any, *without: str) -> str:
+    """Returns the same as one line for a page, which names the folder of the images DIR."""
+    if getattr(config, "data_dir", None) is not None:
+        config = dataclasses.replace(config, data_dir=Path("DIR"))
+    return shlex.join(flags(config, *without))

@@ -5,10 +5,7 @@ A program of its own, with imports inside: a process that imports more than the 
 
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,22 +19,19 @@ def peak(form: str, path: Path) -> float:
 
 
 def _classify(form: str, path: Path) -> None:
-    call: Callable[[Any], Any]
-    if form.startswith("JAX"):
+    if form == "JAX, folded":
         import jax
 
         from experiments.common import runs
         from lowcost import deploy
 
         run = runs.trained(path)
-        shape = run.image_shape
-        folded = form == "JAX, folded" and deploy.fold(run.net, run.variables, shape)
-        call = jax.jit(folded or partial(run.net.apply, run.variables))
+        folded = jax.jit(deploy.fold(run.net, run.variables, run.image_shape))
+        np.asarray(folded(np.zeros((1, *run.image_shape), np.float32)))
     else:
         from experiments.predict import PredictConfig, load
 
-        call, _, shape = load(PredictConfig((), model=path))
-    np.asarray(call(np.zeros((1, *shape), np.float32)))
+        load(PredictConfig((), workdir=path) if form == "JAX" else PredictConfig((), model=path))  # tries it
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from experiments.common.config import shown
 from experiments.common.files import write_page, write_rows
-from experiments.common.flags import shown
 from experiments.common.tables import Row
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ import optax
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from experiments.common.compiled import keep_compiled
-from experiments.common.config import TrainConfig, values
+from experiments.common.config import TrainConfig, check_counts, values
 from experiments.common.recipes import RECIPES, Recipe
 from experiments.common.workdir import Result, flat, identity, read, shared
 from lowcost import data, nn
@@ -97,10 +98,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     """
     recipe = recipe or RECIPES[config.recipe]
     config = dataclasses.replace(config, epochs=recipe.epochs if config.epochs is None else config.epochs)
-    for name in ("batch_size", "epochs", "evaluate_every", "keep", "seeds", "train_images"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    check_counts(config, "batch_size", "epochs", "evaluate_every", "keep", "seeds", "train_images")
     if not 0 <= config.seed < 2**63 - config.seeds:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
     use_every_core(config.batch_size // (config.cluster.num_processes or 1))
@@ -215,7 +213,6 @@ class Trained(NamedTuple):
         classes: their names.
         image_shape: [H, W, C].
         step: optimiser steps done.
-        steps: optimiser steps of the whole run.
     """
 
     config: TrainConfig
@@ -224,11 +221,18 @@ class Trained(NamedTuple):
     classes: tuple[str, ...]
     image_shape: tuple[int, ...]
     step: int
-    steps: int
+
+    def metadata(self) -> dict[str, str]:
+        """Returns what an exported file holds of the classes and the image shape, as JSON."""
+        return {"classes": json.dumps(self.classes), "image_shape": json.dumps(self.image_shape)}
 
 
-def trained(workdir: Path) -> Trained:
+def trained(workdir: Path, *, to_the_end: bool = False) -> Trained:
     """Returns the network of a run's newest valid checkpoint, without reading its data set.
+
+    Args:
+        workdir: its work directory.
+        to_the_end: refuse a run that has not finished.
 
     Raises:
         ValueError, OSError: what the user can fix, in one line.
@@ -237,18 +241,19 @@ def trained(workdir: Path) -> Trained:
     devices()  # raises where there are none
     steps = (config.epochs or 0) * (about["train"] // config.batch_size)
     net, _, initial_state = _model(config, recipe, about)
-    state = _newest(workdir, _abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps)
+    state = _newest(workdir, _abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps, to_the_end)
     variables = state.variables if config.seeds == 1 else jax.tree.map(lambda x: x[0], state.variables)
     shapes = (tuple(about["classes"]), tuple(about["image_shape"]))
-    return Trained(config, net, variables, *shapes, first_step(state), steps)
+    return Trained(config, net, variables, *shapes, first_step(state))
 
 
-def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
+def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) -> tuple[Setup, TrainState]:
     """Returns the set-up and the newest valid state of a run, which may still be training.
 
     Args:
         workdir: its work directory.
         data_dir: the folder of its images now, if they were moved.
+        to_the_end: refuse a run that has not finished.
 
     Raises:
         ValueError, OSError: what the user can fix, in one line.
@@ -258,7 +263,7 @@ def reopen(workdir: Path, data_dir: Path | None) -> tuple[Setup, TrainState]:
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe)
     check_data(workdir, ready.dataset, expected)
-    return ready, _newest(workdir, ready.abstract_state(), ready.steps)
+    return ready, _newest(workdir, ready.abstract_state(), ready.steps, to_the_end)
 
 
 def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -> None:
@@ -270,7 +275,7 @@ def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -
             raise ValueError(f"{problem}; name the folder that belongs to it with --data-dir")
 
 
-def check_finished(workdir: Path, step: int, steps: int) -> None:
+def _check_finished(workdir: Path, step: int, steps: int) -> None:
     """Raises ValueError unless the run has finished and its newest valid checkpoint, of `step`, is its last."""
     remedy = "run its training again to the end"
     if not (workdir / "result.json").exists():
@@ -281,7 +286,7 @@ def check_finished(workdir: Path, step: int, steps: int) -> None:
         raise ValueError(f"the last checkpoint of {workdir}, {newest}; {remedy}")
 
 
-def _newest(workdir: Path, like: TrainState, steps: int) -> TrainState:
+def _newest(workdir: Path, like: TrainState, steps: int, to_the_end: bool) -> TrainState:
     """Returns step, weights and statistics of the newest valid checkpoint, and None in place of all else."""
     saved = Checkpoints(workdir / "checkpoints", run=identity(workdir), owned=False)
     nothing = dict.fromkeys(("key", "opt_state", "metrics", "skipped", "skipped_in_a_row"))
@@ -291,6 +296,8 @@ def _newest(workdir: Path, like: TrainState, steps: int) -> TrainState:
         saved.close()
     if restored is None:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
+    if to_the_end:
+        _check_finished(workdir, restored.step, steps)
     result = workdir / "result.json"
     if restored.step == steps and result.exists() and Result(result)["digest"] != restored.digest:
         problem = f"{result} must be of the run's last checkpoint, got the digest of another state"

@@ -1,11 +1,14 @@
 """Times calls fairly on a machine that others share: the calls alternate, and medians count."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from lowcost.train.mesh import data_mesh, over_batch
 
 Step = Callable[[], Any]
 """A call that returns when its work is done."""
@@ -17,7 +20,21 @@ def jitted(function: Callable[..., Any], *arguments: Any) -> Step:
     return lambda: jax.block_until_ready(program(*arguments))
 
 
-def interleave(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+def gradients(
+    apply: Callable[..., jax.Array], weights: jax.Array, y: jax.Array, z: jax.Array, numbers: Any = (0, 1)
+) -> Step:
+    """Returns a call of ⟨apply(weights, y), z⟩ and its gradients with respect to the arguments of these numbers."""
+    return jitted(jax.value_and_grad(lambda weights, y, z: jnp.vdot(apply(weights, y), z), numbers), weights, y, z)
+
+
+def random_batch(seed: int, *shape: int) -> jax.Array:
+    """Returns normal numbers, [B, *grid, C], with a part of the batch on each device."""
+    mesh = data_mesh(shape[0])
+    jax.set_mesh(mesh)
+    return jax.device_put(jax.random.normal(jax.random.key(seed), shape), over_batch(mesh))
+
+
+def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
     """Returns the median seconds of each step, timed once per round, after one round to warm up.
 
     An untimed call precedes each timed one, so that the step finds memory and caches as another step leaves them, as in

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments import table2
 from experiments.common import training
-from experiments.common.flags import flags
+from experiments.common.config import flags
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(

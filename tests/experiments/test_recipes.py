@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from experiments.ablation import VARIANTS, Config, markdown, variants
-from experiments.common.flags import shown
+from experiments.common.config import shown
 from experiments.common.recipes import RECIPES, Recipe
 from lowcost.nn import network
 from lowcost.train.step import Draw
