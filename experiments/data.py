@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from experiments.common import entry
-from experiments.common.config import DatasetName
+from experiments.common.config import DatasetName, values
 from experiments.common.files import save_figure
 from experiments.common.runs import CACHE
+from experiments.common.tables import panels
 from lowcost import data
 from lowcost.data import augment
 from lowcost.data.catalogue import ENTRIES
@@ -64,14 +65,8 @@ def main(config: DataConfig) -> None:
         ValueError, OSError: what the user can fix, in one line.
     """
     sheet = config.out or Path("runs") / f"{config.dataset}{'-augmented' if config.augmented else ''}.png"
-    dataset = data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        image_size=config.image_size,
-        cache_dir=sheet.parent / CACHE,
-        download=config.download,
-        max_pixels=config.max_pixels,
-    )
+    options = values(config, "data_dir", "image_size", "download", "max_pixels")
+    dataset = data.load(config.dataset, cache_dir=sheet.parent / CACHE, **options)
     if config.augmented:
         chosen = choose(dataset.train.labels, config.seed)
         draw(augmented(dataset.train.images[chosen], chosen, config.seed), sheet, inches=0.8)
@@ -86,9 +81,7 @@ def main(config: DataConfig) -> None:
     facts = Table("", Column(overflow="fold"), show_header=False)
     for name, value in {**describe(dataset), "examples in": sheet}.items():
         facts.add_row(name, printable(value))
-    console = Console(soft_wrap=True, markup=False)  # a class may be called [red]
-    console.print(counts)
-    console.print(facts)
+    Console(soft_wrap=True, markup=False).print(counts, facts, sep="\n")  # a class may be called [red]
 
 
 def class_counts(dataset: data.Dataset) -> list[tuple[str, int, int]]:
@@ -102,11 +95,11 @@ def moments(split: data.Split) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """Returns mean and standard deviation of each channel over all images, in [0, 1], reading a part at a time."""
     counts = np.zeros((split.images.shape[-1], 256), np.int64)  # integers: exact in any order
     for images in split.chunks():
-        for channel, values in enumerate(np.moveaxis(images, -1, 0)):
-            counts[channel] += np.bincount(values.ravel(), minlength=256)
-    weights, values = counts / counts.sum(1, keepdims=True), np.arange(256)[None] / 255
-    mean = (weights * values).sum(1)
-    return mean, np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1))
+        for channel, levels in enumerate(np.moveaxis(images, -1, 0)):
+            counts[channel] += np.bincount(levels.ravel(), minlength=256)
+    weights, levels = counts / counts.sum(1, keepdims=True), np.arange(256)[None] / 255
+    mean = (weights * levels).sum(1)
+    return mean, np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(1))
 
 
 def describe(dataset: data.Dataset) -> dict[str, str]:
@@ -161,9 +154,8 @@ def augmented(images: Images, indices: NDArray[np.integer], seed: int) -> list[t
     }
     apply = jax.jit(lambda key, x: [function(key, x) for function in functions.values()])
     results = apply(jax.random.key(seed), images / np.float32(255))
-    return [
-        (n, np.rint(255 * np.asarray(x).clip(0, 1)).astype(np.uint8)) for n, x in zip(functions, results, strict=True)
-    ]
+    pixels = [np.rint(255 * np.asarray(x).clip(0, 1)).astype(np.uint8) for x in results]
+    return list(zip(functions, pixels, strict=True))
 
 
 def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4) -> None:
@@ -174,22 +166,19 @@ def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4)
         path: the file.
         inches: width of an image.
     """
-    from matplotlib.figure import Figure
-
     _, height, width, channels = rows[0][1].shape
     blocks = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     number, gap = len(blocks[0]), max(1, width // 12)
     scale = inches / width
     size = len(blocks) * (COLUMNS * (width + gap) * scale + 1.8), number * (height + gap) * scale + 0.3
-    figure = Figure(figsize=size, layout="constrained")
-    for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
+    figure, sheets = panels(len(blocks), *size)
+    for axes, block in zip(sheets, blocks, strict=True):
         page = np.full((number, height + gap, COLUMNS, width + gap, channels), 240, np.uint8)  # white images stand out
         for row, (_, images) in enumerate(block):
             page[row, :height, : len(images), :width] = np.moveaxis(images, 0, 1)
         page = page.reshape(number * (height + gap), COLUMNS * (width + gap), channels)
-        axes.imshow(
-            page.squeeze(-1) if channels == 1 else page[..., :3], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-        )
+        shown = page.squeeze(-1) if channels == 1 else page[..., :3]
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         middles = [row * (height + gap) + (height - 1) / 2 for row in range(len(block))]
         axes.set_yticks(middles, [name for name, _ in block], parse_math=False)
         axes.set_xticks([])

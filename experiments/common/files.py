@@ -88,12 +88,6 @@ def write_page(path: Path, text: str) -> None:
     write_whole(path, text.encode())
 
 
-def write_results(path: Path, rows: Sequence[dict[str, Any]], page: str) -> None:
-    """Writes the rows and the page that shows them to files of that name, with the suffixes .jsonl and .md."""
-    write_rows(path.with_suffix(".jsonl"), rows)
-    write_page(path.with_suffix(".md"), page)
-
-
 def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     """Writes a figure in the format of the file's suffix, or PNG if there is none; `options` are those of savefig."""
     path.parent.mkdir(parents=True, exist_ok=True)

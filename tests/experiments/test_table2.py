@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from experiments import table2
-from experiments.common import table2_page, table2_plan
+from experiments.common import entry, table2_page
 from experiments.common.config import TrainConfig
 from experiments.common.files import read_rows
 from experiments.common.recipes import RECIPES
@@ -219,7 +219,7 @@ def test_an_interrupt_of_this_program_alone_stops_the_training(monkeypatch, tmp_
 
 def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
     """Hours from a measured speed, multiply-adds from the cost of the networks; epochs that are done taken off."""
-    monkeypatch.setattr(table2_plan, "in_a_process", lambda *call: 100.0)
+    monkeypatch.setattr(entry, "in_a_process", lambda *call: 100.0)
     config = table2.Config(architectures=("implicit_rd", "resnet"), workdir=tmp_path, dry_run=True)
     first, _ = table2.runs(config)
     first.directory().mkdir()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.common.files import write_results
+from experiments.common.files import write_page, write_rows
 from experiments.common.tables import Columns, table
 
 ROW = "row"
@@ -61,7 +61,8 @@ class Table:
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Writes the files."""
         if self.out and self.rows and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            write_results(self.out, self.rows, markdown(self.rows))
+            write_rows(self.out.with_suffix(".jsonl"), self.rows)
+            write_page(self.out.with_suffix(".md"), markdown(self.rows))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Prints the rows."""
