@@ -33,15 +33,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """The fast recipe with one ingredient changed, and both recipes unchanged."""
 
-TEMPLATE = """# Ablation of the fast recipe
-
-{architecture} {width} on {images}: {epochs} epochs of {train_images:,} images. Accuracy of the last epoch on all
-{test_images:,} test images, mean ± standard deviation of {seeds} seeds. The difference to the fast recipe is taken seed
-by seed and shown with its standard error. {device}.
-
-{table}
-{missing}"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -111,9 +102,9 @@ def markdown(rows: list[Row], name: str = "ablation") -> str:
 
     columns: Columns = {"recipe": "{variant}", "test accuracy": accuracy, "difference": difference}
     missing = [variant for variant in VARIANTS if variant not in {row["variant"] for row in rows}]
-    note = f"\nNot measured: {', '.join(missing)}.\n" if missing else ""
-    parts = {"seeds": len(first["test_accuracies"]), "table": table(rows, columns), "missing": note}
-    return page(TEMPLATE, rows, name, "ablation", **parts)
+    note = f"\n\nNot measured: {', '.join(missing)}." if missing else ""
+    parts = {"seeds": len(first["test_accuracies"]), "table": table(rows, columns) + note}
+    return page(rows, name, "ablation", **parts)
 
 
 if __name__ == "__main__":

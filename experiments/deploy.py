@@ -43,35 +43,6 @@ FILES: dict[str, dict[str, Any]] = {
 COMPARED = ("ONNX, exact", "StableHLO")
 """The files that are compared with the network."""
 
-TEMPLATE = """# The exported forms of a trained network
-
-{network}, {weights:,} weights, on {dataset} ({shape}). All rows are from one run, on {device}.
-
-{forms}
-
-- *File*: the size of the file that `experiments.export` writes.
-- *Operations*: floating point operations for one image, counted by XLA in the program before optimisation. For ONNX
-  files, those of the same operations in JAX.
-- *Latency*: time for one image, median of {rounds} interleaved calls, without compilation.
-- *Memory*: largest resident size of a process that loads only this form and classifies one image.
-- *Accuracy*: on all {images:,} test images.
-- *Truncated*: each implicit step is the smallest stencil that loses at most {tolerance:g} of its features in the ℓ¹
-  norm. The stencils have {windows} points.
-
-Truncation changes the logits of the first {singles} test images by at most {observed:.2g} in the Euclidean norm. The
-certified bound, at most {bound:.1e}, is loose: it multiplies the Lipschitz bounds of all layers, and the observed
-change reached at most {ratio:.1e} of it. For single layers, the observed change reached up to {layer_ratio:.2g} of the
-bound.
-
-## The files compute what the networks compute
-
-The table shows the largest difference of a logit from the network's and the number of predictions that differ, over
-all test images in batches of 37 and over the first {singles} one by one. The last column is the number of operations of
-the folded network over the network's.
-
-{agreement}
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -217,7 +188,7 @@ def markdown(rows: list[Row], name: str = "deploy") -> str:
         "singles": agreement[0]["singles"],
     }
     program = " ".join(["deploy", *(row["workdir"] for row in agreement)])
-    return page(TEMPLATE, rows, name, program, **parts)
+    return page(rows, name, program, **parts)
 
 
 def _windows(truncated: deploy.Folded) -> list[str]:

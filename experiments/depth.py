@@ -14,19 +14,6 @@ from experiments.common.tables import STYLES, Row, finish, page, panels, table
 from lowcost import data, nn
 from lowcost.train.processes import devices
 
-TEMPLATE = """# The signal over depth, before training
-
-Network {width} with h = {h:g} on {images} of the handwritten digits, seed {seed}, normalised as in training. The table
-shows the variance of the features over images and pixels, averaged over the channels: after the last step of each
-block, and the smallest and largest over all steps. The normalisation that ends each block resets it to 1.
-*Between images*: the share of the variance after the last step that is between images at the same pixel. At 0 all
-images would look alike.
-
-{table}
-
-![variance over depth]({name}.png)
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -92,7 +79,7 @@ def markdown(rows: list[Row], name: str = "depth") -> str:
     blocks = {f"block {i + 1}": f"{{block_ends[{i}]:.2f}}" for i in range(len(rows[0]["block_ends"]))}
     extremes = {"smallest": "{smallest:.2f}", "largest": "{largest:.2f}", "between images": "{images_apart:.2f}"}
     columns = {"architecture": "{architecture}", "steps per block": "{steps_per_block}", **blocks, **extremes}
-    return page(TEMPLATE, rows, name, "depth", table=table(rows, columns))
+    return page(rows, name, "depth", table=table(rows, columns))
 
 
 def draw(rows: list[Row], path: Path) -> None:

@@ -39,36 +39,6 @@ SWEEPS = {"size": (16, 32, 64, 128), "kernel_size": (1, 3, 5, 7, 9), "channels":
 PANELS = {"size": "image size", "kernel_size": "stencil size", "channels": "channels"}
 MODES = {"forward": "forward", "gradient": "forward and backward"}
 
-TEMPLATE = """# Figure 1: time of the fully coupled convolution over ours
-
-Each panel changes one of these numbers: {batch_size} images (the paper: 64) of {size}x{size} pixels, {channels}
-channels, stencils of {kernel_size}x{kernel_size}. Medians of {rounds} interleaved rounds, float32, {device}; JAX
-{jax_version}, PyTorch {pytorch_version}. The opponent is the faster of XLA's and PyTorch's fully coupled convolution at
-each point. Above 1 ours is faster.
-
-![runtime ratios]({name}.png)
-
-At the numbers above:
-
-{defaults}
-
-The number of channels from which the better of FFT and matmul stays faster than the fully coupled convolution,
-interpolated. The paper states about 200 for the forward pass:
-
-{crossings}
-
-The growth of the time, fitted over the points of each panel: nᵃ with n pixels, cᵇ with c channels, mᵈ with stencils of
-m points per side.
-
-{exponents}
-
-![seconds]({name}_seconds.png)
-
-One and three dimensions, forward:
-
-{dimensions}
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -218,7 +188,7 @@ def markdown(rows: list[Row], name: str = "figure1") -> str:
         "exponents": table(growth, {**operator, "mode": "{mode}", "Table 1": "{order}", **powers}, text=3),
         "dimensions": table(others, {"grid": grid, **operator, "ratio": "{ratio:.2f}"}, text=2),
     }
-    return page(TEMPLATE, rows, name, "figure1", **parts)
+    return page(rows, name, "figure1", **parts)
 
 
 def panel(rows: list[Row], operator: str, mode: str, over: str) -> list[Row]:

@@ -36,36 +36,6 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
 }
 """Strengths of each perturbation, in the units of the page; the short form takes the first one."""
 
-TEMPLATE = """# Trained networks under small perturbations
-
-Accuracy on all test images in percent, without and with a perturbation of weights or images.
-
-- *bits*, *bfloat16*: the weights are rounded, each array to its own uniform grid, or to bfloat16.
-- *weight noise*: normal noise in percent of each array's root mean square.
-- *image noise*, *blur*: normal noise in grey levels, of 255; a Gaussian with a standard deviation in pixels.
-- *h times*: the time step is multiplied after training.
-
-Noise is sampled once, with seed {seed}.
-
-{accuracies}
-
-The next table shows the mean of ‖change of the logits‖ / ‖logits‖ over {images} test images, spread evenly over the
-set, and its bound.
-
-- For images, the bound is the network's Lipschitz bound times the change of the image.
-- For weights, it is Σ_k ‖f'_k(y_k) − f_k(y_k)‖ Π_(j>k) L'_j over the layers f_k, with the unperturbed features y_k
-  and the Lipschitz bounds L'_j of the perturbed layers.
-- For h, the table shows the largest amplification R = max|R(h|λ|²)| of any step's linear part, stable up to 1.
-
-{bounds}
-
-The figure shows how a change of the images grows, for noise of {noise:g} grey levels. Left: the mean of
-‖difference‖ / ‖features‖ after each layer. Right: the largest ‖difference‖ over ‖difference of the images‖, as a share
-of the product of the Lipschitz bounds of all layers up to it.
-
-![growth through depth]({name}.png)
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -205,7 +175,7 @@ def markdown(rows: list[Row], name: str = "robustness") -> str:
         "bounds": compared(change, [line for (kind, _), line in lines.items() if kind != UNPERTURBED]),
         "noise": _drawn(rows),
     }
-    return page(TEMPLATE, rows, name, " ".join(["robustness", *names]), **parts)
+    return page(rows, name, " ".join(["robustness", *names]), **parts)
 
 
 def _label(row: Row) -> str:

@@ -29,24 +29,6 @@ LIMIT = 1e3
 STEP_SIZES = tuple(round(10 ** (i / 4 - 1), 3) for i in range(13))
 """Values of h; 1 is the one of training."""
 
-TEMPLATE = """# Depth and step size
-
-Network A on {images} of the handwritten digits, seed {seed}. The weights are those of h = 1: initial ones, or trained
-for {epochs} epochs. Then h alone is changed. The reaction is normalised in one of two ways: by the statistics of the
-batch, computed anew for each h, or by those of training. The latter no longer fit another h, so that the reaction
-grows too, whatever the diffusion does.
-
-- *h·max|λ|²*: the largest value of all steps at h = 1. The explicit diffusion is stable while it is at most 2, the
-  implicit one always.
-- *growth*: the root mean square of the features, largest over all steps, relative to that after the opening.
-- *bounded to*: the largest of {count} values of h from {first:g} to {last:g} up to which the growth is at most
-  {limit:,.0f}.
-
-{table}
-
-![growth against step size]({name}.png)
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -168,7 +150,7 @@ def markdown(rows: list[Row], name: str = "stability") -> str:
         f"growth at h = {sizes[-1]:g}": partial(grown, sizes[-1]),
     }
     about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT}
-    return page(TEMPLATE, rows, name, "stability", **about, table=table(rows, columns, text=3))
+    return page(rows, name, "stability", **about, table=table(rows, columns, text=3))
 
 
 def draw(rows: list[Row], path: Path) -> None:

@@ -16,18 +16,6 @@ LAYERS = {
 }
 """The cost of each layer, and the orders of its weights and multiply-adds: the paper's but for the last one."""
 
-TEMPLATE = """# Table 1: the cost of one layer
-
-One image of n = {size}x{size} pixels, stencils of m = {kernel_size} points per side, c = {channels} channels in and
-out.
-
-{table}
-
-RD explicit applies its stencils directly; RD implicit and RD circulant use the FFT. `lowcost.cost` states what is
-counted. For RD circulant the paper prints O(nc log(nc)), the order of the diffusion alone. This table also counts its
-1x1 reaction, as it does in the other rows.
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -77,7 +65,7 @@ def markdown(rows: list[Row], name: str = "table1") -> str:
         "multiply-adds": "{multiply_adds:,}",
         "ratio to fully coupled": "{ratio_to_fully_coupled:.3f}",
     }
-    return page(TEMPLATE, rows, name, "table1", table=table(rows, columns))
+    return page(rows, name, "table1", table=table(rows, columns))
 
 
 if __name__ == "__main__":

@@ -32,22 +32,6 @@ from lowcost.train.step import make_train_step, to_unit_range
 PERIODIC = ("implicit_rd", "circulant_rd", "implicit_circulant_rd")
 """Their steps are periodic in PyTorch too; the others are also timed with zero padding, which is cheaper."""
 
-TEMPLATE = """# Training and inference against PyTorch
-
-Width {width}, batches of {batch_size} images of {size}x{size} pixels, float32, {device}; JAX {jax_version}, PyTorch
-{pytorch_version}. Images per second, medians of {rounds} interleaved rounds. PyTorch computes the same function of the
-same weights in its fastest form: channels first or last, {forms}. *Zero padding*: the cheaper convolutions
-that most would write, whose function differs at the border. Ratios are PyTorch's time over ours: above 1 ours is
-faster.
-
-{speeds}
-
-The work of one of our steps, by XLA's count, and its share of this machine's measured peaks: {gemm_gflops:.0f} GFLOP/s
-in a large matrix product, {copy_gbytes_per_second:.1f} GB/s read and written in a copy.
-
-{counts}
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -245,7 +229,7 @@ def markdown(rows: list[Row], name: str = "throughput") -> str:
     }
     forms = "eager or compiled" if rows[0]["compile_pytorch"] else "eager, without trying `torch.compile`"
     parts = {"speeds": table(rows, speeds, text=3), "counts": table(rows, counts, text=2), "forms": forms}
-    return page(TEMPLATE, rows, name, "throughput", **parts)
+    return page(rows, name, "throughput", **parts)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from experiments.common.config import Architecture, Width
-from experiments.common.tables import STYLES, Columns, Row, accuracy, finish, panels, source, table
+from experiments.common.tables import STYLES, Columns, Row, accuracy, filled, finish, panels, source, table
 
 WIDTHS: dict[str, tuple[Width, ...]] = {"cifar10": ("A", "B"), "cifar100": ("B", "C"), "stl10": ("A", "B")}
 """The widths that the paper's Table 2 has for each data set: its columns."""
@@ -26,25 +26,6 @@ PAPER: dict[tuple[str, Architecture, Width], float] = {
 """The paper's validation accuracy after 300 epochs in percent, by data set, architecture and width."""
 
 
-TEMPLATE = """# Table 2
-
-Accuracy of the last epoch on all test images; the paper's networks were trained for 300 epochs. Seconds are wall-clock
-time, with pauses and other load on the machine. The recipe fast was chosen for implicit_rd. Its main ingredient, Muon,
-applies only to the matrices M; the ResNet has none.
-
-![accuracy against weights]({name}.png)
-"""
-SECTION = """
-## {images}, {epochs} epoch{s}
-
-{train_images:,} training images, recipe {recipe}, {which}, {device}.
-
-{table}
-
-Made by `python -m experiments.table2 {dataset} --architectures {architectures} --widths {widths} {flags}`.
-"""
-
-
 def _paper(row: Row) -> float | None:
     return PAPER.get((row["like"], row["architecture"], row["width"]))
 
@@ -52,7 +33,7 @@ def _paper(row: Row) -> float | None:
 def markdown(rows: list[Row], name: str = "table2") -> str:
     """Returns the page: one table with its command for each kind of images and way to train."""
     sections = "".join(map(_section, _groups(rows)))
-    return f"{TEMPLATE.format(name=name)}{sections}\n{source(rows, name)}\n"
+    return f"{filled('table2', name=name)}{sections}\n{source(rows, name)}\n"
 
 
 def _section(group: list[Row]) -> str:
@@ -71,7 +52,7 @@ def _section(group: list[Row]) -> str:
     grid = {f"{name}s": " ".join(dict.fromkeys(row[name] for row in group)) for name in ("architecture", "width")}
     which = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}, mean ± standard deviation"
     about = {"s": "s" * (first["epochs"] > 1), "which": which, **grid}
-    return SECTION.format(**first, **about, table=table(group, columns, text=2))
+    return "\n" + filled("table2_section", **first, **about, table=table(group, columns, text=2))
 
 
 def place(row: Row) -> tuple:

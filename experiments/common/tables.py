@@ -14,6 +14,7 @@ Row = dict[str, Any]
 """The figures of one measurement, by name."""
 Columns = Mapping[str, str | Callable[[Row], str]]
 """Heading → a cell: a format string over the names of a row, or a function of the row."""
+TEMPLATES = Path(__file__).parents[1] / "templates"
 STYLES = {
     "resnet": {"color": "#000000", "marker": "X"},
     "mobilenet": {"color": "#E69F00", "marker": "^"},
@@ -26,18 +27,22 @@ STYLES = {
 """The look of each architecture in plots: Okabe and Ito's colours, which colour-blind readers can distinguish."""
 
 
-def page(template: str, rows: Sequence[Row], name: str, program: str, **parts: Any) -> str:
-    """Returns a page: the template, the command that makes the page again, and `source`.
+def filled(template: str, **parts: Any) -> str:
+    """Returns the text of experiments/templates/TEMPLATE.md, in which each {name} stands for a part."""
+    return (TEMPLATES / f"{template}.md").read_text("utf-8").format(**parts)
+
+
+def page(rows: Sequence[Row], name: str, program: str, **parts: Any) -> str:
+    """Returns a page: the template of a program, the command that makes the page again, and `source`.
 
     Args:
-        template: over the names of the first row, of `parts`, and `name`.
         rows: the figures; the first one holds the flags of the command, if there are any.
         name: of the files, without a suffix.
         program: the program, and its positional arguments.
-        parts: what else the template shows.
+        parts: what the template shows besides the first row and `name`.
     """
+    text = filled(program.split()[0], **{**rows[0], "name": name, **parts})
     command = f"python -m experiments.{program} {rows[0].get('flags', '')}".strip()
-    text = template.format(**{**rows[0], "name": name, **parts})
     return f"{text}\nMade by `{command}`.\n\n{source(rows, name)}\n"
 
 
