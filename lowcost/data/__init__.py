@@ -18,23 +18,9 @@ from lowcost.lazy import attributes
 if TYPE_CHECKING:
     from lowcost.data.augment import alternating_flip, cutout, random_flip, random_resized_crop, random_translate
 
-__all__ = [
-    "SOURCES",
-    "Dataset",
-    "DatasetName",
-    "Split",
-    "alternating_flip",
-    "batch_indices",
-    "cutout",
-    "digits",
-    "epoch_order",
-    "folder",
-    "load",
-    "published",
-    "random_flip",
-    "random_resized_crop",
-    "random_translate",
-]
+__all__ = ["SOURCES", "Dataset", "DatasetName", "Split", "digits", "folder", "load", "published"]
+__all__ += ["batch_indices", "epoch_order"]
+__all__ += ["alternating_flip", "cutout", "random_flip", "random_resized_crop", "random_translate"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = attributes(__name__, __all__, ["augment"])

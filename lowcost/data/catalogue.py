@@ -1,9 +1,11 @@
 """The catalogue of data sets published as one archive, and where to look for an archive.
 
-URL, size and checksum repeat the catalogue of tensorflow-datasets, since its import is slow; a test compares both.
-tensorflow-datasets knows class names and numbers of images only of data sets that it has prepared.
+`catalogue.json` holds the entries. URL, size and checksum repeat the catalogue of tensorflow-datasets, since its import
+is slow; a test compares both. tensorflow-datasets knows class names and numbers of images only of data sets that it has
+prepared.
 """
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -41,51 +43,11 @@ class Entry:
         return self.url.rpartition("/")[2]
 
 
-_CIFAR100_CLASSES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
-forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
-mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
-possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm
-"""
-
 ENTRIES: dict[str, Entry] = {
-    entry.name: entry
-    for entry in (
-        Entry(
-            name="cifar10",
-            url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-            size=170_052_171,
-            sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-            image_shape=(32, 32, 3),
-            train=50_000,
-            test=10_000,
-        ),
-        Entry(
-            name="cifar100",
-            url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-            size=168_513_733,
-            sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-            classes=tuple(_CIFAR100_CLASSES.split()),  # the fine labels
-            image_shape=(32, 32, 3),
-            train=50_000,
-            test=10_000,
-        ),
-        Entry(
-            name="stl10",
-            url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
-            size=2_640_397_119,
-            sha256="f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866",
-            classes=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
-            image_shape=(96, 96, 3),
-            train=5_000,
-            test=8_000,
-        ),
-    )
+    entry["name"]: Entry(**entry | {key: tuple(entry[key]) for key in ("classes", "image_shape")})
+    for entry in json.loads(Path(__file__).with_name("catalogue.json").read_text())
 }
+"""The entries by name; of CIFAR-100 the fine labels."""
 
 
 def search(entry: Entry, data_dir: str | PathLike[str] | None = None) -> list[Path]:

@@ -17,29 +17,8 @@ from lowcost.nn.steps import (
     ResNetStep,
 )
 
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "Circulant",
-    "CirculantRDStep",
-    "Depthwise",
-    "ExplicitRDStep",
-    "ImplicitCirculantRDStep",
-    "ImplicitDiffusion",
-    "ImplicitRDStep",
-    "LinearMix",
-    "LinearMixStep",
-    "MobileNetStep",
-    "Network",
-    "Normalize",
-    "Reaction",
-    "ResNetStep",
-    "StabilityReport",
-    "Width",
-    "block_channels",
-    "bound_layers",
-    "initializers",
-    "network",
-    "network_cost",
-    "stability_report",
-]
+__all__ = ["ARCHITECTURES", "Architecture", "Network", "Width", "block_channels", "bound_layers", "network"]
+__all__ += ["CirculantRDStep", "ExplicitRDStep", "ImplicitCirculantRDStep", "ImplicitRDStep", "LinearMixStep"]
+__all__ += ["MobileNetStep", "Normalize", "Reaction", "ResNetStep"]
+__all__ += ["Circulant", "Depthwise", "ImplicitDiffusion", "LinearMix", "initializers"]
+__all__ += ["StabilityReport", "network_cost", "stability_report"]
