@@ -53,12 +53,7 @@ def fully_coupled(
     Raises:
         ValueError: a size below one, a window that does not fit the grid, unknown method.
     """
-    n, m = _sizes(grid, window, c_in, c_out)
-    check_choice("method", method, METHODS)
-    weights = m * c_in * c_out
-    if method == "direct":
-        return Cost(weights, n * weights)
-    return Cost(weights, _filter(grid, method, transforms=c_in + c_out, products=c_in * c_out))
+    return _operator(grid, window, (c_in, c_out), method, grid, transforms=c_in + c_out, products=c_in * c_out)
 
 
 def depthwise(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct") -> Cost:
@@ -66,12 +61,7 @@ def depthwise(grid: Sequence[int], window: Sequence[int], channels: int, *, meth
 
     Args, Returns, Raises: as in `fully_coupled`.
     """
-    n, m = _sizes(grid, window, channels)
-    check_choice("method", method, METHODS)
-    weights = m * channels
-    if method == "direct":
-        return Cost(weights, n * weights)
-    return Cost(weights, _filter(grid, method, transforms=2 * channels, products=channels))
+    return _operator(grid, window, [channels], method, grid, transforms=2 * channels, products=channels)
 
 
 def pointwise(grid: Sequence[int], c_in: int, c_out: int) -> Cost:
@@ -96,12 +86,7 @@ def circulant(grid: Sequence[int], window: Sequence[int], channels: int, *, meth
 
     Args, Returns, Raises: as in `fully_coupled`.
     """
-    n, m = _sizes(grid, window, channels)
-    check_choice("method", method, METHODS)
-    weights = m * channels
-    if method == "direct":
-        return Cost(weights, n * weights * channels)
-    return Cost(weights, _filter((*grid, channels), method))
+    return _operator(grid, window, [channels], method, (*grid, channels), uses=channels)
 
 
 def depthwise_diffusion(
@@ -111,10 +96,8 @@ def depthwise_diffusion(
 
     Args, Returns, Raises: as in `fully_coupled`.
     """
-    weights, multiply_adds = depthwise(grid, window, channels, method=method)
-    if method == "direct":
-        return Cost(weights, 2 * multiply_adds)
-    return Cost(weights, _filter(grid, method, transforms=2 * channels, products=channels, real=True))
+    numbers = {"transforms": 2 * channels, "products": channels}
+    return _operator(grid, window, [channels], method, grid, uses=2, real=True, **numbers)
 
 
 def circulant_diffusion(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
@@ -122,10 +105,7 @@ def circulant_diffusion(grid: Sequence[int], window: Sequence[int], channels: in
 
     Args, Returns, Raises: as in `fully_coupled`.
     """
-    weights, multiply_adds = circulant(grid, window, channels, method=method)
-    if method == "direct":
-        return Cost(weights, 2 * multiply_adds)
-    return Cost(weights, _filter((*grid, channels), method, real=True))
+    return _operator(grid, window, [channels], method, (*grid, channels), uses=2 * channels, real=True)
 
 
 def explicit_rd(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct") -> Cost:
@@ -176,11 +156,19 @@ def _sizes(grid, window, *channels):
     return math.prod(grid), math.prod(window)
 
 
-def _filter(grid, method, *, transforms=2, products=1, real=False):
-    """Multiply-adds of F⁻¹(λ ⊙ F y), given the numbers of transforms, inverse ones included, and of products with λ."""
-    n = math.prod(grid)
+def _operator(grid, window, channels, method, axes, *, uses=1, transforms=2, products=1, real=False):
+    """m²·Π channels weights, each used so many times per pixel; or the multiply-adds of F⁻¹(λ ⊙ F y) over the axes.
+
+    The numbers of transforms, inverse ones included, and of products with λ are given.
+    """
+    n, m = _sizes(grid, window, *channels)
+    check_choice("method", method, METHODS)
+    weights = m * math.prod(channels)
+    if method == "direct":
+        return Cost(weights, n * weights * uses)
+    n = math.prod(axes)
     if method == "fft":  # half of a real signal's spectrum is enough: n / 2 products with a complex number
         transform, product = 5 / 4 * n * math.log2(n), (1 if real else 2) * n
     else:
-        transform, product = n * sum(grid), n * 2 ** (len(grid) - real)  # λ has 2ᵈ parts, a real one half of them
-    return round(transforms * transform + products * product)
+        transform, product = n * sum(axes), n * 2 ** (len(axes) - real)  # λ has 2ᵈ parts, a real one half of them
+    return Cost(weights, round(transforms * transform + products * product))

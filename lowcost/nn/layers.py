@@ -15,14 +15,8 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from lowcost.arguments import Boundary, check_choice, check_floating, check_time_step
-from lowcost.nn.initializers import (
-    Initializer,
-    circulant_normal,
-    depthwise_normal,
-    linear_mix_matrix_normal,
-    linear_mix_normal,
-    stable_stencil,
-)
+from lowcost.nn import initializers
+from lowcost.nn.initializers import Initializer
 from lowcost.operators.circulant import circulant
 from lowcost.operators.depthwise import depthwise, depthwise_resolvent
 from lowcost.operators.linear_mix import linear_mix
@@ -94,7 +88,7 @@ class Depthwise(_Layer):
         ValueError: the inputs' channels are not `features`, the kernel is larger than the grid, unknown padding.
     """
 
-    kernel_init: Initializer = depthwise_normal
+    kernel_init: Initializer = initializers.depthwise_normal
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -118,8 +112,8 @@ class LinearMix(_Layer):
         TypeError, ValueError: as in `Depthwise`.
     """
 
-    kernel_init: Initializer = linear_mix_normal
-    matrix_init: Initializer = linear_mix_matrix_normal
+    kernel_init: Initializer = initializers.linear_mix_normal
+    matrix_init: Initializer = initializers.linear_mix_matrix_normal
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -142,7 +136,7 @@ class Circulant(_Layer):
         TypeError, ValueError: as in `Depthwise`.
     """
 
-    kernel_init: Initializer = circulant_normal
+    kernel_init: Initializer = initializers.circulant_normal
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -175,6 +169,6 @@ class ImplicitDiffusion(_Layer):
         """[..., *grid, features] → the same shape."""
         check_choice("padding", self.padding, ("CIRCULAR",))
         check_time_step(self.h)
-        init = self.kernel_init or stable_stencil(self.h)
+        init = self.kernel_init or initializers.stable_stencil(self.h)
         stencil = self._weights("stencil", init, (*self._window(), self.features))
         return self._apply(partial(depthwise_resolvent, h=self.h), inputs, stencil)

@@ -19,21 +19,15 @@ import numpy as np
 from flax.linen.initializers import lecun_normal
 
 from lowcost.arguments import promote
+from lowcost.nn import initializers
 from lowcost.nn import operations as ops
-from lowcost.nn.initializers import (
-    linear_mix_matrix_normal,
-    linear_mix_normal,
-    near_identity,
-    stable_shared_stencil,
-    stable_stencil,
-)
 from lowcost.operators.circulant import circulant_diffusion, circulant_resolvent
 from lowcost.operators.depthwise import depthwise, depthwise_diffusion, depthwise_resolvent
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
 from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
 from lowcost.operators.pointwise import pointwise
 from lowcost.spectral import circulant_symbol, coupled_symbol, symbol
-from lowcost.time_stepping import forward_euler, imex_euler, reaction_diffusion
+from lowcost.time_stepping import Map, forward_euler, imex_euler, reaction_diffusion
 
 EPSILON = 1e-5
 """Added to a variance before its square root is taken."""
@@ -73,12 +67,16 @@ class Normalize(nn.Module):
         return a, -mean * a
 
 
-class Reaction(nn.Module):
-    """σ(N(M(θ) y)): the reaction of Eq. (8), between the channels of a pixel, with σ = ReLU."""
+class Normalized(nn.Module):
+    """A module with one normalisation N."""
 
     def setup(self) -> None:
         """N."""
         self.normalize = Normalize()
+
+
+class Reaction(Normalized):
+    """σ(N(M(θ) y)): the reaction of Eq. (8), between the channels of a pixel, with σ = ReLU."""
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
@@ -92,20 +90,29 @@ class Reaction(nn.Module):
         return ops.Pointwise(h * a * matrix, h * b), ops.Relu()
 
 
-class ResNetStep(nn.Module):
+class _ResidualStep(Normalized):
+    """y + h K₂ᵀ σ(N(K₁ y)): Eqs. (1) and (3)."""
+
+    h: float = 1.0
+    kernel_size: int = 3
+
+    @nn.nowrap
+    def _step(self, operator: Map, adjoint: Map, y: jax.Array, *, train: bool) -> jax.Array:
+        """Takes the step with K₁ and K₂ᵀ."""
+
+        def f(y: jax.Array) -> jax.Array:
+            return adjoint(nn.relu(self.normalize(operator(y), train=train)))
+
+        return forward_euler(f, y, self.h)
+
+
+class ResNetStep(_ResidualStep):
     """y + h K(θ²)ᵀ σ(N(K(θ¹) y)), K fully coupled: Eqs. (1) and (3), where h = 1.
 
     Attributes:
         h: time step.
         kernel_size: points of the stencils per axis.
     """
-
-    h: float = 1.0
-    kernel_size: int = 3
-
-    def setup(self) -> None:
-        """N."""
-        self.normalize = Normalize()
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
@@ -114,10 +121,7 @@ class ResNetStep(nn.Module):
         first, second = (
             self.param(name, lecun_normal(), shape, jnp.float32).astype(y.dtype) for name in ("stencil1", "stencil2")
         )
-        normalize = partial(self.normalize, train=train)
-        return forward_euler(
-            lambda y: fully_coupled_adjoint(second, nn.relu(normalize(fully_coupled(first, y)))), y, self.h
-        )
+        return self._step(partial(fully_coupled, first), partial(fully_coupled_adjoint, second), y, train=train)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K(θ¹) and of K(θ²), [2, *grid, C_in, C_out]: one matrix per frequency."""
@@ -130,7 +134,7 @@ class ResNetStep(nn.Module):
         return (ops.Sum(((), (ops.Convolution(a * first, b), ops.Relu(), ops.Convolution(self.h * adjoint)))),)
 
 
-class LinearMixStep(nn.Module):
+class LinearMixStep(_ResidualStep):
     """y + h K_lm(θ²)ᵀ σ(N(K_lm(θ¹) y)): Eqs. (1) and (3) with the operators of Eq. (7), where h = 1.
 
     Attributes:
@@ -138,28 +142,18 @@ class LinearMixStep(nn.Module):
         kernel_size: points of the stencils per axis.
     """
 
-    h: float = 1.0
-    kernel_size: int = 3
-
-    def setup(self) -> None:
-        """N."""
-        self.normalize = Normalize()
-
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         c = y.shape[-1]
         first, second = (
             (
-                self.param(f"stencil{i}", linear_mix_normal, (*_window(self, y), c), jnp.float32),
-                self.param(f"matrix{i}", linear_mix_matrix_normal, (c, c), jnp.float32),
+                self.param(f"stencil{i}", initializers.linear_mix_normal, (*_window(self, y), c), jnp.float32),
+                self.param(f"matrix{i}", initializers.linear_mix_matrix_normal, (c, c), jnp.float32),
             )
             for i in (1, 2)
         )
-        normalize = partial(self.normalize, train=train)
-        return forward_euler(
-            lambda y: linear_mix_adjoint(*second, nn.relu(normalize(linear_mix(*first, y)))), y, self.h
-        )
+        return self._step(partial(linear_mix, *first), partial(linear_mix_adjoint, *second), y, train=train)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_lm(θ¹) and of K_lm(θ²), [2, *grid, C_in, C_out]: M plus the stencils' symbols on its diagonal."""
@@ -198,7 +192,7 @@ class MobileNetStep(nn.Module):
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        stencil = self.param("stencil", near_identity, (*_window(self, y), y.shape[-1]), jnp.float32)
+        stencil = self.param("stencil", initializers.near_identity, (*_window(self, y), y.shape[-1]), jnp.float32)
         y = nn.relu(self.normalize(depthwise(stencil, y), train=train))
         return self.reaction(y, train=train)
 
@@ -213,7 +207,7 @@ class MobileNetStep(nn.Module):
 
 
 class _ReactionDiffusion(nn.Module):
-    """What the reaction-diffusion steps share: h, the stencil θ of K, the reaction of Eq. (8), the operations.
+    """One step of Eq. (8) with any integrator and K: what the reaction-diffusion steps share.
 
     K_dw has θ as its weights, "stencil". K_circ has φ = θ·√C, "shared_stencil", because C pairs of channels share each
     weight: an optimiser's step in θ would change λ by an amount that grows with C, and one step of Adam at rate 0.01
@@ -232,12 +226,26 @@ class _ReactionDiffusion(nn.Module):
     @nn.nowrap  # Flax would report the result of a wrapped method among the intermediate features
     def _stencil(self, y: jax.Array | None = None) -> jax.Array:
         """θ [*window, C]: for features y, or of a step that is bound to its variables."""
-        name, init = ("shared_stencil", stable_shared_stencil) if self._circulant else ("stencil", stable_stencil)
+        name, init = (
+            ("shared_stencil", initializers.stable_shared_stencil)
+            if self._circulant
+            else ("stencil", initializers.stable_stencil)
+        )
         if y is None:
             weights: jax.Array = self.get_variable("params", name)
         else:
             weights = self.param(name, init(self.h), (*_window(self, y), y.shape[-1]))
         return weights / math.sqrt(weights.shape[-1]) if self._circulant else weights
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        """[B, *grid, C] → the same shape."""
+        stencil, reaction = self._stencil(y), partial(self.reaction, train=train)
+        if self._integrator == "imex_euler":
+            resolvent = circulant_resolvent if self._circulant else depthwise_resolvent
+            return imex_euler(partial(resolvent, stencil), reaction, y, self.h)
+        diffusion = circulant_diffusion if self._circulant else depthwise_diffusion
+        return forward_euler(reaction_diffusion(partial(diffusion, stencil), reaction), y, self.h)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K(θ), [*grid, C]; of K_circ the last axis is the frequency along the channels."""
@@ -260,12 +268,6 @@ class ExplicitRDStep(_ReactionDiffusion):
         kernel_size: points of the stencil per axis.
     """
 
-    @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → the same shape."""
-        diffusion = partial(depthwise_diffusion, self._stencil(y))
-        return forward_euler(reaction_diffusion(diffusion, partial(self.reaction, train=train)), y, self.h)
-
 
 class ImplicitRDStep(_ReactionDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_dw: Eq. (11). Its linear part is stable for every h and θ.
@@ -276,12 +278,6 @@ class ImplicitRDStep(_ReactionDiffusion):
     """
 
     _integrator = "imex_euler"
-
-    @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → the same shape."""
-        resolvent = partial(depthwise_resolvent, self._stencil(y))
-        return imex_euler(resolvent, partial(self.reaction, train=train), y, self.h)
 
 
 class CirculantRDStep(_ReactionDiffusion):
@@ -297,12 +293,6 @@ class CirculantRDStep(_ReactionDiffusion):
 
     _circulant = True
 
-    @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → the same shape."""
-        diffusion = partial(circulant_diffusion, self._stencil(y))
-        return forward_euler(reaction_diffusion(diffusion, partial(self.reaction, train=train)), y, self.h)
-
 
 class ImplicitCirculantRDStep(_ReactionDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_circ: Eq. (11) with the operator of Eq. (12); not in the paper.
@@ -316,12 +306,6 @@ class ImplicitCirculantRDStep(_ReactionDiffusion):
     """
 
     _integrator, _circulant = "imex_euler", True
-
-    @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → the same shape."""
-        resolvent = partial(circulant_resolvent, self._stencil(y))
-        return imex_euler(resolvent, partial(self.reaction, train=train), y, self.h)
 
 
 def _mirrored(stencil, channel_axes=1):

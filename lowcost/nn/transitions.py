@@ -9,13 +9,13 @@ import numpy as np
 
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer, opening_normal, stable_stencil
-from lowcost.nn.steps import Normalize, constants
+from lowcost.nn.steps import Normalized, constants
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
 from lowcost.spectral import symbol
 
 
-class Opening(nn.Module):
+class Opening(Normalized):
     """σ(N(K(θ) y)) with a fully coupled 5x5 stencil: from the image's channels to the first block's.
 
     Attributes:
@@ -27,10 +27,6 @@ class Opening(nn.Module):
     features: int
     kernel_size: int = 5
     stencil_init: Initializer = opening_normal
-
-    def setup(self) -> None:
-        """N."""
-        self.normalize = Normalize()
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
@@ -45,7 +41,7 @@ class Opening(nn.Module):
         return ops.Convolution(a * stencil, b), ops.Relu()
 
 
-class Connecting(nn.Module):
+class Connecting(Normalized):
     """N([x; K_dw(θ) x]): twice the channels, Section 4.
 
     Attributes:
@@ -53,10 +49,6 @@ class Connecting(nn.Module):
     """
 
     kernel_size: int = 3
-
-    def setup(self) -> None:
-        """N."""
-        self.normalize = Normalize()
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
