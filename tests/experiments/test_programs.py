@@ -59,7 +59,7 @@ def rows(workdir):
     return [{k: v for k, v in json.loads(line).items() if "second" not in k and "share" not in k} for line in lines]
 
 
-def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path):
+def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path, capsys):
     """Trained, found finished, evaluated, looked at, damaged and mended; with TensorBoard's file."""
     whole = tmp_path / "whole"
     arguments = ("folder", "--data-dir", pictures, "--epochs", 4, "--batch-size", 8, "--workdir", whole)
@@ -79,22 +79,21 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path):
     undisturbed = rows(whole)
 
     before = (whole / "result.json").read_bytes()
-    code, output = finish(program("train", *arguments))  # finished: says so again, and changes nothing
-    assert code == 0, output
-    assert "this run is finished" in output
+    config = TrainConfig("folder", data_dir=pictures, epochs=4, batch_size=8, workdir=whole, steps_per_block=1)
+    assert training.run(config) == 0  # finished: reports it, and changes nothing
+    assert "this run is finished" in capsys.readouterr().out
     assert (whole / "result.json").read_bytes() == before
 
     code, output = finish(program("evaluate", "--workdir", whole))
     assert code == 0, output
     assert f"accuracy {result['test_accuracy']:.2%}" in output
-    code, output = finish(program("spectra", "--workdir", whole))
-    assert code == 0, output
-    assert "block3_step1" in output
+    spectra.main(spectra.SpectraConfig(whole))
+    assert "block3_step1" in capsys.readouterr().out
 
     other = write_pictures(tmp_path / "other", names=("night", "day"))
-    code, output = finish(program("evaluate", "--workdir", whole, "--data-dir", other))
-    assert code == 2
-    assert "was trained on classes ['dark', 'light'], the data has ['day', 'night']" in output
+    classes = r"was trained on classes \['dark', 'light'\], the data has \['day', 'night'\]"
+    with pytest.raises(ValueError, match=classes):
+        evaluate.main(evaluate.EvaluateConfig(whole, other))
 
     empty_newest_checkpoint(whole)
     code, output = finish(program("train", *arguments))
@@ -108,20 +107,18 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path):
 
     assert empty_newest_checkpoint(whole) == "24"
     assert empty_newest_checkpoint(whole, but="24") == "18"
-    left = f"error: {whole / 'checkpoints'} must hold a valid checkpoint, got damaged ones only; put back a copy of one"
+    left = f"{whole / 'checkpoints'} must hold a valid checkpoint, got damaged ones only; put back a copy of one"
     code, output = finish(program("evaluate", "--workdir", whole))
     assert code == 2
-    assert left in output
-    code, output = finish(program("train", *arguments))
-    assert code == 2
-    assert left in output
+    assert f"error: {left}" in output
+    assert training.run(config) == 2
+    assert f"error: {left}" in capsys.readouterr().err
     assert {path.name for path in (whole / "checkpoints").iterdir()} == {"damaged-24-1", "damaged-24-2", "damaged-18-1"}
-    code, output = finish(program("evaluate", "--workdir", whole))
-    assert code == 2
-    assert left in output
+    with pytest.raises(ValueError, match=left):
+        evaluate.main(evaluate.EvaluateConfig(whole))
 
 
-def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
+def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path, capsys):
     """Mean and deviation in the result and on the screen, the networks' own figures beside; evaluated at the end."""
     fixed = ("folder", "--data-dir", pictures, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
     fixed += ("--steps-per-block", 1, "--evaluate-every", 3)
@@ -141,9 +138,8 @@ def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path):
     assert code == 0, output
     for i, accuracy in enumerate(result["test_accuracies"]):
         assert f"seed {5 + i}: accuracy {accuracy:.2%}" in output
-    code, output = finish(program("spectra", "--workdir", tmp_path))
-    assert code == 0, output
-    assert "the first of 2 networks, seed 5" in output
+    spectra.main(spectra.SpectraConfig(tmp_path))
+    assert "the first of 2 networks, seed 5" in capsys.readouterr().out
 
 
 def test_what_one_run_compiled_the_next_one_reads(pictures, tmp_path):
