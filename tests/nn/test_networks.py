@@ -245,12 +245,12 @@ def test_remat_keeps_a_tenth_of_network_a():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("architecture", ["explicit_rd", "implicit_rd", "circulant_rd", "implicit_circulant_rd"])
 def test_refining_time_converges_in_first_order(architecture):
-    """N steps of h, 2N of h/2, 4N of h/4, ... weights repeated, normalisation frozen: the change halves."""
+    """N steps of h, 2N of h/2, 4N of h/4, weights repeated, normalisation frozen: the change halves."""
     images = jax.random.uniform(jax.random.key(0), (2, 8, 6, 3), jnp.float64)
 
     def net(refinement):
         steps = 2 * refinement
-        return network(architecture, (4, 8), 3, h=0.1 / refinement, steps_per_block=steps, dtype=jnp.float64)
+        return network(architecture, (4, 8), 3, h=0.05 / refinement, steps_per_block=steps, dtype=jnp.float64)
 
     variables = jax.jit(net(1).init)(jax.random.key(1), images)
     variables["params"] = jax.tree.map(  # stencils twice as large: a diffusion that counts
@@ -272,10 +272,10 @@ def test_refining_time_converges_in_first_order(architecture):
         fine = {kind: repeated(tree, refinement) for kind, tree in variables.items()}
         return jax.jit(net(refinement).apply)(fine, images)
 
-    results = [logits(2**i) for i in range(4)]
+    results = [logits(2**i) for i in range(3)]
     changes = [float(jnp.linalg.norm(b - a)) for a, b in itertools.pairwise(results)]
-    assert changes[0] > changes[1] > changes[2] > 1e-5
-    np.testing.assert_allclose(np.log2(changes[1] / changes[2]), 1, atol=0.15)
+    assert changes[0] > changes[1] > 1e-5
+    np.testing.assert_allclose(np.log2(changes[0] / changes[1]), 1, atol=0.15)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
