@@ -16,8 +16,6 @@ from lowcost import __version__, deploy
 from lowcost.nn.operations import Depthwise, Filter, Operation
 from lowcost.terminal import printable
 
-Format = Literal["onnx", "stablehlo"]
-
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
@@ -27,7 +25,7 @@ class ExportConfig:
     """Work directory of a finished run."""
     out: Path
     """File to write."""
-    format: Format = "onnx"
+    format: Literal["onnx", "stablehlo"] = "onnx"
     """Format of the file."""
     tolerance: float | None = None
     """Replace the filter of each implicit step by the smallest stencil that loses at most this share of its features.

@@ -143,10 +143,8 @@ def record(config: Config, result: dict[str, Any]) -> None:
         older = [i for i, row in enumerate(rows) if place(row) == place(new)]
         if same and not (config.images or config.like):
             return
-        if i := [*same, *older]:
-            rows[i[0]] = new
-        else:
-            rows.append(new)
+        i = [*same, *older, len(rows)][0]
+        rows[i : i + 1] = [new]  # in place of an older row, or after all
 
 
 def write(out: Path) -> None:

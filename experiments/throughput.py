@@ -7,6 +7,7 @@ PyTorch is not a dependency: `pip install '.[benchmark]'`.
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
@@ -31,6 +32,8 @@ from lowcost.train.step import make_train_step, to_unit_range
 
 PERIODIC = ("implicit_rd", "circulant_rd", "implicit_circulant_rd")
 """Their steps are periodic in PyTorch too; the others are also timed with zero padding, which is cheaper."""
+PADDINGS: dict[str, Any] = {"pytorch": "circular", "zero_padded": "zeros"}
+"""The networks of PyTorch, by their names in the rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +88,10 @@ def measure(config: Config, architecture: Architecture) -> list[Row]:
     check_logits(architecture, ours.logits(4), theirs.logits(4))
     rows = []
     for mode in ("train", "inference"):
-        paddings: dict[str, Any] = {"pytorch": "circular"} | (
-            {} if architecture in PERIODIC else {"zero_padded": "zeros"}
-        )
         forms, steps = {}, {"ours": ours.steps[mode]}
-        for name, padding in paddings.items():
-            forms[f"{name}_form"], steps[name] = theirs.fastest(mode, padding, config.compile_pytorch)
+        for name, padding in PADDINGS.items():
+            if name == "pytorch" or architecture not in PERIODIC:
+                forms[f"{name}_form"], steps[name] = theirs.fastest(mode, padding, config.compile_pytorch)
         seconds = interleave(steps, config.rounds)
         ratios = {name: time / seconds["ours"] for name, time in seconds.items()}
         gflop, gbytes = ours.counts(mode)
@@ -145,9 +146,8 @@ class Ours:
         self.labels = rng.integers(0, 10, config.batch_size).astype(np.int32)
         batch = shard_batch(mesh, self.images, self.labels, np.arange(config.batch_size, dtype=np.int32))
         self.net, optimizer = nn.network(architecture, config.width, 10), optax.adam(1e-3)
-        initial = jax.jit(
-            lambda: create_state(self.net, optimizer, jax.random.key(0), shape), out_shardings=replicated(mesh)
-        )
+        create = partial(create_state, self.net, optimizer, jax.random.key(0), shape)
+        initial = jax.jit(create, out_shardings=replicated(mesh))
         state, self.state = initial(), initial()  # training overwrites the latter
         self.variables = jax.device_get(state.variables)
         train = jax.jit(make_train_step(self.net, optimizer, lambda images, draw: images, 500), donate_argnums=0)

@@ -83,9 +83,7 @@ def features(net: Network, variables: Variables, images: np.ndarray) -> dict[str
     return {name: np.asarray(outputs[name], np.float32) for name in order}
 
 
-def weights_bound(
-    net: Network, perturbed: Variables, images: np.ndarray, clean: dict[str, np.ndarray]
-) -> np.ndarray | float:
+def weights_bound(net: Network, perturbed: Variables, images: np.ndarray, clean: dict[str, np.ndarray]) -> np.ndarray:
     """Returns Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j for each image.
 
     Args:
@@ -94,8 +92,7 @@ def weights_bound(
         images: in [0, 1].
         clean: the outputs of its layers with the unperturbed ones, see `features`.
     """
-    total: np.ndarray | float = np.zeros(len(images))
-    outputs = _single_layers(net, perturbed, images, clean)
+    total, outputs = np.zeros(len(images)), _single_layers(net, perturbed, images, clean)
     for bounds in stability_report(net, perturbed, images.shape[1:]).layers:
         total = bounds.lipschitz * total + norms(outputs[bounds.name] - clean[bounds.name])
     return total
