@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import tyro
 from faults import table as faults
 
 from experiments import ablation, deploy, depth, figure1, robustness, stability, table1, throughput
 from experiments.common import table2_page
+from experiments.common.config import flags
 from experiments.common.files import read_rows
+from experiments.common.results import Results
 from experiments.common.tables import source
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -36,3 +39,31 @@ def test_the_source_of_figures_names_each_device_and_commit_once():
     rows = [{"device": "2 x cpu", "commit": "b"}, {"device": "2 x cpu", "commit": "a"}, {"commit": None}]
     assert source(rows, "x") == "Figures: [x.jsonl](x.jsonl), measured on 2 x cpu at commit a and b."
     assert source([{}], "x") == "Figures: [x.jsonl](x.jsonl)."
+
+
+def test_a_page_names_the_flags_that_were_given(tmp_path, capsys):
+    """And no others; its files have the name that the user chose."""
+    table1.main(table1.Config(size=16, out=tmp_path / "small"))
+    page = (tmp_path / "small.md").read_text("utf-8")
+    assert "\nMade by `python -m experiments.table1 --size 16`.\n" in page
+    assert "[small.jsonl](small.jsonl)" in page
+    assert page == table1.markdown(read_rows(tmp_path / "small.jsonl"), "small")
+    assert "Table 1" in capsys.readouterr().out
+
+
+def test_flags_mean_the_configuration_that_they_are_made_of():
+    config = throughput.Config(architectures=("resnet", "mobilenet"), size=16, compile_pytorch=False)
+    assert tyro.cli(throughput.Config, args=flags(config)) == config
+    assert flags(throughput.Config()) == []
+
+
+def test_rows_that_are_not_complete_make_no_page(tmp_path):
+    """They are in the file of figures, with the flags, so that a stopped program leaves what it has measured."""
+    config, drawn = table1.Config(size=16, out=tmp_path / "figures"), []
+    results = Results(config, lambda rows, name: f"{name}: {len(rows)}", lambda rows, path: drawn.append(path))
+    results.add([{"a": 1}], complete=False)
+    assert read_rows(tmp_path / "figures.jsonl") == [{"flags": "--size 16", "a": 1}]
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.jsonl"]
+    results.add([{"a": 2}])
+    assert (tmp_path / "figures.md").read_text() == "figures: 2"
+    assert drawn == [tmp_path / "figures.png"]
