@@ -29,12 +29,11 @@ from experiments.common.table2_page import ARCHITECTURES, PAPER, WIDTHS, draw, m
 from experiments.common.timing import interleave
 from experiments.common.training import run_all
 from experiments.common.workdir import Result
+from lowcost.data.catalogue import ENTRIES
 from lowcost.nn import network, network_cost
 from lowcost.train.interruption import stop_signals
 from lowcost.train.mesh import use_every_core
 
-SHAPES: dict[str, tuple[int, int]] = {"cifar10": (50_000, 32), "cifar100": (50_000, 32), "stl10": (5_000, 96)}
-"""Number of training images, and their side in pixels."""
 PASSES = 3
 """A training step costs three forward passes: the backward pass takes two."""
 
@@ -164,8 +163,9 @@ def plan(wanted: Iterable[TrainConfig]) -> None:
     speeds: dict[tuple, float] = {}
     for run in wanted:
         epochs = run.epochs or 0
-        images, side = SHAPES.get(run.dataset) or load(run).train.images.shape[:2]
-        images = run.train_images or images
+        archive = ENTRIES.get(run.dataset)
+        shape = (archive.train, *archive.image_shape) if archive else load(run).train.images.shape
+        images, side = run.train_images or shape[0], shape[1]
         done = len(read_rows(run.directory() / "metrics.jsonl"))
         kind = (run.architecture, run.width, side)
         if kind not in speeds and done < epochs:
