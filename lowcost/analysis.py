@@ -47,10 +47,8 @@ def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
     probe = np.random.default_rng(0).normal(size=(1, *grid, channels))
     responses = jax.vmap(operator)(jnp.asarray(np.concatenate([impulses, probe])))
     if responses.shape[1:-1] != grid:
-        raise ValueError(
-            f"operator must keep the grid {list(grid)}, got responses on {list(responses.shape[1:-1])}; "
-            "use operator_matrix"
-        )
+        got = f"responses on {list(responses.shape[1:-1])}"
+        raise ValueError(f"operator must keep the grid {list(grid)}, got {got}; use operator_matrix")
     transfer = jnp.fft.fftn(jnp.moveaxis(responses[:-1], 0, -1), axes=range(len(grid)))
     if not isinstance(transfer, jax.core.Tracer):
         _check_transfer(transfer, probe[0], responses[-1])
@@ -74,10 +72,8 @@ def spectrum(operator: Map, grid: Sequence[int], channels: int) -> jax.Array:
     """
     transfer = transfer_matrix(operator, grid, channels)
     if transfer.shape[-2] != channels:
-        raise ValueError(
-            f"operator must have as many channels out as in to have eigenvalues, got {channels} in and "
-            f"{transfer.shape[-2]} out; use singular_values"
-        )
+        expected = "operator must have as many channels out as in to have eigenvalues"
+        raise ValueError(f"{expected}, got {channels} in and {transfer.shape[-2]} out; use singular_values")
     return jnp.asarray(np.linalg.eigvals(np.asarray(transfer)))
 
 
@@ -189,9 +185,7 @@ def green_tail(green: jax.Array) -> jax.Array:
     distance = np.max(np.abs(np.indices(grid).T - np.array(grid) // 2), axis=-1).T
     mass = jnp.abs(green).reshape(-1, channels)
     shells = jax.ops.segment_sum(mass, distance.ravel(), num_segments=max(grid) // 2 + 1)
-    beyond = jax.lax.cumsum(
-        shells[1:], axis=0, reverse=True
-    )  # from small to large, so that the far tail keeps its digits
+    beyond = jax.lax.cumsum(shells[1:], axis=0, reverse=True)  # from small to large: the far tail keeps its digits
     return jnp.concatenate([beyond, jnp.zeros_like(shells[:1])])
 
 
@@ -241,10 +235,8 @@ def operator_matrix(operator: Map, shape: Sequence[int], dtype: jax.typing.DType
     """
     size = math.prod(shape)
     if size > LARGEST_MATRIX:
-        raise ValueError(
-            f"shape must have at most {LARGEST_MATRIX} entries for a dense matrix, got {list(shape)} with {size}; "
-            "use a smaller grid, or transfer_matrix"
-        )
+        expected = f"shape must have at most {LARGEST_MATRIX} entries for a dense matrix"
+        raise ValueError(f"{expected}, got {list(shape)} with {size}; use a smaller grid, or transfer_matrix")
     responses = jax.vmap(operator)(jnp.eye(size, dtype=dtype).reshape(size, *shape))
     return responses.reshape(size, -1).T
 
@@ -257,7 +249,6 @@ def _check_transfer(transfer, y, response):
     spectrum = np.einsum("...oi,...i->...o", transfer, np.fft.fftn(y, axes=axes))
     error = np.linalg.norm(np.fft.ifftn(spectrum, axes=axes) - response) / (np.linalg.norm(response) or 1)
     if not error < LARGEST_ERROR:
-        raise ValueError(
-            "operator must be linear and commute with shifts of the grid, got impulse responses that differ from K y "
-            f"by {error:.1e} of its norm; use boundary='periodic' and no activation, or operator_matrix"
-        )
+        got = f"impulse responses that differ from K y by {error:.1e} of its norm"
+        remedy = "use boundary='periodic' and no activation, or operator_matrix"
+        raise ValueError(f"operator must be linear and commute with shifts of the grid, got {got}; {remedy}")

@@ -27,11 +27,12 @@ def check_stencil(stencil: jax.Array, grid: Sequence[int], *, channel_axes: int 
     check_floating("stencil", stencil)
     window = stencil.shape[: stencil.ndim - channel_axes]
     if not window or len(window) != len(grid):
-        raise ValueError(
-            f"stencil must have {len(grid)} window axes, as the grid {list(grid)}, and {channel_axes} for channels, "
-            f"got shape {list(stencil.shape)}; pass one size per window axis"
-        )
-    _check_window(window, grid)
+        expected = f"{len(grid)} window axes, as the grid {list(grid)}, and {channel_axes} for channels"
+        got = list(stencil.shape)
+        raise ValueError(f"stencil must have {expected}, got shape {got}; pass one size per window axis")
+    if any(m < 1 or m > n for m, n in zip(window, grid, strict=True)):
+        expected = f"stencil must have from 1 to {_by(grid)} points, the size of the grid"
+        raise ValueError(f"{expected}, got {_by(window)}; use a smaller stencil or a larger grid")
 
 
 def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes: int, channels: int) -> None:
@@ -48,34 +49,29 @@ def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes:
     check_floating(name, y)
     dims = stencil.ndim - channel_axes
     if not 1 <= dims <= 3:
-        raise ValueError(
-            f"stencil must have one to three window axes before its channels, got shape {list(stencil.shape)}; "
-            "a stencil of one point still has its axes, e.g. shape [1, 1, C]"
-        )
+        expected = "stencil must have one to three window axes before its channels"
+        remedy = "a stencil of one point still has its axes, e.g. shape [1, 1, C]"
+        raise ValueError(f"{expected}, got shape {list(stencil.shape)}; {remedy}")
     if y.ndim < dims + 1:
-        raise ValueError(
-            f"{name} must be [..., *grid, C] with {dims} grid axes as the stencil, got shape {list(y.shape)}; "
-            "add the missing axes"
-        )
+        expected = f"{name} must be [..., *grid, C] with {dims} grid axes as the stencil"
+        raise ValueError(f"{expected}, got shape {list(y.shape)}; add the missing axes")
     check_channels(name, y, "stencil", stencil, stencil.shape[channels])
-    _check_window(stencil.shape[:dims], y.shape[-dims - 1 : -1])
+    check_stencil(stencil, y.shape[-dims - 1 : -1], channel_axes=channel_axes)
 
 
 def check_channels(name: str, y: jax.Array, weights_name: str, weights: jax.Array, channels: int) -> None:
     """Raises ValueError unless the last axis of y has the number of channels that the weights expect."""
     if y.shape[-1:] != (channels,):
-        raise ValueError(
-            f"{name} must have {channels} channels on its last axis, as {weights_name} of shape {list(weights.shape)} "
-            f"expects, got shape {list(y.shape)}; move the channels last, or pass other weights"
-        )
+        expected = f"{channels} channels on its last axis, as {weights_name} of shape {list(weights.shape)} expects"
+        remedy = "move the channels last, or pass other weights"
+        raise ValueError(f"{name} must have {expected}, got shape {list(y.shape)}; {remedy}")
 
 
 def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
     """Raises ValueError unless choice is one of choices."""
     if choice not in choices:
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, choices))} here, got {choice!r}; choose one of these"
-        )
+        expected = f"{name} must be one of {', '.join(map(repr, choices))} here"
+        raise ValueError(f"{expected}, got {choice!r}; choose one of these")
 
 
 def check_boundary(boundary: Boundary) -> None:
@@ -93,14 +89,6 @@ def promote(x: jax.Array) -> jax.Array:
     """Returns x in float32 at least: the operators accept bfloat16, but compute and sum in float32."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _check_window(window, grid):
-    if any(m < 1 or m > n for m, n in zip(window, grid, strict=True)):
-        raise ValueError(
-            f"stencil must have from 1 to {_by(grid)} points, the size of the grid, got {_by(window)}; "
-            "use a smaller stencil or a larger grid"
-        )
 
 
 def _by(sizes):

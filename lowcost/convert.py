@@ -130,10 +130,9 @@ def dense_stencil(operator: Map, window: Sequence[int], channels: int) -> jax.Ar
 def _check_square(stencil):
     check_floating("stencil", stencil)
     if stencil.ndim < 3 or stencil.shape[-1] != stencil.shape[-2]:
-        raise ValueError(
-            f"stencil must be [*window, C, C] with as many channels out as in, got shape {list(stencil.shape)}; "
-            "convert layers that keep the number of channels"
-        )
+        expected = "stencil must be [*window, C, C] with as many channels out as in"
+        remedy = "convert layers that keep the number of channels"
+        raise ValueError(f"{expected}, got shape {list(stencil.shape)}; {remedy}")
 
 
 def _diagonal(stencil):

@@ -150,9 +150,8 @@ def _sizes(grid, window, *channels):
     if len(window) != len(grid) or any(m > n for m, n in zip(window, grid, strict=True)):
         raise ValueError(f"window must fit the grid {list(grid)} axis by axis, got {list(window)}; use a larger grid")
     if min(*grid, *window, *channels) < 1:
-        raise ValueError(
-            f"grid, window and channels must be at least 1, got {list(grid)}, {list(window)} and {list(channels)}"
-        )
+        got = f"{list(grid)}, {list(window)} and {list(channels)}"
+        raise ValueError(f"grid, window and channels must be at least 1, got {got}")
     return math.prod(grid), math.prod(window)
 
 

@@ -209,9 +209,8 @@ def _two_dimensional(name: str, array: jax.typing.ArrayLike) -> np.ndarray:
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3:
-        raise ValueError(
-            f"{name} must be [n, C] or [n, n, C], got shape {list(values.shape)}; of a volume draw a slice"
-        )
+        got = f"shape {list(values.shape)}"
+        raise ValueError(f"{name} must be [n, C] or [n, n, C], got {got}; of a volume draw a slice")
     return values
 
 

@@ -110,10 +110,8 @@ def random_translate(key: jax.Array, images: jax.Array, *, pixels: int = 2) -> j
     starts = jax.random.randint(key, (len(images), 2, 1, 1, 1), 0, 2 * pixels + 1)
     for axis in (1, 2):
         padded = jnp.pad(images, [(pixels, pixels) if a == axis else (0, 0) for a in range(4)], mode="reflect")
-        windows = [
-            jax.lax.slice_in_dim(padded, start, start + images.shape[axis], axis=axis)
-            for start in range(2 * pixels + 1)
-        ]
+        n = images.shape[axis]
+        windows = [jax.lax.slice_in_dim(padded, shift, shift + n, axis=axis) for shift in range(2 * pixels + 1)]
         # A selection among few shifts is elementwise; one slice position per image would be a gather.
         images = jax.lax.select_n(jnp.broadcast_to(starts[:, axis - 1], images.shape), *windows)
     return images

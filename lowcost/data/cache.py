@@ -22,7 +22,7 @@ DIGEST_BYTES = 32
 DAY_SECONDS = 86400
 
 
-def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike, length: int) -> NDArray:
+def cached(path: Path | None, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike, length: int) -> NDArray:
     """Returns the array of the file, memory-mapped; makes the file first if it is missing or damaged.
 
     The file ends with a digest of its name and content, which every call checks. It reveals damaged and exchanged
@@ -34,6 +34,7 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
 
     Args:
         path: the .npy file; its folder is made if missing. The name must change with everything that changes the array.
+            None makes the array in memory.
         make: fills an array from `Allocate` and returns it; if it allocates several, the last.
         dtype: expected dtype; a file with another one is replaced.
         length: expected length of the first axis; a file with another one is replaced.
@@ -41,6 +42,8 @@ def cached(path: Path, make: Callable[[Allocate], NDArray], *, dtype: DTypeLike,
     Raises:
         OSError: the folder cannot be written or is full, which shows when `make` allocates.
     """
+    if path is None:
+        return make(np.empty)
     if path.is_file():
         try:
             return _checked(path, dtype, length)

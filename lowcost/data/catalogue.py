@@ -92,15 +92,12 @@ def find_archive(entry: Entry, data_dir: str | PathLike[str] | None = None) -> P
             return path
     pickled = entry.filename.replace("binary", "python")
     got = f"{pickled}, which holds pickles" if any((f / pickled).is_file() for f in folders) else "none"
-    raise FileNotFoundError(
-        f"{entry.name}: {entry.filename} must be in {' or '.join(map(str, folders))}, got {got}; "
-        f"add --download, or {by_hand(entry, folders[0])}"
-    )
+    expected = f"{entry.name}: {entry.filename} must be in {' or '.join(map(str, folders))}"
+    raise FileNotFoundError(f"{expected}, got {got}; add --download, or {by_hand(entry, folders[0])}")
 
 
 def by_hand(entry: Entry, folder: str | PathLike[str]) -> str:
     """Returns the end of an error message: what to do where nothing can be downloaded."""
-    return (
-        f"fetch it yourself from {entry.url} ({entry.size / 2**20:.0f} MiB, sha256 {entry.sha256}), on another machine "
-        f"if need be, and put it into {os.fspath(folder)}; the data set digits needs no file"
-    )
+    archive = f"{entry.url} ({entry.size / 2**20:.0f} MiB, sha256 {entry.sha256})"
+    place = f"put it into {os.fspath(folder)}; the data set digits needs no file"
+    return f"fetch it yourself from {archive}, on another machine if need be, and {place}"

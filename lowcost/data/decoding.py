@@ -180,6 +180,5 @@ def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except Exception as error:  # a damaged file raises errors of many types
-        raise ValueError(
-            f"{printable(path)} must be a readable image ({', '.join(FORMATS)}), got {error!r}; remove or replace it"
-        ) from error
+        expected = f"{printable(path)} must be a readable image ({', '.join(FORMATS)})"
+        raise ValueError(f"{expected}, got {error!r}; remove or replace it") from error

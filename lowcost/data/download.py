@@ -59,10 +59,9 @@ def download(entry: Entry, folder: str | PathLike[str]) -> Path:
             return path  # another process finished the same download first
         raise
     part.unlink(missing_ok=True)
-    raise ValueError(
-        f"{entry.url} must give {entry.size:,} bytes with sha256 {entry.sha256}, got {size:,} bytes with {sha256}, now "
-        f"removed; run it again, or {by_hand(entry, path.parent)}"
-    )
+    expected = f"{entry.url} must give {entry.size:,} bytes with sha256 {entry.sha256}"
+    remedy = f"run it again, or {by_hand(entry, path.parent)}"
+    raise ValueError(f"{expected}, got {size:,} bytes with {sha256}, now removed; {remedy}")
 
 
 def _check_that_host_answers(entry: Entry, folder: Path) -> None:

@@ -69,11 +69,8 @@ def folder(
     def read(allocate: Allocate) -> NDArray[np.uint8]:
         return read_images([file.path for file in files], image_size, allocate, max_pixels)
 
-    if cache_dir is None:
-        images, origin = read(np.empty), str(root)
-    else:
-        path = Path(cache_dir) / f"folder-{_fingerprint(root, files, image_size)}.npy"
-        images, origin = cached(path, read, dtype=np.uint8, length=len(files)), str(path)
+    path = None if cache_dir is None else Path(cache_dir) / f"folder-{_fingerprint(root, files, image_size)}.npy"
+    images = cached(path, read, dtype=np.uint8, length=len(files))
 
     def labels(split: dict[str, Entries]) -> NDArray[np.int32]:
         counts = [len(split.get(name, ())) for name in classes]
@@ -81,7 +78,7 @@ def folder(
 
     first_test = sum(map(len, train.values()))
     splits = Split(images[:first_test], labels(train)), Split(images[first_test:], labels(test))
-    return Dataset("folder", *splits, classes, flip=True, origin=origin)
+    return Dataset("folder", *splits, classes, flip=True, origin=str(path or root))
 
 
 def _scan(root: Path, split: Path) -> dict[str, Entries]:

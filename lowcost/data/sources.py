@@ -41,14 +41,8 @@ def digits() -> Dataset:
     images = np.pad(grey, ((0, 0), (2, 2), (2, 2), (0, 0)))
     labels = labels.astype(np.int32)
     test = np.arange(len(labels)) % 5 == 0
-    return Dataset(
-        name="digits",
-        train=Split(images[~test], labels[~test]),
-        test=Split(images[test], labels[test]),
-        classes=tuple("0123456789"),
-        flip=False,
-        origin="scikit-learn's load_digits",
-    )
+    splits = Split(images[~test], labels[~test]), Split(images[test], labels[test])
+    return Dataset("digits", *splits, tuple("0123456789"), flip=False, origin="scikit-learn's load_digits")
 
 
 def published(
@@ -99,11 +93,8 @@ def published(
     # One cache per source, since the order of the images differs.
     prepared = find_prepared(entry, data_dir)
     source = entry.sha256[:16] if prepared is None else f"prepared-{prepared.name}"
-    if cache_dir is None:
-        records, origin = read(np.empty), entry.filename if prepared is None else str(prepared)
-    else:
-        path = Path(cache_dir) / f"{name}-{source}-{CACHE_FORMAT}.npy"
-        records, origin = cached(path, read, dtype=record, length=length), str(path)
+    path = None if cache_dir is None else Path(cache_dir) / f"{name}-{source}-{CACHE_FORMAT}.npy"
+    records, origin = cached(path, read, dtype=record, length=length), str(path or prepared or entry.filename)
     parts = np.split(records, [entry.train])
     train, test = (Split(part["image"], np.ascontiguousarray(part["label"])) for part in parts)
     return Dataset(name, train, test, entry.classes, flip=True, origin=origin)

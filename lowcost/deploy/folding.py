@@ -52,10 +52,9 @@ class Folded:
     def checked(self, images: jax.Array) -> jax.Array:
         """Returns the images in float32, after a check that they have the shape for which the network was folded."""
         if images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"images must be [B, {', '.join(map(str, self.image_shape))}], the shape for which the network was "
-                f"folded, got shape {list(images.shape)}; fold the network for this shape"
-            )
+            shape = ", ".join(map(str, self.image_shape))
+            expected = f"images must be [B, {shape}], the shape for which the network was folded"
+            raise ValueError(f"{expected}, got shape {list(images.shape)}; fold the network for this shape")
         return images.astype(jnp.float32)
 
 
@@ -83,20 +82,16 @@ def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int])
     layers = []
     for layer in bound_layers(net, variables, image_shape):
         operations = layer.operations()
-        layers.append(FoldedLayer(layer.name, _with_stencils(operations), lipschitz(operations, layer.grid)))
+        layers.append(FoldedLayer(layer.name, tuple(map(_with_stencil, operations)), lipschitz(operations, layer.grid)))
     return Folded(tuple(layers), tuple(image_shape))
 
 
-def _with_stencils(operations):
-    """I - hK_dwᵀK_dw as a stencil of 2m - 1 points per axis, wherever it is a filter."""
-    return tuple(map(_with_stencil, operations))
-
-
 def _with_stencil(operation):
+    """I - hK_dwᵀK_dw as a stencil of 2m - 1 points per axis, wherever it is a filter."""
     match operation:
         case Filter(integrator="forward_euler", circulant=False):
             stencil = operation.cut([m - 1 for m in operation.stencil.shape[:-1]])
             return dataclasses.replace(stencil, dropped=None)
         case Sum(branches):
-            return Sum(tuple(map(_with_stencils, branches)))
+            return Sum(tuple(tuple(map(_with_stencil, branch)) for branch in branches))
     return operation

@@ -55,9 +55,8 @@ def to_onnx(
     if bits not in (8, 32):
         raise ValueError(f"bits must be 8 or 32, got {bits}")
     if opset not in OPSETS:
-        raise ValueError(
-            f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}; choose one that the runtime reads"
-        )
+        expected = f"opset must be from {OPSETS[0]} to {OPSETS[-1]}"
+        raise ValueError(f"{expected}, got {opset}; choose one that the runtime reads")
     helper, number = onnx.helper, onnx.TensorProto.FLOAT
     graph = _Graph(onnx, bits, folded.image_shape)
     y = "images"
@@ -65,10 +64,8 @@ def to_onnx(
         graph.scope = layer.name
         y = graph.run(layer.operations, y)
     graph.nodes[-1].output[0] = "logits"
-    images, logits = (
-        helper.make_tensor_value_info(name, number, ["batch", *shape])
-        for name, shape in (("images", folded.image_shape), ("logits", graph.views[y]))
-    )
+    images = helper.make_tensor_value_info("images", number, ["batch", *folded.image_shape])
+    logits = helper.make_tensor_value_info("logits", number, ["batch", *graph.views[y]])
     proto = helper.make_graph(graph.nodes, "lowcost", [images], [logits], list(graph.constants.values()))
     operators = [helper.make_opsetid("", opset)]
     oldest = helper.find_min_ir_version_for(operators)

@@ -9,7 +9,7 @@ step, so that the signal grows about with the square root of the depth.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +22,19 @@ Initializer = Callable[..., jax.Array]
 opening_normal: Initializer = he_normal()
 """θ [*window, C_in, C_out] of K(θ), with variance 2 / fan-in."""
 
-depthwise_normal: Initializer = variance_scaling(
-    1.0, "fan_in", "truncated_normal", in_axis=(), out_axis=(), batch_axis=-1
-)
+_scaled = partial(variance_scaling, mode="fan_in", distribution="truncated_normal")
+
+depthwise_normal: Initializer = _scaled(1.0, in_axis=(), out_axis=(), batch_axis=-1)
 """θ [*window, C] of K_dw(θ), with variance 1 / |window|."""
 
-circulant_normal: Initializer = variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-1, out_axis=())
+circulant_normal: Initializer = _scaled(1.0, in_axis=-1, out_axis=())
 """θ [*window, C] of K_circ(θ), with variance 1 / (|window| C), because C pairs of channels share each weight."""
 
 # K_lm = K_dw + M: half of the variance comes from the neighbours, half from the channels, whatever their number.
-linear_mix_normal: Initializer = variance_scaling(
-    0.5, "fan_in", "truncated_normal", in_axis=(), out_axis=(), batch_axis=-1
-)
+linear_mix_normal: Initializer = _scaled(0.5, in_axis=(), out_axis=(), batch_axis=-1)
 """θ¹ [*window, C] of K_lm(θ¹, θ²), with variance 1 / (2 |window|)."""
 
-linear_mix_matrix_normal: Initializer = variance_scaling(0.5, "fan_in", "truncated_normal")
+linear_mix_matrix_normal: Initializer = _scaled(0.5)
 """θ² [C, C] of K_lm(θ¹, θ²), with variance 1 / 2C."""
 
 

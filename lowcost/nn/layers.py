@@ -64,10 +64,9 @@ class _Layer(nn.Module):
         """operator(*weights, inputs) + b."""
         check_floating("inputs", inputs)
         if inputs.shape[-1:] != (self.features,):
-            raise ValueError(
-                f"features must be the channels of the inputs, which {type(self).__name__} keeps, got "
-                f"features={self.features} and inputs of shape {list(inputs.shape)}; change the channels by a 1x1 Conv"
-            )
+            expected = f"features must be the channels of the inputs, which {type(self).__name__} keeps"
+            got = f"features={self.features} and inputs of shape {list(inputs.shape)}"
+            raise ValueError(f"{expected}, got {got}; change the channels by a 1x1 Conv")
         bias = self._weights("bias", self.bias_init, (self.features,)) if self.use_bias else None
         inputs, bias, *promoted = promote_dtype(inputs, bias, *weights, dtype=self.dtype)
         outputs = operator(*promoted, inputs)

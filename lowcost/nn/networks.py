@@ -92,7 +92,11 @@ def network(
     )
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
-    step = _step(architecture, h, kernel_size)
+    check_time_step(h)
+    options = {"h": h} if "h" in ARCHITECTURES[architecture].__dataclass_fields__ else {}
+    if not options and h != 1:
+        raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
+    step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     return Network(step, channels, num_classes, kernel_size, steps_per_block, jnp.dtype(dtype), remat, opening_init)
 
 
@@ -101,16 +105,6 @@ def _whole_numbers(**counts):
         if not isinstance(count, numbers.Integral) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
     return map(int, counts.values())
-
-
-def _step(architecture, h, kernel_size):
-    check_time_step(h)
-    step = ARCHITECTURES[architecture]
-    if "h" in step.__dataclass_fields__:
-        return _Step(step, kernel_size=kernel_size, h=h)
-    if h != 1:
-        raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
-    return _Step(step, kernel_size=kernel_size)
 
 
 def block_channels(width: Width | Sequence[int]) -> tuple[int, ...]:
@@ -124,10 +118,8 @@ def block_channels(width: Width | Sequence[int]) -> tuple[int, ...]:
         return WIDTHS[width]
     whole = all(isinstance(c, numbers.Integral) for c in width)
     if not whole or not len(width) or width[0] < 1 or any(b != 2 * a for a, b in itertools.pairwise(width)):
-        raise ValueError(
-            f"width must double from block to block, in whole numbers, because each connecting layer doubles the "
-            f"channels, got {tuple(width)}"
-        )
+        reason = "because each connecting layer doubles the channels"
+        raise ValueError(f"width must double from block to block, in whole numbers, {reason}, got {tuple(width)}")
     return tuple(map(int, width))
 
 
@@ -167,10 +159,9 @@ class Network(nn.Module):
         grid = images.shape[1:-1]
         halvings = 2 ** (len(channels) - 1)
         if not grid or any(n % halvings for n in grid):
-            raise ValueError(
-                f"images must be [B, *grid, C] with every grid axis divisible by {halvings}, because "
-                f"{len(channels)} blocks halve it {len(channels) - 1} times, got shape {list(images.shape)}"
-            )
+            expected = f"images must be [B, *grid, C] with every grid axis divisible by {halvings}"
+            reason = f"because {len(channels)} blocks halve it {len(channels) - 1} times"
+            raise ValueError(f"{expected}, {reason}, got shape {list(images.shape)}")
 
         def block(net: Network, y: jax.Array, number: int) -> jax.Array:
             for j in range(net.steps_per_block):
@@ -208,10 +199,9 @@ class Layer(NamedTuple):
             ValueError: the module has no method `operations`.
         """
         if not hasattr(self.module, "operations"):
-            raise ValueError(
-                f"{self.name} must have a method operations(grid), got {type(self.module).__name__} without one; "
-                "return what it computes at inference, as the steps of lowcost.nn.steps do"
-            )
+            got = f"{type(self.module).__name__} without one"
+            remedy = "return what it computes at inference, as the steps of lowcost.nn.steps do"
+            raise ValueError(f"{self.name} must have a method operations(grid), got {got}; {remedy}")
         return tuple(self.module.operations(self.grid))
 
 

@@ -118,9 +118,8 @@ class ResNetStep(_ResidualStep):
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         shape = (*_window(self, y), y.shape[-1], y.shape[-1])
-        first, second = (
-            self.param(name, lecun_normal(), shape, jnp.float32).astype(y.dtype) for name in ("stencil1", "stencil2")
-        )
+        stencils = (self.param(f"stencil{i}", lecun_normal(), shape, jnp.float32) for i in (1, 2))
+        first, second = (stencil.astype(y.dtype) for stencil in stencils)
         return self._step(partial(fully_coupled, first), partial(fully_coupled_adjoint, second), y, train=train)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
@@ -146,14 +145,13 @@ class LinearMixStep(_ResidualStep):
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         c = y.shape[-1]
-        first, second = (
-            (
-                self.param(f"stencil{i}", initializers.linear_mix_normal, (*_window(self, y), c), jnp.float32),
-                self.param(f"matrix{i}", initializers.linear_mix_matrix_normal, (c, c), jnp.float32),
-            )
-            for i in (1, 2)
-        )
-        return self._step(partial(linear_mix, *first), partial(linear_mix_adjoint, *second), y, train=train)
+
+        def weights(i: int) -> tuple[jax.Array, jax.Array]:
+            stencil = self.param(f"stencil{i}", initializers.linear_mix_normal, (*_window(self, y), c), jnp.float32)
+            return stencil, self.param(f"matrix{i}", initializers.linear_mix_matrix_normal, (c, c), jnp.float32)
+
+        operator, adjoint = partial(linear_mix, *weights(1)), partial(linear_mix_adjoint, *weights(2))
+        return self._step(operator, adjoint, y, train=train)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_lm(θ¹) and of K_lm(θ²), [2, *grid, C_in, C_out]: M plus the stencils' symbols on its diagonal."""
@@ -226,14 +224,11 @@ class _ReactionDiffusion(nn.Module):
     @nn.nowrap  # Flax would report the result of a wrapped method among the intermediate features
     def _stencil(self, y: jax.Array | None = None) -> jax.Array:
         """θ [*window, C]: for features y, or of a step that is bound to its variables."""
-        name, init = (
-            ("shared_stencil", initializers.stable_shared_stencil)
-            if self._circulant
-            else ("stencil", initializers.stable_stencil)
-        )
+        name = "shared_stencil" if self._circulant else "stencil"
         if y is None:
             weights: jax.Array = self.get_variable("params", name)
         else:
+            init = initializers.stable_shared_stencil if self._circulant else initializers.stable_stencil
             weights = self.param(name, init(self.h), (*_window(self, y), y.shape[-1]))
         return weights / math.sqrt(weights.shape[-1]) if self._circulant else weights
 

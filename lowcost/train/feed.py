@@ -17,6 +17,8 @@ from lowcost.train.mesh import over_batch, place, replicated
 
 Batches = list[jax.Array]
 """[images, labels, indices], each [K, ...] with one batch for each of K steps."""
+Feed = Callable[[int, int, int], Batches]
+"""(step, n, next n) → the batches of n steps."""
 
 
 def fits(images: NDArray[Any], mesh: Mesh) -> bool:
@@ -34,7 +36,7 @@ def feed(
     *,
     steps_max: int,
     resident: bool,
-) -> Callable[[int, int, int], Batches]:
+) -> Feed:
     """Returns (step, n, next n) → the batches of steps step … step + n - 1, sharded over the devices.
 
     Batch i is [images[rows], labels[rows], rows] with rows = indices(step + i). The arrays always hold `steps_max`
@@ -65,7 +67,7 @@ def feed(
     return _ahead(prepare)
 
 
-def _ahead(prepare: Callable[[int, int], Batches]) -> Callable[[int, int, int], Batches]:
+def _ahead(prepare: Callable[[int, int], Batches]) -> Feed:
     """Runs prepare(step, n) on a thread, and starts the next one ahead of time."""
     pool = ThreadPoolExecutor(1, "feed")
     pending: dict[tuple[int, int], Future[Batches]] = {}

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lowcost.train.checkpoint import Checkpoints
+from lowcost.train.feed import Feed
 from lowcost.train.interruption import Interruption
 from lowcost.train.mesh import place, replicated, shard_batch
 from lowcost.train.metrics_log import Metrics, MetricsLog, epoch_line, epoch_row
 from lowcost.train.progress import ProgressBar, Rate
 from lowcost.train.state import TrainState, zero_metrics
-from lowcost.train.step import PATIENCE, mean_metrics
+from lowcost.train.step import PATIENCE, TrainSteps, mean_metrics
 
 SAVE_SECONDS = 300
 """The longest time between two checkpoints, even within an epoch."""
@@ -29,8 +30,8 @@ def dispatch_max() -> int:
 
 def fit(
     state: TrainState,
-    train_steps: Callable[..., TrainState],
-    batches: Callable[[int, int, int], Sequence[jax.Array]],
+    train_steps: TrainSteps,
+    batches: Feed,
     evaluate: Callable[[TrainState], Metrics | None],
     *,
     steps_per_epoch: int,
@@ -126,9 +127,7 @@ class _Run:
         self.rate.start()
         return True
 
-    def dispatch(
-        self, train_steps: Callable[..., TrainState], batches: Callable[..., Sequence[jax.Array]], progress: ProgressBar
-    ) -> None:
+    def dispatch(self, train_steps: TrainSteps, batches: Feed, progress: ProgressBar) -> None:
         """Runs one dispatch; raises FloatingPointError if the streak is too long."""
         n = self._size(self.step)
         batch = batches(self.step, n, self._size(self.step + n))

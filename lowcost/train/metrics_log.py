@@ -92,11 +92,8 @@ def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any)
 def epoch_line(row: Row, epochs: int) -> str:
     """Returns one line for the terminal, with "nan" for numbers that are not finite."""
     numbers = {name: float("nan") if value is None else value for name, value in row.items()}
-    parts = [
-        f"{part} loss {numbers[f'{part}_loss']:.3f} accuracy {numbers[f'{part}_accuracy']:.2%}"
-        for part in ("train", "test")
-        if f"{part}_loss" in row
-    ]
+    splits = [split for split in ("train", "test") if f"{split}_loss" in row]
+    parts = [f"{x} loss {numbers[f'{x}_loss']:.3f} accuracy {numbers[f'{x}_accuracy']:.2%}" for x in splits]
     if count := row["skipped"]:
         parts.append(f"{count:,} step{'s' * (count > 1)} skipped so far: loss or gradient not finite")
     speed = [f"{row['images_per_second']:,.0f} images/s"] if row["images_per_second"] else []

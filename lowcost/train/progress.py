@@ -2,16 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lowcost.train.feed import Batches
 from lowcost.train.processes import process_max
 from lowcost.train.state import TrainState
-from lowcost.train.step import mean_metrics
+from lowcost.train.step import TrainSteps, mean_metrics
 
 DISPATCH_SECONDS = 1.0
 """The duration of a dispatch: long compared with Python's overhead, short enough to react to a signal."""
@@ -36,9 +37,7 @@ class Rate:
         """Starts an epoch."""
         self._images, self._busy, self._begin = 0, 0.0, time.monotonic()
 
-    def timed(
-        self, train_steps: Callable[..., TrainState], state: TrainState, n: int, batch: Sequence[jax.Array]
-    ) -> TrainState:
+    def timed(self, train_steps: TrainSteps, state: TrainState, n: int, batch: Batches) -> TrainState:
         """Returns the state after n steps, and measures their time."""
         begin = time.monotonic()
         state = train_steps(state, np.int32(n), *batch)

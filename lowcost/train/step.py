@@ -40,6 +40,8 @@ class Draw(NamedTuple):
 
 
 Augment = Callable[[jax.Array, Draw], jax.Array]
+TrainSteps = Callable[..., TrainState]
+"""(state, n, *batches) → state, see `repeat`."""
 
 
 def make_train_step(
@@ -104,7 +106,7 @@ def make_train_step(
     return train_step
 
 
-def repeat(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
+def repeat(train_step: Callable[..., TrainState]) -> TrainSteps:
     """Returns (state, n, *batches [K, ...]) → the state after train_step with each of the first n ≤ K batches.
 
     One program serves every n, so that the division of a run into dispatches changes no bit. Jit it with the state
