@@ -69,8 +69,7 @@ def pointwise(grid: Sequence[int], c_in: int, c_out: int) -> Cost:
 
     Args, Returns, Raises: as in `fully_coupled`.
     """
-    n, _ = _sizes(grid, (1,) * len(grid), c_in, c_out)
-    return Cost(c_in * c_out, n * c_in * c_out)
+    return _operator(grid, (1,) * len(grid), (c_in, c_out), "direct", grid)
 
 
 def linear_mix(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct") -> Cost:
@@ -145,26 +144,21 @@ def implicit_circulant_rd(grid: Sequence[int], window: Sequence[int], channels: 
     return circulant_rd(grid, window, channels, method=method)
 
 
-def _sizes(grid, window, *channels):
-    """n = Π grid and m² = Π window."""
+def _operator(grid, window, channels, method, axes, *, uses=1, transforms=2, products=1, real=False):
+    """The cost of an operator with m²·Π channels weights.
+
+    Directly, each pixel uses each weight `uses` times. Otherwise it is F⁻¹(λ ⊙ F y) over the axes, given the numbers of
+    transforms, inverse ones included, and of products with λ.
+    """
     if len(window) != len(grid) or any(m > n for m, n in zip(window, grid, strict=True)):
         raise ValueError(f"window must fit the grid {list(grid)} axis by axis, got {list(window)}; use a larger grid")
     if min(*grid, *window, *channels) < 1:
         got = f"{list(grid)}, {list(window)} and {list(channels)}"
         raise ValueError(f"grid, window and channels must be at least 1, got {got}")
-    return math.prod(grid), math.prod(window)
-
-
-def _operator(grid, window, channels, method, axes, *, uses=1, transforms=2, products=1, real=False):
-    """m²·Π channels weights, each used so many times per pixel; or the multiply-adds of F⁻¹(λ ⊙ F y) over the axes.
-
-    The numbers of transforms, inverse ones included, and of products with λ are given.
-    """
-    n, m = _sizes(grid, window, *channels)
     check_choice("method", method, METHODS)
-    weights = m * math.prod(channels)
+    weights = math.prod((*window, *channels))
     if method == "direct":
-        return Cost(weights, n * weights * uses)
+        return Cost(weights, math.prod(grid) * weights * uses)
     n = math.prod(axes)
     if method == "fft":  # half of a real signal's spectrum is enough: n / 2 products with a complex number
         transform, product = 5 / 4 * n * math.log2(n), (1 if real else 2) * n

@@ -39,10 +39,9 @@ def digits() -> Dataset:
     scans, labels = load_digits(return_X_y=True)
     grey = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     images = np.pad(grey, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    labels = labels.astype(np.int32)
-    test = np.arange(len(labels)) % 5 == 0
-    splits = Split(images[~test], labels[~test]), Split(images[test], labels[test])
-    return Dataset("digits", *splits, tuple("0123456789"), flip=False, origin="scikit-learn's load_digits")
+    tested = np.arange(len(labels)) % 5 == 0
+    train, test = (Split(images[rows], labels[rows].astype(np.int32)) for rows in (~tested, tested))
+    return Dataset("digits", train, test, tuple("0123456789"), flip=False, origin="scikit-learn's load_digits")
 
 
 def published(

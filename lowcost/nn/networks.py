@@ -87,9 +87,8 @@ def network(
     """
     check_choice("architecture", architecture, tuple(ARCHITECTURES))
     channels = block_channels(width)
-    num_classes, kernel_size, steps_per_block = _whole_numbers(
-        num_classes=num_classes, kernel_size=kernel_size, steps_per_block=steps_per_block
-    )
+    counts = _whole_numbers(num_classes=num_classes, kernel_size=kernel_size, steps_per_block=steps_per_block)
+    num_classes, kernel_size, steps_per_block = counts
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
     check_time_step(h)

@@ -85,11 +85,9 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
         bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid))
         if filters := list(_filters(operations)):
             factors = np.concatenate([x.symbol.ravel() for x in filters])
-            bounds = bounds._replace(
-                stiffness=float(max(x.decay.max() for x in filters)),
-                amplification=(float(factors.min()), float(factors.max())),
-                stable=bool(np.abs(factors).max() <= 1),
-            )
+            stiffness = float(max(x.decay.max() for x in filters))
+            amplification, stable = (float(factors.min()), float(factors.max())), bool(np.abs(factors).max() <= 1)
+            bounds = bounds._replace(stiffness=stiffness, amplification=amplification, stable=stable)
         layers.append(bounds)
     return StabilityReport(tuple(layers))
 
