@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def lab(request, tmp_path_factory):
     directory, short = tmp_path_factory.mktemp("faults"), not is_full(request.config)
-    subject, whole = Subject(directory, epochs=10 if short else 40), directory / "whole"
+    subject, whole = Subject(directory, epochs=6 if short else 40), directory / "whole"
     digest = subject.finish(whole)["digest"]
     return Laboratory(subject, whole, digest, random.Random(request.config.getoption("faults_seed", 0)), short)
 
