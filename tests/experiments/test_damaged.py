@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from faults.subject import Subject
+from faults.subject import write_pictures
 
 from experiments import export
 from experiments.common import runs, training
@@ -72,11 +72,13 @@ def test_a_result_without_a_name_is_refused(workdir):
 
 
 def test_a_finished_run_with_damaged_files(tmp_path, capsys):
-    """Refused in one line where it is needed, fixed where it can be; started as users do."""
-    subject, workdir = Subject(tmp_path, epochs=2), tmp_path / "run"
-    result = subject.finish(workdir)
-    arguments = {"epochs": 2, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": subject.pictures}
+    """Refused in one line where it is needed, fixed where it can be."""
+    pictures, workdir = write_pictures(tmp_path / "pictures"), tmp_path / "run"
+    arguments = {"epochs": 2, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": pictures}
     config = TrainConfig("folder", **arguments)
+    assert training.run(config) == 0
+    result = json.loads((workdir / "result.json").read_text())
+    capsys.readouterr()
 
     metrics = workdir / "metrics.jsonl"
     first, second = metrics.read_bytes().splitlines(keepends=True)
@@ -92,7 +94,8 @@ def test_a_finished_run_with_damaged_files(tmp_path, capsys):
     assert len(lines) == 2
     assert all(f"error: {workdir / 'result.json'} is damaged (" in line for line in lines)
     (workdir / "result.json").unlink()
-    assert subject.finish(workdir)["digest"] == result["digest"]
+    assert training.run(config) == 0
+    assert json.loads((workdir / "result.json").read_text())["digest"] == result["digest"]
 
 
 def _status(main):
