@@ -14,7 +14,8 @@ def linear_mix(
 ) -> Array:
     """K_dw(θ¹) y + M(θ²) y: the LinearMix convolution K_lm of Eq. (7).
 
-    The diagonal of M is redundant, because it acts like the centres of the stencils. Table 2 counts its weights.
+    The diagonal of M is redundant, because it acts like the centres of the stencils. The weights that the paper's
+    Table 2 counts include this diagonal.
 
     Args:
         stencil: θ¹, [*window, C].
