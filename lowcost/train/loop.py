@@ -46,8 +46,9 @@ def fit(
     """Trains from `state.step` to the end of the last epoch, or to a stop request, and saves the result.
 
     It calls `train_steps` repeatedly, each time for several steps; such a call is a dispatch.
-    Each epoch ends with a checkpoint, an evaluation and a row in the log, in this order. If a kill prevents one of
-    them, the next call starts with it. Checkpoints and stop requests wait for the end of a streak of skipped steps.
+    Each epoch ends with a checkpoint, an evaluation and a row in the log, in this order. If a kill prevents the
+    evaluation or the row, the next `fit` from this checkpoint does both before it trains. Checkpoints and stop requests
+    wait for the end of a streak of skipped steps.
 
     Args:
         state: the initial state; its buffers are donated.
