@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from lowcost.primitive import primitive
 
+TPU_GRID_AT_ONCE, GPU_GRID_AT_ONCE = 256, 64
+"""Points of a grid up to which an accelerator transforms all axes by one matrix product: it then reads them once."""
+
 
 @cache
 def real_basis(n: int) -> NDArray[np.float64]:
@@ -74,10 +77,32 @@ def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
     return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(merged).reshape(y.shape)
 
 
+def _transform_grid(y, *, inverse):
+    """R y along all grid axes of one image y [*grid, C], or Rᵀ y."""
+    points = math.prod(y.shape[:-1])
+    by_axis, at_once = partial(_by_axis, inverse=inverse), partial(_at_once, inverse=inverse)
+    tpu, gpu = (at_once if points <= most else by_axis for most in (TPU_GRID_AT_ONCE, GPU_GRID_AT_ONCE))
+    return jax.lax.platform_dependent(y, cpu=by_axis, tpu=tpu, default=gpu)
+
+
+def _by_axis(y, inverse):
+    for axis in range(y.ndim - 1):
+        y = real_transform(y, axis=axis, inverse=inverse)
+    return y
+
+
+def _at_once(y, inverse):
+    basis: NDArray[np.floating] = np.ones((1, 1))
+    for points in y.shape[:-1]:
+        basis = np.kron(basis, real_basis(points))
+    matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
+    return jnp.matmul(matrix, y.reshape(len(basis), -1), precision=jax.lax.Precision.HIGHEST).reshape(y.shape)
+
+
 # R is orthogonal, so its adjoint is its inverse. JAX's own adjoint would contract the first axis of R, for which XLA
 # has no fast product on a CPU.
-_real_transform = primitive("real_transform", real_transform, ("axis", "inverse"))
-ad.deflinear2(_real_transform, lambda ct, _, axis, inverse: [_real_transform.bind(ct, axis=axis, inverse=not inverse)])
+_grid_transform = primitive("grid_transform", _transform_grid, ("inverse",))
+ad.deflinear2(_grid_transform, lambda ct, _, inverse: [_grid_transform.bind(ct, inverse=not inverse)])
 
 
 def filter_image(multiply, subsets, *parts_and_image):
@@ -88,11 +113,7 @@ def filter_image(multiply, subsets, *parts_and_image):
         subsets: the sets S of axes, the keys of `real_parts`, as a tuple.
         parts_and_image: A_S for each S, then y.
     """
-    *parts, spectrum = parts_and_image
-    grid = range(spectrum.ndim - 1)
-    for axis in grid:
-        spectrum = _real_transform.bind(spectrum, axis=axis, inverse=False)
+    *parts, image = parts_and_image
+    spectrum = _grid_transform.bind(image, inverse=False)
     result = reduce(jnp.add, (multiply(part, jnp.flip(spectrum, s)) for s, part in zip(subsets, parts, strict=True)))
-    for axis in grid:
-        result = _real_transform.bind(result, axis=axis, inverse=True)
-    return result
+    return _grid_transform.bind(result, inverse=True)

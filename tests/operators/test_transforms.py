@@ -11,7 +11,7 @@ from cases import CASE, CASES, QUICK, H, assert_close, over_all
 from jax.flatten_util import ravel_pytree
 
 import lowcost
-from lowcost import spectral
+from lowcost import real_dft, spectral
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -118,14 +118,15 @@ def test_traced_once(case):
 
 @over_all_ways
 def test_no_loop_over_examples_or_channels(case, way):
-    """The program is as long for 8 channels as for 4, and for 16 images as for 2."""
+    """The program is as long for 11 channels as for 9, and for 16 images as for 2."""
 
     def length(batch, channels):
         weights, y = case.draw(WINDOW, GRID, (batch,), channels)
         loss = jax.grad(energy(case, way), (0, 1))
         return [str(jax.make_jaxpr(f)(weights, y)).count(" = ") for f in (energy(case, way), loss)]
 
-    assert length(2, 4) == length(2, 8) == length(16, 4)
+    # With 4 channels, as many as an axis has points, parts of the program are equal, and equal parts are printed once.
+    assert length(2, 9) == length(2, 11) == length(16, 9)
 
 
 @over_all_ways
@@ -145,3 +146,24 @@ def test_what_is_called_twice_is_compiled_once(operator):
     compiled = spectral._over_images._cache_size()
     operator(stencil + 1, y + 1, method="matmul")
     assert spectral._over_images._cache_size() == compiled
+
+
+@pytest.mark.parametrize("grid", [(8,), (5, 4), (2, 3, 4)])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_all_axes_at_once(grid, inverse):
+    """One matrix product along all axes, as accelerators compute small grids, is the product along each."""
+    y = jax.random.normal(jax.random.key(0), (*grid, 3), jnp.float64)
+    np.testing.assert_allclose(real_dft._at_once(y, inverse), real_dft._by_axis(y, inverse), atol=1e-12)
+
+
+def test_the_platform_chooses_how_many_axes():
+    """One product each way on small grids of accelerators, one per axis on a CPU and on larger grids."""
+
+    def products(n, platform):
+        y, λ = jnp.ones((n, n, 2)), jnp.ones((n, n, 2))
+        program = jax.jit(lambda λ, y: lowcost.apply_symbol(λ, y, method="matmul")).trace(λ, y)
+        return program.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.dot_general")
+
+    assert [products(8, platform) for platform in ("cpu", "tpu", "cuda")] == [4, 2, 2]
+    assert [products(16, platform) for platform in ("cpu", "tpu", "cuda")] == [4, 2, 4]
+    assert [products(17, platform) for platform in ("cpu", "tpu", "cuda")] == [4, 4, 4]
