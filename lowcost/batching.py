@@ -75,13 +75,29 @@ def _axes(spec):
 def each_image(function, rank, *features, all_at_once=False):
     """Applies `function` to the images of features [batch, ..., *image]; an image has `rank` axes.
 
-    On a CPU one image is processed after another, unless `all_at_once`: the features between two transforms then stay
-    in the cache, and so does the sum of the weights' gradient.
+    On a CPU one image is processed after another, unless `all_at_once`. The platform is chosen when a program is
+    lowered.
     """
+    at_once = partial(_over_images, jax.vmap, function, rank)
+    if all_at_once:
+        return at_once(*features)
+    return jax.lax.platform_dependent(*features, cpu=partial(one_by_one, function, rank), default=at_once)
+
+
+def one_by_one(function, rank, *features):
+    """Applies `function` to one image after another.
+
+    On a CPU the features between two transforms then stay in the cache, and so does the sum of the weights' gradient.
+    """
+    return _over_images(_map, function, rank, *features)
+
+
+def _map(function):
+    return lambda *images: jax.lax.map(lambda one: function(*one), images)
+
+
+def _over_images(over, function, rank, *features):
     batch = features[0].shape[:-rank]
     images = [x.reshape(math.prod(batch), *x.shape[-rank:]) for x in features]
-    if jax.default_backend() == "cpu" and not all_at_once:
-        result = jax.lax.map(lambda one: function(*one), images)
-    else:
-        result = jax.vmap(function)(*images)
+    result = over(function)(*images)
     return result.reshape(*batch, *result.shape[1:])

@@ -1,19 +1,21 @@
-"""The meaning of method="auto": the fastest method at the nearest measured size, or a rule where nothing was measured.
+"""The meaning of method="auto": the fastest method at the nearest known size, for each platform.
 
-If a method needs more operations than at the measured size, its seconds grow in proportion.
+The platform is chosen when a program is lowered (`on_platform`). Each platform has a table, `methods_CHIP.json`: each
+line has an operator, a size, and the seconds that its value and gradients take by each method. The table for CPUs is
+measured by `python -m experiments.autotune`. Those for accelerators are estimates of XLA's compilers, made with its
+flag `--compile-for`. If a method needs more operations than at the known size, its seconds grow in proportion.
 
-`python -m experiments.autotune` makes `methods_cpu.json`. Each line has an operator, a size, and the seconds that its
-value and gradients take by each method. The environment variable LOWCOST_METHODS names a file that replaces it, on any
-platform. The rule for accelerators is not measured; it follows from the hardware's fast matrix products.
+Two environment variables choose another table, on every platform: LOWCOST_METHODS names a file, LOWCOST_CHIP a chip
+of `CHIPS`.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 
@@ -42,8 +44,18 @@ its diffusion; "circulant" is K_circ and its diffusion, "circulant_resolvent" it
 _MEASURED_AS = {"real": "diffusion", "complex": "depthwise", "circulant_resolvent": "circulant"}
 
 
-def choose(method: Method, operator: str, grid: Sequence[int], window: Sequence[int], channels: int) -> str:
-    """Returns the method to use: `method` itself, or for "auto" the fastest one known.
+CHIPS = {"cpu": "cpu", "tpu": "v5e", "default": "h100"}
+"""The chip whose table serves a platform; "default" is every platform without a name here."""
+
+LARGEST_MATRIX = 1024
+"""Points of an axis up to which a matrix may be its DFT, whatever a table without the FFT says."""
+
+Choices = tuple[tuple[str, str], ...]
+"""The method on each platform: ("cpu", …), ("tpu", …), and ("default", …) for all others."""
+
+
+def choices(method: Method, operator: str, grid: Sequence[int], window: Sequence[int], channels: int) -> Choices:
+    """Returns the method to use on each platform: `method` itself, or for "auto" the fastest one known.
 
     Args:
         method: "auto", or one of `WAYS[operator]`.
@@ -53,25 +65,53 @@ def choose(method: Method, operator: str, grid: Sequence[int], window: Sequence[
         channels: number of channels into the operator.
 
     Raises:
-        ValueError: unknown method; a table that cannot be read.
+        ValueError: unknown method or chip; a table that cannot be read.
     """
     check_choice("method", method, ("auto", *WAYS[operator]))
     if method != "auto":
-        return method
+        return (("default", method),)
+    named = os.environ.get("LOWCOST_CHIP")
+    if named:
+        check_choice("LOWCOST_CHIP", named, tuple(CHIPS.values()))
+    return tuple((name, _fastest(operator, grid, window, channels, named or chip)) for name, chip in CHIPS.items())
+
+
+def on_platform(
+    y: jax.Array, *weights: jax.Array, function: Callable[..., jax.Array], choices: Choices, **options: Any
+) -> jax.Array:
+    """Computes function(y, *weights, method=…, **options) by the method of the platform it is lowered for.
+
+    Args:
+        y, weights: arrays.
+        function: a function that a module defines, because compiled programs are cached by it.
+        choices: the methods.
+        options: hashable keyword arguments of `function`.
+    """
+    if len({method for _, method in choices}) == 1:
+        return function(y, *weights, method=choices[0][1], **options)
+    return _lowered(function, choices, tuple(options.items()), y, *weights)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))  # outside of any jit all branches would be compiled at every call
+def _lowered(function, choices, options, y, *weights):
+    ways = {platform: partial(function, method=method, **dict(options)) for platform, method in choices}
+    return jax.lax.platform_dependent(y, *weights, **ways)
+
+
+def _fastest(operator, grid, window, channels, chip):
     (n, m), dims = (math.prod(sizes) ** (1 / len(sizes)) for sizes in (grid, window)), len(grid)
-    rows = [row for row in _measured(jax.default_backend()) if row["operator"] == _MEASURED_AS.get(operator, operator)]
-    if not rows:
-        return _rule(operator, max(grid), math.prod(window), channels)
+    rows = next(filter(None, (_rows(path, operator) for path in _paths(chip))))
 
     def distance(row: dict) -> float:
         octaves = (math.log2(x / row[key]) for x, key in ((n, "n"), (m, "m"), (channels, "channels")))
         return 10 * abs(dims - row["dims"]) + sum(map(abs, octaves))  # dimensions before sizes
 
     nearest = min(rows, key=distance)
-    measured = _costs(operator, *(nearest[key] for key in ("dims", "n", "m", "channels")))
+    known = _costs(operator, *(nearest[key] for key in ("dims", "n", "m", "channels")))
     costs = _costs(operator, dims, n, m, channels)
-    seconds = {way: seconds * max(1, costs[way] / measured[way]) for way, seconds in nearest["seconds"].items()}
-    return min((way for way in WAYS[operator] if way in seconds), key=seconds.__getitem__)
+    seconds = {way: seconds * max(1, costs[way] / known[way]) for way, seconds in nearest["seconds"].items()}
+    fastest = min((way for way in WAYS[operator] if way in seconds), key=seconds.__getitem__)
+    return "fft" if fastest == "matmul" and max(grid) > LARGEST_MATRIX else fastest
 
 
 def _costs(operator, dims, n, m, channels):
@@ -81,29 +121,25 @@ def _costs(operator, dims, n, m, channels):
     return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed}
 
 
-@cache
-def _measured(platform: str) -> list[dict]:
+def _rows(path, operator):
+    """The rows of a table that know a method of the operator."""
+    name = _MEASURED_AS.get(operator, operator)
+    return [row for row in _table(path) if row["operator"] == name and {*WAYS[operator]} & {*row["seconds"]}]
+
+
+def _paths(chip):
+    """The user's table, which may omit operators, and the chip's own."""
     own = os.environ.get("LOWCOST_METHODS")
-    path = Path(own) if own else Path(__file__).with_name(f"methods_{platform}.json")
-    if not own and not path.exists():
-        return []
+    return [*([own] if own else []), str(Path(__file__).with_name(f"methods_{chip}.json"))]
+
+
+@cache
+def _table(path: str) -> list[dict]:
     try:
-        rows = map(json.loads, path.read_text().splitlines())
+        rows = map(json.loads, Path(path).read_text().splitlines())
         return [{key: row[key] for key in ("operator", "dims", "n", "m", "channels", "seconds")} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        name = "LOWCOST_METHODS=" if path == os.environ.get("LOWCOST_METHODS") else ""
         raise ValueError(
-            f"{'LOWCOST_METHODS=' if own else ''}{path} must be a table made by `python -m experiments.autotune`, "
-            f"got {error!r}; make it again"
+            f"{name}{path} must be a table made by `python -m experiments.autotune`, got {error!r}; make it again"
         ) from None
-
-
-def _rule(operator: str, n: int, points: int, channels: int) -> str:
-    """Returns "direct" for short stencils (if circulant, with few channels), else "matmul" on small grids, else "fft".
-
-    The DFT as a matrix product costs n operations per point and axis, the FFT log n, but matrix products run faster.
-    """
-    longest = {"depthwise": 25, "diffusion": 25, "circulant": 25, "coupled": 121}.get(operator, 0)
-    if points <= longest and (operator != "circulant" or channels <= 64):
-        return "direct"
-    largest_grid = 256 if jax.default_backend() == "tpu" else 64
-    return "matmul" if n <= largest_grid else "fft"

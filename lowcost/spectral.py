@@ -14,7 +14,7 @@ import numpy as np
 
 from lowcost.arguments import check_floating, check_stencil, promote
 from lowcost.batching import each_image, per_shard
-from lowcost.methods import SpectralMethod, choose
+from lowcost.methods import SpectralMethod, choices, on_platform
 from lowcost.real_dft import filter_image, real_parts
 
 LARGEST_CONSTANT = 2**20
@@ -147,8 +147,8 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: SpectralMethod = "a
             "compute the symbol for the grid of y"
         )
     *grid, channels = symbol.shape
-    chosen = choose(method, "complex" if jnp.iscomplexobj(symbol) else "real", grid, grid, channels)
-    return per_shard(scale_spectrum, len(grid), y, symbol, method=chosen)
+    chosen = choices(method, "complex" if jnp.iscomplexobj(symbol) else "real", grid, grid, channels)
+    return per_shard(on_platform, len(grid), y, symbol, function=scale_spectrum, choices=chosen)
 
 
 def scale_spectrum(y: jax.Array, symbol: jax.Array, method: str) -> jax.Array:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import lowcost
@@ -21,10 +22,14 @@ def table(tmp_path, monkeypatch):
         path = tmp_path / "methods.json"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         monkeypatch.setenv("LOWCOST_METHODS", str(path))
-        methods._measured.cache_clear()
+        methods._table.cache_clear()
 
     yield write
-    methods._measured.cache_clear()
+    methods._table.cache_clear()
+
+
+def choose(method, operator, grid, window, channels, platform="cpu"):
+    return dict(methods.choices(method, operator, grid, window, channels))[platform]
 
 
 def row(operator="diffusion", n=32, m=3, channels=32, dims=2, **seconds):
@@ -34,33 +39,33 @@ def row(operator="diffusion", n=32, m=3, channels=32, dims=2, **seconds):
 def test_the_fastest_at_the_nearest_point(table):
     """Nearest in octaves of grid, stencil and channels, within as many dimensions."""
     table(row(n=8, fft=1.0, matmul=0.5), row(n=64, fft=0.5, matmul=1.0), row(n=8, dims=3, fft=0.5, matmul=1.0))
-    assert methods.choose("auto", "real", (16, 16), WINDOW, 32) == "matmul"
-    assert methods.choose("auto", "real", (48, 48), WINDOW, 32) == "fft"
-    assert methods.choose("auto", "real", (8, 8, 8), WINDOW, 32) == "fft"
+    assert choose("auto", "real", (16, 16), WINDOW, 32) == "matmul"
+    assert choose("auto", "real", (48, 48), WINDOW, 32) == "fft"
+    assert choose("auto", "real", (8, 8, 8), WINDOW, 32) == "fft"
 
 
 def test_far_from_the_table_its_seconds_are_scaled():
     """Seconds grow with operations: the FFT wins for long stencils, the stencil itself for many coupled channels."""
     for operator in ("depthwise", "diffusion", "circulant", "coupled"):
-        assert methods.choose("auto", operator, (16_384,), (2049,), 3) == "fft"
-        assert methods.choose("auto", operator, (16, 16, 16), (7, 7, 7), 8) == "fft"
-    assert methods.choose("auto", "depthwise", (16_384,), (3,), 3) == "direct"
-    assert methods.choose("auto", "coupled", GRID, WINDOW, 1024) == "direct"
+        assert choose("auto", operator, (16_384,), (2049,), 3) == "fft"
+        assert choose("auto", operator, (16, 16, 16), (7, 7, 7), 8) == "fft"
+    assert choose("auto", "depthwise", (16_384,), (3,), 3) == "direct"
+    assert choose("auto", "coupled", GRID, WINDOW, 1024) == "direct"
 
 
 def test_only_methods_that_the_operator_has(table):
     """A filter has no stencil to apply directly, although its times are those of depth-wise convolutions."""
     table(row("depthwise", fft=2.0, matmul=3.0, direct=1.0))
-    assert methods.choose("auto", "depthwise", GRID, WINDOW, 32) == "direct"
-    assert methods.choose("auto", "complex", GRID, WINDOW, 32) == "fft"
+    assert choose("auto", "depthwise", GRID, WINDOW, 32) == "direct"
+    assert choose("auto", "complex", GRID, WINDOW, 32) == "fft"
 
 
 def test_what_the_caller_names_is_taken(table):
     """The table is for "auto" only; a method that the operator does not have is an error."""
     table(row(fft=1.0, matmul=2.0))
-    assert methods.choose("matmul", "real", GRID, WINDOW, 32) == "matmul"
+    assert choose("matmul", "real", GRID, WINDOW, 32, "default") == "matmul"
     with pytest.raises(ValueError, match="method must be one of 'auto', 'fft', 'matmul' here, got 'direct'"):
-        methods.choose("direct", "real", GRID, WINDOW, 32)
+        choose("direct", "real", GRID, WINDOW, 32)
 
 
 def test_operators_read_it(table):
@@ -78,30 +83,86 @@ def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
         path = tmp_path / "broken.json"
         path.write_text(content) if content else path.unlink()
         monkeypatch.setenv("LOWCOST_METHODS", str(path))
-        methods._measured.cache_clear()
+        methods._table.cache_clear()
         with pytest.raises(ValueError, match=r"LOWCOST_METHODS=.*broken\.json must be a table"):
-            methods.choose("auto", "real", GRID, WINDOW, 32)
+            choose("auto", "real", GRID, WINDOW, 32)
     monkeypatch.delenv("LOWCOST_METHODS")
-    methods._measured.cache_clear()
+    methods._table.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("operator", "n", "m", "channels", "expected"),
-    [
-        ("depthwise", 32, 3, 32, "direct"),
-        ("depthwise", 32, 7, 32, "matmul"),
-        ("depthwise", 128, 7, 32, "fft"),
-        ("circulant", 32, 3, 64, "direct"),
-        ("circulant", 32, 3, 128, "matmul"),
-        ("coupled", 32, 11, 128, "direct"),
-        ("real", 64, 64, 32, "matmul"),
-        ("real", 65, 65, 32, "fft"),
-    ],
-)
-def test_the_rule_without_measurements(operator, n, m, channels, expected, monkeypatch):
-    """On accelerators: short stencils directly, small grids by matrix product, the rest by FFT."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert methods.choose("auto", operator, (n, n), (m, m), channels) == expected
+def lowered(function, *arrays, platform):
+    return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_the_platform_is_chosen_when_a_program_is_lowered(monkeypatch):
+    """One function, lowered for each platform, uses the method of that platform's table, value and gradients."""
+    fastest = {"cpu": "direct", "v5e": "fft", "h100": "matmul"}
+    ways = methods.WAYS["depthwise"]
+
+    def table(path):
+        chip = path.rpartition("_")[2].removesuffix(".json")
+        return [row("depthwise", **{way: 1.0 if way == fastest[chip] else 2.0 for way in ways})]
+
+    monkeypatch.setattr(methods, "_table", table)
+    stencil, y = jnp.ones((3, 3, 2)), jnp.ones((2, 8, 8, 2))
+
+    def gradients(stencil, y):
+        return jax.grad(lambda *both: (lowcost.depthwise(*both) ** 2).sum(), (0, 1))(stencil, y)
+
+    programs = {platform: lowered(gradients, stencil, y, platform=platform) for platform in ("cpu", "tpu", "cuda")}
+    assert [platform for platform, text in programs.items() if "stablehlo.fft" in text] == ["tpu"]
+    assert "stablehlo.while" in programs["cpu"]  # image by image
+    assert "stablehlo.while" not in programs["tpu"] + programs["cuda"]
+    assert "stablehlo.dot_general" in programs["cuda"]
+    np.testing.assert_allclose(gradients(stencil, y)[1], 2 * 81 * jnp.ones(y.shape), rtol=1e-5)  # eager, without a jit
+
+
+@pytest.mark.parametrize("operator", ["depthwise", "fully_coupled", "circulant_diffusion"])
+def test_accelerators_get_convolutions_and_no_loops(operator):
+    """method="direct" is XLA's convolution there, and its gradients are convolutions too."""
+    stencil, y = jnp.ones((3, 3, 4, 4) if operator == "fully_coupled" else (3, 3, 4)), jnp.ones((2, 8, 8, 4))
+
+    def gradients(stencil, y):
+        operate = getattr(lowcost, operator)
+        return jax.grad(lambda *both: (operate(*both, method="direct") ** 2).sum(), (0, 1))(stencil, y)
+
+    for platform in ("tpu", "cuda"):
+        text = lowered(gradients, stencil, y, platform=platform)
+        assert text.count("stablehlo.convolution") >= 3
+        assert "stablehlo.while" not in text
+    assert "stablehlo.convolution" not in lowered(gradients, stencil, y, platform="cpu")
+
+
+def test_the_chip_can_be_named(monkeypatch):
+    """LOWCOST_CHIP chooses the table of that chip on every platform."""
+    seen = set()
+    monkeypatch.setattr(methods, "_table", lambda path: seen.add(path) or [row("depthwise", fft=1.0)])
+    monkeypatch.setenv("LOWCOST_CHIP", "h100")
+    assert choose("auto", "depthwise", GRID, WINDOW, 32) == "fft"
+    assert {Path(path).name for path in seen} == {"methods_h100.json"}
+    monkeypatch.setenv("LOWCOST_CHIP", "v7")
+    with pytest.raises(ValueError, match=r"LOWCOST_CHIP must be one of 'cpu', 'v5e'.*got 'v7'"):
+        choose("auto", "depthwise", GRID, WINDOW, 32)
+
+
+@pytest.mark.parametrize("chip", [chip for chip in methods.CHIPS.values() if chip != "cpu"])
+def test_the_tables_for_accelerators(chip):
+    """Every operator that is measured has rows, with methods that it has and the origin of the figures."""
+    rows = [
+        json.loads(line) for line in Path(methods.__file__).with_name(f"methods_{chip}.json").read_text().splitlines()
+    ]
+    assert {row["operator"] for row in rows} == {name for name in methods.WAYS if name not in methods._MEASURED_AS}
+    for line in rows:
+        assert set(line["seconds"]) <= set(methods.WAYS[line["operator"]])
+        assert all(seconds > 0 for seconds in line["seconds"].values())
+        assert line["origin"] == f"estimated by XLA for {chip}"
+
+
+def test_every_platform_has_a_method_for_every_filter():
+    """A long axis gets no matrix, which would need more memory than the features; a resolvent is never "direct"."""
+    for platform in methods.CHIPS:
+        assert choose("auto", "real", (16_384,), (16_384,), 3, platform) == "fft"
+        assert choose("auto", "circulant_resolvent", GRID, GRID, 32, platform) in methods.SPECTRAL
 
 
 def test_the_table_for_cpus():

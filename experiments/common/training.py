@@ -150,7 +150,7 @@ def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, optio
             return {}
         return ready.evaluate(state, interruption=interruption)
 
-    train, steps_max = ready.dataset.train, dispatch_max()
+    train, steps_max = ready.dataset.train, dispatch_max(ready.mesh)
     resident = fits(train.images, ready.mesh)
     batches = feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
     options |= {"steps_per_epoch": ready.steps_per_epoch, "epochs": ready.epochs, "steps_max": steps_max}

@@ -22,8 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowcost.arguments import promote
 from lowcost.operators.boundary import pad
-from lowcost.operators.fully_coupled import convolve_by_xla
-from lowcost.operators.sliding import UNROLLED, shifted
+from lowcost.operators.sliding import UNROLLED, convolve_by_xla, shifted
 from lowcost.real_dft import real_parts, real_transform
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits

@@ -7,7 +7,7 @@ from jax import Array
 from lowcost.arguments import Boundary
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
-from lowcost.operators.fully_coupled import slide_coupled, slide_coupled_adjoint
+from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import scale_spectrum, unchecked_circulant_symbol
 
 
@@ -83,11 +83,11 @@ def as_fully_coupled(stencil: Array) -> Array:
 
 
 def _slide(stencil, y, boundary):
-    return slide_coupled(as_fully_coupled(stencil), y, boundary)
+    return slide(as_fully_coupled(stencil), y, boundary, coupled=True)
 
 
 def _slide_adjoint(stencil, z, boundary):
-    return slide_coupled_adjoint(as_fully_coupled(stencil), z, boundary)
+    return slide_adjoint(as_fully_coupled(stencil), z, boundary, coupled=True)
 
 
 def _filter(function, stencil, method, y):

@@ -1,6 +1,6 @@
 """K, Kᵀ, −KᵀK and (I + hKᵀK)⁻¹ of a stencil: what K, K_dw and K_circ, Eqs. (4), (5) and (12), have in common.
 
-`apply` and `resolvent` check the arguments and choose the method; the forms below them only compute.
+`apply` and `resolvent` check the arguments and choose the methods; the forms below them only compute.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lowcost.arguments import check_boundary, check_features, check_time_step, promote
 from lowcost.batching import per_shard
-from lowcost.methods import choose
+from lowcost.methods import choices, on_platform
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
 from lowcost.spectral import squared_modulus
 
@@ -42,8 +42,9 @@ def apply(form, ways, operator, stencil, y, boundary, method):
     check_boundary(boundary)
     window = stencil.shape[: -ways.channel_axes]
     dims = len(window)
-    method = choose(method, operator, y.shape[-dims - 1 : -1], window, stencil.shape[dims])
-    return per_shard(form, dims, y, stencil, ways=ways, boundary=boundary, method=method)
+    chosen = choices(method, operator, y.shape[-dims - 1 : -1], window, stencil.shape[dims])
+    options = {"ways": ways, "boundary": boundary}
+    return per_shard(on_platform, dims, y, stencil, function=form, choices=chosen, **options)
 
 
 def resolvent(ways, operator, stencil, y, h, method):
@@ -51,8 +52,8 @@ def resolvent(ways, operator, stencil, y, h, method):
     check_features("y", y, stencil, channel_axes=1, channels=-1)
     check_time_step(h)
     grid = y.shape[-stencil.ndim : -1]
-    method = choose(method, operator, grid, grid, y.shape[-1])
-    return per_shard(_resolve, len(grid), y, stencil, h, ways=ways, method=method)
+    chosen = choices(method, operator, grid, grid, y.shape[-1])
+    return per_shard(on_platform, len(grid), y, stencil, h, function=_resolve, choices=chosen, ways=ways)
 
 
 def convolve(y, stencil, ways, boundary, method):

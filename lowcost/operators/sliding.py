@@ -1,8 +1,10 @@
-"""K_dw and K applied by sliding their stencil over the grid, as primitives of JAX.
+"""K_dw and K applied by their stencil, as primitives of JAX: on a CPU image by image, elsewhere by XLA's convolution.
 
 ⟨z, K(θ) y⟩ = Σ_{i,j} θ_j y_{i+j} z_i is linear in θ, in y and in z. K y, Kᵀ z and the gradient in θ are the derivatives
 of this form in z, y and θ. Derivatives of every order, forward and reverse, are therefore again one of the three
 primitives. The derivative that JAX would derive adds zero-padded copies of the features and takes twice as long.
+
+The platform is chosen when a program is lowered, inside the primitives, so that derivatives are traced once.
 """
 
 import itertools
@@ -16,7 +18,7 @@ import numpy as np
 from jax.interpreters import ad
 
 from lowcost.arguments import promote
-from lowcost.batching import each_image
+from lowcost.batching import one_by_one
 from lowcost.operators.boundary import pad, pad_adjoint
 from lowcost.primitive import primitive
 
@@ -25,6 +27,9 @@ UNROLLED = 49
 
 MAX_PATCH_POINTS = 3 * UNROLLED
 """Points of a coupled stencil up to which patches are gathered; each point is one unrolled slice."""
+
+MAX_PATCH = 1200
+"""Numbers per patch up to which the patches of an image stay in a CPU's cache."""
 
 _CACHE_LINE = 16
 """Channels in float32 that fill a cache line of a CPU."""
@@ -57,26 +62,67 @@ def _bind(operator, stencil, y, boundary, coupled):
     return result.astype(jnp.result_type(y))
 
 
-# --- one image --------------------------------------------------------------------------------------------------------
+# --- on one device ---------------------------------------------------------------------------------------------------
 
 
-def _slide_image(stencil, y, boundary, rank):
-    return _apply(stencil, pad(y, stencil.shape[:rank], boundary), rank)
+def _convolve(apply, stencil, y, boundary, rank):
+    return apply(stencil, pad(y, stencil.shape[:rank], boundary), rank)
 
 
-def _slide_adjoint_image(stencil, z, boundary, rank):
+def _correlate(apply, stencil, z, boundary, rank):
     window = stencil.shape[:rank]
     mirrored = jnp.flip(stencil, range(rank))
     if stencil.ndim > rank + 1:
         mirrored = mirrored.swapaxes(-1, -2)
+    images = [(0, 0)] * (z.ndim - rank - 1)
     if boundary == "periodic":
         reach = [(m - 1 - m // 2, m // 2) for m in window]
-        return _apply(mirrored, jnp.pad(z, [*reach, (0, 0)], mode="wrap"), rank)
-    beyond = jnp.pad(z, [*((m - 1, m - 1) for m in window), (0, 0)])
-    return pad_adjoint(_apply(mirrored, beyond, rank), window, boundary)
+        return apply(mirrored, jnp.pad(z, [*images, *reach, (0, 0)], mode="wrap"), rank)
+    beyond = jnp.pad(z, [*images, *((m - 1, m - 1) for m in window), (0, 0)])
+    return pad_adjoint(apply(mirrored, beyond, rank), window, boundary)
 
 
-def _slide_gradient_image(y, z, boundary, shape):
+def _apply_by_xla(stencil, padded, rank):
+    """Σ_j θ_j y_{i+j} over padded grids, by XLA's convolution."""
+    if stencil.ndim > rank + 1:
+        return convolve_by_xla(stencil, padded)
+    # As exact as the sum on a CPU: accelerators would round the products to fewer bits.
+    full = jax.lax.Precision.HIGHEST
+    return convolve_by_xla(stencil[..., None, :], padded, groups=stencil.shape[-1], precision=full)
+
+
+def _gradient_by_xla(y, z, boundary, rank, shape):
+    padded = pad(y, shape[:rank], boundary)
+    any_stencil = jnp.broadcast_to(z[(0,) * z.ndim], shape)  # made from z, so that it varies over devices like z
+    return jax.vjp(lambda stencil: _apply_by_xla(stencil, padded, rank), any_stencil)[1](z)[0]
+
+
+def convolve_by_xla(stencil, padded, *, groups=1, precision=None):
+    """K(θ) y by XLA's convolution: padded features [..., *grid, C_in], groups as XLA's `feature_group_count`.
+
+    The default precision follows `jax.default_matmul_precision`, as a Flax layer does. Every backend sums the products
+    of bfloat16 in float32.
+    """
+    dims = stencil.ndim - 2
+    dtype = jnp.result_type(stencil.dtype, padded.dtype)
+    batch, points = padded.shape[: -1 - dims], padded.shape[-1 - dims :]
+    spatial = "XYZ"[:dims]
+    result = jax.lax.conv_general_dilated(
+        padded.reshape(math.prod(batch), *points).astype(dtype),
+        stencil.astype(dtype),
+        window_strides=(1,) * dims,
+        padding="VALID",
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+        feature_group_count=groups,
+        precision=precision,
+    )
+    return result.reshape(*batch, *result.shape[1:])
+
+
+# --- one image on a CPU -----------------------------------------------------------------------------------------------
+
+
+def _gradient_of_image(y, z, boundary, shape):
     """∂⟨z, K(θ) y⟩/∂θ, shaped as θ."""
     rank = y.ndim - 1
     window = shape[:rank]
@@ -137,23 +183,43 @@ def _offsets(window):
     return np.array(list(itertools.product(*map(range, window))), np.int32)
 
 
-# --- over a batch, as primitives --------------------------------------------------------------------------------------
+# --- as primitives ----------------------------------------------------------------------------------------------------
 
 
-def _over_batch(name, function):
+def _primitive(name, form):
     def apply(stencil, y, *, boundary, rank):
-        return each_image(lambda y: function(stencil, y, boundary, rank), rank + 1, y)
+        def by_image(stencil, y):
+            return one_by_one(lambda y: form(_apply, stencil, y, boundary, rank), rank + 1, y)
+
+        def by_xla(stencil, y):
+            return form(_apply_by_xla, stencil, y, boundary, rank)
+
+        return _on_platform(by_image, by_xla, stencil.shape, rank, stencil, y)
 
     return primitive(name, apply, ("boundary", "rank"), leading_axes=True)
 
 
 def _gradient(y, z, *, boundary, rank, shape):
-    gradients = each_image(partial(_slide_gradient_image, boundary=boundary, shape=shape), rank + 1, y, z)
-    return gradients.reshape(-1, *shape).sum(0)
+    """∂⟨z, K(θ) y⟩/∂θ of a batch."""
+
+    def by_image(y, z):
+        gradients = one_by_one(partial(_gradient_of_image, boundary=boundary, shape=shape), rank + 1, y, z)
+        return gradients.reshape(-1, *shape).sum(0)
+
+    return _on_platform(
+        by_image, partial(_gradient_by_xla, boundary=boundary, rank=rank, shape=shape), shape, rank, y, z
+    )
 
 
-_slide = _over_batch("slide", _slide_image)
-_slide_adjoint = _over_batch("slide_adjoint", _slide_adjoint_image)
+def _on_platform(by_image, by_xla, shape, rank, *arrays):
+    """Chooses when the program is lowered: on a CPU `by_image`, but not for the long patches of a coupled stencil."""
+    coupled, points = len(shape) > rank + 1, math.prod(shape[:rank])
+    short = not coupled or (points <= MAX_PATCH_POINTS and points * shape[rank] <= MAX_PATCH)
+    return jax.lax.platform_dependent(*arrays, cpu=by_image if short else by_xla, default=by_xla)
+
+
+_slide = _primitive("slide", _convolve)
+_slide_adjoint = _primitive("slide_adjoint", _correlate)
 _slide_gradient = primitive("slide_gradient", _gradient, ("boundary", "rank", "shape"))
 
 # For each primitive the cotangents of its two arguments, which are the derivatives of the form in these.

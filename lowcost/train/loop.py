@@ -23,9 +23,9 @@ SAVE_SECONDS = 300
 """The longest time between two checkpoints, even within an epoch."""
 
 
-def dispatch_max() -> int:
+def dispatch_max(mesh: Mesh) -> int:
     """Returns the largest number of steps per dispatch of `fit`: small on a CPU, whose steps are slow."""
-    return 8 if jax.default_backend() == "cpu" else 64
+    return 8 if mesh.devices.flat[0].platform == "cpu" else 64
 
 
 def fit(

@@ -25,12 +25,12 @@ def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
     assert set(row["seconds"]) == set(methods.WAYS["depthwise"])
     out.write_text(json.dumps(row))
     monkeypatch.setenv("LOWCOST_METHODS", str(out))
-    methods._measured.cache_clear()
+    methods._table.cache_clear()
     try:
         fastest = min(row["seconds"], key=row["seconds"].__getitem__)
-        assert methods.choose("auto", "depthwise", (4, 4), (3, 3), 2) == fastest
+        assert {way for _, way in methods.choices("auto", "depthwise", (4, 4), (3, 3), 2)} == {fastest}
     finally:
-        methods._measured.cache_clear()
+        methods._table.cache_clear()
 
 
 def test_autotune_covers_all_operators_and_dimensions():
