@@ -1,24 +1,26 @@
 """Measures the fastest method of every operator on this device, over a grid of sizes, for method="auto".
 
 Writes one line per operator and size: the seconds that value and gradients take by each method. `lowcost` contains such
-a table for CPUs. For another device, or a better table for yours, set the environment variable LOWCOST_METHODS to the
-file.
+a table for CPUs, and tables for accelerators that hold estimates of XLA's compilers (`--compile-for`). For another
+device, or a better table for yours, set the environment variable LOWCOST_METHODS to the file.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 import lowcost
-from experiments.common import entry
+from experiments.common import entry, topologies
 from experiments.common.files import write_rows
 from experiments.common.tables import Row
-from experiments.common.timing import gradients, interleave, random_batch
+from experiments.common.timing import gradients, interleave, random_batch, value_and_gradients
 from lowcost.methods import WAYS
-from lowcost.train.mesh import use_every_core
+from lowcost.train.mesh import replicated, use_every_core
 from lowcost.train.processes import devices
 
 OPERATORS: dict[str, Callable[..., jax.Array]] = {
@@ -49,6 +51,8 @@ class Config:
     """Rounds after one to warm up; each times every method once, and the median counts."""
     short: bool = False
     """Measure the smallest grid alone, with the smallest stencil."""
+    compile_for: str | None = None
+    """A chip that is not here, e.g. v5e:2x2 or h100:1x1x1: take the estimates of its compiler, for fewer sizes."""
     out: Path = Path("methods.json")
     """The table, as JSON lines."""
 
@@ -58,27 +62,32 @@ def main(config: Config) -> None:
     use_every_core(64)
     rows: list[Row] = []
     hopeless = set()
-    for point in points(config.short):
+    for point in points(config.short, config.compile_for is not None):
         kind = tuple(value for key, value in point.items() if key != "n")
-        ways = [way for way in WAYS[point["operator"]] if way != "matmul" or kind not in hopeless]
-        row = measure(point, ways, config.features, config.rounds)
+        ways = [way for way in WAYS[point["operator"]] if (kind, way) not in hopeless]
+        if config.compile_for:
+            row = estimate(point, ways, config.features, config.compile_for)
+        else:
+            row = measure(point, ways, config.features, config.rounds)
         rows.append(row)
-        # Only the matrix product's cost per point grows with the grid, so it stays far behind on larger ones.
-        if row["seconds"].get("matmul", 0) > 4 * min(row["seconds"].values()):
-            hopeless.add(kind)
-        times = "  ".join(f"{way} {1e3 * seconds:.1f} ms" for way, seconds in row["seconds"].items())
+        # Only the matrix product's cost per point grows with the grid, so it stays far behind on larger ones. Rows
+        # without an FFT keep it for the resolvents, which have no direct method.
+        far = row["seconds"].get("matmul", 0) > 4 * min(row["seconds"].values())
+        if far and ("fft" in row["seconds"] or point["operator"] == "coupled"):
+            hopeless.add((kind, "matmul"))
+        times = "  ".join(f"{way} {1e3 * seconds:.2f} ms" for way, seconds in row["seconds"].items())
         print("{operator:9} {dims}-D n={n} m={m} c={channels}: {times}".format(**row, times=times), flush=True)
         write_rows(config.out, rows)
 
 
-def points(short: bool = False) -> Iterator[Row]:
-    """Yields operators and sizes; stencils of several sizes only where the size matters."""
-    for dims, sizes in GRIDS[:1] if short else GRIDS:
+def points(short: bool = False, coarse: bool = False) -> Iterator[Row]:
+    """Yields operators and sizes: the smallest grid if short; in two dimensions if coarse, for slow compilers."""
+    for dims, sizes in GRIDS[:1] if short or coarse else GRIDS:
         for n in sizes[:1] if short else sizes:
-            for channels in CHANNELS if dims == 2 else CHANNELS[:2]:
+            for channels in CHANNELS[1:] if coarse else CHANNELS if dims == 2 else CHANNELS[:2]:
                 for operator in OPERATORS:
                     single = short or dims != 2 or operator == "circulant"
-                    for m in KERNEL_SIZES[:1] if single else KERNEL_SIZES:
+                    for m in KERNEL_SIZES[:1] if single else KERNEL_SIZES[:: 2 if coarse else 1]:
                         yield {"operator": operator, "dims": dims, "n": n, "m": m, "channels": channels}
 
 
@@ -91,21 +100,58 @@ def measure(point: Row, ways: Sequence[str], features: int, rounds: int) -> Row:
         features: numbers in a batch.
         rounds: timed calls of each method.
     """
-    operator, channels = point["operator"], point["channels"]
-    grid, window = ((point[name],) * point["dims"] for name in ("n", "m"))
-    images = features // (point["n"] ** point["dims"] * channels)
-    batch = max(1, images // len(devices())) * len(devices())
-    opening = operator == "coupled" and channels < 32
-    out = 32 if opening else channels
-    shape = (*window, channels, out) if operator == "coupled" else (*window, channels)
-    stencil = jax.random.normal(jax.random.key(0), shape)
-    y, z = random_batch(1, batch, *grid, channels), random_batch(2, batch, *grid, out)
-    arguments = (stencil, y, z, 0 if opening else (0, 1))
-    steps = {way: gradients(partial(OPERATORS[operator], method=way), *arguments) for way in ways}
+    batch = max(1, _images(point, features) // len(devices())) * len(devices())
+    stencil, *features_shapes = _shapes(point, batch)
+    y, z = (random_batch(seed, *shape) for seed, shape in enumerate(features_shapes, 1))
+    arguments = (jax.random.normal(jax.random.key(0), stencil), y, z, _arguments(point))
+    steps = {way: gradients(partial(OPERATORS[point["operator"]], method=way), *arguments) for way in ways}
     seconds = interleave(steps, 1)
     close = {way: step for way, step in steps.items() if seconds[way] < 3 * min(seconds.values())}
     seconds |= interleave(close, rounds)
     return {**point, "batch": batch, "seconds": {way: round(time, 6) for way, time in seconds.items()}}
+
+
+def estimate(point: Row, ways: Sequence[str], features: int, topology: str) -> Row:
+    """Returns the row of one point: the seconds that the compiler of an absent chip estimates, by method.
+
+    XLA makes convolutions of the FFTs on TPUs, which take minutes to compile and are slow. There the FFT is compiled
+    for the largest grid alone.
+    """
+    chip, mesh = topology.partition(":")[0], topologies.mesh(topology, 1)
+    if chip in topologies.CLOCKS and point["n"] < GRIDS[0][1][-1]:
+        ways = [way for way in ways if way != "fft"]
+    batch = max(8, min(128, _images(point, 4 * features)))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh)) for shape in _shapes(point, batch)]
+    seconds = {}
+    for way in ways:
+        operate = partial(OPERATORS[point["operator"]], method=way)
+        lowered = jax.jit(value_and_gradients(operate, _arguments(point))).lower(*arrays)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA compiles some small products only on the device
+            row = topologies.report(topologies.compile_for(lowered, chip), chip)
+            seconds[way] = round(row["milliseconds"] / 1e3, 9)
+    return {**point, "batch": batch, "seconds": seconds, "origin": f"estimated by XLA for {chip}"}
+
+
+def _arguments(point: Row) -> int | tuple[int, int]:
+    """Returns the arguments whose gradients are taken: of an opening layer the stencil alone."""
+    return 0 if _is_opening(point) else (0, 1)
+
+
+def _is_opening(point: Row) -> bool:
+    return point["operator"] == "coupled" and point["channels"] < 32
+
+
+def _images(point: Row, features: int) -> int:
+    return features // (point["n"] ** point["dims"] * point["channels"])
+
+
+def _shapes(point: Row, batch: int) -> list[tuple[int, ...]]:
+    """Returns the shapes of the stencil, of y and of z."""
+    channels = point["channels"]
+    grid, window = ((point[name],) * point["dims"] for name in ("n", "m"))
+    out = 32 if _is_opening(point) else channels
+    coupled = (out,) if point["operator"] == "coupled" else ()
+    return [(*window, channels, *coupled), (batch, *grid, channels), (batch, *grid, out)]
 
 
 if __name__ == "__main__":

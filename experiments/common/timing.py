@@ -20,11 +20,16 @@ def jitted(function: Callable[..., Any], *arguments: Any) -> Step:
     return lambda: jax.block_until_ready(program(*arguments))
 
 
+def value_and_gradients(apply: Callable[..., jax.Array], numbers: Any = (0, 1)) -> Callable[..., Any]:
+    """Returns (weights, y, z) → ⟨apply(weights, y), z⟩ and its gradients by the arguments of these numbers."""
+    return jax.value_and_grad(lambda weights, y, z: jnp.vdot(apply(weights, y), z), numbers)
+
+
 def gradients(
     apply: Callable[..., jax.Array], weights: jax.Array, y: jax.Array, z: jax.Array, numbers: Any = (0, 1)
 ) -> Step:
-    """Returns a call of ⟨apply(weights, y), z⟩ and its gradients with respect to the arguments of these numbers."""
-    return jitted(jax.value_and_grad(lambda weights, y, z: jnp.vdot(apply(weights, y), z), numbers), weights, y, z)
+    """Returns a call of `value_and_gradients` with these arguments."""
+    return jitted(value_and_gradients(apply, numbers), weights, y, z)
 
 
 def random_batch(seed: int, *shape: int) -> jax.Array:

@@ -1,0 +1,160 @@
+"""Compiles training and inference for TPUs and GPUs that are not here, and reads bytes, time and memory per chip.
+
+XLA's compilers run without a device. In an environment of its own run `pip install -c constraints.txt
+'.[experiments,tpu,compile-gpu]'`. The times are estimates: they rank programs for one chip, and are no measurements.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+
+from experiments.common import entry, flax_networks, topologies
+from experiments.common.config import Architecture, values
+from experiments.common.provenance import commit
+from experiments.common.recipes import RECIPES
+from experiments.common.results import Results
+from experiments.common.tables import Columns, Row, page, table
+from lowcost import nn
+from lowcost.train.mesh import over_batch, replicated
+from lowcost.train.state import create_state
+from lowcost.train.step import make_train_step, repeat, to_unit_range
+
+FLAX = {"flax resnet": flax_networks.ResNet, "flax mobilenet": flax_networks.MobileNet}
+"""What ours are compared with: plain Flax networks with circular padding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compile, and where to write the figures."""
+
+    topologies: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Chips and their shape, e.g. v5e:2x2, v6e:2x2, v5p:2x2x1, h100:1x1x8."""
+    architectures: tuple[Architecture, ...] = get_args(Architecture)
+    """Our networks."""
+    width: nn.Width = "A"
+    """Channels of the blocks. A: 32, 64, 128. B: 48, 96, 192. C: 32, 64, 128, 256."""
+    per_chip: int = 128
+    """Images per chip and step."""
+    size: int = 32
+    """Pixels per side of the images."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the features."""
+    modes: tuple[Literal["train", "inference"], ...] = ("train", "inference")
+    """What to compile."""
+    out: Path = Path("runs/results/compile_for")
+    """Writes OUT.md and OUT.jsonl."""
+
+
+def main(config: Config) -> None:
+    """Compiles all networks for all topologies, writes both files after each, prints the tables."""
+    results = Results(config, markdown)
+    shared = values(config, "width", "per_chip", "size", "dtype")
+    for topology in config.topologies:
+        mesh = topologies.mesh(topology)
+        for name in (*FLAX, *config.architectures):
+            net = network(name, config.width, config.dtype)
+            for mode in config.modes:
+                row = measure(net, mesh, topology, mode, config.per_chip, (config.size, config.size, 3))
+                results.add([{"topology": topology, "network": name, "mode": mode, **shared, **row}])
+                print(
+                    f"{topology} {name} {mode}: {row['milliseconds']:.2f} ms, {row['bytes'] / 1e9:.2f} GB", flush=True
+                )
+    results.show()
+
+
+def network(name: str, width: nn.Width | tuple[int, ...], dtype: str) -> flax.linen.Module:
+    """Returns one of our networks, or one of `FLAX`, for ten classes."""
+    if name in FLAX:
+        return FLAX[name](nn.block_channels(width), 10, dtype=jnp.dtype(dtype))
+    return nn.network(name, width, 10, dtype=jnp.dtype(dtype))  # type: ignore[arg-type]
+
+
+def measure(
+    net: flax.linen.Module, mesh: Mesh, topology: str, mode: str, per_chip: int, shape: tuple[int, ...], steps: int = 0
+) -> Row:
+    """Returns what XLA reports of a program of one network, see `topologies.report`.
+
+    Args:
+        net: the network.
+        mesh: the devices.
+        topology: their name.
+        mode: "train" for one step of the recipe "paper", or "inference".
+        per_chip: images per chip.
+        shape: of an image.
+        steps: number of steps in one program, as `repeat` runs them; 0 for a single one, without a loop.
+    """
+    chip = topology.partition(":")[0]
+    started = time.monotonic()
+    with jax.set_mesh(mesh):
+        program, arguments = (_training if mode == "train" else _inference)(
+            net, mesh, per_chip * mesh.size, shape, steps
+        )
+        compiled = topologies.compile_for(program.lower(*arguments), chip)
+    seconds = round(time.monotonic() - started, 1)
+    about = {"chips": mesh.size, "jax_version": jax.__version__, "commit": commit()}
+    return {**topologies.report(compiled, chip), "compile_seconds": seconds, **about}
+
+
+def _training(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: int) -> tuple[Any, list[Any]]:
+    recipe = RECIPES["paper"]
+    optimizer = recipe.transformation(300, 390)
+    step = make_train_step(net, optimizer, recipe.augmentation(True), 390)
+    state = jax.eval_shape(lambda: create_state(net, optimizer, jax.random.key(0), shape))
+    kinds = [(shape, np.uint8), ((), np.int32), ((), np.int32)]
+    lead = (steps,) if steps else ()
+    arrays = [jax.ShapeDtypeStruct((*lead, batch, *s), t, sharding=over_batch(mesh, len(lead))) for s, t in kinds]
+    number = [jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))] if steps else []
+    program = jax.jit(repeat(step) if steps else step, donate_argnums=0, out_shardings=replicated(mesh))
+    return program, [_everywhere(state, mesh), *number, *arrays]
+
+
+def _inference(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: int) -> tuple[Any, list[Any]]:
+    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape))))
+    images = jax.ShapeDtypeStruct((batch, *shape), np.uint8, sharding=over_batch(mesh))
+    program = jax.jit(lambda variables, images: net.apply(variables, to_unit_range(images)))
+    return program, [_everywhere(variables, mesh), images]
+
+
+def _everywhere(tree: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree)
+
+
+def markdown(rows: list[Row], name: str = "compile_for") -> str:
+    """Returns the page, with one table per topology and mode; `name` is that of its files."""
+    tables = []
+    for topology, mode in dict.fromkeys((row["topology"], row["mode"]) for row in rows):
+        some = [row for row in rows if (row["topology"], row["mode"]) == (topology, mode)]
+        ours = next((row for row in some if row["network"] == "resnet"), some[0])
+        some = [row | {f"{key} ratio": row[key] / ours[key] for key in ("milliseconds", "bytes")} for row in some]
+        columns: Columns = {
+            "network": "{network}",
+            "ms": "{milliseconds:.2f}",
+            f"to {ours['network']}": "{milliseconds ratio:.2f}",
+            "GB": lambda row: f"{row['bytes'] / 1e9:.2f}",
+            "to it": "{bytes ratio:.2f}",
+            "GFLOP": lambda row: f"{row['flops'] / 1e9:.1f}" if row["flops"] else "",
+            "MiB": lambda row: f"{row['temporary_bytes'] / 2**20:.0f}",
+            "exchanged": lambda row: exchanged(row),
+            "copies": "{copies}",
+            "compile s": "{compile_seconds:.0f}",
+        }
+        tables.append(f"## {topology}, {mode}\n\n{table(some, columns)}")
+    return page(rows, name, "compile_for", tables="\n\n".join(tables))
+
+
+def exchanged(row: Row) -> str:
+    """Returns the collectives of a program in words."""
+    kinds = ", ".join(f"{number} {kind}" for kind, number in row["collectives"].items())
+    return f"{kinds}: {row['collective_bytes'] / 1e3:,.0f} kB" if kinds else ""
+
+
+if __name__ == "__main__":
+    entry.run(main, Config)

@@ -1,0 +1,130 @@
+"""experiments.compile_for: programs for accelerators that are not here; skipped where their compilers are missing."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import compile_for
+from experiments.common import topologies
+from lowcost.nn import ARCHITECTURES, network
+
+COMPILERS = {"v5e:16x16": "libtpu", "h100:1x1x8": "jax_cuda12_plugin"}
+COMMITTED = Path(__file__).with_name("compiled_bytes.json")
+SHAPE = (16, 16, 3)
+
+
+def compiled(architecture, topology):
+    """The report of two training steps of a small network in one program."""
+    if importlib.util.find_spec(COMPILERS[topology]) is None:
+        pytest.skip(f"{COMPILERS[topology]} is not installed")
+    net = network(architecture, (8, 16), 10, steps_per_block=1)
+    mesh = topologies.mesh(topology)
+    return net, compile_for.measure(net, mesh, topology, "train", 8, SHAPE, steps=2)
+
+
+@pytest.mark.parametrize("topology", COMPILERS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_training_program(architecture, topology):
+    """A step moves no features between chips, reuses the memory of its state, and moves the bytes that it did."""
+    net, row = compiled(architecture, topology)
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *SHAPE))))["params"]
+    weights = jax.tree.leaves(params)
+    assert row["gathered_max"] <= 3 * 3 * 16 * 16  # of the stencil that makes K_circ fully coupled
+    assert row["float64"] == row["host_calls"] == 0
+    assert set(row["collectives"]) == {"all-reduce"}
+    assert row["donated"] >= 3 * len(weights)  # the weights and Adam's two moments
+    assert row["bytes"] == pytest.approx(json.loads(COMMITTED.read_text())[topology][architecture], rel=0.1)
+
+
+HLO = """HloModule step, input_output_alias={ {0}: (0, {}, may-alias), {1}: (1, {}, may-alias) }
+
+%f (a: f32[8,8], b: f32[8,8]) -> f32[8,8] {
+  ROOT %sum.1 = f32[8,8]{1,0} add(%a, %b)
+}
+
+%body.2 (p: f32[8,8]) -> f32[16,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %gathered = f32[16,8]{1,0} all-gather(f32[8,8]{1,0} %p), dimensions={0}
+}
+
+ENTRY %main (x: f32[8,8], w: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  %w = f32[8,8]{1,0} parameter(1)
+  %fusion = f32[8,8]{1,0:T(8,128)} fusion(%x, %w), kind=kOutput, calls=%f, backend_config={"estimated_cycles":"3000"}
+  %sum = (f32[8,8]{1,0}, bf16[4]{0}) all-reduce(%fusion, %w), to_apply=%add
+  %loop = f32[16,8]{1,0} while(%x), condition=%less, body=%body.2
+  ROOT %copy = f32[8,8]{0,1} copy(%fusion), backend_config={"estimated_cycles":"1500"}
+}
+"""
+
+
+class Compiled:
+    """Stands for a compiled program."""
+
+    temp_size_in_bytes, generated_code_size_in_bytes = 5, 6
+
+    def as_text(self):
+        return HLO
+
+    def cost_analysis(self):
+        return None
+
+    def memory_analysis(self):
+        return self
+
+
+def test_what_is_read_from_a_program():
+    """Cycles, bytes of operands and results, collectives, gathers inside loops, and donated arguments."""
+    row = topologies.report(Compiled(), "v5e")
+    assert row["milliseconds"] == pytest.approx(4500 / 1.5e9 * 1e3)
+    assert row["bytes"] == 256 * 3 + (256 + 8 + 256 * 2) + 256 * 2 + (512 + 256)
+    assert (row["collectives"], row["collective_bytes"]) == ({"all-gather": 1, "all-reduce": 1}, 512 + 256 + 8)
+    assert (row["gathered_max"], row["copies"], row["donated"], row["float64"]) == (128, 1, 2, 0)
+    assert (row["temporary_bytes"], row["code_bytes"], row["flops"]) == (5, 6, None)
+
+
+def test_calls_of_a_library_take_the_time_of_their_bytes():
+    """XLA has no estimate for them."""
+    milliseconds = topologies.report(Compiled(), "h100")["milliseconds"]
+    assert milliseconds == pytest.approx(1e3 * topologies.report(Compiled(), "h100")["bytes"] / 3352.32e9)
+
+
+@pytest.mark.parametrize("topology", ["v5e", "b200:1x1x8", ":2x2"])
+def test_an_unknown_topology_is_an_error(topology):
+    with pytest.raises(ValueError, match=f"topology must be a chip and a shape, e.g. v4:2x2.*got '{topology}'"):
+        topologies.mesh(topology)
+
+
+def test_a_missing_compiler_is_an_error():
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is installed")
+    with pytest.raises(ImportError, match="the extra 'tpu' must be installed"):
+        topologies.mesh("v5e:2x2")
+
+
+def test_the_page_compares_with_our_resnet():
+    """One table per topology and mode, with ratios to our ResNet."""
+    common = {"topology": "v5e:2x2", "width": "A", "per_chip": 128, "size": 32, "dtype": "float32", "jax_version": "0"}
+    report = topologies.report(Compiled(), "v5e") | {"compile_seconds": 1.0}
+    rows = [
+        {**common, **report, "network": name, "mode": mode, "milliseconds": ms}
+        for mode in ("train", "inference")
+        for name, ms in (("resnet", 2.0), ("implicit_rd", 1.0))
+    ]
+    page = compile_for.markdown(rows)
+    assert page.count("## v5e:2x2") == 2
+    assert "| implicit_rd | 1.00 | 0.50 |" in page
+    assert "1 all-gather, 1 all-reduce: 1 kB" in page
+
+
+@pytest.mark.parametrize("name", compile_for.FLAX)
+def test_the_flax_networks_have_the_shapes_of_ours(name):
+    net = compile_for.network(name, (4, 8), "float32")
+    images = jnp.zeros((2, 8, 8, 3))
+    logits, updates = net.apply(net.init(jax.random.key(0), images), images, train=True, mutable=["batch_stats"])
+    assert logits.shape == (2, 10)
+    assert updates["batch_stats"]
