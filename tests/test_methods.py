@@ -177,3 +177,13 @@ def test_the_table_for_cpus():
     for row in rows:
         assert set(row["seconds"]) | {"matmul"} == set(methods.WAYS[row["operator"]])
         assert all(seconds > 0 for seconds in row["seconds"].values())
+
+
+def test_accelerators_convolve_bfloat16_as_it_is():
+    """Features in float32 would take twice the bytes; XLA sums the products in float32."""
+    stencil, y = jnp.ones((3, 3, 4, 4), jnp.bfloat16), jnp.ones((2, 8, 8, 4), jnp.bfloat16)
+    gradients = jax.grad(lambda stencil, y: lowcost.fully_coupled(stencil, y).astype(jnp.float32).sum(), (0, 1))
+    text = lowered(gradients, stencil, y, platform="tpu")
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(convolutions) >= 2
+    assert not [line for line in convolutions if "xf32" in line]

@@ -56,9 +56,10 @@ def slide_adjoint(stencil: jax.Array, z: jax.Array, boundary: str, *, coupled: b
 
 
 def _bind(operator, stencil, y, boundary, coupled):
-    promoted = promote(y)
-    stencil = jnp.asarray(stencil, promoted.dtype)
-    result = operator.bind(stencil, promoted, boundary=boundary, rank=stencil.ndim - 1 - coupled)
+    # XLA's convolutions sum products of bfloat16 in float32; a coupled stencil of that type moves half the bytes.
+    dtype = jnp.result_type(stencil, y) if coupled else promote(y).dtype
+    stencil, features = jnp.asarray(stencil, dtype), jnp.asarray(y, dtype)
+    result = operator.bind(stencil, features, boundary=boundary, rank=stencil.ndim - 1 - coupled)
     return result.astype(jnp.result_type(y))
 
 
@@ -79,7 +80,7 @@ def _correlate(apply, stencil, z, boundary, rank):
         reach = [(m - 1 - m // 2, m // 2) for m in window]
         return apply(mirrored, jnp.pad(z, [*images, *reach, (0, 0)], mode="wrap"), rank)
     beyond = jnp.pad(z, [*images, *((m - 1, m - 1) for m in window), (0, 0)])
-    return pad_adjoint(apply(mirrored, beyond, rank), window, boundary)
+    return pad_adjoint(promote(apply(mirrored, beyond, rank)), window, boundary).astype(z.dtype)
 
 
 def _apply_by_xla(stencil, padded, rank):
@@ -189,7 +190,10 @@ def _offsets(window):
 def _primitive(name, form):
     def apply(stencil, y, *, boundary, rank):
         def by_image(stencil, y):
-            return one_by_one(lambda y: form(_apply, stencil, y, boundary, rank), rank + 1, y)
+            def one(image):
+                return form(_apply, promote(stencil), promote(image), boundary, rank).astype(y.dtype)
+
+            return one_by_one(one, rank + 1, y)
 
         def by_xla(stencil, y):
             return form(_apply_by_xla, stencil, y, boundary, rank)
@@ -203,8 +207,10 @@ def _gradient(y, z, *, boundary, rank, shape):
     """∂⟨z, K(θ) y⟩/∂θ of a batch."""
 
     def by_image(y, z):
-        gradients = one_by_one(partial(_gradient_of_image, boundary=boundary, shape=shape), rank + 1, y, z)
-        return gradients.reshape(-1, *shape).sum(0)
+        def one(y, z):
+            return _gradient_of_image(promote(y), promote(z), boundary, shape)
+
+        return one_by_one(one, rank + 1, y, z).reshape(-1, *shape).sum(0).astype(z.dtype)
 
     return _on_platform(
         by_image, partial(_gradient_by_xla, boundary=boundary, rank=rank, shape=shape), shape, rank, y, z
