@@ -1,7 +1,7 @@
 """Compiles training and inference for TPUs and GPUs that are not here, and reads bytes, time and memory per chip.
 
-XLA's compilers run without a device. In an environment of its own run `pip install -c constraints.txt
-'.[experiments,tpu,compile-gpu]'`. The times are estimates: they rank programs for one chip, and are no measurements.
+XLA's compilers run without a device: `pip install '.[experiments,tpu,compile-gpu]'` in an environment of its own. The
+times are estimates: they rank programs for one chip, and are no measurements.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Compiles all networks for all topologies, writes both files after each, prints the tables."""
-    results = Results(config, markdown)
+    results = Results(config, markdown, without=("topologies",))
     shared = values(config, "width", "per_chip", "size", "dtype")
     for topology in config.topologies:
         mesh = topologies.mesh(topology)
@@ -147,7 +147,8 @@ def markdown(rows: list[Row], name: str = "compile_for") -> str:
             "compile s": "{compile_seconds:.0f}",
         }
         tables.append(f"## {topology}, {mode}\n\n{table(some, columns)}")
-    return page(rows, name, "compile_for", tables="\n\n".join(tables))
+    names = " ".join(dict.fromkeys(row["topology"] for row in rows))
+    return page(rows, name, f"compile_for {names}", tables="\n\n".join(tables))
 
 
 def exchanged(row: Row) -> str:

@@ -72,6 +72,6 @@ def test_texts_name_one_installation_command():
     for path in (*ROOT.glob("lowcost/**/*.py"), *ROOT.glob("experiments/**/*.py")):
         text = path.read_text()
         for command in re.findall(r"pip install ([^`\"]*)", text):
-            names = re.match(r"'\.\[([\w,]+|\{name\})\]'", command)
+            names = re.match(r"'\.\[([\w,-]+|\{name\})\]'", command)
             assert names, (path, command)
             assert names[1] == "{name}" or {*names[1].split(",")} <= {*extras}, (path, command)

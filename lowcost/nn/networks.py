@@ -64,9 +64,9 @@ def network(
         steps_per_block: number of steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
-        remat: store only each block's input for the backward pass and recompute the rest (`jax.checkpoint`).
-            With width A this stores a tenth of the bytes and needs about a third more operations. It is meant for
-            accelerators: XLA's CPU scheduler recomputes too early and saves little memory.
+        remat: store only each block's input for the backward pass and recompute the rest (`jax.checkpoint`), about a
+            third more operations. It is meant for accelerators: XLA's CPU scheduler recomputes too early and saves
+            little memory.
         opening_init: initialiser of the stencil of the first layer (the opening), [*window, C_in, features], e.g.
             `initializers.patch_whitening(images)`.
 

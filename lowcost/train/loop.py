@@ -24,7 +24,11 @@ SAVE_SECONDS = 300
 
 
 def dispatch_max(mesh: Mesh) -> int:
-    """Returns the largest number of steps per dispatch of `fit`: small on a CPU, whose steps are slow."""
+    """Returns the largest number of steps per dispatch of `fit`: small on a CPU, whose steps are slow.
+
+    Args:
+        mesh: the devices.
+    """
     return 8 if mesh.devices.flat[0].platform == "cpu" else 64
 
 
