@@ -17,6 +17,11 @@ COMMITTED = Path(__file__).with_name("compiled_bytes.json")
 SHAPE = (16, 16, 3)
 
 
+@pytest.fixture
+def no_mesh():
+    """The mesh of the absent devices is set here, and only while a program is lowered."""
+
+
 def compiled(architecture, topology):
     """The report of two training steps of a small network in one program."""
     if importlib.util.find_spec(COMPILERS[topology]) is None:
