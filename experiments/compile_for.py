@@ -141,7 +141,7 @@ def markdown(rows: list[Row], name: str = "compile_for") -> str:
             "GB": lambda row: f"{row['bytes'] / 1e9:.2f}",
             "to it": "{bytes ratio:.2f}",
             "GFLOP": lambda row: f"{row['flops'] / 1e9:.1f}" if row["flops"] else "",
-            "MiB": lambda row: f"{row['temporary_bytes'] / 2**20:.0f}",
+            "MiB": lambda row: f"{row['temporary_bytes'] / 2**20:.0f}" if row["temporary_bytes"] else "",
             "exchanged": lambda row: exchanged(row),
             "copies": "{copies}",
             "compile s": "{compile_seconds:.0f}",

@@ -7,7 +7,7 @@ import pytest
 import tyro
 from faults import table as faults
 
-from experiments import ablation, deploy, depth, figure1, robustness, stability, table1, throughput
+from experiments import ablation, compile_for, deploy, depth, figure1, robustness, stability, table1, throughput
 from experiments.common import table2_page
 from experiments.common.config import flags
 from experiments.common.files import read_rows
@@ -17,7 +17,7 @@ from experiments.common.tables import source
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PAGES = {
     **{module.__name__.rpartition(".")[2]: module for module in (ablation, deploy, depth, figure1, robustness)},
-    **{module.__name__.rpartition(".")[2]: module for module in (stability, table1, throughput)},
+    **{module.__name__.rpartition(".")[2]: module for module in (compile_for, stability, table1, throughput)},
     "table2": table2_page,
     "faults": faults,
 }
