@@ -51,15 +51,15 @@ def images():
     return jax.random.uniform(jax.random.key(0), (12, 12, 10, 3))
 
 
-def assert_drawn(pictures, outcomes):
+def assert_drawn(images, outcomes):
     """Each picture is one of the outcomes, and each of these is drawn as often as it stands among them.
 
     All of them occur, and χ² is what fair draws give in all but one of a million cases.
     """
-    expected, counts = Counter(map(np.ndarray.tobytes, outcomes)), Counter(map(np.ndarray.tobytes, pictures))
+    expected, counts = Counter(map(np.ndarray.tobytes, outcomes)), Counter(map(np.ndarray.tobytes, images))
     assert counts.keys() == expected.keys()
     if len(expected) > 1:
-        frequencies = [len(pictures) * times / len(outcomes) for times in expected.values()]
+        frequencies = [len(images) * times / len(outcomes) for times in expected.values()]
         assert stats.chisquare([counts[each] for each in expected], frequencies).pvalue > 1e-6
 
 

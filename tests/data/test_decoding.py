@@ -110,7 +110,7 @@ def test_transparency_shows_white(mode, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_upright(orientation, tmp_path):
+def test_images_are_upright(orientation, tmp_path):
     """Read as the EXIF orientation says, whole and cut to a square."""
     picture, exif = noise(8, 24).resize((96, 32)), Image.Exif()
     exif[0x0112] = orientation
@@ -151,7 +151,7 @@ def test_resizing_is_antialiased(size, tmp_path):
         ([(50, 300), (64, 500), (200, 200)], (64, 64)),
     ],
 )
-def test_the_size_that_pictures_come_to(sizes, expected, tmp_path):
+def test_the_size_that_images_come_to(sizes, expected, tmp_path):
     paths = [str(tmp_path / f"{i}.jpg") for i in range(len(sizes))]
     for path, size in zip(paths, sizes, strict=True):
         Image.new("RGB", size[::-1]).save(path)

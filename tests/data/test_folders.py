@@ -1,4 +1,4 @@
-"""A folder of pictures: what it must look like, and the cache that spares decoding it twice."""
+"""A folder of images: what it must look like, and the cache that spares decoding it twice."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lowcost.data import decoding as pictures_module
+from lowcost.data import decoding as decoding_module
 from lowcost.data import folder, folders
 
 
@@ -23,9 +23,9 @@ def write(path, value=0, size=(8, 8)):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_folder(tmp_path):
     """Three classes, of which "emu" has no test images; the red value tells the files apart."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "image_folder"
     names = (
         "train/cat/b.png",
         "train/cat/a.PNG",
@@ -59,8 +59,8 @@ def only_file(cache):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_classes_and_files_are_in_the_order_of_their_names(pictures, tmp_path, cached):
-    data = folder(pictures, cache_dir=tmp_path / "cache" if cached else None)
+def test_classes_and_files_are_in_the_order_of_their_names(image_folder, tmp_path, cached):
+    data = folder(image_folder, cache_dir=tmp_path / "cache" if cached else None)
     assert data.classes == ("ant", "cat", "emu")
     assert data.image_shape == (8, 8, 3)
     assert reds(data.train) == [80, 40, 0, 120]
@@ -70,13 +70,13 @@ def test_classes_and_files_are_in_the_order_of_their_names(pictures, tmp_path, c
     assert data.flip
 
 
-def test_every_suffix_is_read_and_what_is_passed_over_is_counted(pictures, tmp_path, capsys):
+def test_every_suffix_is_read_and_what_is_passed_over_is_counted(image_folder, tmp_path, capsys):
     """Links are followed; a line per split counts the entries left out, by kind; an empty count is no line."""
     for suffix in ("WebP", "bmp", "tif", "TIFF", "gif", "jfif", "jpe"):
         image = Image.new("RGB", (8, 8), (0, 0, 0))
-        path = pictures / "train" / "emu" / f"z.{suffix}"
+        path = image_folder / "train" / "emu" / f"z.{suffix}"
         image.save(path, "JPEG" if suffix in ("jfif", "jpe") else None)
-    folder(pictures)
+    folder(image_folder)
     assert capsys.readouterr().err == ""
     for name in (
         "train/.DS_Store",
@@ -88,21 +88,21 @@ def test_every_suffix_is_read_and_what_is_passed_over_is_counted(pictures, tmp_p
         "train/.git/a.png",
         "train/README.png",
     ):
-        (pictures / name).parent.mkdir(exist_ok=True)
-        (pictures / name).write_text("not a picture")
-    os.mkfifo(pipe := pictures / "train/cat/pipe.png")
+        (image_folder / name).parent.mkdir(exist_ok=True)
+        (image_folder / name).write_text("not an image")
+    os.mkfifo(pipe := image_folder / "train/cat/pipe.png")
     release = threading.Timer(5, lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))  # whoever waits
     release.start()
     write(tmp_path / "elsewhere" / "z.png", 250)
-    (pictures / "train/cat/z.png").symlink_to(tmp_path / "elsewhere" / "z.png")
-    (pictures / "train/zoo").symlink_to(tmp_path / "elsewhere")
-    data = folder(pictures)
+    (image_folder / "train/cat/z.png").symlink_to(tmp_path / "elsewhere" / "z.png")
+    (image_folder / "train/zoo").symlink_to(tmp_path / "elsewhere")
+    data = folder(image_folder)
     release.cancel()
     assert data.classes == ("ant", "cat", "emu", "zoo")
     assert reds(data.train) == [80, 40, 0, 250, 120, *[0] * 7, 250]
     (line,) = capsys.readouterr().err.splitlines()
     head, kinds = line.split(" entries: ")
-    assert head == f"{pictures / 'train'}: ignored 9"
+    assert head == f"{image_folder / 'train'}: ignored 9"
     assert sorted(kinds.split(", ")) == [
         "1 folders inside a class",
         "1 images outside a class",
@@ -113,35 +113,35 @@ def test_every_suffix_is_read_and_what_is_passed_over_is_counted(pictures, tmp_p
     ]
 
 
-def test_names_in_errors_and_reports_cannot_forge_a_line(pictures, capsys):
+def test_names_in_errors_and_reports_cannot_forge_a_line(image_folder, capsys):
     """Neither by control characters nor by bytes that are not UTF-8."""
     evil = b"\x1b[2Ja\nerror: b\xff"
-    os.mkdir(os.fsencode(pictures) + b"/train/" + evil)
+    os.mkdir(os.fsencode(image_folder) + b"/train/" + evil)
     shown = "\\x1b[2Ja\\nerror: b\\udcff"
 
     def refused():
         with pytest.raises(ValueError, match=r"train|test") as error:
-            folder(pictures)
+            folder(image_folder)
         assert shown in str(error.value)
         assert str(error.value).isprintable()
 
     refused()  # no images in it
-    Image.new("RGB", (8, 8)).save(image := os.fsencode(pictures) + b"/train/" + evil + b"/" + evil + b".png")
-    assert len(folder(pictures).classes) == 4
+    Image.new("RGB", (8, 8)).save(image := os.fsencode(image_folder) + b"/train/" + evil + b"/" + evil + b".png")
+    assert len(folder(image_folder).classes) == 4
     with open(image, "wb") as file:
         file.write(b"no image")
     refused()
-    os.rename(os.fsencode(pictures) + b"/train/" + evil, os.fsencode(pictures) + b"/test/" + evil)
+    os.rename(os.fsencode(image_folder) + b"/train/" + evil, os.fsencode(image_folder) + b"/test/" + evil)
     refused()  # no such class in train
     assert capsys.readouterr().err == ""
-    with open(os.fsencode(pictures) + b"/train/cat/a." + evil, "wb"):
+    with open(os.fsencode(image_folder) + b"/train/cat/a." + evil, "wb"):
         pass
     refused()
     (line,) = capsys.readouterr().err.splitlines()
     assert shown.lower() in line
     assert line.isprintable()
     for i in range(100):
-        (pictures / "train" / "cat" / f"part.{i}").touch()
+        (image_folder / "train" / "cat" / f"part.{i}").touch()
     refused()
     (line,) = capsys.readouterr().err.splitlines()
     assert "ignored 101 entries: " in line
@@ -160,12 +160,12 @@ def remove(path):
         (
             lambda root: remove(root),
             FileNotFoundError,
-            r"pictures must be a folder, got none; data_dir must hold train/<class>/ and",
+            r"image_folder must be a folder, got none; data_dir must hold train/<class>/ and",
         ),
         (
             lambda root: (remove(root), root.write_text("")),
             NotADirectoryError,
-            r"pictures must be a folder, got another file; data_dir must hold train/",
+            r"image_folder must be a folder, got another file; data_dir must hold train/",
         ),
         (
             lambda root: remove(root / "train"),
@@ -199,24 +199,24 @@ def remove(path):
     ],
 )
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_folder_that_is_not_as_expected(pictures, tmp_path, spoil, error, message, cached):
-    spoil(pictures)
+def test_a_folder_that_is_not_as_expected(image_folder, tmp_path, spoil, error, message, cached):
+    spoil(image_folder)
     cache = tmp_path / "cache"
     with pytest.raises(error, match=message) as caught:
-        folder(pictures, cache_dir=cache if cached else None)
+        folder(image_folder, cache_dir=cache if cached else None)
     assert "\n" not in str(caught.value)
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_an_image_size_below_one_pixel_is_refused(pictures):
+def test_an_image_size_below_one_pixel_is_refused(image_folder):
     with pytest.raises(ValueError, match="image_size must be at least 1 or None, got 0"):
-        folder(pictures, image_size=0)
+        folder(image_folder, image_size=0)
 
 
-def test_the_second_start_does_not_decode(pictures, tmp_path, no_decoding):
-    first = folder(pictures, cache_dir=tmp_path / "cache")
+def test_the_second_start_does_not_decode(image_folder, tmp_path, no_decoding):
+    first = folder(image_folder, cache_dir=tmp_path / "cache")
     no_decoding()
-    second = folder(str(pictures), cache_dir=str(tmp_path / "cache"))
+    second = folder(str(image_folder), cache_dir=str(tmp_path / "cache"))
     assert isinstance(second.train.images, np.memmap)
     assert not second.train.images.flags.writeable
     assert second.classes == first.classes
@@ -236,10 +236,10 @@ def test_the_second_start_does_not_decode(pictures, tmp_path, no_decoding):
     ],
     ids=["content", "time", "class", "added", "removed"],
 )
-def test_whatever_changes_is_seen(pictures, tmp_path, change):
-    folder(pictures, cache_dir=tmp_path / "cache")
-    change(pictures)
-    cached, fresh = folder(pictures, cache_dir=tmp_path / "cache"), folder(pictures)
+def test_whatever_changes_is_seen(image_folder, tmp_path, change):
+    folder(image_folder, cache_dir=tmp_path / "cache")
+    change(image_folder)
+    cached, fresh = folder(image_folder, cache_dir=tmp_path / "cache"), folder(image_folder)
     for split in ("train", "test"):
         np.testing.assert_array_equal(getattr(cached, split).images, getattr(fresh, split).images)
         np.testing.assert_array_equal(getattr(cached, split).labels, getattr(fresh, split).labels)
@@ -247,22 +247,22 @@ def test_whatever_changes_is_seen(pictures, tmp_path, change):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a time of status change")
-def test_images_of_equal_size_and_time_that_are_exchanged_are_seen(pictures, tmp_path):
-    one, other, aside = pictures / "train/cat/a.PNG", pictures / "train/cat/b.png", pictures / "aside"
+def test_images_of_equal_size_and_time_that_are_exchanged_are_seen(image_folder, tmp_path):
+    one, other, aside = image_folder / "train/cat/a.PNG", image_folder / "train/cat/b.png", image_folder / "aside"
     for path in (one, other):
         path.write_bytes(path.read_bytes() + bytes(200 - path.stat().st_size))
         os.utime(path, ns=(0, 0))
-    before = reds(folder(pictures, cache_dir=tmp_path / "cache").train)
+    before = reds(folder(image_folder, cache_dir=tmp_path / "cache").train)
     time.sleep(0.02)  # a kernel may count time in steps of 10 ms
     one.rename(aside), other.rename(one), aside.rename(other)
-    after = reds(folder(pictures, cache_dir=tmp_path / "cache").train)
-    assert after == reds(folder(pictures).train)
+    after = reds(folder(image_folder, cache_dir=tmp_path / "cache").train)
+    assert after == reds(folder(image_folder).train)
     assert after != before
 
 
-def test_each_image_size_has_its_own_cache(pictures, tmp_path):
-    assert folder(pictures, cache_dir=tmp_path / "cache").image_shape == (8, 8, 3)
-    assert folder(pictures, image_size=16, cache_dir=tmp_path / "cache").image_shape == (16, 16, 3)
+def test_each_image_size_has_its_own_cache(image_folder, tmp_path):
+    assert folder(image_folder, cache_dir=tmp_path / "cache").image_shape == (8, 8, 3)
+    assert folder(image_folder, image_size=16, cache_dir=tmp_path / "cache").image_shape == (16, 16, 3)
 
 
 def flipped(whole, position):
@@ -293,77 +293,77 @@ def flipped(whole, position):
         *("header bit", "first bit", "last bit", "digest bit", "other digest"),
     ],
 )
-def test_a_damaged_cache_is_made_again(pictures, tmp_path, no_decoding, damage, capsys):
+def test_a_damaged_cache_is_made_again(image_folder, tmp_path, no_decoding, damage, capsys):
     """And a line says so."""
     cache = tmp_path / "cache"
-    folder(pictures, cache_dir=cache)
+    folder(image_folder, cache_dir=cache)
     whole = only_file(cache).read_bytes()
     assert damage(whole) != whole
     only_file(cache).write_bytes(damage(whole))
     assert capsys.readouterr().err == ""
-    assert reds(folder(pictures, cache_dir=cache).test) == [160, 200]
+    assert reds(folder(image_folder, cache_dir=cache).test) == [160, 200]
     assert only_file(cache).read_bytes() == whole
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {only_file(cache)} cannot be used (")
     assert line.endswith("; it is replaced")
     no_decoding()
-    folder(pictures, cache_dir=cache)
+    folder(image_folder, cache_dir=cache)
     assert capsys.readouterr().err == ""
 
 
-def test_the_cache_of_other_images_under_this_name_is_made_again(pictures, tmp_path, capsys):
+def test_the_cache_of_other_images_under_this_name_is_made_again(image_folder, tmp_path, capsys):
     """As when two files were exchanged: each is whole, and has the right shape."""
-    folder(pictures, cache_dir=tmp_path / "cache")
-    write(pictures / "train/cat/a.PNG", 230)
-    folder(pictures, cache_dir=tmp_path / "cache")
+    folder(image_folder, cache_dir=tmp_path / "cache")
+    write(image_folder / "train/cat/a.PNG", 230)
+    folder(image_folder, cache_dir=tmp_path / "cache")
     one, other = (tmp_path / "cache").iterdir()
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
-    assert reds(folder(pictures, cache_dir=tmp_path / "cache").train) == [80, 230, 0, 120]
+    assert reds(folder(image_folder, cache_dir=tmp_path / "cache").train) == [80, 230, 0, 120]
     assert capsys.readouterr().err.count("warning: ") == 1
 
 
-def test_a_failure_leaves_no_cache_behind(pictures, tmp_path):
+def test_a_failure_leaves_no_cache_behind(image_folder, tmp_path):
     """Nor the folders made for it; a cache that held something else keeps it."""
-    (pictures / "train" / "cat" / "z.png").write_bytes(b"no picture")
+    (image_folder / "train" / "cat" / "z.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"z\.png must be a readable image"):
-        folder(pictures, cache_dir=tmp_path / "new" / "cache")
+        folder(image_folder, cache_dir=tmp_path / "new" / "cache")
     assert not (tmp_path / "new").exists()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "other").write_text("")
     with pytest.raises(ValueError, match=r"z\.png"):
-        folder(pictures, cache_dir=tmp_path / "old")
+        folder(image_folder, cache_dir=tmp_path / "old")
     assert os.listdir(tmp_path / "old") == ["other"]
 
 
-def test_caches_made_at_once_do_not_meet(pictures, tmp_path):
+def test_caches_made_at_once_do_not_meet(image_folder, tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        loaded = list(pool.map(lambda _: folder(pictures, cache_dir=tmp_path / "cache"), range(8)))
+        loaded = list(pool.map(lambda _: folder(image_folder, cache_dir=tmp_path / "cache"), range(8)))
     assert all(reds(data.train) == [80, 40, 0, 120] for data in loaded)
     assert only_file(tmp_path / "cache").suffix == ".npy"
 
 
-def test_a_cache_dir_that_cannot_be_written_is_named(pictures, tmp_path, monkeypatch):
+def test_a_cache_dir_that_cannot_be_written_is_named(image_folder, tmp_path, monkeypatch):
     """When one picture, whose size tells that of the cache, has been decoded and no other."""
-    decode, decoded = pictures_module.read_image, []
-    monkeypatch.setattr(pictures_module, "read_image", lambda path, *grid: decoded.append(path) or decode(path, *grid))
+    decode, decoded = decoding_module.read_image, []
+    monkeypatch.setattr(decoding_module, "read_image", lambda path, *grid: decoded.append(path) or decode(path, *grid))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cache_dir must be writable, got .*file \(.*; name another folder"):
-        folder(pictures, cache_dir=tmp_path / "file")
+        folder(image_folder, cache_dir=tmp_path / "file")
     assert len(decoded) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_cache_dir_serves_what_it_holds(pictures, tmp_path, no_decoding):
+def test_a_read_only_cache_dir_serves_what_it_holds(image_folder, tmp_path, no_decoding):
     cache = tmp_path / "cache"
-    folder(pictures, cache_dir=cache)
+    folder(image_folder, cache_dir=cache)
     no_decoding()
     cache.chmod(0o555)
     try:
-        folder(pictures, cache_dir=cache)
+        folder(image_folder, cache_dir=cache)
         with pytest.raises(OSError, match="must be writable"):
-            folder(pictures, image_size=16, cache_dir=cache)
+            folder(image_folder, image_size=16, cache_dir=cache)
     finally:
         cache.chmod(0o755)
 
@@ -382,7 +382,7 @@ assert (data.train.images[::50] == 7).all()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems limit and count memory in other ways")
 def test_a_folder_may_be_larger_than_the_memory(tmp_path):
-    """211 MiB of pictures under a limit that allows no array of that size."""
+    """211 MiB of images under a limit that allows no array of that size."""
     for name, size, count in (("small", 8, 1), ("large", 128, 4500)):
         for split in ("train", "test"):
             (tmp_path / name / split / "cat").mkdir(parents=True)
@@ -398,13 +398,13 @@ def test_a_folder_may_be_larger_than_the_memory(tmp_path):
     assert mapped.returncode == 0, mapped.stderr
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(pictures, tmp_path):
+def test_what_a_killed_process_left_is_removed_after_a_day(image_folder, tmp_path):
     cache = tmp_path / "cache"
-    folder(pictures, cache_dir=cache)
+    folder(image_folder, cache_dir=cache)
     path = only_file(cache)
     path.unlink()
     for name, age in ((f".{path.name}.old", 2 * 86400), (f".{path.name}.young", 0), ("other", 2 * 86400)):
         (cache / name).touch()
         os.utime(cache / name, (time.time() - age,) * 2)
-    folder(pictures, cache_dir=cache)
+    folder(image_folder, cache_dir=cache)
     assert sorted(os.listdir(cache)) == sorted([path.name, f".{path.name}.young", "other"])

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import compile_for
+from experiments import autotune, compile_for
 from experiments.common import topologies
+from lowcost import methods
 from lowcost.nn import ARCHITECTURES, network
 
 COMPILERS = {"v5e:16x16": "libtpu", "h100:1x1x8": "jax_cuda12_plugin"}
@@ -43,6 +44,18 @@ def test_the_training_program(architecture, topology):
     assert set(row["collectives"]) == {"all-reduce"}
     assert row["donated"] >= 3 * len(weights)  # the weights and Adam's two moments
     assert row["bytes"] == pytest.approx(json.loads(COMMITTED.read_text())[topology][architecture], rel=0.1)
+
+
+@pytest.mark.parametrize("topology", COMPILERS)
+def test_the_table_of_an_absent_chip(topology):
+    """Every method of an operator has an estimate, but the FFT only where a TPU's compiler is quick."""
+    if importlib.util.find_spec(COMPILERS[topology]) is None:
+        pytest.skip(f"{COMPILERS[topology]} is not installed")
+    point = {"operator": "depthwise", "dims": 2, "n": 8, "m": 3, "channels": 32}
+    row = autotune.estimate(point, methods.WAYS["depthwise"], 2**14, topology)
+    assert set(row["seconds"]) == ({"matmul", "direct"} if topology.startswith("v5e") else {*methods.WAYS["depthwise"]})
+    assert all(seconds > 0 for seconds in row["seconds"].values())
+    assert row["origin"] == f"estimated by XLA for {topology.partition(':')[0]}"
 
 
 HLO = """HloModule step, input_output_alias={ {0}: (0, {}, may-alias), {1}: (1, {}, may-alias) }

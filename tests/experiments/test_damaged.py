@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from faults.subject import write_pictures
+from faults.subject import write_images
 
 from experiments import export
 from experiments.common import runs, training
@@ -73,8 +73,8 @@ def test_a_result_without_a_name_is_refused(workdir):
 
 def test_a_finished_run_with_damaged_files(tmp_path, capsys):
     """Refused in one line where it is needed, fixed where it can be."""
-    pictures, workdir = write_pictures(tmp_path / "pictures"), tmp_path / "run"
-    arguments = {"epochs": 2, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": pictures}
+    image_folder, workdir = write_images(tmp_path / "image_folder"), tmp_path / "run"
+    arguments = {"epochs": 2, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": image_folder}
     config = TrainConfig("folder", **arguments)
     assert training.run(config) == 0
     result = json.loads((workdir / "result.json").read_text())

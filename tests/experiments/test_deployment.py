@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from faults.subject import write_pictures
+from faults.subject import write_images
 from PIL import Image
 
 from experiments import deploy, export, predict
@@ -24,18 +24,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+def image_folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("image_folder"))
 
 
 @pytest.fixture(scope="module")
-def run(pictures, tmp_path_factory):
-    """A finished run that tells dark from light pictures."""
+def run(image_folder, tmp_path_factory):
+    """A finished run that tells dark from light images."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jax.set_mesh", lambda mesh: None)
         few = {"epochs": 2, "batch_size": 8, "steps_per_block": 1}
-        assert training.run(TrainConfig("folder", data_dir=pictures, recipe="fast", workdir=workdir, **few)) == 0
+        assert training.run(TrainConfig("folder", data_dir=image_folder, recipe="fast", workdir=workdir, **few)) == 0
     return workdir
 
 
@@ -46,7 +46,7 @@ def exported(run, tmp_path_factory):
     return file
 
 
-def test_predict_from_run_and_files_agree(run, exported, pictures, capsys, tmp_path):
+def test_predict_from_run_and_files_agree(run, exported, image_folder, capsys, tmp_path):
     """The same classes and probabilities from the run by both runtimes and from both kinds of file; a table too."""
     stablehlo = tmp_path / "net.stablehlo"
     assert export.main(ExportConfig(run, stablehlo, "stablehlo")) == 0
@@ -60,7 +60,7 @@ def test_predict_from_run_and_files_agree(run, exported, pictures, capsys, tmp_p
             {"model": stablehlo},
         )
     ):
-        assert predict.main(PredictConfig((pictures / "test",), csv=tmp_path / f"{i}.csv", **source)) == 0
+        assert predict.main(PredictConfig((image_folder / "test",), csv=tmp_path / f"{i}.csv", **source)) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 18
         with (tmp_path / f"{i}.csv").open() as file:
@@ -83,9 +83,9 @@ def test_the_opset_is_that_of_the_flag_and_stands_in_the_metadata(run, exported,
         assert {x.key: x.value for x in model.metadata_props}["opset"] == str(opset)
 
 
-def test_onnx_needs_no_jax(exported, pictures):
+def test_onnx_needs_no_jax(exported, image_folder):
     """A process in which JAX and its libraries cannot be imported classifies a picture from the file alone."""
-    picture = next((pictures / "test" / "dark").iterdir())
+    picture = next((image_folder / "test" / "dark").iterdir())
     code = (
         "import sys; others = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'sklearn', 'matplotlib', 'scipy',"
         "'tensorflow_datasets', 'array_record', 'rich');"
@@ -98,13 +98,13 @@ def test_onnx_needs_no_jax(exported, pictures):
     assert done.stdout.rstrip().endswith(" ms")
 
 
-def test_standard_output_holds_the_file_alone(run, exported, pictures, tmp_path):
+def test_standard_output_holds_the_file_alone(run, exported, image_folder, tmp_path):
     """`--out` and `--csv` may be /dev/stdout or a link to it; messages then go to standard error."""
     link, out = tmp_path / "link", tmp_path / "out"
     link.symlink_to("/proc/self/fd/1")
     for command, begin in (
         (("export", "--workdir", run, "--out", link), exported.read_bytes()[:100]),
-        (("predict", pictures / "test" / "dark", "--model", exported, "--csv", link), b"file,class,probability,"),
+        (("predict", image_folder / "test" / "dark", "--model", exported, "--csv", link), b"file,class,probability,"),
     ):
         with out.open("wb") as file:
             done = subprocess.run(
@@ -122,7 +122,7 @@ def test_standard_output_holds_the_file_alone(run, exported, pictures, tmp_path)
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16", "LA"])
 @pytest.mark.parametrize("size", [(16, 16), (40, 23)])
-def test_pictures_are_read_as_in_training(mode, size, tmp_path):
+def test_images_are_read_as_in_training(mode, size, tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
     picture = Image.fromarray(pixels, "RGBA")
@@ -141,8 +141,8 @@ def test_pictures_are_read_as_in_training(mode, size, tmp_path):
     assert predict.read(tmp_path / "picture.jpg", (16, 16, 1)).shape == (16, 16, 1)
 
 
-def test_a_damaged_picture_is_told_and_the_others_go_on(exported, pictures, capsys, tmp_path):
-    whole = next((pictures / "test" / "light").iterdir()).read_bytes()
+def test_a_damaged_picture_is_told_and_the_others_go_on(exported, image_folder, capsys, tmp_path):
+    whole = next((image_folder / "test" / "light").iterdir()).read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "b.png").write_bytes(whole)
     (tmp_path / "c.png").write_text("no picture")
@@ -191,7 +191,7 @@ def test_predict_finds_every_image_and_prints_names_as_text(exported, tmp_path):
     assert done.stderr.decode() == f"error: {root}/a.png\\n: no such file or folder\n"
 
 
-def test_bad_exports_leave_one_line_and_no_file(run, pictures, tmp_path):
+def test_bad_exports_leave_one_line_and_no_file(run, image_folder, tmp_path):
     """Damaged and unfinished runs, an unknown format, a file that cannot be written: and an older file stays."""
     out = tmp_path / "net.onnx"
     unfinished, damaged, broken, older = (tmp_path / name for name in ("unfinished", "damaged", "broken", "older"))
@@ -256,14 +256,14 @@ def test_bad_models_are_told(exported, tmp_path):
         with pytest.raises(ValueError, match=r"cut\.stablehlo\.json cannot be used as metadata file"):
             predict.load(PredictConfig((), model=tmp_path / "cut.stablehlo"))
     (tmp_path / "empty").mkdir()
-    for pictures, options, message in (
+    for image_folder, options, message in (
         ((), {}, "name images"),
         ((tmp_path / "empty",), {}, r"no \.png"),
         ((tmp_path / "nothing.png",), {}, "no such file or folder"),
         ((exported,), {"csv": tmp_path / "none" / "table.csv"}, "is no folder to write to"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
-            predict.main(PredictConfig(pictures, model=exported, **options))
+            predict.main(PredictConfig(image_folder, model=exported, **options))
 
 
 def test_the_table_of_all_forms(run, tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def test_lost_output_is_an_error_where_it_is_the_result(start, tmp_path):
     assert (*process.communicate(timeout=60), process.returncode) == ("", "", 0)
 
 
-def test_training_goes_on_without_output_and_stops_at_a_hangup(start, tmp_path):
+def test_training_continues_without_output_and_stops_at_a_hangup(start, tmp_path):
     """After the first line its reader has left, as `head -1` does; it trains on, and saves when its terminal closes."""
     with open("/dev/full", "w") as full:
         process = start("train", *SMALL, "--epochs", 50, "--workdir", tmp_path, stderr=full)

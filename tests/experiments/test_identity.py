@@ -16,8 +16,15 @@ from experiments.common.config import TrainConfig
 from experiments.common.runs import reopen, trained
 
 
-def run(workdir, pictures, **changes):
-    fields = {"epochs": 1, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": pictures, **changes}
+def run(workdir, image_folder, **changes):
+    fields = {
+        "epochs": 1,
+        "batch_size": 8,
+        "steps_per_block": 1,
+        "workdir": workdir,
+        "data_dir": image_folder,
+        **changes,
+    }
     return training.run(TrainConfig("folder", **fields))
 
 
@@ -33,10 +40,10 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def copy(runs, tmp_path):
-    """A copy of the run of seed 0, and one of the pictures."""
+    """A copy of the run of seed 0, and one of the images."""
     shutil.copytree(runs.directory / "seed0", tmp_path / "run")
-    shutil.copytree(runs.pictures, tmp_path / "pictures")
-    return tmp_path / "run", tmp_path / "pictures"
+    shutil.copytree(runs.image_folder, tmp_path / "image_folder")
+    return tmp_path / "run", tmp_path / "image_folder"
 
 
 def refused(capsys, code):
@@ -48,31 +55,31 @@ def refused(capsys, code):
 
 
 def test_a_finished_run_without_its_checkpoints_is_not_trained_anew(copy, capsys):
-    workdir, pictures = copy
+    workdir, image_folder = copy
     shutil.rmtree(workdir / "checkpoints")
     kept = [workdir / name for name in ("result.json", "metrics.jsonl", "curves.png")]
     before = [path.read_bytes() for path in kept]
-    line = refused(capsys, run(workdir, pictures))
+    line = refused(capsys, run(workdir, image_folder))
     assert f"{workdir} must hold the checkpoints of its finished run, got result.json without any; put them" in line
     assert [path.read_bytes() for path in kept] == before
 
 
 def test_a_run_with_damaged_checkpoints_alone_is_not_trained_anew(copy, capsys):
-    workdir, pictures = copy
+    workdir, image_folder = copy
     (workdir / "result.json").unlink()
     [newest] = (workdir / "checkpoints").iterdir()
     newest.rename(newest.with_name("damaged-15-1"))
-    line = refused(capsys, run(workdir, pictures))
+    line = refused(capsys, run(workdir, image_folder))
     assert "must hold a valid checkpoint, got damaged ones only; put back a copy of one, or" in line
 
 
 def test_checkpoints_of_another_seed_are_refused(runs, copy, capsys):
     """By training and by every reader."""
-    workdir, pictures = copy
+    workdir, image_folder = copy
     shutil.rmtree(workdir / "checkpoints")
     shutil.copytree(runs.directory / "seed1" / "checkpoints", workdir / "checkpoints")
     assert "15 must be a checkpoint of seed 0, got seed 1; put back the run's own" in refused(
-        capsys, run(workdir, pictures)
+        capsys, run(workdir, image_folder)
     )
     with pytest.raises(ValueError, match="must be a checkpoint of seed 0, got seed 1"):
         trained(workdir)
@@ -80,11 +87,11 @@ def test_checkpoints_of_another_seed_are_refused(runs, copy, capsys):
 
 def test_a_result_of_another_run_is_refused(runs, copy, tmp_path):
     """`evaluate`, `export` and `predict` compare its digest with that of the last checkpoint."""
-    workdir, pictures = copy
+    workdir, image_folder = copy
     shutil.copy(runs.directory / "seed1" / "result.json", workdir / "result.json")
     message = r"result\.json must be of the run's last checkpoint, got the digest of another state; put back"
     with pytest.raises(ValueError, match=message):
-        reopen(workdir, pictures)
+        reopen(workdir, image_folder)
     with pytest.raises(ValueError, match=message):
         export.main(export.ExportConfig(workdir=workdir, out=tmp_path / "net.onnx"))
     assert not (tmp_path / "net.onnx").exists()
@@ -94,12 +101,12 @@ def test_a_result_of_another_run_is_refused(runs, copy, tmp_path):
 
 def test_images_exchanged_between_stop_and_resume_are_refused(copy, capsys):
     """Those of one class, among themselves."""
-    workdir, pictures = copy
-    one, other = (pictures / "train" / "dark" / f"{i}.png" for i in (0, 1))
-    one.rename(pictures / "kept.png")
+    workdir, image_folder = copy
+    one, other = (image_folder / "train" / "dark" / f"{i}.png" for i in (0, 1))
+    one.rename(image_folder / "kept.png")
     other.rename(one)
-    (pictures / "kept.png").rename(other)
-    assert "data.digest is " in refused(capsys, run(workdir, pictures))
+    (image_folder / "kept.png").rename(other)
+    assert "data.digest is " in refused(capsys, run(workdir, image_folder))
 
 
 @pytest.mark.parametrize(
@@ -108,29 +115,29 @@ def test_images_exchanged_between_stop_and_resume_are_refused(copy, capsys):
 )
 def test_ambient_settings(copy, capsys, name, value):
     """Training refuses others and names them; a reader takes weights and statistics alone and does not care."""
-    workdir, pictures = copy
+    workdir, image_folder = copy
     before = getattr(jax.config, name)
-    _, state = reopen(workdir, pictures)
+    _, state = reopen(workdir, image_folder)
     jax.config.update(name, value)
     try:
-        line = refused(capsys, run(workdir, pictures))
+        line = refused(capsys, run(workdir, image_folder))
         assert f"settings.{name} is {before} there and {value} here" in line
-        _, other = reopen(workdir, pictures)
+        _, other = reopen(workdir, image_folder)
         jax.tree.map(np.testing.assert_array_equal, state.variables, other.variables)
     finally:
         jax.config.update(name, before)
 
 
 def test_a_resumed_run_has_the_same_settings(copy):
-    workdir, pictures = copy
-    assert run(workdir, pictures) == 0
+    workdir, image_folder = copy
+    assert run(workdir, image_folder) == 0
 
 
 def test_processes_that_differ_are_refused_before_the_first_step(runs, copy, tmp_path):
     """Both name the field within seconds, where they trained what neither was asked for, or hung."""
-    _, pictures = copy
-    (pictures / "train" / "dark" / "0.png").write_bytes((pictures / "train" / "dark" / "1.png").read_bytes())
-    other = ("--seed", 1, "--epochs", 3, "--recipe", "fast", "--data-dir", pictures)
+    _, image_folder = copy
+    (image_folder / "train" / "dark" / "0.png").write_bytes((image_folder / "train" / "dark" / "1.png").read_bytes())
+    other = ("--seed", 1, "--epochs", 3, "--recipe", "fast", "--data-dir", image_folder)
     attempts = [({"second": other}, ("seed", "epochs", "recipe", "ingredients.epochs", "data.digest"))]
     attempts += [({"devices": (1, 2), "second": ("--batch-size", 12)}, ("number of devices",))]
     for options, fields in attempts:

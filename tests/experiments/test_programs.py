@@ -11,7 +11,7 @@ from unittest.mock import ANY
 
 import numpy as np
 import pytest
-from faults.subject import write_pictures
+from faults.subject import write_images
 
 from experiments import evaluate, spectra
 from experiments.common import training
@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+def image_folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("image_folder"))
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,10 @@ def rows(workdir):
     return [{k: v for k, v in json.loads(line).items() if "second" not in k and "share" not in k} for line in lines]
 
 
-def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path, capsys):
+def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys):
     """Trained, found finished, evaluated, looked at, damaged and mended; with TensorBoard's file."""
     whole = tmp_path / "whole"
-    arguments = ("folder", "--data-dir", pictures, "--epochs", 4, "--batch-size", 8, "--workdir", whole)
+    arguments = ("folder", "--data-dir", image_folder, "--epochs", 4, "--batch-size", 8, "--workdir", whole)
     arguments += ("--steps-per-block", 1)  # a network that compiles quickly
     code, output = finish(program("train", *arguments, "--tensorboard"))
     assert code == 0, output
@@ -79,7 +79,7 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path, capsys):
     undisturbed = rows(whole)
 
     before = (whole / "result.json").read_bytes()
-    config = TrainConfig("folder", data_dir=pictures, epochs=4, batch_size=8, workdir=whole, steps_per_block=1)
+    config = TrainConfig("folder", data_dir=image_folder, epochs=4, batch_size=8, workdir=whole, steps_per_block=1)
     assert training.run(config) == 0  # finished: reports it, and changes nothing
     assert "this run is finished" in capsys.readouterr().out
     assert (whole / "result.json").read_bytes() == before
@@ -90,7 +90,7 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path, capsys):
     spectra.main(spectra.SpectraConfig(whole))
     assert "block3_step1" in capsys.readouterr().out
 
-    other = write_pictures(tmp_path / "other", names=("night", "day"))
+    other = write_images(tmp_path / "other", names=("night", "day"))
     classes = r"was trained on classes \['dark', 'light'\], the data has \['day', 'night'\]"
     with pytest.raises(ValueError, match=classes):
         evaluate.main(evaluate.EvaluateConfig(whole, other))
@@ -118,9 +118,9 @@ def test_a_run_and_what_is_done_with_it(program, pictures, tmp_path, capsys):
         evaluate.main(evaluate.EvaluateConfig(whole))
 
 
-def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path, capsys):
+def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, capsys):
     """Mean and deviation in the result and on the screen, the networks' own figures beside; evaluated at the end."""
-    fixed = ("folder", "--data-dir", pictures, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
+    fixed = ("folder", "--data-dir", image_folder, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
     fixed += ("--steps-per-block", 1, "--evaluate-every", 3)
     code, output = finish(program("train", *fixed, "--workdir", tmp_path, "--seeds", 2, "--seed", 5))
     assert code == 0, output
@@ -142,7 +142,7 @@ def test_several_seeds_with_the_fast_recipe(program, pictures, tmp_path, capsys)
     assert "the first of 2 networks, seed 5" in capsys.readouterr().out
 
 
-def test_what_one_run_compiled_the_next_one_reads(pictures, tmp_path):
+def test_what_one_run_compiled_the_next_one_reads(image_folder, tmp_path):
     """Beside the work directories, where the user chose no other place."""
     from experiments.common.config import TrainConfig
 
@@ -219,18 +219,18 @@ def test_missing_folder(error, tmp_path):
 
 
 def test_empty_class(error, tmp_path):
-    (write_pictures(tmp_path / "p") / "train" / "medium").mkdir()
+    (write_images(tmp_path / "p") / "train" / "medium").mkdir()
     assert "medium" in error(dataset="folder", data_dir=tmp_path / "p")
 
 
 def test_class_in_test_but_not_in_train(error, tmp_path):
-    pictures = write_pictures(tmp_path / "p")
-    (pictures / "train" / "dark").rename(tmp_path / "elsewhere")
-    assert "dark" in error(dataset="folder", data_dir=pictures)
+    image_folder = write_images(tmp_path / "p")
+    (image_folder / "train" / "dark").rename(tmp_path / "elsewhere")
+    assert "dark" in error(dataset="folder", data_dir=image_folder)
 
 
 def test_unreadable_image(error, tmp_path):
-    path = write_pictures(tmp_path / "p") / "train" / "dark" / "0.png"
+    path = write_images(tmp_path / "p") / "train" / "dark" / "0.png"
     path.write_bytes(path.read_bytes()[:100])
     assert str(path) in error(dataset="folder", data_dir=tmp_path / "p")
 
@@ -261,8 +261,8 @@ def test_batch_larger_than_the_data(error):
     assert "1437 training images" in error(batch_size=2000)
 
 
-def test_stencil_larger_than_the_grid(error, pictures):
-    message = error(dataset="folder", data_dir=pictures, image_size=8)
+def test_stencil_larger_than_the_grid(error, image_folder):
+    message = error(dataset="folder", data_dir=image_folder, image_size=8)
     assert "stencil must have from 1 to 2x2 points, the size of the grid, got 3x3" in message
 
 

@@ -158,7 +158,7 @@ def test_every_variant_differs_from_the_fast_recipe_in_one_ingredient():
         assert (varied == RECIPES["fast"]) == (not changes)
 
 
-def test_a_page_shows_the_flags_and_not_where_pictures_lie(tmp_path):
+def test_a_page_shows_the_flags_and_not_where_images_lie(tmp_path):
     config = Config("folder", data_dir=tmp_path, images="small ones", epochs=6)
     assert shown(config, "dataset") == "--data-dir DIR --epochs 6 --images 'small ones'"
     assert shown(Config(), "dataset") == ""

@@ -38,6 +38,7 @@ def test_the_index_links_every_page():
 def test_the_source_of_figures_names_each_device_and_commit_once():
     rows = [{"device": "2 x cpu", "commit": "b"}, {"device": "2 x cpu", "commit": "a"}, {"commit": None}]
     assert source(rows, "x") == "Figures: [x.jsonl](x.jsonl), measured on 2 x cpu at commit a and b."
+    assert source([{"commit": "a"}], "x") == "Figures: [x.jsonl](x.jsonl), computed at commit a."
     assert source([{}], "x") == "Figures: [x.jsonl](x.jsonl)."
 
 

@@ -33,8 +33,8 @@ class Subject:
     steps_per_epoch = 15
 
     def __init__(self, directory: Path, epochs: int):
-        self.directory, self.epochs, self.pictures = directory, epochs, directory / "pictures"
-        write_pictures(self.pictures, train=60)
+        self.directory, self.epochs, self.image_folder = directory, epochs, directory / "image_folder"
+        write_images(self.image_folder, train=60)
         self.environment = {
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
@@ -50,7 +50,7 @@ class Subject:
         environment: dict[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
         """Starts training on the given number of virtual CPU devices, by the command `wrap` if given."""
-        fixed = ("folder", "--data-dir", self.pictures, "--epochs", self.epochs, "--batch-size", 8)
+        fixed = ("folder", "--data-dir", self.image_folder, "--epochs", self.epochs, "--batch-size", 8)
         fixed += ("--steps-per-block", 1, "--workdir", workdir)  # a network that compiles quickly
         return self.start_program(
             "train", *fixed, *flags, wrap=wrap, environment={"JAX_NUM_CPU_DEVICES": str(devices), **(environment or {})}
@@ -122,7 +122,7 @@ class Laboratory:
         return json.loads((workdir / "result.json").read_text())["digest"] == self.digest
 
 
-def write_pictures(directory: Path, size: int = 16, train: int = 24, test: int = 9, names=("dark", "light")) -> Path:
+def write_images(directory: Path, size: int = 16, train: int = 24, test: int = 9, names=("dark", "light")) -> Path:
     """Writes images of random pixels, brighter in later classes, to directory/train and directory/test."""
     rng = np.random.default_rng(0)
     for part, count in {"train": train, "test": test}.items():

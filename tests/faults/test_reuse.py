@@ -1,14 +1,14 @@
 """Work directories and compiled programs that do not fit the run that finds them."""
 
 import pytest
-from faults.subject import contents, error_of, outcome, wait_until_epoch, write_pictures
+from faults.subject import contents, error_of, outcome, wait_until_epoch, write_images
 
 
 @pytest.mark.full
 def test_other_configurations(lab, record):
     """Another network, image size or number of classes in the same work directory."""
-    three = write_pictures(lab.subject.directory / "three", names=("dark", "grey", "light"))
-    small = write_pictures(lab.subject.directory / "small", size=24)
+    three = write_images(lab.subject.directory / "three", names=("dark", "grey", "light"))
+    small = write_images(lab.subject.directory / "small", size=24)
     before = contents(lab.whole)
     flags_of = {
         "width": ("--width", "B"),

@@ -7,14 +7,14 @@ import socket
 import time
 
 import pytest
-from faults.subject import error_of, exchange, outcome, stop, wait_until_epoch, write_pictures
+from faults.subject import error_of, exchange, outcome, stop, wait_until_epoch, write_images
 
 pytestmark = pytest.mark.full
 
 
 def test_processes_that_differ(lab, record):
     """Two processes of which the second has another seed, length, recipe, batch size or other images."""
-    images = write_pictures(lab.subject.directory / "replaced", train=60)
+    images = write_images(lab.subject.directory / "replaced", train=60)
     one, other = (images / "train" / "dark" / f"{i}.png" for i in (0, 1))
     one.write_bytes(other.read_bytes())
     flags_of = {
@@ -45,13 +45,13 @@ def test_changed_pixels(lab, record):
             content[place] ^= 0x80
         path.write_bytes(content)
     recovers = lab.recovers(lab.subject.directory / "flipped-cache")
-    half, pictures = lab.subject.directory / "half-exchanged", lab.subject.directory / "exchanging"
-    shutil.copytree(lab.subject.pictures, pictures)
-    process = lab.subject.start(half, "--data-dir", pictures)
+    half, image_folder = lab.subject.directory / "half-exchanged", lab.subject.directory / "exchanging"
+    shutil.copytree(lab.subject.image_folder, image_folder)
+    process = lab.subject.start(half, "--data-dir", image_folder)
     wait_until_epoch(1, half, process)
     stop(process, signal.SIGTERM)
-    exchange(*(pictures / "train" / "dark" / f"{i}.png" for i in (0, 1)))
-    code, line = error_of(lab.subject.start(half, "--data-dir", pictures))
+    exchange(*(image_folder / "train" / "dark" / f"{i}.png" for i in (0, 1)))
+    code, line = error_of(lab.subject.start(half, "--data-dir", image_folder))
     refused = code == 2 and "data.digest is " in line
     record(
         "bits flipped in decoded images; images exchanged between stop and resume",

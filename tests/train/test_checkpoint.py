@@ -334,7 +334,7 @@ def test_no_checkpoint(tmp_path):
 
 
 def test_damaged_twice(tmp_path, capsys):
-    """The run goes on from the older step to the same number, which is damaged again: both are kept."""
+    """The run resumes from the older step and saves the same number, which is damaged again: both are kept."""
     for attempt in 1, 2, 3:
         save(tmp_path, *((3, 7) if attempt == 1 else (7,)))
         (tmp_path / "7" / "manifest").write_text(str(attempt))
