@@ -72,7 +72,7 @@ def main(config: Config) -> None:
         rows.append(row)
         # Only the matrix product's cost per point grows with the grid, so it stays far behind on larger ones. Rows
         # without an FFT keep it for the resolvents, which have no direct method.
-        far = row["seconds"].get("matmul", 0) > 4 * min(row["seconds"].values())
+        far = row["seconds"].get("matmul", 0) > 4 * min(row["seconds"].values(), default=0)
         if far and ("fft" in row["seconds"] or point["operator"] == "coupled"):
             hopeless.add((kind, "matmul"))
         times = "  ".join(f"{way} {1e3 * seconds:.2f} ms" for way, seconds in row["seconds"].items())
@@ -127,7 +127,7 @@ def estimate(point: Row, ways: Sequence[str], features: int, topology: str) -> R
         operate = partial(OPERATORS[point["operator"]], method=way)
         lowered = jax.jit(value_and_gradients(operate, _arguments(point))).lower(*arrays)
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA compiles some small products only on the device
-            row = topologies.report(topologies.compile_for(lowered, chip), chip)
+            row = topologies.report(topologies.compiled(lowered, chip), chip)
             seconds[way] = round(row["milliseconds"] / 1e3, 9)
     return {**point, "batch": batch, "seconds": seconds, "origin": f"estimated by XLA for {chip}"}
 

@@ -89,15 +89,15 @@ def measure(
         mode: "train" for one step of the recipe "paper", or "inference".
         per_chip: images per chip.
         shape: of an image.
-        steps: number of steps in one program, as `repeat` runs them; 0 for a single one, without a loop.
+        steps: number of training steps in one program, as `repeat` runs them; 0 for a single one, without a loop.
     """
     chip = topology.partition(":")[0]
     started = time.monotonic()
     with jax.set_mesh(mesh):
-        program, arguments = (_training if mode == "train" else _inference)(
-            net, mesh, per_chip * mesh.size, shape, steps
-        )
-        compiled = topologies.compile_for(program.lower(*arguments), chip)
+        batch = per_chip * mesh.size
+        train = mode == "train"
+        program, arguments = _training(net, mesh, batch, shape, steps) if train else _inference(net, mesh, batch, shape)
+        compiled = topologies.compiled(program.lower(*arguments), chip)
     seconds = round(time.monotonic() - started, 1)
     about = {"chips": mesh.size, "jax_version": jax.__version__, "commit": commit()}
     return {**topologies.report(compiled, chip), "compile_seconds": seconds, **about}
@@ -116,7 +116,7 @@ def _training(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: i
     return program, [_everywhere(state, mesh), *number, *arrays]
 
 
-def _inference(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: int) -> tuple[Any, list[Any]]:
+def _inference(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...]) -> tuple[Any, list[Any]]:
     variables = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape))))
     images = jax.ShapeDtypeStruct((batch, *shape), np.uint8, sharding=over_batch(mesh))
     program = jax.jit(lambda variables, images: net.apply(variables, to_unit_range(images)))
@@ -142,7 +142,7 @@ def markdown(rows: list[Row], name: str = "compile_for") -> str:
             "to it": "{bytes ratio:.2f}",
             "GFLOP": lambda row: f"{row['flops'] / 1e9:.1f}" if row["flops"] else "",
             "MiB": lambda row: f"{row['temporary_bytes'] / 2**20:.0f}" if row["temporary_bytes"] else "",
-            "exchanged": lambda row: exchanged(row),
+            "exchanged": exchanged,
             "copies": "{copies}",
             "compile s": "{compile_seconds:.0f}",
         }

@@ -47,7 +47,7 @@ _MEASURED_AS = {"real": "diffusion", "complex": "depthwise", "circulant_resolven
 CHIPS = {"cpu": "cpu", "tpu": "v5e", "default": "h100"}
 """The chip whose table serves a platform; "default" is every platform without a name here."""
 
-LARGEST_MATRIX = 1024
+LONGEST_AXIS = 1024
 """Points of an axis up to which a matrix may be its DFT, whatever a table without the FFT says."""
 
 Choices = tuple[tuple[str, str], ...]
@@ -111,7 +111,7 @@ def _fastest(operator, grid, window, channels, chip):
     costs = _costs(operator, dims, n, m, channels)
     seconds = {way: seconds * max(1, costs[way] / known[way]) for way, seconds in nearest["seconds"].items()}
     fastest = min((way for way in WAYS[operator] if way in seconds), key=seconds.__getitem__)
-    return "fft" if fastest == "matmul" and max(grid) > LARGEST_MATRIX else fastest
+    return "fft" if fastest == "matmul" and max(grid) > LONGEST_AXIS else fastest
 
 
 def _costs(operator, dims, n, m, channels):

@@ -8,20 +8,16 @@ import jax
 
 
 class ResNet(nn.Module):
-    """y + K₂ σ(N(K₁ y)), fully coupled, by `flax.linen.Conv` and `BatchNorm`; zero or circular padding.
+    """y + K₂ σ(N(K₁ y)), fully coupled, by `flax.linen.Conv` and `BatchNorm`, with circular padding.
 
     Attributes:
         channels: of each block.
         num_classes: outputs of the classifier.
-        padding: "SAME" for zeros, or "CIRCULAR".
-        steps_per_block: steps in each block.
         dtype: of the features.
     """
 
     channels: Sequence[int]
     num_classes: int
-    padding: str = "CIRCULAR"
-    steps_per_block: int = 4
     dtype: jax.typing.DTypeLike = "float32"
 
     def step(self, y: jax.Array, norm: partial, conv: partial) -> jax.Array:
@@ -33,12 +29,12 @@ class ResNet(nn.Module):
     def __call__(self, y: jax.Array, *, train: bool = False) -> jax.Array:
         """Images [B, H, W, C_in] → logits [B, num_classes]."""
         norm = partial(nn.BatchNorm, not train, momentum=0.9, use_scale=False, use_bias=False, dtype=self.dtype)
-        conv = partial(nn.Conv, kernel_size=(3, 3), padding=self.padding, use_bias=False, dtype=self.dtype)
+        conv = partial(nn.Conv, kernel_size=(3, 3), padding="CIRCULAR", use_bias=False, dtype=self.dtype)
         y = nn.relu(norm()(conv(self.channels[0], kernel_size=(5, 5))(y)))
         for i, c in enumerate(self.channels):
             if i:
                 y = nn.avg_pool(y, (2, 2), (2, 2))
-            for _ in range(self.steps_per_block):
+            for _ in range(4):  # steps per block, as in Section 4
                 y = self.step(y, norm, conv)
             y = norm()(conv(2 * c, kernel_size=(1, 1))(y))
         return nn.Dense(self.num_classes)(y.mean((1, 2)))

@@ -66,7 +66,7 @@ def accuracy(row: Row) -> str:
 
 
 def source(rows: Sequence[Row], name: str) -> str:
-    """Returns the last line of a page: where its figures are, on which devices and at which commits they were measured.
+    """Returns the last line of a page: where its figures are, and on which devices and at which commits they were made.
 
     Args:
         rows: the figures.
@@ -74,8 +74,9 @@ def source(rows: Sequence[Row], name: str) -> str:
     """
     values = {key: sorted({row[key] for row in rows if row.get(key)}) for key in ("device", "commit")}
     words = {"device": "on", "commit": "at commit"}
-    measured = " ".join(f"{words[key]} {' and '.join(found)}" for key, found in values.items() if found)
-    return f"Figures: [{name}.jsonl]({name}.jsonl)" + (f", measured {measured}." if measured else ".")
+    verb = "measured" if values["device"] else "computed"
+    origin = " ".join(f"{words[key]} {' and '.join(found)}" for key, found in values.items() if found)
+    return f"Figures: [{name}.jsonl]({name}.jsonl)" + (f", {verb} {origin}." if origin else ".")
 
 
 def panels(columns: int, width: float, height: float, *, rows: int = 1, **options: Any) -> "tuple[Figure, list[Axes]]":

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
+from jax.experimental.topologies import get_topology_desc
 from jax.sharding import AxisType, Mesh
 from jax.stages import Compiled, Lowered
 
@@ -58,22 +58,22 @@ def mesh(topology: str, number: int | None = None) -> Mesh:
                 import jax_cuda12_plugin  # noqa: F401
 
                 target = Path(__file__).with_name(f"{chip}.txtpb").read_text()
-                devices = topologies.get_topology_desc("", "cuda", topology=shape, target_config=target).devices
+                devices = get_topology_desc("", "cuda", topology=shape, target_config=target).devices
             else:
                 import libtpu  # noqa: F401
 
-                devices = topologies.get_topology_desc(topology, "tpu").devices
+                devices = get_topology_desc(topology, "tpu").devices
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"topology must be one that the compiler knows, got {topology!r} ({error})") from None
     return Mesh(np.array(devices[:number]), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def compile_for(lowered: Lowered, chip: str) -> Compiled:
+def compiled(lowered: Lowered, chip: str) -> Compiled:
     """Returns the program compiled for a chip, with its estimates."""
     return lowered.compile(compiler_options={"xla_gpu_collect_cost_model_stats": True} if chip in GPUS else None)
 
 
-def report(compiled: Compiled, chip: str) -> Row:
+def report(program: Compiled, chip: str) -> Row:
     """Returns what XLA says of a compiled program, per chip.
 
     Returns:
@@ -86,7 +86,7 @@ def report(compiled: Compiled, chip: str) -> Row:
         gathered_max: numbers in the largest result of a gather or all-gather.
         donated: number of results that reuse the memory of an argument.
     """
-    text = compiled.as_text() or ""
+    text = program.as_text() or ""
     types: dict[str, str] = {}
     milliseconds, moved = 0.0, 0
     for name, result, operation, rest in _INSTRUCTION.findall(_run(text)):
@@ -97,8 +97,8 @@ def report(compiled: Compiled, chip: str) -> Row:
         size = _size(result) + sum(_size(types.get(operand, "")) for operand in operands)
         moved += size
         milliseconds += 1e3 * _seconds(rest, size, chip)
-    costs: Any = compiled.cost_analysis() or {}
-    memory: Any = compiled.memory_analysis()
+    costs: Any = program.cost_analysis() or {}
+    memory: Any = program.memory_analysis()
     instructions = _INSTRUCTION.findall(text)
     everywhere = Counter(operation for _, _, operation, _ in instructions)
     exchanged = [result for _, result, kind, _ in instructions if kind.removesuffix("-start") in COLLECTIVES]

@@ -4,8 +4,7 @@ A layer's `operations(grid)` returns them. Its stability bound, its cost and its
 description. Weights of any floating type are stored in float32. The stencils are periodic, as in the paper; an axis of
 m points has its centre at index m // 2.
 
-The platform is chosen when a program is lowered, so that one trace serves every device; the operators of `lowcost`
-choose while they are traced.
+The platform is chosen when a program is lowered, so that one trace serves every device.
 """
 
 import itertools
