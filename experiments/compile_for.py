@@ -21,7 +21,7 @@ from experiments.common.config import Architecture, values
 from experiments.common.provenance import commit
 from experiments.common.recipes import RECIPES
 from experiments.common.results import Results
-from experiments.common.tables import Columns, Row, page, table
+from experiments.common.tables import Row, filled, page
 from lowcost import nn
 from lowcost.train.mesh import over_batch, replicated
 from lowcost.train.state import create_state
@@ -132,23 +132,22 @@ def markdown(rows: list[Row], name: str = "compile_for") -> str:
     tables = []
     for topology, mode in dict.fromkeys((row["topology"], row["mode"]) for row in rows):
         some = [row for row in rows if (row["topology"], row["mode"]) == (topology, mode)]
-        ours = next((row for row in some if row["network"] == "resnet"), some[0])
-        some = [row | {f"{key} ratio": row[key] / ours[key] for key in ("milliseconds", "bytes")} for row in some]
-        columns: Columns = {
-            "network": "{network}",
-            "ms": "{milliseconds:.2f}",
-            f"to {ours['network']}": "{milliseconds ratio:.2f}",
-            "GB": lambda row: f"{row['bytes'] / 1e9:.2f}",
-            "to it": "{bytes ratio:.2f}",
-            "GFLOP": lambda row: f"{row['flops'] / 1e9:.1f}" if row["flops"] else "",
-            "MiB": lambda row: f"{row['temporary_bytes'] / 2**20:.0f}" if row["temporary_bytes"] else "",
-            "exchanged": exchanged,
-            "copies": "{copies}",
-            "compile s": "{compile_seconds:.0f}",
-        }
-        tables.append(f"## {topology}, {mode}\n\n{table(some, columns)}")
+        base = next((row for row in some if row["network"] == "resnet"), some[0])
+        lines = [_cells(row, base) for row in some]
+        tables.append(filled("compile_for_table", topology=topology, mode=mode, base=base["network"], lines=lines))
     names = " ".join(dict.fromkeys(row["topology"] for row in rows))
-    return page(rows, name, f"compile_for {names}", tables="\n\n".join(tables))
+    return page(rows, name, f"compile_for {names}", tables="\n".join(tables).rstrip())
+
+
+def _cells(row: Row, base: Row) -> Row:
+    return row | {
+        "milliseconds_ratio": row["milliseconds"] / base["milliseconds"],
+        "gb": row["bytes"] / 1e9,
+        "bytes_ratio": row["bytes"] / base["bytes"],
+        "gflop": row["flops"] / 1e9 if row["flops"] else None,
+        "mib": row["temporary_bytes"] / 2**20 if row["temporary_bytes"] else None,
+        "exchanged": exchanged(row),
+    }
 
 
 def exchanged(row: Row) -> str:

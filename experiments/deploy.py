@@ -25,7 +25,7 @@ from experiments.common.files import write_whole
 from experiments.common.memory import peak
 from experiments.common.provenance import provenance
 from experiments.common.results import Results
-from experiments.common.tables import Columns, Row, page, table
+from experiments.common.tables import Row, page
 from experiments.common.timing import interleave
 from experiments.export import ExportConfig, serialized
 from lowcost import deploy
@@ -163,28 +163,20 @@ def markdown(rows: list[Row], name: str = "deploy") -> str:
     """Returns the page; `name` is that of its files."""
     forms, agreement = ([row for row in rows if row["kind"] == kind] for kind in ("form", "agreement"))
     first = forms[0]
-    form_columns: Columns = {
-        "form": "{form}",
-        "file": lambda row: f"{row['file_bytes'] / 1000:,.0f} kB" if row["file_bytes"] else "",
-        "operations": lambda row: f"{row['operations'] / 1e6:.1f} M",
-        "latency": "{milliseconds:.2f} ms",
-        "the network's over it": lambda row: f"{first['milliseconds'] / row['milliseconds']:.2f}",
-        "memory": "{peak_mib:,.0f} MiB",
-        "accuracy": lambda row: f"{100 * row['accuracy']:.2f} %",
-    }
-    agreement_columns: Columns = {
-        "network": "{network}",
-        "data": "{dataset}",
-        "images": "{images:,}",
-        **{name: f"{{{name}[difference]:.1e}}" for name in COMPARED},
-        **{f"{name}: predictions": f"{{{name}[predictions]}}" for name in COMPARED},
-        "operations": "{operations:.2f}",
-    }
+
+    def cells(row: Row) -> Row:
+        return row | {
+            "file": f"{row['file_bytes'] / 1000:,.0f} kB" if row["file_bytes"] else None,
+            "megaflop": row["operations"] / 1e6,
+            "ratio": first["milliseconds"] / row["milliseconds"],
+            "percent": 100 * row["accuracy"],
+        }
+
     parts = {
         "windows": ", ".join(first["windows"]) or "no",
         "shape": "x".join(map(str, first["image_shape"])),
-        "forms": table(forms, form_columns),
-        "agreement": table(agreement, agreement_columns, text=2),
+        "forms": map(cells, forms),
+        "agreement": agreement,
         "singles": agreement[0]["singles"],
     }
     program = " ".join(["deploy", *(row["workdir"] for row in agreement)])

@@ -18,7 +18,7 @@ import lowcost
 from experiments.common import entry
 from experiments.common.provenance import provenance
 from experiments.common.results import Results
-from experiments.common.tables import Row, finish, page, panels, table
+from experiments.common.tables import Row, finish, page, panels
 from experiments.common.timing import Step, gradients, interleave, jitted, random_batch
 from lowcost.train.mesh import use_every_core
 
@@ -172,23 +172,18 @@ def markdown(rows: list[Row], name: str = "figure1") -> str:
         for mode, label in MODES.items()
     ]
 
-    def by_mode(names: Iterable[str], cell: Callable[[str, str], str]) -> str:
-        lines = [{"operator": n, **{label: cell(n, mode) for mode, label in MODES.items()}} for n in names]
-        return table(lines, {heading: f"{{{heading}}}" for heading in lines[0]})
+    def by_mode(names: Iterable[str], cell: Callable[[str, str], str]) -> list[Row]:
+        return [{"operator": name, **{mode: cell(name, mode) for mode in MODES}} for name in names]
 
-    def grid(row: Row) -> str:
-        return "x".join([str(row["size"])] * row["dims"])
-
-    operator = {"operator": "{operator}"}
-    powers = {"a": "{size:.2f}", "b": "{channels:.2f}", "d": "{kernel_size:.2f}"}
-    others = [row for row in rows if row["dims"] != 2]
-    parts = {
-        "defaults": by_mode(OPERATORS, lambda name, mode: f"{ratios[name, mode]:.2f}"),
-        "crossings": by_mode(SPECTRAL, partial(crossed_at, rows)),
-        "exponents": table(growth, {**operator, "mode": "{mode}", "Table 1": "{order}", **powers}, text=3),
-        "dimensions": table(others, {"grid": grid, **operator, "ratio": "{ratio:.2f}"}, text=2),
-    }
-    return page(rows, name, "figure1", **parts)
+    return page(
+        rows,
+        name,
+        "figure1",
+        defaults=by_mode(OPERATORS, lambda name, mode: f"{ratios[name, mode]:.2f}"),
+        crossings=by_mode(SPECTRAL, partial(crossed_at, rows)),
+        growth=growth,
+        others=[row | {"grid": "x".join([str(row["size"])] * row["dims"])} for row in rows if row["dims"] != 2],
+    )
 
 
 def panel(rows: list[Row], operator: str, mode: str, over: str) -> list[Row]:

@@ -20,7 +20,7 @@ from experiments.common.perturbations import Variables, captured
 from experiments.common.provenance import provenance
 from experiments.common.recipes import RECIPES
 from experiments.common.results import Results
-from experiments.common.tables import STYLES, Columns, Row, finish, page, panels, table
+from experiments.common.tables import STYLES, Row, finish, page, panels
 from lowcost.nn import Network
 from lowcost.nn.stability import stability_report
 
@@ -131,26 +131,14 @@ def markdown(rows: list[Row], name: str = "stability") -> str:
     """Returns the page; `name` is that of its files."""
     sizes = rows[0]["h"]
 
-    def grown(h: float, row: Row) -> str:
-        growth = row["growth"][row["h"].index(h)]
-        return "overflow" if growth is None else f"{growth:.3g}"
+    def cells(row: Row) -> Row:
+        largest, growth = bounded_up_to(row), dict(zip(sizes, row["growth"], strict=True))
+        bounded = "none" if largest is None else f"{largest:g}" + (" (all)" if largest == sizes[-1] else "")
+        at_1, at_last = ("overflow" if growth[h] is None else f"{growth[h]:.3g}" for h in (1.0, sizes[-1]))
+        return {**row, "bounded": bounded, "at_1": at_1, "at_last": at_last}
 
-    def bounded(row: Row) -> str:
-        largest = bounded_up_to(row)
-        return "none" if largest is None else f"{largest:g}" + (" (all)" if largest == sizes[-1] else "")
-
-    columns: Columns = {
-        "architecture": "{architecture}",
-        "weights": "{weights}",
-        "statistics": "{statistics}",
-        "steps per block": "{steps_per_block}",
-        "h·max\\|λ\\|²": "{stiffness:.3g}",
-        "bounded to h =": bounded,
-        "growth at h = 1": partial(grown, 1.0),
-        f"growth at h = {sizes[-1]:g}": partial(grown, sizes[-1]),
-    }
     about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT}
-    return page(rows, name, "stability", **about, table=table(rows, columns, text=3))
+    return page(rows, name, "stability", **about, networks=map(cells, rows))
 
 
 def draw(rows: list[Row], path: Path) -> None:

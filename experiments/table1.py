@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.common import entry
 from experiments.common.results import Results
-from experiments.common.tables import Row, page, table
+from experiments.common.tables import Row, page
 from lowcost import cost
 
 LAYERS = {
@@ -57,15 +57,7 @@ def count(size: int, kernel_size: int, channels: int) -> list[Row]:
 
 def markdown(rows: list[Row], name: str = "table1") -> str:
     """Returns the page; `name` is that of its files."""
-    columns = {
-        "layer": "{layer}",
-        "weights, order": "{weights_order}",
-        "weights": "{weights:,}",
-        "multiply-adds, order": "{multiply_adds_order}",
-        "multiply-adds": "{multiply_adds:,}",
-        "ratio to fully coupled": "{ratio_to_fully_coupled:.3f}",
-    }
-    return page(rows, name, "table1", table=table(rows, columns))
+    return page(rows, name, "table1")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ PyTorch is not a dependency: `pip install '.[benchmark]'`.
 
 import dataclasses
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +20,7 @@ from experiments.common import entry
 from experiments.common.config import Architecture, values
 from experiments.common.provenance import provenance
 from experiments.common.results import Results
-from experiments.common.tables import Columns, Row, page, table
+from experiments.common.tables import Row, page
 from experiments.common.timing import Step, interleave, jitted, random_batch
 from lowcost import nn
 from lowcost.extras import needs_extra
@@ -204,32 +203,9 @@ def measure_peaks() -> dict[str, float]:
 
 def markdown(rows: list[Row], name: str = "throughput") -> str:
     """Returns the page; `name` is that of its files."""
-
-    def optional(name: str, form: str) -> Callable[[Row], str]:
-        return lambda row: "" if row.get(name) is None else format(row[name], form)
-
-    step = {"architecture": "{architecture}", "mode": "{mode}"}
-    speeds: Columns = {
-        **step,
-        "fastest form of PyTorch": "{pytorch_form}",
-        "ours": "{ours_images_per_second:,.0f}",
-        "PyTorch": "{pytorch_images_per_second:,.0f}",
-        "ratio": "{ratio:.2f}",
-        "zero padding": optional("zero_padded_images_per_second", ",.0f"),
-        "its ratio": optional("zero_padded_ratio", ".2f"),
-        "compilation": "{compile_seconds:.1f} s",
-    }
-    counts: Columns = {
-        **step,
-        "GFLOP": "{gflop:.1f}",
-        "share of peak": "{gemm_share:.0%}",
-        "GB read and written": "{gbytes:.1f}",
-        "share of its peak": "{copy_share:.0%}",
-        "memory": "{memory_gib:.2f} GiB",
-    }
     forms = "eager or compiled" if rows[0]["compile_pytorch"] else "eager, without trying `torch.compile`"
-    parts = {"speeds": table(rows, speeds, text=3), "counts": table(rows, counts, text=2), "forms": forms}
-    return page(rows, name, "throughput", **parts)
+    speeds = [{"zero_padded_images_per_second": None, **row} for row in rows]
+    return page(rows, name, "throughput", forms=forms, speeds=speeds)
 
 
 if __name__ == "__main__":

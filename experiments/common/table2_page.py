@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from experiments.common.config import Architecture, Width
-from experiments.common.tables import STYLES, Columns, Row, accuracy, filled, finish, panels, source, table
+from experiments.common.tables import STYLES, Row, accuracy, filled, finish, panels, source
 
 WIDTHS: dict[str, tuple[Width, ...]] = {"cifar10": ("A", "B"), "cifar100": ("B", "C"), "stl10": ("A", "B")}
 """The widths that the paper's Table 2 has for each data set: its columns."""
@@ -39,20 +39,12 @@ def markdown(rows: list[Row], name: str = "table2") -> str:
 def _section(group: list[Row]) -> str:
     first = group[0]
     seed, seeds = first["seed"], first["seeds"]
-    columns: Columns = {
-        "network": "{architecture}",
-        "width": "{width}",
-        "weights": "{weights:,}",
-        "epochs": "{epochs}",
-        "test accuracy": accuracy,
-        "the paper, 300 epochs": lambda row: f"{paper} %" if (paper := _paper(row)) else "",
-        "images/s": lambda row: f"{row['images_per_second']:,.0f}" if row["images_per_second"] else "",
-        "seconds": "{train_seconds:,.0f}",
-    }
+    papers = (f"{paper} %" if (paper := _paper(row)) else None for row in group)
+    runs = [row | {"accuracy": accuracy(row), "paper": paper} for row, paper in zip(group, papers, strict=True)]
     grid = {f"{name}s": " ".join(dict.fromkeys(row[name] for row in group)) for name in ("architecture", "width")}
     which = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}, mean ± standard deviation"
     about = {"s": "s" * (first["epochs"] > 1), "which": which, **grid}
-    return "\n" + filled("table2_section", **first, **about, table=table(group, columns, text=2))
+    return "\n" + filled("table2_section", **first, **about, runs=runs)
 
 
 def place(row: Row) -> tuple:

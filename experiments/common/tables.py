@@ -1,5 +1,7 @@
 """Renders rows of figures as Markdown tables, as pages, and as panels of a plot."""
 
+import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +29,22 @@ STYLES = {
 """The look of each architecture in plots: Okabe and Ito's colours, which colour-blind readers can distinguish."""
 
 
+class _Format(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "" if value is None else super().format_field(value, format_spec)
+
+
 def filled(template: str, **parts: Any) -> str:
-    """Returns the text of experiments/templates/TEMPLATE.md, in which each {name} stands for a part."""
-    return (TEMPLATES / f"{template}.md").read_text("utf-8").format(**parts)
+    """Returns the text of experiments/templates/TEMPLATE.md, in which each {name} stands for a part, None for nothing.
+
+    A line `name: | {x} | {y:.2f} |` of a table stands for one line per row of the part `name`.
+    """
+    lines: list[str] = []
+    for line in (TEMPLATES / f"{template}.md").read_text("utf-8").splitlines():
+        of_rows = re.fullmatch(r"(\w+): (\|.*)", line)
+        text, rows = (of_rows[2], parts[of_rows[1]]) if of_rows else (line, [parts])
+        lines += [_Format().vformat(text, (), row) for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def page(rows: Sequence[Row], name: str, program: str, **parts: Any) -> str:
@@ -39,9 +54,9 @@ def page(rows: Sequence[Row], name: str, program: str, **parts: Any) -> str:
         rows: the figures; the first one holds the flags of the command, if there are any.
         name: of the files, without a suffix.
         program: the program, and its positional arguments.
-        parts: what the template shows besides the first row and `name`.
+        parts: what the template shows besides the first row, `name` and `rows`.
     """
-    text = filled(program.split()[0], **{**rows[0], "name": name, **parts})
+    text = filled(program.split()[0], **{**rows[0], "name": name, "rows": rows, **parts})
     command = f"python -m experiments.{program} {rows[0].get('flags', '')}".strip()
     return f"{text}\nMade by `{command}`.\n\n{source(rows, name)}\n"
 
