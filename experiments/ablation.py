@@ -14,8 +14,7 @@ import tyro
 from experiments.common import entry, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived
 from experiments.common.recipes import RECIPES, Recipe
-from experiments.common.results import Results
-from experiments.common.tables import Columns, Row, accuracy, page, table
+from experiments.common.results import Columns, Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
 VARIANTS: dict[str, dict[str, Any]] = {

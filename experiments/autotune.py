@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import lowcost
 from experiments.common import entry, topologies
 from experiments.common.files import write_rows
-from experiments.common.tables import Row
+from experiments.common.results import Row
 from experiments.common.timing import gradients, interleave, random_batch, value_and_gradients
 from lowcost.methods import WAYS
 from lowcost.train.mesh import replicated, use_every_core

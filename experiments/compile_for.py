@@ -20,8 +20,7 @@ from experiments.common import entry, flax_networks, topologies
 from experiments.common.config import Architecture, values
 from experiments.common.provenance import commit
 from experiments.common.recipes import RECIPES
-from experiments.common.results import Results
-from experiments.common.tables import Row, filled, page
+from experiments.common.results import Results, Row, filled, page
 from lowcost import nn
 from lowcost.train.mesh import over_batch, replicated
 from lowcost.train.state import create_state

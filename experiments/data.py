@@ -20,9 +20,8 @@ from rich.table import Column, Table
 
 from experiments.common import entry
 from experiments.common.config import DatasetName, values
-from experiments.common.files import save_figure
+from experiments.common.plots import panels, save_figure
 from experiments.common.runs import CACHE
-from experiments.common.tables import panels
 from lowcost import data
 from lowcost.data import augment
 from lowcost.data.catalogue import ENTRIES

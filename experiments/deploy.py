@@ -24,8 +24,7 @@ from experiments.common.config import check_counts
 from experiments.common.files import write_whole
 from experiments.common.memory import peak
 from experiments.common.provenance import provenance
-from experiments.common.results import Results
-from experiments.common.tables import Row, page
+from experiments.common.results import Results, Row, page
 from experiments.common.timing import interleave
 from experiments.export import ExportConfig, serialized
 from lowcost import deploy

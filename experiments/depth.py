@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from experiments.common import entry
 from experiments.common.perturbations import captured
-from experiments.common.results import Results
-from experiments.common.tables import STYLES, Row, finish, page, panels, table
+from experiments.common.plots import STYLES, finish, panels
+from experiments.common.results import Results, Row, page, table
 from lowcost import data, nn
 from lowcost.train.processes import devices
 

@@ -16,9 +16,9 @@ import numpy as np
 
 import lowcost
 from experiments.common import entry
+from experiments.common.plots import finish, panels
 from experiments.common.provenance import provenance
-from experiments.common.results import Results
-from experiments.common.tables import Row, finish, page, panels
+from experiments.common.results import Results, Row, page
 from experiments.common.timing import Step, gradients, interleave, jitted, random_batch
 from lowcost.train.mesh import use_every_core
 

@@ -17,9 +17,9 @@ import tyro
 from experiments.common import entry, perturbations, runs
 from experiments.common.config import values
 from experiments.common.perturbations import Variables, features, norms, weights_bound
+from experiments.common.plots import STYLES, finish, panels
 from experiments.common.provenance import provenance
-from experiments.common.results import Results
-from experiments.common.tables import STYLES, Row, finish, page, panels, table
+from experiments.common.results import Results, Row, page, table
 from experiments.stability import with_time_step
 from lowcost.nn.stability import stability_report
 from lowcost.terminal import printable, warn

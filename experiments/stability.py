@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from experiments.common import entry, runs, training
 from experiments.common.config import TrainConfig, derived, values
 from experiments.common.perturbations import Variables, captured
+from experiments.common.plots import STYLES, finish, panels
 from experiments.common.provenance import provenance
 from experiments.common.recipes import RECIPES
-from experiments.common.results import Results
-from experiments.common.tables import STYLES, Row, finish, page, panels
+from experiments.common.results import Results, Row, page
 from lowcost.nn import Network
 from lowcost.nn.stability import stability_report
 

@@ -4,8 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.common import entry
-from experiments.common.results import Results
-from experiments.common.tables import Row, page
+from experiments.common.results import Results, Row, page
 from lowcost import cost
 
 LAYERS = {

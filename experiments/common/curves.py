@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.common.tables import finish, panels
+from experiments.common.plots import finish, panels
 
 FEW = 25
 """Below this number of epochs, each one is marked."""

@@ -1,19 +1,15 @@
 """Writes files that are whole even if the program or the machine stops, and results as JSON lines and pages."""
 
 import contextlib
-import io
 import json
 import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowcost import disk
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def check_target(path: Path, flag: str) -> None:
@@ -86,11 +82,3 @@ def write_page(path: Path, text: str) -> None:
     """Writes a page in UTF-8; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.encode())
-
-
-def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
-    """Writes a figure in the format of the file's suffix, or PNG if there is none; `options` are those of savefig."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = io.BytesIO()
-    figure.savefig(image, **{"format": path.suffix[1:] or "png", **options})
-    write_whole(path, image.getvalue())

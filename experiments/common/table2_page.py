@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from experiments.common.config import Architecture, Width
-from experiments.common.tables import STYLES, Row, accuracy, filled, finish, panels, source
+from experiments.common.plots import STYLES, finish, panels
+from experiments.common.results import Row, accuracy, filled, source
 
 WIDTHS: dict[str, tuple[Width, ...]] = {"cifar10": ("A", "B"), "cifar100": ("B", "C"), "stl10": ("A", "B")}
 """The widths that the paper's Table 2 has for each data set: its columns."""

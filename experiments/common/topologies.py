@@ -17,7 +17,7 @@ from jax.experimental.topologies import get_topology_desc
 from jax.sharding import AxisType, Mesh
 from jax.stages import Compiled, Lowered
 
-from experiments.common.tables import Row
+from experiments.common.results import Row
 from lowcost.batching import BATCH_AXIS
 from lowcost.extras import needs_extra
 

@@ -11,8 +11,7 @@ from experiments import ablation, compile_for, deploy, depth, figure1, robustnes
 from experiments.common import table2_page
 from experiments.common.config import flags
 from experiments.common.files import read_rows
-from experiments.common.results import Results
-from experiments.common.tables import source
+from experiments.common.results import Results, source
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PAGES = {

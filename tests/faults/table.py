@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from experiments.common.files import write_page, write_rows
-from experiments.common.tables import Columns, table
+from experiments.common.results import Columns, table
 
 ROW = "row"
 """Name of the property of a test that holds its fault and its figure."""
