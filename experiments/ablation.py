@@ -5,6 +5,7 @@ Finished runs are skipped, stopped ones resume. Ingredients that act only after 
 """
 
 import dataclasses
+import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,19 +18,7 @@ from experiments.common.recipes import RECIPES, Recipe
 from experiments.common.results import Columns, Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "fast": {},
-    "without whitening of the opening": {"whitening": False},
-    "without an average of the weights": {"average": None},
-    "AdamW in place of Muon": {"optimizer": "adamw"},
-    "one learning rate for all weights": {"stencil_rate": 1.0},
-    "halved rate in place of one cycle": {"schedule": "halving"},
-    "resized crops in place of translations": {"shift": "resized_crop"},
-    "random in place of alternating flips": {"flip": "random"},
-    "no late decay of the matrices": {"matrix_decay": 0.0},
-    "light augmentation to the end": {"hidden": 0.0},
-    "paper": {},
-}
+VARIANTS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 """The fast recipe with one ingredient changed, and both recipes unchanged."""
 
 

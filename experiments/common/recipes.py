@@ -1,7 +1,12 @@
-"""Training recipes. A recipe is data, so that `experiments.ablation` can take out each ingredient and measure it."""
+"""Training recipes. A recipe is data, so that `experiments.ablation` can take out each ingredient and measure it.
+
+`recipes.json` holds the ingredients of each recipe that differ from the defaults.
+"""
 
 import dataclasses
+import json
 import operator
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -115,24 +120,8 @@ class Recipe:
         return augment
 
 
-RECIPES = {
-    "paper": Recipe(),
-    "fast": Recipe(
-        epochs=30,
-        optimizer="muon",
-        learning_rate=0.02,
-        stencil_rate=0.3,
-        schedule="one_cycle",
-        weight_decay=1e-5,
-        late=5,
-        matrix_decay=0.02,
-        hidden=0.375,
-        whitening=True,
-        average=0.999,
-        shift="translate",
-        flip="alternating",
-    ),
-}
+_DATA = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+RECIPES = {name: Recipe(**ingredients) for name, ingredients in _DATA.items()}
 """By name, as the flag --recipe takes them."""
 
 

@@ -1,28 +1,22 @@
 """Renders the page and the plot of Table 2 from the rows that `experiments.table2` writes."""
 
+import json
 from pathlib import Path
 
 from experiments.common.config import Architecture, Width
 from experiments.common.plots import STYLES, finish, panels
 from experiments.common.results import Row, accuracy, filled, source
 
-WIDTHS: dict[str, tuple[Width, ...]] = {"cifar10": ("A", "B"), "cifar100": ("B", "C"), "stl10": ("A", "B")}
+_PRINTED = json.loads(Path(__file__).with_name("table2_paper.json").read_text("utf-8"))
+WIDTHS: dict[str, tuple[Width, ...]] = {dataset: tuple(columns) for dataset, columns in _PRINTED.items()}
 """The widths that the paper's Table 2 has for each data set: its columns."""
-_PRINTED: dict[Architecture, tuple[float, ...]] = {
-    "resnet": (93.1, 93.0, 71.7, 69.9, 74.9, 75.3),
-    "mobilenet": (89.5, 91.6, 65.6, 61.9, 74.9, 77.2),
-    "linear_mix": (91.3, 92.1, 67.9, 69.2, 75.6, 75.6),
-    "explicit_rd": (88.9, 90.6, 66.1, 65.2, 74.6, 75.9),
-    "implicit_rd": (88.7, 90.3, 64.6, 64.9, 73.8, 73.4),
-    "circulant_rd": (86.0, 88.0, 60.2, 60.0, 69.6, 70.5),
-}
-ARCHITECTURES = tuple(_PRINTED)
+ARCHITECTURES: tuple[Architecture, ...] = tuple(_PRINTED["cifar10"]["A"])
 """The rows of Table 2."""
-_COLUMNS = [(dataset, width) for dataset, widths in WIDTHS.items() for width in widths]
 PAPER: dict[tuple[str, Architecture, Width], float] = {
-    (dataset, architecture, width): accuracy
-    for architecture, row in _PRINTED.items()
-    for (dataset, width), accuracy in zip(_COLUMNS, row, strict=True)
+    (dataset, architecture, width): printed
+    for dataset, columns in _PRINTED.items()
+    for width, column in columns.items()
+    for architecture, printed in column.items()
 }
 """The paper's validation accuracy after 300 epochs in percent, by data set, architecture and width."""
 
