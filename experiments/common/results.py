@@ -1,5 +1,6 @@
 """Writes what a program measures: rows of figures, and the page and the plot that show them."""
 
+import dataclasses
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,36 +17,38 @@ Columns = Mapping[str, str | Callable[[Row], str]]
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
+@dataclasses.dataclass
 class Results:
     """The rows that a program measures, and its files OUT.jsonl, OUT.md and, if it draws, OUT.png.
 
-    Args:
+    Attributes:
         config: the program's configuration, with the field `out`; each row holds its flags.
         markdown: (rows, name of the files) → the page.
         draw: draws the rows into a file; None for a program without a plot.
         without: names of fields that the flags leave out.
+        rows: the rows so far.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        markdown: Callable[[list[Row], str], str],
-        draw: Callable[[list[Row], Path], None] | None = None,
-        *,
-        without: Iterable[str] = (),
-    ):
-        self.rows: list[Row] = []
-        self.out, self.markdown, self.draw = config.out, markdown, draw
-        self.flags = shown(config, "out", *without)
+    config: Any
+    markdown: Callable[[list[Row], str], str]
+    draw: Callable[[list[Row], Path], None] | None = None
+    without: Iterable[str] = ()
+    rows: list[Row] = dataclasses.field(default_factory=list)
+
+    @property
+    def flags(self) -> str:
+        """The flags of the program, which each row holds."""
+        return shown(self.config, "out", *self.without)
 
     def add(self, rows: Iterable[Row], *, complete: bool = True) -> None:
         """Adds rows and writes the files again; only OUT.jsonl as long as the rows are not complete enough to show."""
         self.rows += [{"flags": self.flags, **row} for row in rows]
-        write_rows(self.out.with_suffix(".jsonl"), self.rows)
+        out = self.config.out
+        write_rows(out.with_suffix(".jsonl"), self.rows)
         if complete:
-            write_page(self.out.with_suffix(".md"), self.markdown(self.rows, self.out.name))
+            write_page(out.with_suffix(".md"), self.markdown(self.rows, out.name))
             if self.draw:
-                self.draw(self.rows, self.out.with_suffix(".png"))
+                self.draw(self.rows, out.with_suffix(".png"))
 
     def show(self) -> None:
         """Prints the page, formatted for the terminal, if there are rows."""
@@ -53,7 +56,7 @@ class Results:
         from rich.markdown import Markdown
 
         if self.rows:
-            Console().print(Markdown(self.markdown(self.rows, self.out.name)))
+            Console().print(Markdown(self.markdown(self.rows, self.config.out.name)))
 
 
 class _Format(string.Formatter):
