@@ -201,10 +201,8 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(
-            f"{path} cannot be used as {kind} file of `experiments.export` ({reason}); export it again"
-        ) from error
+        problem = f"{path} cannot be used as {kind} file of `experiments.export`"
+        raise ValueError(f"{problem} ({type(error).__name__}: {first_line(error)}); export it again") from error
 
 
 def _described(metadata: dict[str, str]) -> tuple[list[str], tuple[int, ...]]:

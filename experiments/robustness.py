@@ -202,8 +202,6 @@ def _drawn(rows: list[Row]) -> float:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draws the relative difference after each layer, and the share of the bound that it reaches."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, (left, right) = panels(2, 10, 4.2)
     datasets, names = sorted({row["dataset"] for row in rows}), _names(rows)
     for row in rows:
@@ -216,7 +214,7 @@ def draw(rows: list[Row], path: Path) -> None:
     left.set(xlabel="layer", ylabel="‖difference‖ / ‖features‖")
     right.set(xlabel="layer", ylabel="share of the product of the bounds")
     for panel in (left, right):
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.locator_params("x", integer=True)
     finish(figure, path, ncols=3)
 
 

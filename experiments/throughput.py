@@ -119,10 +119,8 @@ def check_logits(architecture: str, ours: np.ndarray, theirs: np.ndarray) -> Non
     """Raises ValueError unless the logits agree to 1e-4 of the largest one."""
     difference = float(np.abs(theirs - ours).max())
     if difference > 1e-4 * max(1.0, float(np.abs(theirs).max())):
-        raise ValueError(
-            f"the PyTorch network of {architecture} must have our logits, got a difference of {difference:.1e}; "
-            "correct experiments/common/torch_networks.py"
-        )
+        problem = f"the PyTorch network of {architecture} must have our logits, got a difference of {difference:.1e}"
+        raise ValueError(f"{problem}; correct experiments/common/torch_networks.py")
 
 
 class Ours:

@@ -11,7 +11,7 @@ FEW = 25
 
 def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
     """Plots the rows of metrics.jsonl, training and test: loss on the left, accuracy on the right."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
     figure, (loss, accuracy) = panels(2, 9, 3.6)
     figure.suptitle(title)
@@ -21,7 +21,7 @@ def draw(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
             points = {row["epoch"]: row[name] for row in rows if (name := f"{part}_{quantity}") in row}
             axes.plot(*zip(*points.items(), strict=True), marker=marker, markersize=3, label=part)
         axes.set(xlabel="epoch", ylabel=quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params("x", integer=True)
     loss.set_yscale("log")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     finish(figure, path, ncols=2)
