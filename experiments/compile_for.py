@@ -21,6 +21,7 @@ from experiments.common.config import Architecture, values
 from experiments.common.provenance import commit
 from experiments.common.recipes import RECIPES
 from experiments.common.results import Results, Row, filled, page
+from experiments.common.runs import abstract
 from lowcost import nn
 from lowcost.train.mesh import over_batch, replicated
 from lowcost.train.state import create_state
@@ -106,24 +107,20 @@ def _training(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: i
     recipe = RECIPES["paper"]
     optimizer = recipe.transformation(300, 390)
     step = make_train_step(net, optimizer, recipe.augmentation(True), 390)
-    state = jax.eval_shape(lambda: create_state(net, optimizer, jax.random.key(0), shape))
+    state = abstract(lambda: create_state(net, optimizer, jax.random.key(0), shape), replicated(mesh))
     kinds = [(shape, np.uint8), ((), np.int32), ((), np.int32)]
     lead = (steps,) if steps else ()
     arrays = [jax.ShapeDtypeStruct((*lead, batch, *s), t, sharding=over_batch(mesh, len(lead))) for s, t in kinds]
     number = [jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))] if steps else []
     program = jax.jit(repeat(step) if steps else step, donate_argnums=0, out_shardings=replicated(mesh))
-    return program, [_everywhere(state, mesh), *number, *arrays]
+    return program, [state, *number, *arrays]
 
 
 def _inference(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...]) -> tuple[Any, list[Any]]:
-    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape))))
+    variables = abstract(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape))), replicated(mesh))
     images = jax.ShapeDtypeStruct((batch, *shape), np.uint8, sharding=over_batch(mesh))
     program = jax.jit(lambda variables, images: net.apply(variables, to_unit_range(images)))
-    return program, [_everywhere(variables, mesh), images]
-
-
-def _everywhere(tree: Any, mesh: Mesh) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree)
+    return program, [variables, images]
 
 
 def markdown(rows: list[Row], name: str = "compile_for") -> str:

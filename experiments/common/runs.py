@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from lowcost.train.metrics_log import Metrics
 from lowcost.train.processes import devices, differing
 from lowcost.train.state import TrainState, create_state
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
+
+T = TypeVar("T")
 
 CACHE = ".lowcost-cache"
 WHITENING_IMAGES = 1000
@@ -76,7 +78,7 @@ class Setup(NamedTuple):
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and shardings of the state."""
-        return _abstract(self.initial_state, replicated(self.mesh))
+        return abstract(self.initial_state, replicated(self.mesh))
 
     def evaluate(self, state: TrainState, images: np.ndarray | None = None, **options: Any) -> Metrics | None:
         """Returns the mean metrics of all test images, or of others with their labels; see `evaluate_all`."""
@@ -173,7 +175,8 @@ def _model(
     return net, optimizer, initial_state
 
 
-def _abstract(make: Callable[[], TrainState], sharding: Sharding) -> TrainState:
+def abstract(make: Callable[[], T], sharding: Sharding) -> T:
+    """Returns the shapes and dtypes of what make() returns, with this sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make))
 
 
@@ -241,7 +244,7 @@ def trained(workdir: Path, *, to_the_end: bool = False) -> Trained:
     devices()  # raises where there are none
     steps = (config.epochs or 0) * (about["train"] // config.batch_size)
     net, _, initial_state = _model(config, recipe, about)
-    state = _newest(workdir, _abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps, to_the_end)
+    state = _newest(workdir, abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps, to_the_end)
     variables = state.variables if config.seeds == 1 else jax.tree.map(lambda x: x[0], state.variables)
     shapes = (tuple(about["classes"]), tuple(about["image_shape"]))
     return Trained(config, net, variables, *shapes, first_step(state))
