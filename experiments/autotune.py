@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import lowcost
 from experiments.common import entry, topologies
 from experiments.common.files import write_rows
 from experiments.common.results import Row
-from experiments.common.timing import gradients, interleave, random_batch, value_and_gradients
+from experiments.common.timing import interleave, jitted, random_batch, value_and_gradients
 from lowcost.methods import WAYS
 from lowcost.train.mesh import replicated, use_every_core
 from lowcost.train.processes import devices
@@ -103,8 +104,8 @@ def measure(point: Row, ways: Sequence[str], features: int, rounds: int) -> Row:
     batch = max(1, _images(point, features) // len(devices())) * len(devices())
     stencil, *features_shapes = _shapes(point, batch)
     y, z = (random_batch(seed, *shape) for seed, shape in enumerate(features_shapes, 1))
-    arguments = (jax.random.normal(jax.random.key(0), stencil), y, z, _arguments(point))
-    steps = {way: gradients(partial(OPERATORS[point["operator"]], method=way), *arguments) for way in ways}
+    arrays = jax.random.normal(jax.random.key(0), stencil), y, z
+    steps = {way: jitted(_value_and_gradients(point, way), *arrays) for way in ways}
     seconds = interleave(steps, 1)
     close = {way: step for way, step in steps.items() if seconds[way] < 3 * min(seconds.values())}
     seconds |= interleave(close, rounds)
@@ -124,17 +125,17 @@ def estimate(point: Row, ways: Sequence[str], features: int, topology: str) -> R
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh)) for shape in _shapes(point, batch)]
     seconds = {}
     for way in ways:
-        operate = partial(OPERATORS[point["operator"]], method=way)
-        lowered = jax.jit(value_and_gradients(operate, _arguments(point))).lower(*arrays)
+        lowered = jax.jit(_value_and_gradients(point, way)).lower(*arrays)
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA compiles some small products only on the device
             row = topologies.report(topologies.compiled(lowered, chip), chip)
             seconds[way] = round(row["milliseconds"] / 1e3, 9)
     return {**point, "batch": batch, "seconds": seconds, "origin": f"estimated by XLA for {chip}"}
 
 
-def _arguments(point: Row) -> int | tuple[int, int]:
-    """Returns the arguments whose gradients are taken: of an opening layer the stencil alone."""
-    return 0 if _is_opening(point) else (0, 1)
+def _value_and_gradients(point: Row, way: str) -> Callable[..., Any]:
+    """Returns the function to compile: of an opening layer the gradient with respect to the stencil alone."""
+    operate = partial(OPERATORS[point["operator"]], method=way)
+    return value_and_gradients(operate, 0 if _is_opening(point) else (0, 1))
 
 
 def _is_opening(point: Row) -> bool:

@@ -19,7 +19,7 @@ from experiments.common import entry
 from experiments.common.plots import finish, panels
 from experiments.common.provenance import provenance
 from experiments.common.results import Results, Row, page
-from experiments.common.timing import Step, gradients, interleave, jitted, random_batch
+from experiments.common.timing import Step, interleave, jitted, random_batch, value_and_gradients
 from lowcost.train.mesh import use_every_core
 
 OPERATORS = {
@@ -104,7 +104,7 @@ def measure(point: Row, rounds: int) -> list[Row]:
     y, z = (random_batch(seed, batch_size, *grid, channels) for seed in (1, 2))
 
     def step(apply: Callable[..., jax.Array], weights: jax.Array) -> Step:
-        return jitted(apply, weights, y) if mode == "forward" else gradients(apply, weights, y, z)
+        return jitted(apply, weights, y) if mode == "forward" else jitted(value_and_gradients(apply), weights, y, z)
 
     steps = {name: step(apply, stencil) for name, (apply, _) in OPERATORS.items()}
     steps["XLA"] = step(partial(lowcost.fully_coupled, method="direct"), coupled)

@@ -25,13 +25,6 @@ def value_and_gradients(apply: Callable[..., jax.Array], numbers: Any = (0, 1)) 
     return jax.value_and_grad(lambda weights, y, z: jnp.vdot(apply(weights, y), z), numbers)
 
 
-def gradients(
-    apply: Callable[..., jax.Array], weights: jax.Array, y: jax.Array, z: jax.Array, numbers: Any = (0, 1)
-) -> Step:
-    """Returns a call of `value_and_gradients` with these arguments."""
-    return jitted(value_and_gradients(apply, numbers), weights, y, z)
-
-
 def random_batch(seed: int, *shape: int) -> jax.Array:
     """Returns normal numbers, [B, *grid, C], with a part of the batch on each device."""
     mesh = data_mesh(shape[0])
