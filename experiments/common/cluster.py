@@ -47,10 +47,8 @@ def connect(cluster: Cluster) -> int:
     coordinator, number, process = address = cluster.coordinator, cluster.num_processes, cluster.process_id
     if address != (None, None, None):
         if coordinator is None or number is None or process is None or not 0 <= process < number:
-            raise ValueError(
-                "several processes need all of --cluster.coordinator HOST:PORT, --cluster.num-processes N and "
-                f"--cluster.process-id 0 … N-1, got {coordinator}, {number} and {process}"
-            )
+            needed = "--cluster.coordinator HOST:PORT, --cluster.num-processes N and --cluster.process-id 0 … N-1"
+            raise ValueError(f"several processes need all of {needed}, got {coordinator}, {number} and {process}")
         _find(coordinator, process == 0, deadline)
         _until(deadline, partial(join, *address))
         return number
@@ -69,10 +67,8 @@ def _find(coordinator: str, is_process_0: bool, deadline: float) -> None:
     """Returns once process 0's port can be connected to; until JAX listens there, process 0 does so itself."""
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
-        raise ValueError(
-            f"--cluster.coordinator must be HOST:PORT with a port from 1 to 65535, got {coordinator}; "
-            "pass the same address of process 0 to all processes"
-        )
+        problem = f"--cluster.coordinator must be HOST:PORT with a port from 1 to 65535, got {coordinator}"
+        raise ValueError(f"{problem}; pass the same address of process 0 to all processes")
     both = socket.has_dualstack_ipv6()
     listen = partial(socket.create_server, family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both)
     while True:
@@ -81,10 +77,9 @@ def _find(coordinator: str, is_process_0: bool, deadline: float) -> None:
                 return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES) or time.monotonic() > deadline:
-                raise OSError(
-                    f"--cluster.coordinator must be process 0's HOST and a free PORT of it, got {coordinator} "
-                    f"({error.strerror or error}); start process 0, or use another address"
-                ) from error
+                problem = f"--cluster.coordinator must be process 0's HOST and a free PORT of it, got {coordinator}"
+                reason = error.strerror or error
+                raise OSError(f"{problem} ({reason}); start process 0, or use another address") from error
         time.sleep(0.2)
 
 
