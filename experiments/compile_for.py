@@ -136,20 +136,16 @@ def markdown(rows: list[Row], name: str = "compile_for") -> str:
 
 
 def _cells(row: Row, base: Row) -> Row:
+    """Returns the row of one network with what the page shows of it, relative to `base`."""
+    kinds = ", ".join(f"{number} {kind}" for kind, number in row["collectives"].items())
     return row | {
         "milliseconds_ratio": row["milliseconds"] / base["milliseconds"],
         "gb": row["bytes"] / 1e9,
         "bytes_ratio": row["bytes"] / base["bytes"],
         "gflop": row["flops"] / 1e9 if row["flops"] else None,
         "mib": row["temporary_bytes"] / 2**20 if row["temporary_bytes"] else None,
-        "exchanged": exchanged(row),
+        "exchanged": f"{kinds}: {row['collective_bytes'] / 1e3:,.0f} kB" if kinds else None,
     }
-
-
-def exchanged(row: Row) -> str:
-    """Returns the collectives of a program in words."""
-    kinds = ", ".join(f"{number} {kind}" for kind, number in row["collectives"].items())
-    return f"{kinds}: {row['collective_bytes'] / 1e3:,.0f} kB" if kinds else ""
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import tyro
 
 from experiments import predict
 from experiments.common import entry, runs
-from experiments.common.config import check_counts
+from experiments.common.config import check_counts, values
 from experiments.common.files import write_whole
 from experiments.common.memory import peak
 from experiments.common.provenance import provenance
@@ -100,8 +100,7 @@ class Subject:
             "weights": count_weights(self.run.variables["params"]),
             "image_shape": self.run.image_shape,
             "images": len(self.images),
-            "rounds": config.rounds,
-            "tolerance": config.tolerance,
+            **values(config, "rounds", "tolerance"),
             "windows": _windows(self.truncated),
             **provenance(),
             **_certificate(self.exact, self.truncated, self.images[: config.singles]),
@@ -171,15 +170,10 @@ def markdown(rows: list[Row], name: str = "deploy") -> str:
             "percent": 100 * row["accuracy"],
         }
 
-    parts = {
-        "windows": ", ".join(first["windows"]) or "no",
-        "shape": "x".join(map(str, first["image_shape"])),
-        "forms": map(cells, forms),
-        "agreement": agreement,
-        "singles": agreement[0]["singles"],
-    }
+    windows, shape = ", ".join(first["windows"]) or "no", "x".join(map(str, first["image_shape"]))
+    about = {"windows": windows, "shape": shape, "singles": agreement[0]["singles"]}
     program = " ".join(["deploy", *(row["workdir"] for row in agreement)])
-    return page(rows, name, program, **parts)
+    return page(rows, name, program, forms=map(cells, forms), agreement=agreement, **about)
 
 
 def _windows(truncated: deploy.Folded) -> list[str]:
