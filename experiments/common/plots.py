@@ -1,6 +1,7 @@
 """Draws panels that share a legend and a look, without any window."""
 
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +11,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STYLES = {
-    "resnet": {"color": "#000000", "marker": "X"},
-    "mobilenet": {"color": "#E69F00", "marker": "^"},
-    "linear_mix": {"color": "#56B4E9", "marker": "D"},
-    "explicit_rd": {"color": "#D55E00", "marker": "s"},
-    "implicit_rd": {"color": "#0072B2", "marker": "o"},
-    "circulant_rd": {"color": "#009E73", "marker": "v"},
-    "implicit_circulant_rd": {"color": "#CC79A7", "marker": "P"},
-}
+STYLES = json.loads(Path(__file__).with_name("styles.json").read_text("utf-8"))
 """The look of each architecture in plots: Okabe and Ito's colours, which colour-blind readers can distinguish."""
+FEW = 25
+"""Below this number of epochs, each one is marked."""
 
 
 def panels(columns: int, width: float, height: float, *, rows: int = 1, **options: Any) -> "tuple[Figure, list[Axes]]":
@@ -44,3 +39,21 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     image = io.BytesIO()
     figure.savefig(image, **{"format": path.suffix[1:] or "png", **options})
     write_whole(path, image.getvalue())
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Plots the rows of metrics.jsonl, training and test: loss on the left, accuracy on the right."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, (loss, accuracy) = panels(2, 9, 3.6)
+    figure.suptitle(title)
+    marker = "o" if len(rows) < FEW else None
+    for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
+        for part in ("train", "test"):
+            points = {row["epoch"]: row[name] for row in rows if (name := f"{part}_{quantity}") in row}
+            axes.plot(*zip(*points.items(), strict=True), marker=marker, markersize=3, label=part)
+        axes.set(xlabel="epoch", ylabel=quantity)
+        axes.locator_params("x", integer=True)
+    loss.set_yscale("log")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    finish(figure, path, ncols=2)

@@ -1,8 +1,6 @@
-"""States where figures come from: the devices, JAX's version, the commit, the memory of this process."""
+"""States where figures come from: the devices, JAX's version, the commit."""
 
-import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return output.strip()
-
-
-def peak_memory() -> int:
-    """Returns the largest number of bytes that this process has held at once."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would include the memory of the program that started this one
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

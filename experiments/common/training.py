@@ -15,10 +15,11 @@ from rich.table import Table
 
 from experiments.common import runs
 from experiments.common.config import TrainConfig, values
-from experiments.common.curves import draw
 from experiments.common.entry import DIVERGED, FIXABLE, PROCESS_GONE
 from experiments.common.files import write_whole
-from experiments.common.provenance import peak_memory, provenance
+from experiments.common.memory import peak_memory
+from experiments.common.plots import draw_curves
+from experiments.common.provenance import provenance
 from experiments.common.recipes import Recipe
 from experiments.common.workdir import Result, finished, identity, write_or_compare
 from lowcost.terminal import first_line, printable, warn
@@ -166,7 +167,8 @@ def _report(
     """Draws the curves, writes and prints the result, or says where the run stopped; returns the exit status."""
     config, workdir = ready.config, ready.config.directory()
     if is_process_0() and log.rows:
-        draw(log.rows, workdir / "curves.png", title=f"{config.architecture} {config.width} on {ready.dataset.name}")
+        title = f"{config.architecture} {config.width} on {ready.dataset.name}"
+        draw_curves(log.rows, workdir / "curves.png", title=title)
     if interruption.signal is not None and log.last_epoch() < ready.epochs:
         where = "" if skipped_in_a_row(state) else f", saved in {printable(workdir)}"
         console.print(f"stopped at step {first_step(state)}{where}; the same command resumes from the last checkpoint")

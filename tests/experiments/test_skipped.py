@@ -9,9 +9,9 @@ from rich.console import Console
 from experiments import robustness
 from experiments.common import training
 from experiments.common.config import TrainConfig
-from experiments.common.curves import draw
 from experiments.common.entry import DIVERGED
 from experiments.common.files import read_rows, write_rows
+from experiments.common.plots import draw_curves
 from experiments.common.recipes import Recipe
 
 EXPLODING = Recipe(learning_rate=1e38)
@@ -43,8 +43,10 @@ def test_a_run_whose_last_epoch_has_no_finite_step(tmp_path, capsys):
     assert [(row["skipped"], row["test_loss"]) for row in rows] == [(2, None)]
     assert not (tmp_path / "result.json").exists()
     assert list((tmp_path / "checkpoints").iterdir()) == []
-    draw(rows, tmp_path / "curves.png", title="with null")
-    draw([*rows, {"epoch": 2, "train_loss": None, "train_accuracy": None}], tmp_path / "curves.png", title="only null")
+    draw_curves(rows, tmp_path / "curves.png", title="with null")
+    draw_curves(
+        [*rows, {"epoch": 2, "train_loss": None, "train_accuracy": None}], tmp_path / "curves.png", title="only null"
+    )
 
 
 @pytest.mark.parametrize("skipped", [0, 1234])
