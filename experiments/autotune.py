@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import lowcost
-from experiments.common import entry, topologies
-from experiments.common.files import write_rows
+from experiments.common import entry, files, topologies
 from experiments.common.results import Row
 from experiments.common.timing import interleave, jitted, random_batch, value_and_gradients
 from lowcost.methods import WAYS
@@ -78,7 +77,7 @@ def main(config: Config) -> None:
             hopeless.add((kind, "matmul"))
         times = "  ".join(f"{way} {1e3 * seconds:.2f} ms" for way, seconds in row["seconds"].items())
         print("{operator:9} {dims}-D n={n} m={m} c={channels}: {times}".format(**row, times=times), flush=True)
-        write_rows(config.out, rows)
+        files.write_rows(config.out, rows)
 
 
 def points(short: bool = False, coarse: bool = False) -> Iterator[Row]:

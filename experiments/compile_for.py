@@ -16,12 +16,9 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
-from experiments.common import entry, flax_networks, topologies
+from experiments.common import entry, flax_networks, recipes, runs, topologies
 from experiments.common.config import Architecture, values
-from experiments.common.provenance import commit
-from experiments.common.recipes import RECIPES
-from experiments.common.results import Results, Row, filled, page
-from experiments.common.runs import abstract
+from experiments.common.results import Results, Row, commit, filled, page
 from lowcost import nn
 from lowcost.train.mesh import over_batch, replicated
 from lowcost.train.state import create_state
@@ -104,10 +101,10 @@ def measure(
 
 
 def _training(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: int) -> tuple[Any, list[Any]]:
-    recipe = RECIPES["paper"]
+    recipe = recipes.RECIPES["paper"]
     optimizer = recipe.transformation(300, 390)
     step = make_train_step(net, optimizer, recipe.augmentation(True), 390)
-    state = abstract(lambda: create_state(net, optimizer, jax.random.key(0), shape), replicated(mesh))
+    state = runs.abstract(lambda: create_state(net, optimizer, jax.random.key(0), shape), replicated(mesh))
     kinds = [(shape, np.uint8), ((), np.int32), ((), np.int32)]
     lead = (steps,) if steps else ()
     arrays = [jax.ShapeDtypeStruct((*lead, batch, *s), t, sharding=over_batch(mesh, len(lead))) for s, t in kinds]
@@ -117,7 +114,7 @@ def _training(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: i
 
 
 def _inference(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...]) -> tuple[Any, list[Any]]:
-    variables = abstract(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape))), replicated(mesh))
+    variables = runs.abstract(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape))), replicated(mesh))
     images = jax.ShapeDtypeStruct((batch, *shape), np.uint8, sharding=over_batch(mesh))
     program = jax.jit(lambda variables, images: net.apply(variables, to_unit_range(images)))
     return program, [variables, images]

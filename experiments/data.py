@@ -18,14 +18,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from experiments.common import entry
+from experiments.common import entry, plots, runs
 from experiments.common.config import DatasetName, values
-from experiments.common.plots import panels, save_figure
-from experiments.common.runs import CACHE
 from lowcost import data
-from lowcost.data import augment
-from lowcost.data.catalogue import ENTRIES
-from lowcost.data.decoding import MAX_PIXELS
+from lowcost.data import augment, catalogue, decoding
 from lowcost.terminal import printable
 from lowcost.train.processes import devices
 
@@ -47,7 +43,7 @@ class DataConfig:
     """Download the archive of cifar10, cifar100 or stl10 if it is not found."""
     image_size: int | None = None
     """folder: resize the images to squares of this side. None: 64 or 32, unless all share a small size."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = decoding.MAX_PIXELS
     """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
     augmented: bool = False
     """Draw augmented images in place of examples."""
@@ -65,7 +61,7 @@ def main(config: DataConfig) -> None:
     """
     sheet = config.out or Path("runs") / f"{config.dataset}{'-augmented' if config.augmented else ''}.png"
     options = values(config, "data_dir", "image_size", "download", "max_pixels")
-    dataset = data.load(config.dataset, cache_dir=sheet.parent / CACHE, **options)
+    dataset = data.load(config.dataset, cache_dir=sheet.parent / runs.CACHE, **options)
     if config.augmented:
         chosen = choose(dataset.train.labels, config.seed)
         draw(augmented(dataset.train.images[chosen], chosen, config.seed), sheet, inches=0.8)
@@ -113,7 +109,7 @@ def describe(dataset: data.Dataset) -> dict[str, str]:
         "sha256 of training images and labels": dataset.train.digest,
         "sha256 of test images and labels": dataset.test.digest,
     }
-    if archive := ENTRIES.get(dataset.name):
+    if archive := catalogue.ENTRIES.get(dataset.name):
         facts |= {"archive": archive.url, "sha256 of the archive": archive.sha256}
     return facts
 
@@ -170,7 +166,7 @@ def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4)
     number, gap = len(blocks[0]), max(1, width // 12)
     scale = inches / width
     size = len(blocks) * (COLUMNS * (width + gap) * scale + 1.8), number * (height + gap) * scale + 0.3
-    figure, sheets = panels(len(blocks), *size)
+    figure, sheets = plots.panels(len(blocks), *size)
     for axes, block in zip(sheets, blocks, strict=True):
         page = np.full((number, height + gap, COLUMNS, width + gap, channels), 240, np.uint8)  # white images stand out
         for row, (_, images) in enumerate(block):
@@ -183,7 +179,7 @@ def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4)
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-    save_figure(figure, path, dpi=120, bbox_inches="tight")  # long names too
+    plots.save_figure(figure, path, dpi=120, bbox_inches="tight")  # long names too
 
 
 if __name__ == "__main__":

@@ -18,18 +18,14 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import predict
-from experiments.common import entry, runs
+from experiments import export, predict
+from experiments.common import entry, memory, runs
 from experiments.common.config import check_counts, values
 from experiments.common.files import write_whole
-from experiments.common.memory import peak
-from experiments.common.provenance import provenance
-from experiments.common.results import Results, Row, page
+from experiments.common.results import Results, Row, page, provenance
 from experiments.common.timing import interleave
-from experiments.export import ExportConfig, serialized
 from lowcost import deploy
-from lowcost.nn.operations import Depthwise
-from lowcost.nn.operations import run as apply
+from lowcost.nn import operations
 from lowcost.train.state import count_weights
 
 FILES: dict[str, dict[str, Any]] = {
@@ -118,7 +114,7 @@ class Subject:
                     "file_bytes": files[name].stat().st_size if name in files else None,
                     "operations": _operations(counted.get(name, folded), first),
                     "milliseconds": 1000 * seconds[name],
-                    "peak_mib": peak(name, files.get(name, self.workdir)),
+                    "peak_mib": memory.peak(name, files.get(name, self.workdir)),
                     "accuracy": float((logits.argmax(-1) == self.labels).mean()),
                 }
                 print(json.dumps(row), flush=True)
@@ -150,9 +146,9 @@ class Subject:
         files = {}
         for name in names:
             files[name] = folder / f"{name}.{FILES[name].get('format', 'onnx')}"
-            options = ExportConfig(self.workdir, files[name], **FILES[name])
+            options = export.ExportConfig(self.workdir, files[name], **FILES[name])
             folded = self.truncated if name == "ONNX, truncated" else self.exact
-            for file, content in serialized(folded, self.run.metadata(), options).items():
+            for file, content in export.serialized(folded, self.run.metadata(), options).items():
                 write_whole(file, content)
         return files
 
@@ -178,8 +174,8 @@ def markdown(rows: list[Row], name: str = "deploy") -> str:
 
 def _windows(truncated: deploy.Folded) -> list[str]:
     """The sizes of the stencils in place of implicit steps."""
-    operations = (operation for layer in truncated.layers for operation in layer.operations)
-    cut = (x for x in operations if isinstance(x, Depthwise) and x.dropped is not None)
+    every = (operation for layer in truncated.layers for operation in layer.operations)
+    cut = (x for x in every if isinstance(x, operations.Depthwise) and x.dropped is not None)
     return ["x".join(map(str, x.stencil.shape[:-1])) for x in cut]
 
 
@@ -191,10 +187,10 @@ def _certificate(exact: deploy.Folded, truncated: deploy.Folded, images: np.ndar
         result, y, ratios = deploy.certified(truncated, images), images, []
         for layer, cut in zip(exact.layers, truncated.layers, strict=True):
             if layer.operations != cut.operations:
-                change = apply(cut.operations, y) - apply(layer.operations, y)
+                change = operations.run(cut.operations, y) - operations.run(layer.operations, y)
                 norms = (change**2).sum(range(1, change.ndim)) ** 0.5
                 ratios.append((norms / result.layers[layer.name].clip(1e-6 * (y**2).sum() ** 0.5)).max())
-            y = apply(cut.operations, y)
+            y = operations.run(cut.operations, y)
         return result.error, ((result.logits - exact(images)) ** 2).sum(-1) ** 0.5, ratios
 
     bounds, observed, ratios = (np.asarray(x) for x in compare(images))

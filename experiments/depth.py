@@ -7,9 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from experiments.common import entry
-from experiments.common.perturbations import captured
-from experiments.common.plots import STYLES, finish, panels
+from experiments.common import entry, perturbations, plots
 from experiments.common.results import Results, Row, page, table
 from lowcost import data, nn
 from lowcost.train.processes import devices
@@ -55,7 +53,7 @@ def measure(config: Config, steps_per_block: int, architecture: nn.Architecture,
     net = nn.network(architecture, config.width, 10, steps_per_block=steps_per_block, h=config.h)
     images = jnp.asarray(images, jnp.float32)
     # Not jitted as a whole: hundreds of steps of three shapes are compiled once each, not once per step.
-    features = captured(net, net.init(jax.random.key(config.seed), images), images, train=True)
+    features = perturbations.captured(net, net.init(jax.random.key(config.seed), images), images, train=True)
     names = [f"block{i + 1}_step{j + 1}" for i in range(len(net.channels)) for j in range(steps_per_block)]
     variances = [float(jnp.mean(jnp.var(features[name], axis=range(images.ndim - 1)))) for name in names]
     between = float(jnp.mean(jnp.var(features[names[-1]], axis=0)))
@@ -85,16 +83,16 @@ def markdown(rows: list[Row], name: str = "depth") -> str:
 def draw(rows: list[Row], path: Path) -> None:
     """Draws variance against depth: one panel per number of steps, one line per architecture."""
     numbers = sorted({row["steps_per_block"] for row in rows})
-    figure, axes = panels(len(numbers), 4 * len(numbers), 3.8, sharey=True)
+    figure, axes = plots.panels(len(numbers), 4 * len(numbers), 3.8, sharey=True)
     for panel, steps in zip(axes, numbers, strict=True):
         for row in rows:
             if row["steps_per_block"] == steps:
-                style = STYLES[row["architecture"]] | {"markersize": 4, "markevery": max(1, steps // 4)}
+                style = plots.STYLES[row["architecture"]] | {"markersize": 4, "markevery": max(1, steps // 4)}
                 depth = range(1, len(row["variances"]) + 1)
                 panel.semilogy(depth, row["variances"], label=row["architecture"], **style)
         panel.set(title=f"{steps} steps per block", xlabel="step")
     figure.supylabel("variance of the features")
-    finish(figure, path, legend="outside right center")
+    plots.finish(figure, path, legend="outside right center")
 
 
 if __name__ == "__main__":

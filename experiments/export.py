@@ -9,8 +9,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from experiments.common import entry, runs
-from experiments.common.files import check_target, messages, write_whole
+from experiments.common import entry, files, runs
 from experiments.common.workdir import Result
 from lowcost import __version__, deploy
 from lowcost.nn.operations import Depthwise, Filter, Operation
@@ -40,17 +39,17 @@ def main(config: ExportConfig) -> int:
     """Folds the network, writes it, and prints the size of each file."""
     if config.format != "onnx" and (config.bits, config.opset) != (32, 21):
         raise ValueError("--bits 8 and --opset are for --format onnx; leave them out for stablehlo")
-    check_target(config.out, "--out")
+    files.check_target(config.out, "--out")
     run = runs.trained(config.workdir, to_the_end=True)
     folded, metadata = deploy.fold(run.net, run.variables, run.image_shape), describe(run, config.workdir)
     if config.tolerance is not None:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
     for file, content in serialized(folded, metadata, config).items():
-        write_whole(file, content)
-        print(f"{printable(file)}: {len(content):,} bytes", file=messages(config.out))
+        files.write_whole(file, content)
+        print(f"{printable(file)}: {len(content):,} bytes", file=files.messages(config.out))
     for layer in folded.layers:
         if config.tolerance is not None and (choice := _choice(layer.operations)):
-            print(f"{layer.name:20} {choice}", file=messages(config.out))
+            print(f"{layer.name:20} {choice}", file=files.messages(config.out))
     return 0
 
 

@@ -15,10 +15,8 @@ import jax
 import numpy as np
 
 import lowcost
-from experiments.common import entry
-from experiments.common.plots import finish, panels
-from experiments.common.provenance import provenance
-from experiments.common.results import Results, Row, page
+from experiments.common import entry, plots
+from experiments.common.results import Results, Row, page, provenance
 from experiments.common.timing import Step, interleave, jitted, random_batch, value_and_gradients
 from lowcost.train.mesh import use_every_core
 
@@ -221,7 +219,7 @@ def draw(rows: list[Row], path: Path) -> None:
     styles = {"direct": ":", "FFT": "--", "matmul": "-"}
     quantities = {"ratio": ("", "time(coupled) / time(ours)"), "seconds": ("_seconds", "seconds")}
     for quantity, (suffix, words) in quantities.items():
-        figure, axes = panels(len(PANELS), 11, 6.4, rows=len(MODES), sharey=True)
+        figure, axes = plots.panels(len(PANELS), 11, 6.4, rows=len(MODES), sharey=True)
         for axis, (mode, over) in zip(axes, itertools.product(MODES, PANELS), strict=True):
             for name in OPERATORS:
                 kind, method = name.split()
@@ -239,7 +237,7 @@ def draw(rows: list[Row], path: Path) -> None:
             axis.set_xticks([], minor=True)
             axis.yaxis.set_major_formatter("{x:g}")
             axis.grid(alpha=0.3, which="minor")
-        finish(figure, path.with_stem(path.stem + suffix), ncols=4)
+        plots.finish(figure, path.with_stem(path.stem + suffix), ncols=4)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,12 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.common import entry, perturbations, runs
+from experiments.common import entry, perturbations, plots, runs
 from experiments.common.config import values
 from experiments.common.perturbations import Variables, features, norms, weights_bound
-from experiments.common.plots import STYLES, finish, panels
-from experiments.common.provenance import provenance
-from experiments.common.results import Results, Row, page, table
+from experiments.common.results import Results, Row, page, provenance, table
 from experiments.stability import with_time_step
-from lowcost.nn.stability import stability_report
+from lowcost.nn import stability_report
 from lowcost.terminal import printable, warn
 from lowcost.train.step import make_eval_step, to_unit_range
 
@@ -202,20 +200,20 @@ def _drawn(rows: list[Row]) -> float:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draws the relative difference after each layer, and the share of the bound that it reaches."""
-    figure, (left, right) = panels(2, 10, 4.2)
+    figure, (left, right) = plots.panels(2, 10, 4.2)
     datasets, names = sorted({row["dataset"] for row in rows}), _names(rows)
     for row in rows:
         if row["kind"] == "image noise" and row["strength"] == _drawn(rows):
             depth = range(1, len(row["layers"]) + 1)
             line = ("-", ":", "--", "-.")[datasets.index(row["dataset"]) % 4]
-            style = {"markersize": 4, "linestyle": line} | STYLES[row["architecture"]]
+            style = {"markersize": 4, "linestyle": line} | plots.STYLES[row["architecture"]]
             left.semilogy(depth, row["differences"], label=names[row["workdir"]], **style)
             right.semilogy(depth, np.divide(*np.array([row["ratios"], row["lipschitz_up_to"]], float)), **style)
     left.set(xlabel="layer", ylabel="‖difference‖ / ‖features‖")
     right.set(xlabel="layer", ylabel="share of the product of the bounds")
     for panel in (left, right):
         panel.locator_params("x", integer=True)
-    finish(figure, path, ncols=3)
+    plots.finish(figure, path, ncols=3)
 
 
 if __name__ == "__main__":

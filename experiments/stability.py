@@ -14,15 +14,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from experiments.common import entry, runs, training
+from experiments.common import entry, plots, recipes, runs, training
 from experiments.common.config import TrainConfig, derived, values
 from experiments.common.perturbations import Variables, captured
-from experiments.common.plots import STYLES, finish, panels
-from experiments.common.provenance import provenance
-from experiments.common.recipes import RECIPES
-from experiments.common.results import Results, Row, page
-from lowcost.nn import Network
-from lowcost.nn.stability import stability_report
+from experiments.common.results import Results, Row, page, provenance
+from lowcost.nn import Network, stability_report
 
 LIMIT = 1e3
 """Features that grow by more than this factor count as unbounded."""
@@ -55,7 +51,7 @@ def main(config: Config) -> int:
     def report(run: TrainConfig) -> None:
         results.add(measure(run, STEP_SIZES, config.images))
 
-    wanted = ((run, RECIPES[run.recipe]) for run in runs_of(config))
+    wanted = ((run, recipes.RECIPES[run.recipe]) for run in runs_of(config))
     status = training.run_all(wanted, training.run, report)
     results.show()
     return status
@@ -144,19 +140,19 @@ def markdown(rows: list[Row], name: str = "stability") -> str:
 def draw(rows: list[Row], path: Path) -> None:
     """Draws growth against h, one panel per depth; what overflows float32 leaves the panel at its top."""
     depths = sorted({row["steps_per_block"] for row in rows})
-    figure, axes = panels(len(depths), max(7, 4 * len(depths)), 4.6, sharey=True)
+    figure, axes = plots.panels(len(depths), max(7, 4 * len(depths)), 4.6, sharey=True)
     top = 1e8
     styles = {("initial", "of the batch"): "--", ("trained", "of the batch"): "-", ("trained", "of training"): ":"}
     for panel, steps in zip(axes, depths, strict=True):
         for row in rows:
             if row["steps_per_block"] == steps:
                 growth = [min(math.inf if g is None else g, 10 * top) for g in row["growth"]]
-                color, line = STYLES[row["architecture"]]["color"], styles[row["weights"], row["statistics"]]
+                color, line = plots.STYLES[row["architecture"]]["color"], styles[row["weights"], row["statistics"]]
                 label = "{architecture}, {weights}, statistics {statistics}".format(**row)
                 panel.loglog(row["h"], growth, line, color=color, label=label)
         panel.set(title=f"{steps} steps per block", xlabel="h", ylim=(0.5, top))
     figure.supylabel("largest features of any step, relative to the opening's")
-    finish(figure, path, ncols=2)
+    plots.finish(figure, path, ncols=2)
 
 
 if __name__ == "__main__":

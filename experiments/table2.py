@@ -20,14 +20,11 @@ from typing import Any, Literal
 import tyro
 
 from experiments import throughput
-from experiments.common import entry
+from experiments.common import entry, files, timing, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width, derived, flags, shown
-from experiments.common.files import changing, read_rows, write_page
 from experiments.common.recipes import RECIPES
 from experiments.common.runs import load
 from experiments.common.table2_page import ARCHITECTURES, PAPER, WIDTHS, draw, markdown, place
-from experiments.common.timing import interleave
-from experiments.common.training import run_all
 from experiments.common.workdir import Result
 from lowcost.data.catalogue import ENTRIES
 from lowcost.nn import network, network_cost
@@ -95,7 +92,7 @@ def main(config: Config) -> int:
         record(config, Result(run.directory() / "result.json"))
         write(config.out)
 
-    return run_all(((run, RECIPES[run.recipe]) for run in wanted), lambda run, _: train(run), report)
+    return training.run_all(((run, RECIPES[run.recipe]) for run in wanted), lambda run, _: train(run), report)
 
 
 def runs(config: Config) -> Iterator[TrainConfig]:
@@ -137,7 +134,7 @@ def record(config: Config, result: dict[str, Any]) -> None:
     origin = {"folder": "images of the user", "digits": "inside scikit-learn"}
     images = config.images or f"{result['dataset']}, {origin.get(result['dataset'], 'original')}"
     new = {"images": images, "like": like, "flags": command, **result}
-    with changing(config.out.with_suffix(".jsonl")) as rows:
+    with files.changing(config.out.with_suffix(".jsonl")) as rows:
         same = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
         older = [i for i, row in enumerate(rows) if place(row) == place(new)]
         if same and not (config.images or config.like):
@@ -148,8 +145,8 @@ def record(config: Config, result: dict[str, Any]) -> None:
 
 def write(out: Path) -> None:
     """Writes the page and the plot of the rows, which stay locked until both are written."""
-    with changing(out.with_suffix(".jsonl")) as rows:
-        write_page(out.with_suffix(".md"), markdown(rows, out.name))
+    with files.changing(out.with_suffix(".jsonl")) as rows:
+        files.write_page(out.with_suffix(".md"), markdown(rows, out.name))
         draw(rows, out.with_suffix(".png"))
 
 
@@ -166,7 +163,7 @@ def plan(wanted: Iterable[TrainConfig]) -> None:
         archive = ENTRIES.get(run.dataset)
         shape = (archive.train, *archive.image_shape) if archive else load(run).train.images.shape
         images, side = run.train_images or shape[0], shape[1]
-        done = len(read_rows(run.directory() / "metrics.jsonl"))
+        done = len(files.read_rows(run.directory() / "metrics.jsonl"))
         kind = (run.architecture, run.width, side)
         if kind not in speeds and done < epochs:
             print(f"measuring {run.architecture} {run.width} on {side}x{side} pixels …", file=sys.stderr)
@@ -190,7 +187,7 @@ def _images_per_second(architecture: Architecture, width: Width, side: int, batc
     use_every_core(batch_size)
     config = throughput.Config(width=width, size=side, batch_size=batch_size)
     ours = throughput.Ours(architecture, config)
-    return batch_size / interleave({"train": ours.steps["train"]}, 3)["train"]
+    return batch_size / timing.interleave({"train": ours.steps["train"]}, 3)["train"]
 
 
 if __name__ == "__main__":

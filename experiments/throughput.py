@@ -18,8 +18,7 @@ import optax
 
 from experiments.common import entry
 from experiments.common.config import Architecture, values
-from experiments.common.provenance import provenance
-from experiments.common.results import Results, Row, page
+from experiments.common.results import Results, Row, page, provenance
 from experiments.common.timing import Step, interleave, jitted, random_batch
 from lowcost import nn
 from lowcost.extras import needs_extra

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import string
+import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,21 @@ def source(rows: Sequence[Row], name: str) -> str:
     verb = "measured" if values["device"] else "computed"
     origin = " ".join(f"{words[key]} {' and '.join(found)}" for key, found in values.items() if found)
     return f"Figures: [{name}.jsonl]({name}.jsonl)" + (f", {verb} {origin}." if origin else ".")
+
+
+def provenance() -> dict[str, Any]:
+    """Returns the devices, JAX's version and the commit, for a row of results."""
+    import jax
+
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {"device": device, "jax_version": jax.__version__, "commit": commit()}
+
+
+def commit() -> str | None:
+    """Returns the commit of the code that runs, with "-dirty" if files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        output = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return output.strip()

@@ -20,11 +20,9 @@ from experiments.common.config import TrainConfig, check_counts, values
 from experiments.common.recipes import RECIPES, Recipe
 from experiments.common.workdir import Result, flat, identity, read, shared
 from lowcost import data, nn
-from lowcost.train.checkpoint import Checkpoints
-from lowcost.train.loop import evaluate_all, first_step
+from lowcost.train import checkpoint, loop, processes
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.metrics_log import Metrics
-from lowcost.train.processes import devices, differing
 from lowcost.train.state import TrainState, create_state
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
 
@@ -85,7 +83,7 @@ class Setup(NamedTuple):
         test = self.dataset.test
         images = test.images if images is None else images
         options |= {"batch_size": self.config.batch_size, "mesh": self.mesh}
-        return evaluate_all(self.eval_step, state, images, test.labels, **options)
+        return loop.evaluate_all(self.eval_step, state, images, test.labels, **options)
 
 
 def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
@@ -202,8 +200,8 @@ def differing_fields(ready: Setup) -> list[str]:
     packages = (Path(__file__).parents[1], Path(data.__file__).parents[1])
     code = b"".join(path.read_bytes() for package in packages for path in sorted(package.rglob("*.py")))
     parts = {"ingredients": dataclasses.asdict(ready.recipe), "data": describe(ready.dataset)}
-    versions = differing({"code": hashlib.sha256(code).hexdigest(), "jax": jax.__version__})
-    return versions or differing({**shared(ready.config), **flat(parts), **settings()})
+    versions = processes.differing({"code": hashlib.sha256(code).hexdigest(), "jax": jax.__version__})
+    return versions or processes.differing({**shared(ready.config), **flat(parts), **settings()})
 
 
 class Trained(NamedTuple):
@@ -241,13 +239,13 @@ def trained(workdir: Path, *, to_the_end: bool = False) -> Trained:
         ValueError, OSError: what the user can fix, in one line.
     """
     config, recipe, about = read(workdir)
-    devices()  # raises where there are none
+    processes.devices()  # raises where there are none
     steps = (config.epochs or 0) * (about["train"] // config.batch_size)
     net, _, initial_state = _model(config, recipe, about)
     state = _newest(workdir, abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps, to_the_end)
     variables = state.variables if config.seeds == 1 else jax.tree.map(lambda x: x[0], state.variables)
     shapes = (tuple(about["classes"]), tuple(about["image_shape"]))
-    return Trained(config, net, variables, *shapes, first_step(state))
+    return Trained(config, net, variables, *shapes, loop.first_step(state))
 
 
 def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) -> tuple[Setup, TrainState]:
@@ -291,7 +289,7 @@ def _check_finished(workdir: Path, step: int, steps: int) -> None:
 
 def _newest(workdir: Path, like: TrainState, steps: int, to_the_end: bool) -> TrainState:
     """Returns step, weights and statistics of the newest valid checkpoint, and None in place of all else."""
-    saved = Checkpoints(workdir / "checkpoints", run=identity(workdir), owned=False)
+    saved = checkpoint.Checkpoints(workdir / "checkpoints", run=identity(workdir), owned=False)
     nothing = dict.fromkeys(("key", "opt_state", "metrics", "skipped", "skipped_in_a_row"))
     try:
         restored = saved.restore_newest(like.replace(**nothing))

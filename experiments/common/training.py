@@ -13,23 +13,15 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import runs
+from experiments.common import entry, files, memory, plots, results, runs
 from experiments.common.config import TrainConfig, values
-from experiments.common.entry import DIVERGED, FIXABLE, PROCESS_GONE
-from experiments.common.files import write_whole
-from experiments.common.memory import peak_memory
-from experiments.common.plots import draw_curves
-from experiments.common.provenance import provenance
 from experiments.common.recipes import Recipe
 from experiments.common.workdir import Result, finished, identity, write_or_compare
 from lowcost.terminal import first_line, printable, warn
+from lowcost.train import feed, lock, loop, processes
 from lowcost.train.checkpoint import Checkpoints, digest
-from lowcost.train.feed import feed, fits
 from lowcost.train.interruption import Interruption
-from lowcost.train.lock import locked
-from lowcost.train.loop import dispatch_max, first_step, fit, skipped_in_a_row
 from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
-from lowcost.train.processes import from_process_0, is_process_0, process_max, unequal_devices
 from lowcost.train.state import TrainState, count_weights
 
 
@@ -46,11 +38,11 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
     try:
         ready = _prepare(config, recipe)
         with contextlib.ExitStack() as stack:
-            claim = from_process_0(lambda: _claim(ready, stack))
+            claim = processes.from_process_0(lambda: _claim(ready, stack))
             return _train(ready, claim, stack.enter_context(Interruption()))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         warn(f"error: {error}")
-        return DIVERGED if isinstance(error, FloatingPointError) else FIXABLE
+        return entry.DIVERGED if isinstance(error, FloatingPointError) else entry.FIXABLE
 
 
 def run_all(
@@ -73,7 +65,7 @@ def run_all(
         code = train(config, recipe) if finished(config, dataclasses.asdict(recipe)) is None else 0
         if not code:
             report(config)
-        elif code == DIVERGED:
+        elif code == entry.DIVERGED:
             status = code
         else:
             return code
@@ -88,7 +80,7 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
     except (ValueError, OSError, ImportError) as error:
         failure = str(error)
     try:
-        if not (unequal_devices() or process_max(bool(failure))):
+        if not (processes.unequal_devices() or processes.process_max(bool(failure))):
             assert ready is not None
             if not (names := runs.differing_fields(ready)):
                 return ready
@@ -101,7 +93,7 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
 def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Locks the work directory until the stack is closed, writes or compares config.json, returns the identity."""
     config, workdir = ready.config, ready.config.directory()
-    stack.enter_context(locked(workdir))
+    stack.enter_context(lock.locked(workdir))
     write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
     if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
         problem = f"{workdir} must hold the checkpoints of its finished run, got result.json without any"
@@ -112,7 +104,7 @@ def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
 def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption) -> int:
     """Restores, trains to the end or to a stop request, and reports; returns the exit status."""
     workdir = ready.config.directory()
-    console = Console(soft_wrap=True, markup=False, quiet=not is_process_0())  # a path may look like markup
+    console = Console(soft_wrap=True, markup=False, quiet=not processes.is_process_0())  # a path may look like markup
     checkpoints = Checkpoints(workdir / "checkpoints", run=claim, keep=ready.config.keep)
     try:
         restored = checkpoints.restore_newest(ready.abstract_state())
@@ -127,7 +119,7 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
             raise
         warn(f"error: another process of the run is gone ({first_line(error)})")
         warn("start all of them again to resume from the last checkpoint")
-        os._exit(PROCESS_GONE)  # an orderly exit would wait for the process that is gone
+        os._exit(entry.PROCESS_GONE)  # an orderly exit would wait for the process that is gone
     finally:
         checkpoints.close()
     return _report(ready, state, begin, log, interruption, console)
@@ -136,8 +128,8 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
 def _open_log(ready: runs.Setup, step: int) -> MetricsLog:
     """Opens metrics.jsonl, and TensorBoard's files if asked for, with the epochs up to a step; process 0 writes."""
     path = ready.config.directory() / "metrics.jsonl"
-    rows = from_process_0(lambda: read_rows(path, step // ready.steps_per_epoch))
-    if not is_process_0():
+    rows = processes.from_process_0(lambda: read_rows(path, step // ready.steps_per_epoch))
+    if not processes.is_process_0():
         return MetricsLog(rows, None, None)
     return MetricsLog(rows, path, path.with_name("tensorboard") if ready.config.tensorboard else None)
 
@@ -146,17 +138,17 @@ def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, optio
     """Trains to the end or to a stop request; a ValueError here is a fault of the program and keeps its traceback."""
 
     def evaluate(state: TrainState) -> Metrics | None:
-        epoch = first_step(state) // ready.steps_per_epoch
+        epoch = loop.first_step(state) // ready.steps_per_epoch
         if epoch % ready.config.evaluate_every and epoch < ready.epochs:
             return {}
         return ready.evaluate(state, interruption=interruption)
 
-    train, steps_max = ready.dataset.train, dispatch_max(ready.mesh)
-    resident = fits(train.images, ready.mesh)
-    batches = feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
+    train, steps_max = ready.dataset.train, loop.dispatch_max(ready.mesh)
+    resident = feed.fits(train.images, ready.mesh)
+    batches = feed.feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
     options |= {"steps_per_epoch": ready.steps_per_epoch, "epochs": ready.epochs, "steps_max": steps_max}
     try:
-        return fit(state, ready.train_steps, batches, evaluate, interruption=interruption, **options)
+        return loop.fit(state, ready.train_steps, batches, evaluate, interruption=interruption, **options)
     except ValueError as error:
         raise RuntimeError("training failed; this is a mistake in the program") from error
 
@@ -166,14 +158,15 @@ def _report(
 ) -> int:
     """Draws the curves, writes and prints the result, or says where the run stopped; returns the exit status."""
     config, workdir = ready.config, ready.config.directory()
-    if is_process_0() and log.rows:
+    if processes.is_process_0() and log.rows:
         title = f"{config.architecture} {config.width} on {ready.dataset.name}"
-        draw_curves(log.rows, workdir / "curves.png", title=title)
+        plots.draw_curves(log.rows, workdir / "curves.png", title=title)
     if interruption.signal is not None and log.last_epoch() < ready.epochs:
-        where = "" if skipped_in_a_row(state) else f", saved in {printable(workdir)}"
-        console.print(f"stopped at step {first_step(state)}{where}; the same command resumes from the last checkpoint")
+        saved = "" if loop.skipped_in_a_row(state) else f", saved in {printable(workdir)}"
+        where = f"stopped at step {loop.first_step(state)}{saved}"
+        console.print(f"{where}; the same command resumes from the last checkpoint")
         return 128 + interruption.signal
-    if not is_process_0():
+    if not processes.is_process_0():
         return 0
     path = workdir / "result.json"
     if begin == ready.steps and path.exists():  # a new result would hold other figures of time and memory
@@ -181,7 +174,7 @@ def _report(
         result: dict[str, Any] = Result(path)
     else:
         result = _result(ready, state, log)
-        write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+        files.write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     print_result(console, result, workdir)
     return 0
 
@@ -204,9 +197,9 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, 
         "train_seconds": round(row["seconds"], 1),
         "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
         "share_in_steps": round(statistics.median(shares), 4) if shares else None,
-        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+        "peak_memory_gib": round(memory.peak_memory() / 2**30, 2),
         "processes": jax.process_count(),
-        **provenance(),
+        **results.provenance(),
         "digest": digest(state),
     }
 

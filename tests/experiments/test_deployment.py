@@ -268,12 +268,12 @@ def test_bad_models_are_told(exported, tmp_path):
 
 def test_the_table_of_all_forms(run, tmp_path, monkeypatch):
     """Its short form; every file says what the network says."""
-    measured = deploy.peak
+    measured = deploy.memory.peak
 
     def once(form, path):  # JAX takes its time to start
         return measured(form, path) if form == "ONNX, exact" else 1000.0
 
-    monkeypatch.setattr(deploy, "peak", once)
+    monkeypatch.setattr(deploy.memory, "peak", once)
     out = tmp_path / "deploy"
     deploy.main(deploy.Config((run,), rounds=1, singles=3, tolerance=0.1, out=out))
     rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
