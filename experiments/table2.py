@@ -24,12 +24,11 @@ from experiments.common import entry, files, timing, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width, derived, flags, shown
 from experiments.common.recipes import RECIPES
 from experiments.common.runs import load
-from experiments.common.table2_page import ARCHITECTURES, PAPER, WIDTHS, draw, markdown, place
+from experiments.common.table2_page import ARCHITECTURES, WIDTHS, draw, markdown, paper, place
 from experiments.common.workdir import Result
 from lowcost.data.catalogue import ENTRIES
 from lowcost.nn import network, network_cost
-from lowcost.train.interruption import stop_signals
-from lowcost.train.mesh import use_every_core
+from lowcost.train import interruption, mesh
 
 PASSES = 3
 """A training step costs three forward passes: the backward pass takes two."""
@@ -103,7 +102,7 @@ def runs(config: Config) -> Iterator[TrainConfig]:
     some += "" if config.image_size is None else f"-{config.image_size}pixels"
     end = f"{config.recipe}-{epochs}epochs{some}-seed{config.seed}x{config.seeds}"
     for dataset, width, architecture in itertools.product(config.datasets, config.widths, config.architectures):
-        if dataset not in WIDTHS or (dataset, architecture, width) in PAPER:
+        if dataset not in WIDTHS or paper(dataset, architecture, width):
             cell = {"dataset": dataset, "width": width, "architecture": architecture}
             workdir = config.workdir / f"{dataset}-{architecture}-{width}-{end}"
             yield derived(config, **cell, epochs=epochs, workdir=workdir)
@@ -113,7 +112,7 @@ def train(run: TrainConfig) -> int:
     """Runs `python -m experiments.train` with the run's flags and passes stop signals on; returns its exit status."""
     command = [sys.executable, "-m", "experiments.train", run.dataset, *flags(run, "dataset")]
     with subprocess.Popen(command) as process:
-        passed_on = [number for number in stop_signals() if number != signal.SIGINT]
+        passed_on = [number for number in interruption.stop_signals() if number != signal.SIGINT]
         before = [signal.signal(number, lambda number, _: process.send_signal(number)) for number in passed_on]
         try:
             code = process.wait()
@@ -184,7 +183,7 @@ def _duration(hours: float) -> str:
 
 def _images_per_second(architecture: Architecture, width: Width, side: int, batch_size: int) -> float:
     """Returns the speed of three training steps."""
-    use_every_core(batch_size)
+    mesh.use_every_core(batch_size)
     config = throughput.Config(width=width, size=side, batch_size=batch_size)
     ours = throughput.Ours(architecture, config)
     return batch_size / timing.interleave({"train": ours.steps["train"]}, 3)["train"]

@@ -12,17 +12,11 @@ WIDTHS: dict[str, tuple[Width, ...]] = {dataset: tuple(columns) for dataset, col
 """The widths that the paper's Table 2 has for each data set: its columns."""
 ARCHITECTURES: tuple[Architecture, ...] = tuple(_PRINTED["cifar10"]["A"])
 """The rows of Table 2."""
-PAPER: dict[tuple[str, Architecture, Width], float] = {
-    (dataset, architecture, width): printed
-    for dataset, columns in _PRINTED.items()
-    for width, column in columns.items()
-    for architecture, printed in column.items()
-}
-"""The paper's validation accuracy after 300 epochs in percent, by data set, architecture and width."""
 
 
-def _paper(row: Row) -> float | None:
-    return PAPER.get((row["like"], row["architecture"], row["width"]))
+def paper(dataset: str | None, architecture: Architecture, width: Width) -> float | None:
+    """Returns the paper's validation accuracy after 300 epochs in percent; None for a cell that it leaves empty."""
+    return _PRINTED.get(dataset, {}).get(width, {}).get(architecture)
 
 
 def markdown(rows: list[Row], name: str = "table2") -> str:
@@ -32,14 +26,17 @@ def markdown(rows: list[Row], name: str = "table2") -> str:
 
 
 def _section(group: list[Row]) -> str:
+
+    def cells(row: Row) -> Row:
+        printed = paper(row["like"], row["architecture"], row["width"])
+        return row | {"accuracy": accuracy(row), "paper": printed and f"{printed} %"}
+
     first = group[0]
     seed, seeds = first["seed"], first["seeds"]
-    papers = (f"{paper} %" if (paper := _paper(row)) else None for row in group)
-    runs = [row | {"accuracy": accuracy(row), "paper": paper} for row, paper in zip(group, papers, strict=True)]
     grid = {f"{name}s": " ".join(dict.fromkeys(row[name] for row in group)) for name in ("architecture", "width")}
     which = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}, mean ± standard deviation"
     about = {"s": "s" * (first["epochs"] > 1), "which": which, **grid}
-    return "\n" + filled("table2_section", **first, **about, runs=runs)
+    return "\n" + filled("table2_section", **first, **about, runs=map(cells, group))
 
 
 def place(row: Row) -> tuple:
@@ -68,8 +65,8 @@ def draw(rows: list[Row], path: Path) -> None:
             style: Row = {"linestyle": "none", "markersize": 7, "alpha": 0.8} | STYLES[row["architecture"]]
             label = f"{row['architecture']} {row['width']}"
             panel.errorbar(row["weights"], row["test_accuracy"], yerr=row["test_accuracy_std"], label=label, **style)
-            if (paper := _paper(row)) is not None:
-                panel.plot(row["weights"], paper / 100, fillstyle="none", **style)
+            if printed := paper(row["like"], row["architecture"], row["width"]):
+                panel.plot(row["weights"], printed / 100, fillstyle="none", **style)
         title = "{images}\nrecipe {recipe}, {epochs} epochs (hollow: the paper, 300)".format(**group[0])
         panel.set(xscale="log", xlabel="weights", ylabel="test accuracy")
         panel.set_title(title, fontsize=9)
