@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -20,14 +21,7 @@ from lowcost.terminal import warn
 T = TypeVar("T")
 
 FIXABLE, DIVERGED, PROCESS_GONE = 2, 3, 4
-STATUSES = """\
-exit status:
-  0        done
-  2        something to fix: flags, data, files, or a missing package
-  3        training diverged
-  4        another process of the run is gone
-  128 + n  stopped by signal n; 130 is Ctrl-C
-"""
+STATUSES = Path(__file__).with_name("exit_statuses.txt").read_text("utf-8")
 
 
 def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = False) -> NoReturn:
