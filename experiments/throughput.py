@@ -147,10 +147,7 @@ class Ours:
         self.variables = jax.device_get(state.variables)
         train = jax.jit(make_train_step(self.net, optimizer, lambda images, draw: images, 500), donate_argnums=0)
         infer = jax.jit(lambda state, images: self.net.apply(state.variables, to_unit_range(images)))
-        self.calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "train": (train, (state, *batch)),
-            "inference": (infer, (state, batch[0])),
-        }
+        self.calls: dict[str, Any] = {"train": (train, (state, *batch)), "inference": (infer, (state, batch[0]))}
         self.programs: dict[str, Any] = {}
         self.compile_seconds: dict[str, float] = {}
         for mode, (function, arguments) in self.calls.items():

@@ -153,9 +153,8 @@ class Network(nn.Module):
         while (block := f"block{len(self.blocks) + 1}") + "_connecting" in variables["params"]:
             steps = (layer(STEPS[architecture], f"{block}_step{j}") for j in range(1, 5))
             self.blocks.append(nn.Sequential(*steps, layer(Connecting, f"{block}_connecting")))
-        kernel, bias = (
-            torch.tensor(np.asarray(variables["params"]["classifier"][name])) for name in ("kernel", "bias")
-        )
+        classifier = variables["params"]["classifier"]
+        kernel, bias = (torch.tensor(np.asarray(classifier[name])) for name in ("kernel", "bias"))
         self.classifier = nn.Linear(*kernel.shape)
         self.classifier.weight, self.classifier.bias = nn.Parameter(kernel.T.contiguous()), nn.Parameter(bias)
 
@@ -225,17 +224,14 @@ class Theirs:
         call = torch.compile(net) if compiled else net
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
 
-        def train() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(call(images / 255), self.labels).backward()
-            optimizer.step()
-
-        @torch.inference_mode()
-        def infer() -> None:
-            call(images / 255)
-
         def step() -> None:
-            train() if mode == "train" else infer()
+            if mode == "train":
+                optimizer.zero_grad(set_to_none=True)
+                F.cross_entropy(call(images / 255), self.labels).backward()
+                optimizer.step()
+            else:
+                with torch.inference_mode():
+                    call(images / 255)
             if images.is_cuda:
                 torch.cuda.synchronize()
 
