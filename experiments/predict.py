@@ -21,8 +21,7 @@ import tyro
 
 from experiments.common import entry
 from experiments.common.files import check_target, messages, write_whole
-from lowcost.data.decoding import MAX_PIXELS, read_image
-from lowcost.data.folders import SUFFIXES, list_images, report_left_out
+from lowcost.data import decoding, folders
 from lowcost.extras import needs_extra
 from lowcost.terminal import first_line, printable, warn
 
@@ -44,7 +43,7 @@ class PredictConfig:
     """auto: onnxruntime for .onnx files, JAX for all else. onnx: a run is converted to ONNX first."""
     csv: Path | None = None
     """Also write a table to this file."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = decoding.MAX_PIXELS
     """Refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
 
 
@@ -109,12 +108,12 @@ def _below(folder: Path) -> list[Path]:
         path = waiting.pop()
         if (real := os.path.realpath(path)) not in seen:
             seen.add(real)
-            files, folders = list_images(path, left_out)
+            files, below = folders.list_images(path, left_out)
             images += [Path(file.path) for file in files]
-            waiting += [folder.path for folder in folders]
-    report_left_out(folder, left_out)
+            waiting += [inner.path for inner in below]
+    folders.report_left_out(folder, left_out)
     if not images:
-        raise ValueError(f"{folder}: no {', '.join(SUFFIXES)} in this folder or below")
+        raise ValueError(f"{folder}: no {', '.join(folders.SUFFIXES)} in this folder or below")
     return images
 
 
@@ -133,10 +132,10 @@ def classify(classifier: Classifier, file: Path, max_pixels: int) -> Row:
     return str(file), classifier.classes[best], weights[best] / weights.sum(), milliseconds
 
 
-def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = decoding.MAX_PIXELS) -> np.ndarray:
     """Returns an image as training reads it: float32 [H, W, C] in [0, 1]."""
     height, width, channels = image_shape
-    pixels = read_image(path, (height, width), max_pixels)
+    pixels = decoding.read_image(path, (height, width), max_pixels)
     if channels == 1:
         from PIL import Image
 

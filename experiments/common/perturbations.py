@@ -11,9 +11,8 @@ import numpy as np
 from flax import linen as nn
 from scipy.ndimage import gaussian_filter
 
-from lowcost.nn import Network
+from lowcost.nn import Network, stability_report
 from lowcost.nn.networks import bound_layers
-from lowcost.nn.stability import stability_report
 
 Variables = Mapping[str, Any]
 """{"params", "batch_stats"} of a network."""
