@@ -24,7 +24,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "full: a fault that only `make faults` tries")
     if not is_full(config):
         return
-    os.environ.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)  # compile as users' runs do
+    for name in "JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS":
+        os.environ.pop(name, None)  # compile as users' runs do
     jax.config.update("jax_disable_most_optimizations", False)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Table(config.getoption("faults_out")))
