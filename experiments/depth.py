@@ -82,15 +82,11 @@ def markdown(rows: list[Row], name: str = "depth") -> str:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draws variance against depth: one panel per number of steps, one line per architecture."""
-    numbers = sorted({row["steps_per_block"] for row in rows})
-    figure, axes = plots.panels(len(numbers), 4 * len(numbers), 3.8, sharey=True)
-    for panel, steps in zip(axes, numbers, strict=True):
-        for row in rows:
-            if row["steps_per_block"] == steps:
-                style = plots.STYLES[row["architecture"]] | {"markersize": 4, "markevery": max(1, steps // 4)}
-                depth = range(1, len(row["variances"]) + 1)
-                panel.semilogy(depth, row["variances"], label=row["architecture"], **style)
-        panel.set(title=f"{steps} steps per block", xlabel="step")
+    figure, axes = plots.panels_of_depths(rows, 3.8, xlabel="step")
+    for row in rows:
+        steps, depth = row["steps_per_block"], range(1, len(row["variances"]) + 1)
+        style = plots.STYLES[row["architecture"]] | {"markersize": 4, "markevery": max(1, steps // 4)}
+        axes[steps].semilogy(depth, row["variances"], label=row["architecture"], **style)
     figure.supylabel("variance of the features")
     plots.finish(figure, path, legend="outside right center")
 

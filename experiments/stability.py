@@ -139,18 +139,16 @@ def markdown(rows: list[Row], name: str = "stability") -> str:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draws growth against h, one panel per depth; what overflows float32 leaves the panel at its top."""
-    depths = sorted({row["steps_per_block"] for row in rows})
-    figure, axes = plots.panels(len(depths), max(7, 4 * len(depths)), 4.6, sharey=True)
+    figure, axes = plots.panels_of_depths(rows, 4.6, xlabel="h")
     top = 1e8
     styles = {("initial", "of the batch"): "--", ("trained", "of the batch"): "-", ("trained", "of training"): ":"}
-    for panel, steps in zip(axes, depths, strict=True):
-        for row in rows:
-            if row["steps_per_block"] == steps:
-                growth = [min(math.inf if g is None else g, 10 * top) for g in row["growth"]]
-                color, line = plots.STYLES[row["architecture"]]["color"], styles[row["weights"], row["statistics"]]
-                label = "{architecture}, {weights}, statistics {statistics}".format(**row)
-                panel.loglog(row["h"], growth, line, color=color, label=label)
-        panel.set(title=f"{steps} steps per block", xlabel="h", ylim=(0.5, top))
+    for row in rows:
+        growth = [min(math.inf if g is None else g, 10 * top) for g in row["growth"]]
+        color, line = plots.STYLES[row["architecture"]]["color"], styles[row["weights"], row["statistics"]]
+        label = "{architecture}, {weights}, statistics {statistics}".format(**row)
+        axes[row["steps_per_block"]].loglog(row["h"], growth, line, color=color, label=label)
+    for panel in axes.values():
+        panel.set(ylim=(0.5, top))
     figure.supylabel("largest features of any step, relative to the opening's")
     plots.finish(figure, path, ncols=2)
 

@@ -25,6 +25,15 @@ def panels(columns: int, width: float, height: float, *, rows: int = 1, **option
     return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
+def panels_of_depths(rows: list[Any], height: float, *, xlabel: str) -> "tuple[Figure, dict[int, Axes]]":
+    """Returns a figure, and a panel for each number of steps per block."""
+    depths = sorted({row["steps_per_block"] for row in rows})
+    figure, axes = panels(len(depths), max(7, 4 * len(depths)), height, sharey=True)
+    for panel, steps in zip(axes, depths, strict=True):
+        panel.set(title=f"{steps} steps per block", xlabel=xlabel)
+    return figure, dict(zip(depths, axes, strict=True))
+
+
 def finish(figure: "Figure", path: Path, *, legend: Any = "outside lower center", **options: Any) -> None:
     """Adds grids and one legend for all panels, and writes the figure; `options` are those of `Figure.legend`."""
     for axes in figure.axes:
