@@ -20,9 +20,8 @@ from rich.table import Column, Table
 
 from experiments.common import entry, plots, runs
 from experiments.common.config import DatasetName, values
-from lowcost import data
+from lowcost import data, terminal
 from lowcost.data import augment, catalogue, decoding
-from lowcost.terminal import printable
 from lowcost.train.processes import devices
 
 COLUMNS, ROWS = 8, 20
@@ -65,17 +64,17 @@ def main(config: DataConfig) -> None:
     if config.augmented:
         chosen = choose(dataset.train.labels, config.seed)
         draw(augmented(dataset.train.images[chosen], chosen, config.seed), sheet, inches=0.8)
-        print(f"{printable(sheet)}: training images {', '.join(map(str, chosen))} of {config.dataset}")
+        print(f"{terminal.printable(sheet)}: training images {', '.join(map(str, chosen))} of {config.dataset}")
         return
     draw(examples(dataset), sheet)
-    counts = Table("class", "training images", "test images", show_footer=True)
-    for column, split in zip(counts.columns[1:], (dataset.train, dataset.test), strict=True):
-        column.justify, column.footer = "right", f"{len(split):,}"
+    splits = {"training images": dataset.train, "test images": dataset.test}
+    columns = [Column(name, f"{len(split):,}", justify="right") for name, split in splits.items()]
+    counts = Table("class", *columns, show_footer=True)
     for name, *numbers in class_counts(dataset):
-        counts.add_row(printable(name), *(f"{number:,}" for number in numbers))
+        counts.add_row(terminal.printable(name), *(f"{number:,}" for number in numbers))
     facts = Table("", Column(overflow="fold"), show_header=False)
     for name, value in {**describe(dataset), "examples in": sheet}.items():
-        facts.add_row(name, printable(value))
+        facts.add_row(name, terminal.printable(value))
     Console(soft_wrap=True, markup=False).print(counts, facts, sep="\n")  # a class may be called [red]
 
 
@@ -118,7 +117,7 @@ def examples(dataset: data.Dataset) -> list[tuple[str, Images]]:
     """Returns the first training images of every class."""
     train = dataset.train
     rows = [np.flatnonzero(train.labels == label)[:COLUMNS] for label in range(len(dataset.classes))]
-    return [(printable(name), train.images[row]) for name, row in zip(dataset.classes, rows, strict=True)]
+    return [(terminal.printable(name), train.images[row]) for name, row in zip(dataset.classes, rows, strict=True)]
 
 
 def choose(labels: NDArray[np.integer], seed: int) -> NDArray[np.integer]:

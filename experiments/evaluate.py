@@ -33,10 +33,9 @@ def main(arguments: EvaluateConfig) -> None:
     assert metrics is not None
     accuracies, losses = np.atleast_1d(metrics["accuracy"]), np.atleast_1d(metrics["loss"])
     weights = count_weights(state.params) // config.seeds
-    print(
-        f"{config.architecture} {config.width} ({weights:,} weights) after {first_step(state)} steps, "
-        f"on all {len(ready.dataset.test):,} test images of {ready.dataset.name}:"
-    )
+    network = f"{config.architecture} {config.width} ({weights:,} weights)"
+    images = f"all {len(ready.dataset.test):,} test images of {ready.dataset.name}"
+    print(f"{network} after {first_step(state)} steps, on {images}:")
     for seed, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), start=config.seed):
         print(f"seed {seed}: accuracy {accuracy:.2%}, loss {loss:.4f}")
     if config.seeds > 1:

@@ -28,6 +28,8 @@ from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_
 
 T = TypeVar("T")
 
+_Model = tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState]]
+
 CACHE = ".lowcost-cache"
 WHITENING_IMAGES = 1000
 """Number of training images from which the whitened opening layer is computed."""
@@ -148,9 +150,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     return setup
 
 
-def _model(
-    config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options: Any
-) -> tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState]]:
+def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options: Any) -> _Model:
     """Returns the network, the optimiser, and () → the state before the first step, of every seed.
 
     Args:
