@@ -12,9 +12,8 @@ from typing import Any
 
 import tyro
 
-from experiments.common import entry, training
+from experiments.common import entry, recipes, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived
-from experiments.common.recipes import RECIPES, Recipe
 from experiments.common.results import Columns, Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
@@ -63,18 +62,18 @@ def main(config: Config) -> int:
     return training.run_all([fast], training.run, report) or training.run_all(others, training.run, report)
 
 
-def variants(config: Config) -> dict[str, tuple[TrainConfig, Recipe]]:
+def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
     """Returns the run and the recipe of each variant."""
     group = f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
     group += "" if config.train_images is None else f"-{config.train_images}images"
     runs = {}
     for name, changes in VARIANTS.items():
         base: RecipeName = "paper" if name == "paper" else "fast"
-        if {"matrix_decay", "hidden"} & changes.keys() and config.epochs <= RECIPES[base].late:
+        if {"matrix_decay", "hidden"} & changes.keys() and config.epochs <= recipes.RECIPES[base].late:
             continue
         workdir = config.workdir / group / name.replace(" ", "-")
         run = derived(config, recipe=base, evaluate_every=config.epochs, workdir=workdir)
-        runs[name] = run, dataclasses.replace(RECIPES[base], **changes)
+        runs[name] = run, dataclasses.replace(recipes.RECIPES[base], **changes)
     return runs
 
 

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 
 import lowcost
-from experiments.common import entry, files, topologies
+from experiments.common import entry, files, timing, topologies
 from experiments.common.results import Row
-from experiments.common.timing import interleave, jitted, random_batch, value_and_gradients
 from lowcost.methods import WAYS
 from lowcost.train.mesh import replicated, use_every_core
 from lowcost.train.processes import devices
@@ -102,12 +101,12 @@ def measure(point: Row, ways: Sequence[str], features: int, rounds: int) -> Row:
     """
     batch = max(1, _images(point, features) // len(devices())) * len(devices())
     stencil, *features_shapes = _shapes(point, batch)
-    y, z = (random_batch(seed, *shape) for seed, shape in enumerate(features_shapes, 1))
+    y, z = (timing.random_batch(seed, *shape) for seed, shape in enumerate(features_shapes, 1))
     arrays = jax.random.normal(jax.random.key(0), stencil), y, z
-    steps = {way: jitted(_value_and_gradients(point, way), *arrays) for way in ways}
-    seconds = interleave(steps, 1)
+    steps = {way: timing.jitted(_value_and_gradients(point, way), *arrays) for way in ways}
+    seconds = timing.interleave(steps, 1)
     close = {way: step for way, step in steps.items() if seconds[way] < 3 * min(seconds.values())}
-    seconds |= interleave(close, rounds)
+    seconds |= timing.interleave(close, rounds)
     return {**point, "batch": batch, "seconds": {way: round(time, 6) for way, time in seconds.items()}}
 
 
@@ -134,7 +133,7 @@ def estimate(point: Row, ways: Sequence[str], features: int, topology: str) -> R
 def _value_and_gradients(point: Row, way: str) -> Callable[..., Any]:
     """Returns the function to compile: of an opening layer the gradient with respect to the stencil alone."""
     operate = partial(OPERATORS[point["operator"]], method=way)
-    return value_and_gradients(operate, 0 if _is_opening(point) else (0, 1))
+    return timing.value_and_gradients(operate, 0 if _is_opening(point) else (0, 1))
 
 
 def _is_opening(point: Row) -> bool:

@@ -61,9 +61,8 @@ def main(config: Config) -> None:
             for mode in config.modes:
                 row = measure(net, mesh, topology, mode, config.per_chip, (config.size, config.size, 3))
                 results.add([{"topology": topology, "network": name, "mode": mode, **shared, **row}])
-                print(
-                    f"{topology} {name} {mode}: {row['milliseconds']:.2f} ms, {row['bytes'] / 1e9:.2f} GB", flush=True
-                )
+                estimate = f"{row['milliseconds']:.2f} ms, {row['bytes'] / 1e9:.2f} GB"
+                print(f"{topology} {name} {mode}: {estimate}", flush=True)
     results.show()
 
 

@@ -19,11 +19,10 @@ import numpy as np
 import tyro
 
 from experiments import export, predict
-from experiments.common import entry, memory, runs
+from experiments.common import entry, memory, runs, timing
 from experiments.common.config import check_counts, values
 from experiments.common.files import write_whole
 from experiments.common.results import Results, Row, page, provenance
-from experiments.common.timing import interleave
 from lowcost import deploy
 from lowcost.nn import operations
 from lowcost.train.state import count_weights
@@ -106,7 +105,7 @@ class Subject:
             calls: dict[str, Callable[[Any], Any]] = {"JAX": self.network, "JAX, folded": folded}
             calls |= {name: _loaded(file) for name, file in files.items()}
             steps = {name: partial(_in_batches, call, first, 1) for name, call in calls.items()}
-            seconds = interleave(steps, config.rounds)
+            seconds = timing.interleave(steps, config.rounds)
             for name, call in calls.items():
                 logits = _in_batches(call, self.images, 100)
                 row = {

@@ -11,9 +11,8 @@ from typing import Literal
 
 from experiments.common import entry, files, runs
 from experiments.common.workdir import Result
-from lowcost import __version__, deploy
+from lowcost import __version__, deploy, terminal
 from lowcost.nn.operations import Depthwise, Filter, Operation
-from lowcost.terminal import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ def main(config: ExportConfig) -> int:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
     for file, content in serialized(folded, metadata, config).items():
         files.write_whole(file, content)
-        print(f"{printable(file)}: {len(content):,} bytes", file=files.messages(config.out))
+        print(f"{terminal.printable(file)}: {len(content):,} bytes", file=files.messages(config.out))
     for layer in folded.layers:
         if config.tolerance is not None and (choice := _choice(layer.operations)):
             print(f"{layer.name:20} {choice}", file=files.messages(config.out))

@@ -15,9 +15,8 @@ import jax
 import numpy as np
 
 import lowcost
-from experiments.common import entry, plots
+from experiments.common import entry, plots, timing
 from experiments.common.results import Results, Row, page, provenance
-from experiments.common.timing import Step, interleave, jitted, random_batch, value_and_gradients
 from lowcost.train.mesh import use_every_core
 
 OPERATORS = {
@@ -99,15 +98,17 @@ def measure(point: Row, rounds: int) -> list[Row]:
     numbers = point["kernel_size"] ** point["dims"]
     stencil = jax.random.normal(keys[0], (*window, channels)) / numbers
     coupled = jax.random.normal(keys[1], (*window, channels, channels)) / (channels * numbers) ** 0.5
-    y, z = (random_batch(seed, batch_size, *grid, channels) for seed in (1, 2))
+    y, z = (timing.random_batch(seed, batch_size, *grid, channels) for seed in (1, 2))
 
-    def step(apply: Callable[..., jax.Array], weights: jax.Array) -> Step:
-        return jitted(apply, weights, y) if mode == "forward" else jitted(value_and_gradients(apply), weights, y, z)
+    def step(apply: Callable[..., jax.Array], weights: jax.Array) -> timing.Step:
+        if mode == "forward":
+            return timing.jitted(apply, weights, y)
+        return timing.jitted(timing.value_and_gradients(apply), weights, y, z)
 
     steps = {name: step(apply, stencil) for name, (apply, _) in OPERATORS.items()}
     steps["XLA"] = step(partial(lowcost.fully_coupled, method="direct"), coupled)
     steps |= pytorch(coupled, y, z, mode)
-    seconds = interleave(steps, rounds)
+    seconds = timing.interleave(steps, rounds)
     opponents = {name: time for name, time in seconds.items() if name not in OPERATORS}
     best = min(opponents, key=opponents.__getitem__)
     return [
@@ -126,7 +127,7 @@ def measure(point: Row, rounds: int) -> list[Row]:
     ]
 
 
-def pytorch(coupled: jax.Array, y: jax.Array, z: jax.Array, mode: str) -> dict[str, Step]:
+def pytorch(coupled: jax.Array, y: jax.Array, z: jax.Array, mode: str) -> dict[str, timing.Step]:
     """Returns PyTorch's fully coupled convolution in both memory layouts, none if PyTorch is not installed.
 
     It pads with zeros: neither cuDNN nor oneDNN has a periodic convolution.

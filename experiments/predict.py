@@ -21,9 +21,8 @@ import tyro
 
 from experiments.common import entry
 from experiments.common.files import check_target, messages, write_whole
+from lowcost import extras, terminal
 from lowcost.data import decoding, folders
-from lowcost.extras import needs_extra
-from lowcost.terminal import first_line, printable, warn
 
 Row = tuple[str, str, float, float]
 """File, class, probability, milliseconds."""
@@ -76,10 +75,10 @@ def main(config: PredictConfig) -> int:
         try:
             rows.append(classify(classifier, file, config.max_pixels))
         except ValueError as error:
-            warn(f"error: {error}")
+            terminal.warn(f"error: {error}")
         else:
             line = "{}  {}  {:.1%}  {:.1f} ms".format(*rows[-1])
-            print(printable(line), flush=True, file=messages(config.csv))
+            print(terminal.printable(line), flush=True, file=messages(config.csv))
     if config.csv is not None:
         write_whole(config.csv, table(rows))
     return 0 if len(rows) == len(files) else entry.FIXABLE
@@ -171,7 +170,7 @@ def load(config: PredictConfig) -> Classifier:
 
 def of_onnx(content: bytes, path: Path) -> Classifier:
     """Returns a classifier that onnxruntime runs, as the metadata in the file describe it."""
-    with needs_extra("export"):
+    with extras.needs_extra("export"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, and need not be printed too
@@ -200,8 +199,9 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problem = f"{path} cannot be used as {kind} file of `experiments.export`"
-        raise ValueError(f"{problem} ({type(error).__name__}: {first_line(error)}); export it again") from error
+        reason = f"{type(error).__name__}: {terminal.first_line(error)}"
+        problem = f"{path} cannot be used as {kind} file of `experiments.export` ({reason})"
+        raise ValueError(f"{problem}; export it again") from error
 
 
 def _described(metadata: dict[str, str]) -> tuple[list[str], tuple[int, ...]]:

@@ -20,9 +20,8 @@ from typing import Any, Literal
 import tyro
 
 from experiments import throughput
-from experiments.common import entry, files, timing, training
+from experiments.common import entry, files, recipes, timing, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width, derived, flags, shown
-from experiments.common.recipes import RECIPES
 from experiments.common.runs import load
 from experiments.common.table2_page import ARCHITECTURES, WIDTHS, draw, markdown, paper, place
 from experiments.common.workdir import Result
@@ -91,12 +90,12 @@ def main(config: Config) -> int:
         record(config, Result(run.directory() / "result.json"))
         write(config.out)
 
-    return training.run_all(((run, RECIPES[run.recipe]) for run in wanted), lambda run, _: train(run), report)
+    return training.run_all(((run, recipes.RECIPES[run.recipe]) for run in wanted), lambda run, _: train(run), report)
 
 
 def runs(config: Config) -> Iterator[TrainConfig]:
     """Yields the runs of the grid, without the cells that the paper leaves empty."""
-    epochs = config.epochs or RECIPES[config.recipe].epochs
+    epochs = config.epochs or recipes.RECIPES[config.recipe].epochs
     some = "" if config.batch_size == 100 else f"-batch{config.batch_size}"
     some += "" if config.train_images is None else f"-{config.train_images}images"
     some += "" if config.image_size is None else f"-{config.image_size}pixels"

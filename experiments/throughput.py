@@ -16,12 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import entry
+from experiments.common import entry, timing
 from experiments.common.config import Architecture, values
 from experiments.common.results import Results, Row, page, provenance
-from experiments.common.timing import Step, interleave, jitted, random_batch
-from lowcost import nn
-from lowcost.extras import needs_extra
+from lowcost import extras, nn
 from lowcost.train.mesh import data_mesh, replicated, shard_batch, use_every_core
 from lowcost.train.processes import devices
 from lowcost.train.state import create_state
@@ -72,7 +70,7 @@ def measure(config: Config, architecture: Architecture) -> list[Row]:
         ImportError: PyTorch is not installed.
         ValueError: the PyTorch network's logits are not ours.
     """
-    with needs_extra("benchmark"):
+    with extras.needs_extra("benchmark"):
         import torch
 
         from experiments.common.torch_networks import Theirs
@@ -89,7 +87,7 @@ def measure(config: Config, architecture: Architecture) -> list[Row]:
         for name, padding in PADDINGS.items():
             if name == "pytorch" or architecture not in PERIODIC:
                 forms[f"{name}_form"], steps[name] = theirs.fastest(mode, padding, config.compile_pytorch)
-        seconds = interleave(steps, config.rounds)
+        seconds = timing.interleave(steps, config.rounds)
         ratios = {name: time / seconds["ours"] for name, time in seconds.items()}
         gflop, gbytes = ours.counts(mode)
         row = {
@@ -161,7 +159,7 @@ class Ours:
         def infer_once() -> None:
             jax.block_until_ready(self.programs["inference"](state, batch[0]))
 
-        self.steps: dict[str, Step] = {"train": train_once, "inference": infer_once}
+        self.steps: dict[str, timing.Step] = {"train": train_once, "inference": infer_once}
 
     def logits(self, number: int) -> np.ndarray:
         """Returns the logits of the first `number` images."""
@@ -185,9 +183,9 @@ class Ours:
 def measure_peaks() -> dict[str, float]:
     """Returns GFLOP/s of a large float32 matrix product and GB/s of a copy, read and written, on all devices."""
     n, number = 2048, len(devices())
-    matrices, numbers = random_batch(0, number, n, n), random_batch(1, number, 2**25)
-    product = jitted(lambda a: jnp.einsum("dij,djk->dik", a, a), matrices)
-    seconds = interleave({"gemm": product, "copy": jitted(lambda x: x + 1, numbers)}, 5)
+    matrices, numbers = timing.random_batch(0, number, n, n), timing.random_batch(1, number, 2**25)
+    product = timing.jitted(lambda a: jnp.einsum("dij,djk->dik", a, a), matrices)
+    seconds = timing.interleave({"gemm": product, "copy": timing.jitted(lambda x: x + 1, numbers)}, 5)
     return {
         "gemm_gflops": 2e-9 * number * n**3 / seconds["gemm"],
         "copy_gbytes_per_second": 8e-9 * numbers.size / seconds["copy"],

@@ -18,8 +18,7 @@ from jax.sharding import AxisType, Mesh
 from jax.stages import Compiled, Lowered
 
 from experiments.common.results import Row
-from lowcost.batching import BATCH_AXIS
-from lowcost.extras import needs_extra
+from lowcost import batching, extras
 
 CLOCKS = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
 """Cycles per second, from the published peak and the size of the matrix units."""
@@ -53,7 +52,7 @@ def mesh(topology: str, number: int | None = None) -> Mesh:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # there is no chip to compete for
     jax.config.update("jax_platforms", "cpu")  # otherwise the plugins look for devices
     try:
-        with needs_extra("compile-gpu" if chip in GPUS else "tpu"):
+        with extras.needs_extra("compile-gpu" if chip in GPUS else "tpu"):
             if chip in GPUS:
                 import jax_cuda12_plugin  # noqa: F401
 
@@ -65,7 +64,7 @@ def mesh(topology: str, number: int | None = None) -> Mesh:
                 devices = get_topology_desc(topology, "tpu").devices
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"topology must be one that the compiler knows, got {topology!r} ({error})") from None
-    return Mesh(np.array(devices[:number]), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices[:number]), (batching.BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def compiled(lowered: Lowered, chip: str) -> Compiled:
