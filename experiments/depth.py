@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common import entry, perturbations, plots
+from experiments.common.config import values
 from experiments.common.results import Results, Row, page, table
 from lowcost import data, nn
 from lowcost.train.processes import devices
@@ -59,10 +60,9 @@ def measure(config: Config, steps_per_block: int, architecture: nn.Architecture,
     between = float(jnp.mean(jnp.var(features[names[-1]], axis=0)))
     return {
         "architecture": architecture,
-        "width": config.width,
+        **values(config, "width", "seed"),
         "h": None if architecture == "mobilenet" else config.h,
         "steps_per_block": steps_per_block,
-        "seed": config.seed,
         "images": len(images),
         "variances": variances,
         "block_ends": variances[steps_per_block - 1 :: steps_per_block],

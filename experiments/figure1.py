@@ -111,18 +111,10 @@ def measure(point: Row, rounds: int) -> list[Row]:
     seconds = timing.interleave(steps, rounds)
     opponents = {name: time for name, time in seconds.items() if name not in OPERATORS}
     best = min(opponents, key=opponents.__getitem__)
+    about = {"opponent": best, **{f"{name} seconds": time for name, time in opponents.items()}, "rounds": rounds}
+    about |= provenance() | {"pytorch_version": getattr(sys.modules.get("torch"), "__version__", "absent")}
     return [
-        {
-            **point,
-            "operator": name,
-            "seconds": seconds[name],
-            "ratio": opponents[best] / seconds[name],
-            "opponent": best,
-            **{f"{opponent} seconds": time for opponent, time in opponents.items()},
-            "rounds": rounds,
-            **provenance(),
-            "pytorch_version": getattr(sys.modules.get("torch"), "__version__", "absent"),
-        }
+        {**point, "operator": name, "seconds": seconds[name], "ratio": opponents[best] / seconds[name], **about}
         for name in OPERATORS
     ]
 
@@ -174,15 +166,10 @@ def markdown(rows: list[Row], name: str = "figure1") -> str:
     def by_mode(names: Iterable[str], cell: Callable[[str, str], str]) -> list[Row]:
         return [{"operator": name, **{mode: cell(name, mode) for mode in MODES}} for name in names]
 
-    return page(
-        rows,
-        name,
-        "figure1",
-        defaults=by_mode(OPERATORS, lambda name, mode: f"{ratios[name, mode]:.2f}"),
-        crossings=by_mode(SPECTRAL, partial(crossed_at, rows)),
-        growth=growth,
-        others=[row | {"grid": "x".join([str(row["size"])] * row["dims"])} for row in rows if row["dims"] != 2],
-    )
+    defaults = by_mode(OPERATORS, lambda name, mode: f"{ratios[name, mode]:.2f}")
+    crossings = by_mode(SPECTRAL, partial(crossed_at, rows))
+    others = [row | {"grid": "x".join([str(row["size"])] * row["dims"])} for row in rows if row["dims"] != 2]
+    return page(rows, name, "figure1", defaults=defaults, crossings=crossings, growth=growth, others=others)
 
 
 def panel(rows: list[Row], operator: str, mode: str, over: str) -> list[Row]:

@@ -81,7 +81,7 @@ class Subject:
         self.ready, self.state = runs.reopen(workdir, config.data_dir, to_the_end=True)
         if self.ready.config.seeds > 1:
             raise ValueError(f"{workdir} must hold one network, got {self.ready.config.seeds}; train a single seed")
-        self.net, self.variables, self.seed = self.ready.net, self.state.variables, config.seed
+        self.net, self.variables = self.ready.net, self.state.variables
         self.images = to_unit_range(self.ready.dataset.test.images)  # floats, which evaluation takes unchanged
         if not 1 <= config.images <= len(self.images):
             raise ValueError(f"--images must be from 1 to {len(self.images)}, the test images; got {config.images}")
@@ -89,6 +89,8 @@ class Subject:
         self.clean = features(self.net, self.variables, self.images[self.sample])
         self.size = norms(self.clean["classifier"])
         self.report = stability_report(self.net, self.variables, self.images.shape[1:])
+        about = values(self.ready.config, "architecture", "width", "dataset")
+        self.about = about | values(config, "seed", "images") | provenance()
 
     def row(self, kind: str, strength: float, outputs: dict[str, np.ndarray], **changes: Any) -> Row:
         """Returns a row; `changes` are images, variables or an eval_step in place of the network's own."""
@@ -97,10 +99,7 @@ class Subject:
         metrics = ready.evaluate(state, changes.get("images", self.images))
         assert metrics is not None
         return {
-            **values(ready.config, "architecture", "width", "dataset"),
-            "seed": self.seed,
-            "images": len(self.sample),
-            **provenance(),
+            **self.about,
             "kind": kind,
             "strength": strength,
             "accuracy": float(metrics["accuracy"]),
@@ -142,9 +141,9 @@ def measure(subject: Subject, *, short: bool = False) -> Iterator[Row]:
     """Yields a row for the unperturbed network, and one for each perturbation."""
     strengths = {kind: grid[:1] if short else grid for kind, grid in STRENGTHS.items()}
     yield subject.row(UNPERTURBED, 0, subject.clean)
-    for weights in perturbations.perturbed_weights(subject.variables["params"], strengths, subject.seed):
+    for weights in perturbations.perturbed_weights(subject.variables["params"], strengths, subject.about["seed"]):
         yield subject.with_weights(*weights)
-    for images in perturbations.perturbed_images(subject.images, strengths, subject.seed):
+    for images in perturbations.perturbed_images(subject.images, strengths, subject.about["seed"]):
         yield subject.with_images(*images)
     if any(layer.amplification for layer in subject.report.layers):  # the steps are steps in time
         yield from map(subject.with_factor, strengths["h times"])
@@ -168,12 +167,9 @@ def markdown(rows: list[Row], name: str = "robustness") -> str:
         columns = {names[w]: lambda line, w=w: cell(line[w]) if w in line else "" for w in names}
         return table(lines, {"perturbation": lambda line: _label(line["about"]), **columns})
 
-    parts = {
-        "accuracies": compared(accuracy, list(lines.values())),
-        "bounds": compared(change, [line for (kind, _), line in lines.items() if kind != UNPERTURBED]),
-        "noise": _drawn(rows),
-    }
-    return page(rows, name, " ".join(["robustness", *names]), **parts)
+    accuracies = compared(accuracy, list(lines.values()))
+    bounds = compared(change, [line for (kind, _), line in lines.items() if kind != UNPERTURBED])
+    return page(rows, name, " ".join(["robustness", *names]), accuracies=accuracies, bounds=bounds, noise=_drawn(rows))
 
 
 def _label(row: Row) -> str:

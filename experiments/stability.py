@@ -75,6 +75,7 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> Itera
     ready, state = runs.reopen(run.directory(), run.data_dir)
     grow = jax.jit(partial(growth, ready.net), static_argnames="by_batch")
     sample = ready.dataset.train.images[:images] / 255
+    about = values(run, "steps_per_block", "architecture", "epochs", "seed") | {"images": images, **provenance()}
     for weights, statistics, variables in (
         ("initial", "of the batch", ready.initial_state().variables),
         ("trained", "of the batch", state.variables),
@@ -83,12 +84,9 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> Itera
         report = stability_report(ready.net, variables, sample.shape[1:])
         grown = [float(grow(h, variables, sample, by_batch=statistics == "of the batch")) for h in step_sizes]
         yield {
-            **values(run, "steps_per_block", "architecture"),
+            **about,
             "weights": weights,
             "statistics": statistics,
-            **values(run, "epochs", "seed"),
-            "images": images,
-            **provenance(),
             "stiffness": max(layer.stiffness for layer in report.layers if layer.stiffness is not None),
             "h": list(step_sizes),
             "growth": [g if math.isfinite(g) else None for g in grown],
