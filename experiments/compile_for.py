@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax.linen import Module
 from jax.sharding import Mesh
 
 from experiments.common import entry, flax_networks, recipes, runs, topologies
@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     results.show()
 
 
-def network(name: str, width: nn.Width | tuple[int, ...], dtype: str) -> flax.linen.Module:
+def network(name: str, width: nn.Width | tuple[int, ...], dtype: str) -> Module:
     """Returns one of our networks, or one of `FLAX`, for ten classes."""
     if name in FLAX:
         return FLAX[name](nn.block_channels(width), 10, dtype=jnp.dtype(dtype))
@@ -74,7 +74,7 @@ def network(name: str, width: nn.Width | tuple[int, ...], dtype: str) -> flax.li
 
 
 def measure(
-    net: flax.linen.Module, mesh: Mesh, topology: str, mode: str, per_chip: int, shape: tuple[int, ...], steps: int = 0
+    net: Module, mesh: Mesh, topology: str, mode: str, per_chip: int, shape: tuple[int, ...], steps: int = 0
 ) -> Row:
     """Returns what XLA reports of a program of one network, see `topologies.report`.
 

@@ -79,7 +79,7 @@ def measure(config: Config, architecture: Architecture) -> list[Row]:
     peaks = measure_peaks()
     ours = Ours(architecture, config)
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    theirs = Theirs(architecture, ours.variables, ours.images, ours.labels, device)
+    theirs = Theirs(architecture, ours, device)
     check_logits(architecture, ours.logits(4), theirs.logits(4))
     rows = []
     for mode in ("train", "inference"):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,6 @@ from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.metrics_log import Metrics
 from lowcost.train.state import TrainState, create_state
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
-
-T = TypeVar("T")
 
 _Model = tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState]]
 
@@ -173,7 +171,7 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
     return net, optimizer, initial_state
 
 
-def abstract(make: Callable[[], T], sharding: Sharding) -> T:
+def abstract(make: Callable[[], Any], sharding: Sharding) -> Any:
     """Returns the shapes and dtypes of what make() returns, with this sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make))
 

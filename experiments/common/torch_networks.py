@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.common.timing import Step, interleave
@@ -36,14 +36,14 @@ class Layer(nn.Module):
             self.normalize = nn.BatchNorm2d(len(mean), eps=1e-5, momentum=0.1, affine=False)
             self.normalize.running_mean, self.normalize.running_var = mean, variance
 
-    def convolve(self, y: torch.Tensor, stencil: torch.Tensor) -> torch.Tensor:
+    def convolve(self, y: Tensor, stencil: Tensor) -> Tensor:
         """Returns K y, depth-wise if the stencil has a single input channel."""
         groups, reach = y.shape[1] // stencil.shape[1], stencil.shape[-1] // 2
         if self.padding == "zeros":
             return F.conv2d(y, stencil, padding=reach, groups=groups)
         return F.conv2d(F.pad(y, (reach,) * 4, mode="circular"), stencil, groups=groups)
 
-    def convolve_adjoint(self, z: torch.Tensor, stencil: torch.Tensor) -> torch.Tensor:
+    def convolve_adjoint(self, z: Tensor, stencil: Tensor) -> Tensor:
         """Returns Kᵀ z."""
         if self.padding == "zeros":
             groups = z.shape[1] // stencil.shape[1]
@@ -55,14 +55,14 @@ class Layer(nn.Module):
 class Reaction(Layer):
     """σ(N(M y))."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         return F.relu(self.normalize(F.conv2d(y, self.matrix)))
 
 
 class ResNetStep(Layer):
     """y + K(θ²)ᵀ σ(N(K(θ¹) y))."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         inner = F.relu(self.normalize(self.convolve(y, self.stencil1)))
         return y + self.convolve_adjoint(inner, self.stencil2)
 
@@ -70,7 +70,7 @@ class ResNetStep(Layer):
 class LinearMixStep(Layer):
     """y + K_lm(θ²)ᵀ σ(N(K_lm(θ¹) y))."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         inner = F.relu(self.normalize(self.convolve(y, self.stencil1) + F.conv2d(y, self.matrix1)))
         return y + self.convolve_adjoint(inner, self.stencil2) + F.conv2d(inner, self.matrix2.transpose(0, 1))
 
@@ -78,28 +78,28 @@ class LinearMixStep(Layer):
 class MobileNetStep(Layer):
     """σ(N(M σ(N(K_dw y))))."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         return self.reaction(F.relu(self.normalize(self.convolve(y, self.stencil))))
 
 
 class ExplicitRDStep(Layer):
     """y + (-KᵀK y + σ(N(M y)))."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         return y - self.convolve_adjoint(self.convolve(y, self.stencil), self.stencil) + self.reaction(y)
 
 
 class ImplicitRDStep(Layer):
     """(I + KᵀK)⁻¹ (y + σ(N(M y)))."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         return _filter(_resolvent, self.stencil.transpose(0, 1), y + self.reaction(y), (2, 3))
 
 
 class CirculantRDStep(Layer):
     """y + (-KᵀK y + σ(N(M y))), K circulant in the channels."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         θ = self.shared_stencil.transpose(0, 1) / y.shape[1] ** 0.5
         return y + self.reaction(y) - _filter(lambda squared_modulus: squared_modulus, θ, y, (1, 2, 3))
 
@@ -107,7 +107,7 @@ class CirculantRDStep(Layer):
 class ImplicitCirculantRDStep(Layer):
     """(I + KᵀK)⁻¹ (y + σ(N(M y))), K circulant in the channels."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         θ = self.shared_stencil.transpose(0, 1) / y.shape[1] ** 0.5
         return _filter(_resolvent, θ, y + self.reaction(y), (1, 2, 3))
 
@@ -115,14 +115,14 @@ class ImplicitCirculantRDStep(Layer):
 class Opening(Layer):
     """σ(N(K y)), 5x5."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         return F.relu(self.normalize(self.convolve(y, self.stencil)))
 
 
 class Connecting(Layer):
     """N([y; K_dw y])."""
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         return self.normalize(torch.cat([y, self.convolve(y, self.stencil)], 1))
 
 
@@ -158,16 +158,14 @@ class Network(nn.Module):
         self.classifier = nn.Linear(*kernel.shape)
         self.classifier.weight, self.classifier.bias = nn.Parameter(kernel.T.contiguous()), nn.Parameter(bias)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         y = self.opening(images)
         for i, block in enumerate(self.blocks):
             y = block(F.avg_pool2d(y, 2) if i else y)
         return self.classifier(y.mean((2, 3)))
 
 
-def _filter(
-    function: Callable[[torch.Tensor], torch.Tensor], stencil: torch.Tensor, y: torch.Tensor, axes: tuple[int, ...]
-) -> torch.Tensor:
+def _filter(function: Callable[[Tensor], Tensor], stencil: Tensor, y: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Returns the filter of y with the symbol function(|λ|²), in which a shift of the stencil cancels."""
     size = [y.shape[axis] for axis in axes]
     λ = torch.fft.rfftn(stencil, s=size, dim=axes)
@@ -175,7 +173,7 @@ def _filter(
     return torch.fft.irfftn(symbol * torch.fft.rfftn(y, dim=axes), s=size, dim=axes)
 
 
-def _resolvent(squared_modulus: torch.Tensor) -> torch.Tensor:
+def _resolvent(squared_modulus: Tensor) -> Tensor:
     return 1 / (1 + squared_modulus)
 
 
@@ -192,13 +190,11 @@ def _parameter(name: str, value: Any) -> nn.Parameter:
 class Theirs:
     """The network in PyTorch with the weights of ours, ready to be timed."""
 
-    def __init__(
-        self, architecture: str, variables: Mapping[str, Any], images: np.ndarray, labels: np.ndarray, device: str
-    ):
-        """Takes a batch of images, uint8 [B, H, W, C], and labels; device is "cpu" or "cuda"."""
-        self.images = torch.tensor(images.transpose(0, 3, 1, 2).copy(), device=device)
-        self.labels = torch.tensor(labels, dtype=torch.long, device=device)
-        self.network = lambda padding: Network(architecture, variables, padding=padding).to(device)
+    def __init__(self, architecture: str, ours: Any, device: str):
+        """Takes the weights and the batch of `throughput.Ours`; device is "cpu" or "cuda"."""
+        self.images = torch.tensor(ours.images.transpose(0, 3, 1, 2).copy(), device=device)
+        self.labels = torch.tensor(ours.labels, dtype=torch.long, device=device)
+        self.network = lambda padding: Network(architecture, ours.variables, padding=padding).to(device)
 
     @torch.no_grad()
     def logits(self, number: int) -> np.ndarray:

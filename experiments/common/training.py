@@ -46,16 +46,14 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
 
 
 def run_all(
-    wanted: Iterable[tuple[TrainConfig, Recipe]],
-    train: Callable[[TrainConfig, Recipe], int],
-    report: Callable[[TrainConfig], None],
+    wanted: Iterable[tuple[TrainConfig, Recipe]], train: Callable[..., int], report: Callable[..., None]
 ) -> int:
     """Trains the runs that are not finished, one after another; one that diverges does not stop the others.
 
     Args:
         wanted: the runs, each with the number of epochs and its recipe.
-        train: trains one run and returns its exit status.
-        report: called after each finished run.
+        train: trains a run, given as its configuration and recipe, and returns its exit status.
+        report: called with the configuration of each finished run.
 
     Returns:
         `entry.DIVERGED` if a network diverged; any other exit status of training ends the program at once.
