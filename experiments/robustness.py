@@ -5,6 +5,7 @@ layer to layer.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +26,7 @@ from lowcost.train.step import make_eval_step, to_unit_range
 
 UNPERTURBED = "as it is"
 """Kind of the first row, in the files."""
-STRENGTHS: dict[str, tuple[float, ...]] = {
-    "bits": (8, 6, 5, 4),
-    "weight noise": (1, 2, 5, 10),
-    "image noise": (2, 5, 10, 20),
-    "blur": (0.5, 1, 1.5),
-    "h times": (1.5, 2, 4, 8),
-}
+STRENGTHS: dict[str, list[float]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 """Strengths of each perturbation, in the units of the page; the short form takes the first one."""
 
 
