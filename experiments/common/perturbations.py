@@ -41,8 +41,7 @@ def perturbed_weights(params: Any, strengths: Strengths, seed: int) -> Iterator[
     keys = jax.tree.unflatten(structure, list(jax.random.split(jax.random.key(seed), len(leaves))))
     noise = jax.tree.map(lambda w, key: jax.random.normal(key, w.shape) * jnp.sqrt(jnp.mean(w**2)), params, keys)
     for percent in strengths["weight noise"]:
-        share = percent / 100
-        yield "weight noise", percent, jax.tree.map(lambda w, n, share=share: w + share * n, params, noise)
+        yield "weight noise", percent, jax.tree.map(lambda w, n, share=percent / 100: w + share * n, params, noise)
 
 
 def perturbed_images(images: np.ndarray, strengths: Strengths, seed: int) -> Iterator[tuple[str, float, np.ndarray]]:
@@ -57,8 +56,7 @@ def perturbed_images(images: np.ndarray, strengths: Strengths, seed: int) -> Ite
     for level in strengths["image noise"]:
         yield "image noise", level, np.clip(images + np.float32(level / 255) * noise, 0, 1)
     for pixels in strengths["blur"]:
-        sigma = (0, *(pixels,) * (images.ndim - 2), 0)
-        yield "blur", pixels, gaussian_filter(images, sigma, mode="reflect")
+        yield "blur", pixels, gaussian_filter(images, pixels, axes=range(1, images.ndim - 1))
 
 
 def captured(net: Network, variables: Variables, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
