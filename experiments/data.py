@@ -171,8 +171,7 @@ def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4)
         for row, (_, images) in enumerate(block):
             page[row, :height, : len(images), :width] = np.moveaxis(images, 0, 1)
         page = page.reshape(number * (height + gap), COLUMNS * (width + gap), channels)
-        shown = page.squeeze(-1) if channels == 1 else page[..., :3]
-        axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(page[..., :3], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         middles = [row * (height + gap) + (height - 1) / 2 for row in range(len(block))]
         axes.set_yticks(middles, [name for name, _ in block], parse_math=False)
         axes.set_xticks([])

@@ -73,8 +73,8 @@ class Subject:
     """A finished run with its folded and truncated network and its test images."""
 
     def __init__(self, workdir: Path, config: Config):
-        self.run, self.workdir, self.config = runs.trained(workdir, to_the_end=True), workdir, config
-        run = self.run
+        run = self.run = runs.trained(workdir, to_the_end=True)
+        self.workdir, self.config = workdir, config
         dataset = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
         runs.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
         self.images, self.labels = dataset.test.images.astype(np.float32) / 255, dataset.test.labels

@@ -57,7 +57,6 @@ def measure(config: Config, steps_per_block: int, architecture: nn.Architecture,
     features = perturbations.captured(net, net.init(jax.random.key(config.seed), images), images, train=True)
     names = [f"block{i + 1}_step{j + 1}" for i in range(len(net.channels)) for j in range(steps_per_block)]
     variances = [float(jnp.mean(jnp.var(features[name], axis=range(images.ndim - 1)))) for name in names]
-    between = float(jnp.mean(jnp.var(features[names[-1]], axis=0)))
     return {
         "architecture": architecture,
         **values(config, "width", "seed"),
@@ -68,7 +67,7 @@ def measure(config: Config, steps_per_block: int, architecture: nn.Architecture,
         "block_ends": variances[steps_per_block - 1 :: steps_per_block],
         "smallest": min(variances),
         "largest": max(variances),
-        "images_apart": between / variances[-1],
+        "images_apart": float(jnp.mean(jnp.var(features[names[-1]], axis=0))) / variances[-1],
     }
 
 

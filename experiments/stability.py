@@ -51,8 +51,7 @@ def main(config: Config) -> int:
     def report(run: TrainConfig) -> None:
         results.add(measure(run, STEP_SIZES, config.images))
 
-    wanted = ((run, recipes.RECIPES[run.recipe]) for run in runs_of(config))
-    status = training.run_all(wanted, training.run, report)
+    status = training.run_all(((run, recipes.RECIPES["paper"]) for run in runs_of(config)), training.run, report)
     results.show()
     return status
 
@@ -131,8 +130,8 @@ def markdown(rows: list[Row], name: str = "stability") -> str:
         at_1, at_last = ("overflow" if growth[h] is None else f"{growth[h]:.3g}" for h in (1.0, sizes[-1]))
         return {**row, "bounded": bounded, "at_1": at_1, "at_last": at_last}
 
-    about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT}
-    return page(rows, name, "stability", **about, networks=map(cells, rows))
+    about = {"first": sizes[0], "last": sizes[-1], "count": len(sizes), "limit": LIMIT, "networks": map(cells, rows)}
+    return page(rows, name, "stability", **about)
 
 
 def draw(rows: list[Row], path: Path) -> None:

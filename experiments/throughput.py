@@ -78,8 +78,7 @@ def measure(config: Config, architecture: Architecture) -> list[Row]:
     use_every_core(config.batch_size)
     peaks = measure_peaks()
     ours = Ours(architecture, config)
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    theirs = Theirs(architecture, ours, device)
+    theirs = Theirs(architecture, ours, "cuda" if jax.default_backend() == "gpu" else "cpu")
     check_logits(architecture, ours.logits(4), theirs.logits(4))
     rows = []
     for mode in ("train", "inference"):

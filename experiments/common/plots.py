@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 STYLES = json.loads(Path(__file__).with_name("styles.json").read_text("utf-8"))
 """The look of each architecture in plots: Okabe and Ito's colours, which colour-blind readers can distinguish."""
-FEW = 25
-"""Below this number of epochs, each one is marked."""
 
 
 def panels(columns: int, width: float, height: float, *, rows: int = 1, **options: Any) -> "tuple[Figure, list[Axes]]":
@@ -56,7 +54,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
 
     figure, (loss, accuracy) = panels(2, 9, 3.6)
     figure.suptitle(title)
-    marker = "o" if len(rows) < FEW else None
+    marker = "o" if len(rows) < 25 else None  # more marks would hide the line
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
         for part in ("train", "test"):
             points = {row["epoch"]: row[name] for row in rows if (name := f"{part}_{quantity}") in row}

@@ -5,7 +5,6 @@
 
 import dataclasses
 import json
-import operator
 from pathlib import Path
 from typing import Literal
 
@@ -131,7 +130,7 @@ def _is_matrix(params):
 
 
 def _is_no_matrix(params):
-    return jax.tree.map(operator.not_, _is_matrix(params))
+    return jax.tree.map(lambda matrix: not matrix, _is_matrix(params))
 
 
 def _matrices(params):

@@ -15,7 +15,6 @@ Row = dict[str, Any]
 """The figures of one measurement, by name."""
 Columns = Mapping[str, str | Callable[[Row], str]]
 """Heading → a cell: a format string over the names of a row, or a function of the row."""
-TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 @dataclasses.dataclass
@@ -71,7 +70,7 @@ def filled(template: str, **parts: Any) -> str:
     A line `name: | {x} | {y:.2f} |` of a table stands for one line per row of the part `name`.
     """
     lines: list[str] = []
-    for line in (TEMPLATES / f"{template}.md").read_text("utf-8").splitlines():
+    for line in (Path(__file__).parents[1] / "templates" / f"{template}.md").read_text("utf-8").splitlines():
         of_rows = re.fullmatch(r"(\w+): (\|.*)", line)
         text, rows = (of_rows[2], parts[of_rows[1]]) if of_rows else (line, [parts])
         lines += [_Format().vformat(text, (), row) for row in rows]

@@ -242,8 +242,7 @@ def trained(workdir: Path, *, to_the_end: bool = False) -> Trained:
     net, _, initial_state = _model(config, recipe, about)
     state = _newest(workdir, abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps, to_the_end)
     variables = state.variables if config.seeds == 1 else jax.tree.map(lambda x: x[0], state.variables)
-    shapes = (tuple(about["classes"]), tuple(about["image_shape"]))
-    return Trained(config, net, variables, *shapes, loop.first_step(state))
+    return Trained(config, net, variables, tuple(about["classes"]), tuple(about["image_shape"]), loop.first_step(state))
 
 
 def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) -> tuple[Setup, TrainState]:
