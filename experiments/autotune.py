@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import lowcost
 from experiments.common import entry, files, timing, topologies
 from experiments.common.results import Row
-from lowcost.methods import WAYS
 from lowcost.train.mesh import replicated, use_every_core
 from lowcost.train.processes import devices
 
@@ -63,7 +62,7 @@ def main(config: Config) -> None:
     hopeless = set()
     for point in points(config.short, config.compile_for is not None):
         kind = tuple(value for key, value in point.items() if key != "n")
-        ways = [way for way in WAYS[point["operator"]] if (kind, way) not in hopeless]
+        ways = [way for way in lowcost.methods.WAYS[point["operator"]] if (kind, way) not in hopeless]
         if config.compile_for:
             row = estimate(point, ways, config.features, config.compile_for)
         else:

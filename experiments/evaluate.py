@@ -3,7 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from experiments.common import entry
+import numpy as np
+
+from experiments.common import entry, runs
+from lowcost.train.loop import first_step
+from lowcost.train.state import count_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,20 +26,13 @@ def main(arguments: EvaluateConfig) -> None:
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
-    import numpy as np
-
-    from experiments.common import runs
-    from lowcost.train.loop import first_step
-    from lowcost.train.state import count_weights
-
     ready, state = runs.reopen(arguments.workdir, arguments.data_dir)
     metrics, config = ready.evaluate(state), ready.config
     assert metrics is not None
     accuracies, losses = np.atleast_1d(metrics["accuracy"]), np.atleast_1d(metrics["loss"])
-    weights = count_weights(state.params) // config.seeds
-    network = f"{config.architecture} {config.width} ({weights:,} weights)"
-    images = f"all {len(ready.dataset.test):,} test images of {ready.dataset.name}"
-    print(f"{network} after {first_step(state)} steps, on {images}:")
+    weights, images = count_weights(state.params) // config.seeds, len(ready.dataset.test)
+    network = f"{config.architecture} {config.width} ({weights:,} weights) after {first_step(state)} steps"
+    print(f"{network}, on all {images:,} test images of {ready.dataset.name}:")
     for seed, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), start=config.seed):
         print(f"seed {seed}: accuracy {accuracy:.2%}, loss {loss:.4f}")
     if config.seeds > 1:

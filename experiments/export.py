@@ -34,7 +34,7 @@ class ExportConfig:
     """onnx: version of the operators, 13 to 21; a lower one for older runtimes."""
 
 
-def main(config: ExportConfig) -> int:
+def main(config: ExportConfig) -> None:
     """Folds the network, writes it, and prints the size of each file."""
     if config.format != "onnx" and (config.bits, config.opset) != (32, 21):
         raise ValueError("--bits 8 and --opset are for --format onnx; leave them out for stablehlo")
@@ -49,7 +49,6 @@ def main(config: ExportConfig) -> int:
     for layer in folded.layers:
         if config.tolerance is not None and (choice := _choice(layer.operations)):
             print(f"{layer.name:20} {choice}", file=files.messages(config.out))
-    return 0
 
 
 def describe(run: runs.Trained, workdir: Path) -> dict[str, str]:

@@ -18,8 +18,7 @@ from experiments.common.config import TrainConfig, values
 from experiments.common.recipes import Recipe
 from experiments.common.workdir import Result, finished, identity, write_or_compare
 from lowcost.terminal import first_line, printable, warn
-from lowcost.train import feed, lock, loop, processes
-from lowcost.train.checkpoint import Checkpoints, digest
+from lowcost.train import checkpoint, feed, lock, loop, processes
 from lowcost.train.interruption import Interruption
 from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
 from lowcost.train.state import TrainState, count_weights
@@ -103,7 +102,7 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
     """Restores, trains to the end or to a stop request, and reports; returns the exit status."""
     workdir = ready.config.directory()
     console = Console(soft_wrap=True, markup=False, quiet=not processes.is_process_0())  # a path may look like markup
-    checkpoints = Checkpoints(workdir / "checkpoints", run=claim, keep=ready.config.keep)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", run=claim, keep=ready.config.keep)
     try:
         restored = checkpoints.restore_newest(ready.abstract_state())
         begin, state, meta = restored[:3] if restored else (0, ready.initial_state(), {"seconds": 0.0})
@@ -198,7 +197,7 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, 
         "peak_memory_gib": round(memory.peak_memory() / 2**30, 2),
         "processes": jax.process_count(),
         **results.provenance(),
-        "digest": digest(state),
+        "digest": checkpoint.digest(state),
     }
 
 
