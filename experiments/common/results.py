@@ -32,7 +32,7 @@ class Results:
     config: Any
     markdown: Callable[[list[Row], str], str]
     draw: Callable[[list[Row], Path], None] | None = None
-    without: Iterable[str] = ()
+    without: Sequence[str] = ()
     rows: list[Row] = dataclasses.field(default_factory=list)
 
     @property
