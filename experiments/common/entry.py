@@ -14,9 +14,9 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from experiments.common.huge_pages import use_huge_pages
 from experiments.common.interrupt import leave, on_interrupt, raise_interrupt
 from lowcost.terminal import warn
+from lowcost.train.memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -32,13 +32,12 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
             can fix: they become one line on standard error, and status 2.
         configuration: a frozen dataclass, from which tyro makes the flags. The help begins with the docstring of the
             program and ends with the exit statuses.
-        long: the program computes for a long time and writes its results to files. It asks for huge pages. It continues
-            where its output cannot be written, which ends other programs with status 2.
+        long: the program computes for a long time and writes its results to files. It keeps freed memory. It
+            continues where its output cannot be written, which ends other programs with status 2.
     """
     output = _keep_writing()
     if long:
-        with _interrupts_held():  # the program that starts again is guarded a moment later
-            use_huge_pages()
+        keep_freed_memory()
     try:
         on_interrupt(raise_interrupt)
         code = main(_parse(configuration)) or 0

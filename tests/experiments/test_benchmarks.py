@@ -1,16 +1,13 @@
 """The benchmark programs, in small; what they have measured is committed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import autotune, figure1, throughput
-from experiments.common import huge_pages, timing
+from experiments.common import timing
 from experiments.common.files import read_rows
 from lowcost import nn
 
@@ -131,22 +128,3 @@ def test_throughput_compares_the_same_function():
     throughput.check_logits("resnet", logits, logits + 1e-3)
     with pytest.raises(ValueError, match=r"must have our logits, got a difference of 3.0e-03"):
         throughput.check_logits("resnet", logits, logits + 3e-3)
-
-
-def test_a_program_starts_again_with_huge_pages():
-    """Same process, same arguments, the tunable beside the user's own; once, and not where it would not help."""
-    script = (
-        "import os, sys; from experiments.common.huge_pages import use_huge_pages;"
-        "print(os.getpid()); use_huge_pages();"
-        "print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
-    )
-    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
-    command = [sys.executable, "-c", script, "--flag", "a b"]
-    lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert lines[-1].endswith("['--flag', 'a b']")
-    assert len(set(lines[:-1])) == 1
-    if huge_pages._on_request():
-        assert lines[-1].startswith("glibc.malloc.perturb=0:glibc.malloc.hugetlb=1 ")
-        assert len(lines) == 3
-    else:
-        assert len(lines) == 2

@@ -50,9 +50,7 @@ def test_ctrl_c_while_importing(start, tmp_path, name, module):
     """One line and status 130, whatever is being imported: the signal comes right after a module of that name."""
     arguments = {"train": ("digits",), "data": ("digits",), "table2": (), "deploy": ("run",)}
     given = arguments.get(name, ("--workdir", tmp_path / "run"))
-    process = start(
-        name, *given, options=("-X", "importtime"), environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
-    )
+    process = start(name, *given, options=("-X", "importtime"))
     assert any(line.rpartition("|")[2].strip().startswith(module) for line in process.stderr)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
