@@ -23,6 +23,7 @@ from lowcost.arguments import check_choice
 
 SpectralMethod = Literal["auto", "fft", "matmul"]
 Method = Literal[SpectralMethod, "direct"]
+MixMethod = Literal[Method, "coupled"]
 
 SPECTRAL = get_args(SpectralMethod)[1:]
 METHODS = get_args(Method)[1:]
@@ -34,14 +35,21 @@ WAYS = {
     "circulant": METHODS,
     "circulant_resolvent": SPECTRAL,
     "coupled": METHODS,
+    "linear_mix": get_args(MixMethod)[1:],
 }
 """The methods of each operator.
 
 "real" and "complex" are filters with such a symbol; |λ|² and its functions are real. "depthwise" is K_dw, "diffusion"
 its diffusion; "circulant" is K_circ and its diffusion, "circulant_resolvent" its resolvent; "coupled" is K.
+"linear_mix" is K_lm, as K_dw and M one after the other, or "coupled", as one convolution K.
 """
 
-_MEASURED_AS = {"real": "diffusion", "complex": "depthwise", "circulant_resolvent": "circulant"}
+_MEASURED_AS = {
+    "real": "diffusion",
+    "complex": "depthwise",
+    "circulant_resolvent": "circulant",
+    "linear_mix": "depthwise",
+}
 
 
 CHIPS = {"cpu": "cpu", "tpu": "v5e", "default": "h100"}
@@ -99,6 +107,16 @@ def _lowered(function, choices, options, y, *weights):
 
 
 def _fastest(operator, grid, window, channels, chip):
+    seconds = _seconds(operator, grid, window, channels, chip)
+    if operator == "linear_mix":
+        seconds = {way: 2 * each for way, each in seconds.items()}  # M y reads and writes the features as K_dw y does
+        seconds["coupled"] = _seconds("coupled", grid, window, channels, chip)["direct"]
+    fastest = min(seconds, key=seconds.__getitem__)
+    return "fft" if fastest == "matmul" and max(grid) > LONGEST_AXIS else fastest
+
+
+def _seconds(operator, grid, window, channels, chip):
+    """The seconds of each known method."""
     (n, m), dims = (math.prod(sizes) ** (1 / len(sizes)) for sizes in (grid, window)), len(grid)
     rows = next(filter(None, (_rows(path, operator) for path in _paths(chip))))
 
@@ -109,9 +127,8 @@ def _fastest(operator, grid, window, channels, chip):
     nearest = min(rows, key=distance)
     known = _costs(operator, *(nearest[key] for key in ("dims", "n", "m", "channels")))
     costs = _costs(operator, dims, n, m, channels)
-    seconds = {way: seconds * max(1, costs[way] / known[way]) for way, seconds in nearest["seconds"].items()}
-    fastest = min((way for way in WAYS[operator] if way in seconds), key=seconds.__getitem__)
-    return "fft" if fastest == "matmul" and max(grid) > LONGEST_AXIS else fastest
+    measured = nearest["seconds"]
+    return {way: measured[way] * max(1, costs[way] / known[way]) for way in WAYS[operator] if way in measured}
 
 
 def _costs(operator, dims, n, m, channels):

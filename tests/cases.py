@@ -50,12 +50,14 @@ class Case:
     @property
     def methods(self):
         """The methods of the operator: a resolvent has no short stencil, and the 1x1 convolution no choice."""
+        if self.operator == "linear_mix":
+            return *METHODS, "coupled"
         return METHODS[: 0 if self.operator == "pointwise" else 2 if self.form == "_resolvent" else 3]
 
     @property
     def boundaries(self):
         """The boundaries of the operator: a resolvent is periodic, and the 1x1 convolution needs no boundary."""
-        return BOUNDARIES if len(self.methods) == 3 else ()
+        return BOUNDARIES if "direct" in self.methods else ()
 
     @property
     def ways(self):

@@ -32,7 +32,7 @@ def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
         >>> print(depthwise(difference, jnp.array([0.0, 1.0, 4.0, 9.0])[:, None])[:, 0])
         [ 1.  3.  5. -9.]
     """
-    return apply(convolve, _WAYS, "depthwise", stencil, y, boundary, method)
+    return apply(convolve, DEPTHWISE, "depthwise", stencil, y, boundary, method)
 
 
 def depthwise_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -40,7 +40,7 @@ def depthwise_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodi
 
     Args, Returns, Raises: as in `depthwise`.
     """
-    return apply(correlate, _WAYS, "depthwise", stencil, z, boundary, method)
+    return apply(correlate, DEPTHWISE, "depthwise", stencil, z, boundary, method)
 
 
 def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -49,7 +49,7 @@ def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "perio
     Args, Returns, Raises: as in `depthwise`.
     """
     operator = "diffusion" if boundary == "periodic" else "depthwise"
-    return apply(diffuse, _WAYS, operator, stencil, y, boundary, method)
+    return apply(diffuse, DEPTHWISE, operator, stencil, y, boundary, method)
 
 
 def depthwise_resolvent(stencil: Array, y: Array, h: float | Array, *, method: SpectralMethod = "auto") -> Array:
@@ -78,11 +78,11 @@ def depthwise_resolvent(stencil: Array, y: Array, h: float | Array, *, method: S
         >>> print(depthwise_resolvent(difference, y, 1.0)[:, 0].round(3))  # smoother, with the same mean
         [0.467 0.2   0.133 0.2  ]
     """
-    return resolvent(_WAYS, "real", stencil, y, h, method)
+    return resolvent(DEPTHWISE, "real", stencil, y, h, method)
 
 
 def _filter(function, stencil, method, y):
     return scale_spectrum(y, function(unchecked_symbol(stencil, y.shape[-stencil.ndim : -1])), method)
 
 
-_WAYS = Ways(slide, slide_adjoint, _filter)
+DEPTHWISE = Ways(slide, slide_adjoint, _filter)
