@@ -64,6 +64,12 @@ def real_parts(symbol: jax.Array) -> dict[tuple[int, ...], jax.Array]:
     return {s: jnp.real(part * (-1j) ** len(s)) for s, part in parts.items()}
 
 
+def along(matrix: jax.Array, y: jax.Array, axis: int) -> jax.Array:
+    """Σ_j matrix[i, j] y[..., j, ...] along `axis`, in full precision (accelerators would round to fewer bits)."""
+    product = jnp.tensordot(matrix, y, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(product, 0, axis)
+
+
 def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
     """R y along `axis`, or Rᵀ y, R from `real_basis`: one matrix product, or a batch of them, without transposes."""
     basis = real_basis(y.shape[axis])
@@ -80,14 +86,23 @@ def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
 def _transform_grid(y, *, inverse):
     """R y along all grid axes of one image y [*grid, C], or Rᵀ y."""
     points = math.prod(y.shape[:-1])
-    by_axis, at_once = partial(_by_axis, inverse=inverse), partial(_at_once, inverse=inverse)
-    tpu, gpu = (at_once if points <= most else by_axis for most in (TPU_GRID_AT_ONCE, GPU_GRID_AT_ONCE))
+    at_once, by_axis, contracted = (partial(way, inverse=inverse) for way in (_at_once, _by_axis, _contracted))
+    tpu = at_once if points <= TPU_GRID_AT_ONCE else contracted
+    gpu = at_once if points <= GPU_GRID_AT_ONCE else by_axis
     return jax.lax.platform_dependent(y, cpu=by_axis, tpu=tpu, default=gpu)
 
 
 def _by_axis(y, inverse):
     for axis in range(y.ndim - 1):
         y = real_transform(y, axis=axis, inverse=inverse)
+    return y
+
+
+def _contracted(y, inverse):
+    """As `_by_axis`, by products for which a TPU's compiler chooses the layout."""
+    for axis in range(y.ndim - 1):
+        basis = real_basis(y.shape[axis])
+        y = along(jnp.asarray(basis.T if inverse else basis, y.dtype), y, axis)
     return y
 
 

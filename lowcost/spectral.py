@@ -15,7 +15,7 @@ import numpy as np
 from lowcost.arguments import check_floating, check_stencil, promote
 from lowcost.batching import each_image, per_shard
 from lowcost.methods import SpectralMethod, choices, on_platform
-from lowcost.real_dft import filter_image, real_parts
+from lowcost.real_dft import along, filter_image, real_parts
 
 LARGEST_CONSTANT = 2**20
 """Entries of a DFT matrix up to which it is written into a program; for larger ones the symbol is computed by FFT."""
@@ -89,7 +89,7 @@ def unchecked_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     λ = promote(stencil) + 0j
     for axis, (n, m) in enumerate(zip(grid, stencil.shape, strict=False)):
         if n * m <= LARGEST_CONSTANT:
-            λ = _along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
+            λ = along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
         else:
             phase = _characters(n, 1, m // 2).astype(λ.dtype)
             λ = n * jnp.fft.ifft(λ, n, axis) * phase.reshape(-1, *(1,) * (λ.ndim - 1 - axis))
@@ -100,7 +100,7 @@ def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.A
     """λ of `circulant_symbol`, for arguments that the caller has checked."""
     λ = unchecked_symbol(stencil, grid)
     c = λ.shape[-1]
-    return _along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
+    return along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
 
 
 def squared_modulus(symbol: jax.Array) -> jax.Array:
@@ -200,9 +200,3 @@ def _characters(n, m, centre):
     """[n, m]: exp(2πi k (j - centre) / n), the columns of the conjugated DFT matrix that an m-point stencil meets."""
     phase = np.outer(np.arange(n), np.arange(m) - centre) % n  # exact integers, so that float32 rounds once
     return np.exp(2j * np.pi * phase / n)
-
-
-def _along(matrix, y, axis):
-    """Σ_j matrix[i, j] y[..., j, ...] along `axis`, in full precision (accelerators would round to fewer bits)."""
-    product = jnp.tensordot(matrix, y, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
-    return jnp.moveaxis(product, 0, axis)
