@@ -60,7 +60,7 @@ def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
     elif name == "docs/training.md":
         assert names["state"].params["opening"]["stencil"].shape == (5, 5, 3, 32)
     elif name == "docs/own_steps.md":
-        assert len(names["report"].layers) == 14
+        assert len(names["report"].layers) == 12
         assert names["cost"].weights == sum(x.size for x in jax.tree.leaves(names["variables"]["params"]))
         assert "Gemm" in {node.op_type for node in names["model"].graph.node}
         assert 0 < names["error"] < 1e-4

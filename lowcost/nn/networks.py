@@ -14,7 +14,7 @@ from lowcost.arguments import check_choice, check_floating, check_time_step
 from lowcost.nn import steps
 from lowcost.nn.initializers import Initializer, opening_normal
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
-from lowcost.nn.transitions import Classifier, Connecting, Opening, Pooling
+from lowcost.nn.transitions import Classifier, Connecting, Opening
 
 Architecture = Literal[
     "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd", "implicit_circulant_rd"
@@ -165,16 +165,14 @@ class Network(nn.Module):
         def block(net: Network, y: jax.Array, number: int) -> jax.Array:
             for j in range(net.steps_per_block):
                 y = net.step(name=f"block{number}_step{j + 1}")(y, train=train)
-            return Connecting(net.kernel_size, name=f"block{number}_connecting")(y, train=train)
+            pooling = AveragePool() if number < len(channels) else GlobalAveragePool()
+            return Connecting(pooling, net.kernel_size, name=f"block{number}_connecting")(y, train=train)
 
         opening = Opening(channels[0], stencil_init=self.opening_init, name="opening")
         y = opening(images.astype(self.dtype), train=train)
         run = nn.remat(block, static_argnums=2) if self.remat else block
         for number in range(1, len(channels) + 1):
-            if number > 1:
-                y = Pooling(AveragePool(), name=f"block{number - 1}_pooling")(y)
             y = run(self, y, number)
-        y = Pooling(GlobalAveragePool(), name="pooling")(y)
         return Classifier(self.num_classes, name="classifier")(y)
 
 

@@ -21,7 +21,7 @@ class LayerBounds(NamedTuple):
 
     Attributes:
         name: of the module.
-        lipschitz: ‖f(y) - f(z)‖ ≤ lipschitz · ‖y - z‖; the norm itself, to rounding, for a linear layer.
+        lipschitz: ‖f(y) - f(z)‖ ≤ lipschitz · ‖y - z‖; of a single linear operation the norm itself, to rounding.
         stiffness: h·max|λ|² of a reaction-diffusion step, None for other layers.
         amplification: smallest and largest factor R(h|λ|²) of its linear part.
         stable: whether |R| ≤ 1 for every frequency; for the explicit step, whether h·max|λ|² ≤ 2.

@@ -8,7 +8,7 @@ A step keeps the shape and dtype of its features [B, *grid, C]. Bound to its var
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -36,6 +36,13 @@ MOMENTUM = 0.9
 """Of the running means of the statistics."""
 
 
+def mean_and_variance(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """μ and σ² of each channel of features [..., C], each [C], in float32 at least."""
+    wide, axes = promote(y), range(y.ndim - 1)
+    mean = wide.mean(axes)
+    return mean, jnp.maximum((wide**2).mean(axes) - mean**2, 0)
+
+
 class Normalize(nn.Module):
     """N: (y - μ) / √(σ² + ε) of each channel, without learned scale and shift, as Table 2's weight counts imply.
 
@@ -43,22 +50,28 @@ class Normalize(nn.Module):
     Computed as a·y + b, so that the backward pass needs only y; `flax.linen.BatchNorm` stores y - μ as well.
     """
 
-    @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
         """[B, *grid, C] → the same shape, each channel with mean 0 and variance 1."""
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, y.shape[-1], jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, y.shape[-1], jnp.float32)
-        mean, var = running_mean.value, running_var.value
-        wide, axes = promote(y), range(y.ndim - 1)
-        if train:
-            mean = wide.mean(axes)
-            var = jnp.maximum((wide**2).mean(axes) - mean**2, 0)
-            if not self.is_initializing():
-                for running, new in ((running_mean, mean), (running_var, var)):
-                    running.value += ((1 - MOMENTUM) * (new - running.value)).astype(running.value.dtype)
+        return self.scaled(y, partial(mean_and_variance, y), train=train)
+
+    @nn.compact
+    def scaled(self, z: jax.Array, statistics: Callable[[], tuple[jax.Array, jax.Array]], *, train: bool) -> jax.Array:
+        """a ⊙ z + b with the a and b of N y = a ⊙ y + b. If z averages pixels of y, this is the same average of N y.
+
+        Args:
+            z: features, [..., C].
+            statistics: returns μ and σ² of y, each [C]; called in training only.
+            train: whether μ and σ² are those of the batch.
+        """
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, z.shape[-1], jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, z.shape[-1], jnp.float32)
+        mean, var = statistics() if train else (running_mean.value, running_var.value)
+        if train and not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_var, var)):
+                running.value += ((1 - MOMENTUM) * (new - running.value)).astype(running.value.dtype)
         a = jax.lax.rsqrt(var + EPSILON)
-        scale, shift = jnp.expand_dims(a, axes), jnp.expand_dims(mean * a, axes)
-        return (wide * scale - shift).astype(y.dtype)
+        scale, shift = (jnp.expand_dims(x, range(z.ndim - 1)) for x in (a, mean * a))
+        return (promote(z) * scale - shift).astype(z.dtype)
 
     def scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
         """a and b of N y = a ⊙ y + b at inference, each [C], float64."""

@@ -1,4 +1,4 @@
-"""The layers of Section 4's network before, between and after its blocks: opening, connecting, pooling, classifier."""
+"""The layers of Section 4's network before, between and after its blocks: opening, connecting, classifier."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer, opening_normal, stable_stencil
-from lowcost.nn.steps import Normalized, constants
+from lowcost.nn.steps import Normalized, constants, mean_and_variance
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
 from lowcost.spectral import symbol
@@ -42,47 +42,41 @@ class Opening(Normalized):
 
 
 class Connecting(Normalized):
-    """N([x; K_dw(θ) x]): twice the channels, Section 4.
+    """pool(N([x; K_dw(θ) x])): doubles the channels and averages over pixels, Section 4.
+
+    Once μ and σ² are known, N is affine, so that the average may be taken before N. The 2C normalised channels of the
+    whole grid are then never stored. μ and σ² are those of all pixels before the average.
 
     Attributes:
+        pooling: `AveragePool()`, of 2x2 pixels, between two blocks; `GlobalAveragePool()` after the last block.
         kernel_size: points of the stencil per axis.
     """
 
+    pooling: ops.AveragePool | ops.GlobalAveragePool
     kernel_size: int = 3
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → [B, *grid, 2C]."""
+        """[B, *grid, C] → [B, *(grid / 2), 2C], or [B, 2C]."""
         stencil = self.param("stencil", stable_stencil(), (*(self.kernel_size,) * (y.ndim - 2), y.shape[-1]))
-        return self.normalize(jnp.concatenate([y, depthwise(stencil, y)], axis=-1), train=train)
+        halves = [y, depthwise(stencil, y)]
+
+        def statistics() -> tuple[jax.Array, jax.Array]:
+            means, variances = zip(*map(mean_and_variance, halves), strict=True)
+            return jnp.concatenate(means), jnp.concatenate(variances)
+
+        averages = jnp.concatenate([self.pooling(half) for half in halves], axis=-1)
+        return self.normalize.scaled(averages, statistics, train=train)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_dw(θ), [*grid, C]."""
         return symbol(self.get_variable("params", "stencil"), grid)
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
-        """[a₁ ⊙ x + b₁; a₂ ⊙ (K_dw x) + b₂]."""
+        """[a₁ ⊙ x + b₁; a₂ ⊙ (K_dw x) + b₂], then the averages."""
         (stencil,) = constants(self, "stencil")
         (a1, a2), (b1, b2) = (np.split(x, 2) for x in self.normalize.scale_and_shift())
-        return (ops.Concatenate(((ops.Scale(a1, b1),), (ops.Depthwise(a2 * stencil, b2),))),)
-
-
-class Pooling(nn.Module):
-    """An average pooling, as a layer with a name.
-
-    Attributes:
-        operation: the pooling.
-    """
-
-    operation: ops.AveragePool | ops.GlobalAveragePool
-
-    def __call__(self, y: jax.Array) -> jax.Array:
-        """[B, *grid, C] → the shape that the operation returns."""
-        return self.operation(y)
-
-    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
-        """The pooling itself."""
-        return (self.operation,)
+        return ops.Concatenate(((ops.Scale(a1, b1),), (ops.Depthwise(a2 * stencil, b2),))), self.pooling
 
 
 class Classifier(nn.Dense):
