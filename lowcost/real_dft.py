@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lowcost.primitive import primitive
 
-TPU_GRID_AT_ONCE, GPU_GRID_AT_ONCE = 256, 64
+GRID_AT_ONCE = 64
 """Points of a grid up to which an accelerator transforms all axes by one matrix product: it then reads them once."""
 
 
@@ -85,11 +85,9 @@ def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
 
 def _transform_grid(y, *, inverse):
     """R y along all grid axes of one image y [*grid, C], or Rᵀ y."""
-    points = math.prod(y.shape[:-1])
-    at_once, by_axis, contracted = (partial(way, inverse=inverse) for way in (_at_once, _by_axis, _contracted))
-    tpu = at_once if points <= TPU_GRID_AT_ONCE else contracted
-    gpu = at_once if points <= GPU_GRID_AT_ONCE else by_axis
-    return jax.lax.platform_dependent(y, cpu=by_axis, tpu=tpu, default=gpu)
+    small = math.prod(y.shape[:-1]) <= GRID_AT_ONCE
+    ways = {"cpu": _by_axis, "tpu": _at_once if small else _contracted, "default": _at_once if small else _by_axis}
+    return jax.lax.platform_dependent(y, **{name: partial(way, inverse=inverse) for name, way in ways.items()})
 
 
 def _by_axis(y, inverse):

@@ -80,8 +80,9 @@ class Depthwise(_Weighted):
         *window, c = self.stencil.shape
 
         def shift_and_add(padded: jax.Array) -> jax.Array:
-            weights = [_rows(x, y) for x in self.stencil.reshape(-1, c)]
-            return reduce(jnp.add, map(jnp.multiply, weights, shifted(padded, window)))
+            # Without the barriers XLA's CPU backend computes each term again wherever the sum is used.
+            weights, padded = [_rows(x, y) for x in self.stencil.reshape(-1, c)], jax.lax.optimization_barrier(padded)
+            return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, shifted(padded, window))))
 
         few = math.prod(window) <= UNROLLED
         kernel = self.stencil[..., None, :]

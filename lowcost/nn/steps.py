@@ -56,12 +56,14 @@ class Normalize(nn.Module):
 
     @nn.compact
     def scaled(self, z: jax.Array, statistics: Callable[[], tuple[jax.Array, jax.Array]], *, train: bool) -> jax.Array:
-        """a ⊙ z + b with the a and b of N y = a ⊙ y + b. If z averages pixels of y, this is the same average of N y.
+        """a ⊙ z + b, where a and b normalise other features y: N y = a ⊙ y + b.
+
+        If z is an average of pixels of y, the result is the average of N y over the same pixels.
 
         Args:
             z: features, [..., C].
             statistics: returns μ and σ² of y, each [C]; called in training only.
-            train: whether μ and σ² are those of the batch.
+            train: whether to use `statistics()`; otherwise the running means are used.
         """
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, z.shape[-1], jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, z.shape[-1], jnp.float32)

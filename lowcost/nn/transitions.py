@@ -45,7 +45,7 @@ class Connecting(Normalized):
     """pool(N([x; K_dw(θ) x])): doubles the channels and averages over pixels, Section 4.
 
     Once μ and σ² are known, N is affine, so that the average may be taken before N. The 2C normalised channels of the
-    whole grid are then never stored. μ and σ² are those of all pixels before the average.
+    whole grid are then never stored. μ and σ² are computed from all pixels, not from the averages.
 
     Attributes:
         pooling: `AveragePool()`, of 2x2 pixels, between two blocks; `GlobalAveragePool()` after the last block.

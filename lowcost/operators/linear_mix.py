@@ -26,8 +26,8 @@ def linear_mix(
         y: features, [..., *grid, C].
         boundary: as in `depthwise`.
         method: how to compute the depth-wise part, as in `depthwise`. "coupled" computes both parts as one fully
-            coupled convolution, which needs more operations but moves fewer bytes. The 1x1 part always multiplies in
-            the precision of `jax.default_matmul_precision`; with "coupled" the stencils do so too.
+            coupled convolution, which needs more operations but moves fewer bytes. The 1x1 part always uses the
+            precision of `jax.default_matmul_precision`. With "coupled" the depth-wise part uses it too.
 
     Returns:
         Features with the shape and dtype of y.

@@ -78,3 +78,14 @@ def test_other_images_are_refused(trained):
         folded(jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(ValueError, match="divisible by 2"):
         fold(*trained("implicit_rd", (8, 8, 3)), (7, 8, 3))
+
+
+def test_no_stencil_is_computed_twice(trained):
+    """Each further step adds as many operations to the compiled program as the one before it."""
+
+    def operations(steps):
+        folded = fold(*trained("explicit_rd", (12, 12, 3), width=(4,), steps_per_block=steps), (12, 12, 3))
+        return jax.jit(folded).lower(jnp.zeros((2, 12, 12, 3))).compile().cost_analysis()["flops"]
+
+    first, second, third = map(operations, (1, 2, 3))
+    assert third - second == pytest.approx(second - first, rel=0.05)
