@@ -24,7 +24,7 @@ from lowcost.nn import operations as ops
 from lowcost.operators.circulant import circulant_diffusion, circulant_resolvent
 from lowcost.operators.depthwise import depthwise, depthwise_diffusion, depthwise_resolvent
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
-from lowcost.operators.linear_mix import linear_mix, linear_mix_adjoint
+from lowcost.operators.linear_mix import as_fully_coupled, linear_mix, linear_mix_adjoint
 from lowcost.operators.pointwise import pointwise
 from lowcost.spectral import circulant_symbol, coupled_symbol, symbol
 from lowcost.time_stepping import Map, forward_euler, imex_euler, reaction_diffusion
@@ -170,15 +170,9 @@ class LinearMixStep(_ResidualStep):
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_lm(θ¹) and of K_lm(θ²), [2, *grid, C_in, C_out]: M plus the stencils' symbols on its diagonal."""
-
         params = self.variables["params"]
-
-        def mixed(i):
-            λ, matrix = symbol(params[f"stencil{i}"], grid), params[f"matrix{i}"]
-            eye, axes = jnp.eye(len(matrix), dtype=matrix.dtype), range(len(grid))
-            return jnp.expand_dims(eye, axes) * λ[..., None] + jnp.expand_dims(matrix, axes)
-
-        return jnp.stack([mixed(1), mixed(2)])
+        coupled = [as_fully_coupled(params[f"stencil{i}"], params[f"matrix{i}"]) for i in (1, 2)]
+        return jnp.stack([coupled_symbol(stencil, grid) for stencil in coupled])
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """y + (hK_lm(θ²))ᵀ σ(a ⊙ (K_lm(θ¹) y) + b)."""

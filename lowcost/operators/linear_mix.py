@@ -77,7 +77,7 @@ def _mix(y, stencil, matrix, adjoint, boundary, method):
 
 def as_fully_coupled(stencil: Array, matrix: Array) -> Array:
     """Returns the stencil [*window, C, C] with which `fully_coupled` is K_lm(θ¹, θ²)."""
-    *window, channels = stencil.shape
-    promoted = promote(stencil)
-    diagonal = jnp.expand_dims(jnp.eye(channels, dtype=promoted.dtype), range(len(window))) * promoted[..., None]
-    return diagonal.at[tuple(m // 2 for m in window)].add(matrix.astype(promoted.dtype))
+    *window, _ = stencil.shape
+    diagonal = jnp.vectorize(jnp.diag, signature="(c)->(c,c)")(promote(stencil))
+    around = [(m // 2, m - 1 - m // 2) for m in window]
+    return diagonal + jnp.pad(jnp.expand_dims(matrix, range(len(window))), [*around, (0, 0), (0, 0)])
