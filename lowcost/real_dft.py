@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lowcost.primitive import primitive
 
-GRID_AT_ONCE = 64
+TPU_GRID_AT_ONCE, GPU_GRID_AT_ONCE = 256, 64
 """Points of a grid up to which an accelerator transforms all axes by one matrix product: it then reads them once."""
 
 
@@ -85,8 +85,10 @@ def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
 
 def _transform_grid(y, *, inverse):
     """R y along all grid axes of one image y [*grid, C], or Rᵀ y."""
-    small = math.prod(y.shape[:-1]) <= GRID_AT_ONCE
-    ways = {"cpu": _by_axis, "tpu": _at_once if small else _contracted, "default": _at_once if small else _by_axis}
+    points = math.prod(y.shape[:-1])
+    tpu = _at_once if points <= TPU_GRID_AT_ONCE else _contracted
+    gpu = _at_once if points <= GPU_GRID_AT_ONCE else _by_axis
+    ways = {"cpu": _by_axis, "tpu": tpu, "default": gpu}
     return jax.lax.platform_dependent(y, **{name: partial(way, inverse=inverse) for name, way in ways.items()})
 
 
