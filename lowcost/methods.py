@@ -55,6 +55,9 @@ _MEASURED_AS = {
 CHIPS = {"cpu": "cpu", "tpu": "v5e", "default": "h100"}
 """The chip whose table serves a platform; "default" is every platform without a name here."""
 
+COUPLED_MIX = ("v5e",)
+"""Chips on which K_lm may be one coupled convolution. The estimates for GPUs ignore the operations of convolutions."""
+
 LONGEST_AXIS = 1024
 """Points of an axis up to which a matrix may be its DFT, whatever a table without the FFT says."""
 
@@ -108,7 +111,7 @@ def _lowered(function, choices, options, y, *weights):
 
 def _fastest(operator, grid, window, channels, chip):
     seconds = _seconds(operator, grid, window, channels, chip)
-    if operator == "linear_mix":
+    if operator == "linear_mix" and chip in COUPLED_MIX and not os.environ.get("LOWCOST_METHODS"):
         seconds = {way: 2 * each for way, each in seconds.items()}  # M y reads and writes the features as K_dw y does
         seconds["coupled"] = _seconds("coupled", grid, window, channels, chip)["direct"]
     fastest = min(seconds, key=seconds.__getitem__)
@@ -116,7 +119,7 @@ def _fastest(operator, grid, window, channels, chip):
 
 
 def _seconds(operator, grid, window, channels, chip):
-    """The seconds of each known method."""
+    """The seconds of each known method, per feature."""
     (n, m), dims = (math.prod(sizes) ** (1 / len(sizes)) for sizes in (grid, window)), len(grid)
     rows = next(filter(None, (_rows(path, operator) for path in _paths(chip))))
 
@@ -127,7 +130,8 @@ def _seconds(operator, grid, window, channels, chip):
     nearest = min(rows, key=distance)
     known = _costs(operator, *(nearest[key] for key in ("dims", "n", "m", "channels")))
     costs = _costs(operator, dims, n, m, channels)
-    measured = nearest["seconds"]
+    features = nearest["batch"] * nearest["n"] ** nearest["dims"] * nearest["channels"]
+    measured = {way: seconds / features for way, seconds in nearest["seconds"].items()}
     return {way: measured[way] * max(1, costs[way] / known[way]) for way in WAYS[operator] if way in measured}
 
 
@@ -154,7 +158,8 @@ def _paths(chip):
 def _table(path: str) -> list[dict]:
     try:
         rows = map(json.loads, Path(path).read_text().splitlines())
-        return [{key: row[key] for key in ("operator", "dims", "n", "m", "channels", "seconds")} for row in rows]
+        keys = ("operator", "dims", "n", "m", "channels", "batch", "seconds")
+        return [{key: row[key] for key in keys} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         name = "LOWCOST_METHODS=" if path == os.environ.get("LOWCOST_METHODS") else ""
         raise ValueError(

@@ -33,7 +33,7 @@ def choose(method, operator, grid, window, channels, platform="cpu"):
 
 
 def row(operator="diffusion", n=32, m=3, channels=32, dims=2, **seconds):
-    return {"operator": operator, "dims": dims, "n": n, "m": m, "channels": channels, "seconds": seconds}
+    return {"operator": operator, "dims": dims, "n": n, "m": m, "channels": channels, "batch": 1, "seconds": seconds}
 
 
 def test_the_fastest_at_the_nearest_point(table):
@@ -51,6 +51,16 @@ def test_far_from_the_table_its_seconds_are_scaled():
         assert choose("auto", operator, (16, 16, 16), (7, 7, 7), 8) == "fft"
     assert choose("auto", "depthwise", (16_384,), (3,), 3) == "direct"
     assert choose("auto", "coupled", GRID, WINDOW, 1024) == "direct"
+
+
+def test_one_convolution_for_linear_mix_where_it_is_known_to_be_faster(monkeypatch):
+    """On v5e at the widths of the paper, but not with many channels, nor on GPUs and CPUs."""
+    for n, channels in ((32, 32), (16, 64), (8, 128)):
+        chosen = [choose("auto", "linear_mix", (n, n), WINDOW, channels, chip) for chip in ("cpu", "tpu", "default")]
+        assert chosen == ["direct", "coupled", "direct"]
+    assert choose("auto", "linear_mix", (16, 16), WINDOW, 512, "tpu") == "direct"
+    monkeypatch.setenv("LOWCOST_CHIP", "v5e")
+    assert choose("auto", "linear_mix", GRID, WINDOW, 32, "cpu") == "coupled"
 
 
 def test_only_methods_that_the_operator_has(table):

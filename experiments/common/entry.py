@@ -68,7 +68,7 @@ def _parse(configuration: type[T]) -> T:
 def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
     """Returns function(*arguments), called in a new process, which frees all its memory; Ctrl-C ends both."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_by_interrupt) as processes:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_start) as processes:
         with _interrupts_held():  # inherited, until the initializer has run
             result = processes.submit(function, *arguments)
         try:
@@ -89,7 +89,8 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _end_by_interrupt() -> None:
+def _start() -> None:
+    keep_freed_memory()
     on_interrupt(signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowcost.arguments import promote
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer, opening_normal, stable_stencil
 from lowcost.nn.steps import Normalized, constants, mean_and_variance
@@ -65,8 +66,9 @@ class Connecting(Normalized):
             means, variances = zip(*map(mean_and_variance, halves), strict=True)
             return jnp.concatenate(means), jnp.concatenate(variances)
 
-        averages = jnp.concatenate([self.pooling(half) for half in halves], axis=-1)
-        return self.normalize.scaled(averages, statistics, train=train)
+        averages = jnp.concatenate([self.pooling(promote(half)) for half in halves], axis=-1)
+        result = self.normalize.scaled(averages, statistics, train=train)
+        return result if result.ndim == 2 else result.astype(y.dtype)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_dw(θ), [*grid, C]."""

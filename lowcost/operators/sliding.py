@@ -94,7 +94,7 @@ def _apply_by_xla(stencil, padded, rank):
 
 def _gradient_by_xla(y, z, boundary, rank, shape):
     padded = pad(y, shape[:rank], boundary)
-    any_stencil = jnp.broadcast_to(z[(0,) * z.ndim], shape)  # made from z, so that it varies over devices like z
+    any_stencil = jnp.broadcast_to(jnp.sum(z[:0]), shape)  # made from z, so that it varies over devices like z
     return jax.vjp(lambda stencil: _apply_by_xla(stencil, padded, rank), any_stencil)[1](z)[0]
 
 

@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     images then causes 160,000 page faults.
 
     Call this function once, before JAX computes anything. After this call, the process keeps its peak memory until it
-    ends. It does nothing without glibc, and nothing for accelerators.
+    ends. It does nothing without glibc. It does not make accelerators faster.
     """
     if platform.libc_ver()[0] == "glibc":
         for option, value in ((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1)):

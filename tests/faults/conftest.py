@@ -24,8 +24,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "full: a fault that only `make faults` tries")
     if not is_full(config):
         return
-    for name in "JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS":
-        os.environ.pop(name, None)  # compile as users' runs do
+    os.environ.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)  # compile as users' runs do
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").replace("--xla_cpu_use_fusion_emitters=false", "")
     jax.config.update("jax_disable_most_optimizations", False)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Table(config.getoption("faults_out")))

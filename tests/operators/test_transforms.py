@@ -151,9 +151,10 @@ def test_what_is_called_twice_is_compiled_once(operator):
 @pytest.mark.parametrize("grid", [(8,), (5, 4), (2, 3, 4)])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_all_axes_at_once(grid, inverse):
-    """One matrix product along all axes, as accelerators compute small grids, is the product along each."""
+    """As accelerators compute it: one product along all axes, or a contraction along each."""
     y = jax.random.normal(jax.random.key(0), (*grid, 3), jnp.float64)
-    np.testing.assert_allclose(real_dft._at_once(y, inverse), real_dft._by_axis(y, inverse), atol=1e-12)
+    for way in (real_dft._at_once, real_dft._contracted):
+        np.testing.assert_allclose(way(y, inverse), real_dft._by_axis(y, inverse), atol=1e-12)
 
 
 def test_the_platform_chooses_how_many_axes():
