@@ -1,13 +1,14 @@
 """The benchmark programs, in small; what they have measured is committed."""
 
 import json
+import platform
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import autotune, figure1, throughput
-from experiments.common import timing
+from experiments.common import entry, timing
 from experiments.common.files import read_rows
 from lowcost import nn
 
@@ -128,3 +129,12 @@ def test_throughput_compares_the_same_function():
     throughput.check_logits("resnet", logits, logits + 1e-3)
     with pytest.raises(ValueError, match=r"must have our logits, got a difference of 3.0e-03"):
         throughput.check_logits("resnet", logits, logits + 3e-3)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_a_measuring_process_keeps_freed_memory():
+    """As its parent does: the second of two arrays causes no page faults."""
+    count = "__import__('resource').getrusage(0).ru_minflt"
+    array = "__import__('numpy').ones(2**24) is None"  # 128 MiB, freed at once
+    _, before, _, after = entry.in_a_process(eval, f"({array}, {count}, {array}, {count})")
+    assert after - before < 10
