@@ -112,8 +112,8 @@ def _lowered(function, choices, options, y, *weights):
 def _fastest(operator, grid, window, channels, chip):
     seconds = _seconds(operator, grid, window, channels, chip)
     if operator == "linear_mix" and chip in COUPLED_MIX and not os.environ.get("LOWCOST_METHODS"):
-        seconds = {way: 2 * each for way, each in seconds.items()}  # M y reads and writes the features as K_dw y does
-        seconds["coupled"] = _seconds("coupled", grid, window, channels, chip)["direct"]
+        # Half, because this convolution reads and writes the features once, but K_dw y and M y do so twice.
+        seconds["coupled"] = _seconds("coupled", grid, window, channels, chip)["direct"] / 2
     fastest = min(seconds, key=seconds.__getitem__)
     return "fft" if fastest == "matmul" and max(grid) > LONGEST_AXIS else fastest
 
@@ -121,7 +121,7 @@ def _fastest(operator, grid, window, channels, chip):
 def _seconds(operator, grid, window, channels, chip):
     """The seconds of each known method, per feature."""
     (n, m), dims = (math.prod(sizes) ** (1 / len(sizes)) for sizes in (grid, window)), len(grid)
-    rows = next(filter(None, (_rows(path, operator) for path in _paths(chip))))
+    rows = _rows(operator, chip)
 
     def distance(row: dict) -> float:
         octaves = (math.log2(x / row[key]) for x, key in ((n, "n"), (m, "m"), (channels, "channels")))
@@ -142,16 +142,12 @@ def _costs(operator, dims, n, m, channels):
     return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed}
 
 
-def _rows(path, operator):
-    """The rows of a table that know a method of the operator."""
-    name = _MEASURED_AS.get(operator, operator)
-    return [row for row in _table(path) if row["operator"] == name and {*WAYS[operator]} & {*row["seconds"]}]
-
-
-def _paths(chip):
-    """The user's table, which may omit operators, and the chip's own."""
-    own = os.environ.get("LOWCOST_METHODS")
-    return [*([own] if own else []), str(Path(__file__).with_name(f"methods_{chip}.json"))]
+def _rows(operator, chip):
+    """The rows that know a method of the operator, of the user's table; of the chip's own, if that has none."""
+    name, ways = _MEASURED_AS.get(operator, operator), {*WAYS[operator]}
+    paths = filter(None, (os.environ.get("LOWCOST_METHODS"), str(Path(__file__).with_name(f"methods_{chip}.json"))))
+    tables = ([row for row in _table(path) if row["operator"] == name and ways & {*row["seconds"]}] for path in paths)
+    return next(filter(None, tables))
 
 
 @cache
