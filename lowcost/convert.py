@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.arguments import check_floating, promote
-from lowcost.operators.circulant import as_fully_coupled
+from lowcost.operators import circulant, linear_mix
 from lowcost.time_stepping import Map
 
 
@@ -56,8 +56,9 @@ def to_depthwise(stencil: jax.Array) -> StencilFit:
         ValueError: the stencil is not [*window, C, C].
     """
     _check_square(stencil)
-    eye = jnp.eye(stencil.shape[-1], dtype=bool)
-    return StencilFit(_diagonal(stencil), _relative_error(stencil, _where(eye, stencil)))
+    θ = jnp.diagonal(stencil, axis1=-2, axis2=-1)
+    nothing = jnp.zeros_like(stencil, shape=stencil.shape[-2:])
+    return StencilFit(θ, _relative_error(stencil, linear_mix.as_fully_coupled(θ, nothing)))
 
 
 def to_linear_mix(stencil: jax.Array) -> LinearMixFit:
@@ -78,11 +79,9 @@ def to_linear_mix(stencil: jax.Array) -> LinearMixFit:
         0.0
     """
     _check_square(stencil)
-    centre = tuple(m // 2 for m in stencil.shape[:-2])
-    eye = jnp.eye(stencil.shape[-1], dtype=bool)
-    matrix = jnp.where(eye, 0, stencil[centre])
-    nearest = _where(eye, stencil).at[centre].set(stencil[centre])
-    return LinearMixFit(_diagonal(stencil), matrix, _relative_error(stencil, nearest))
+    θ = jnp.diagonal(stencil, axis1=-2, axis2=-1)
+    matrix = jnp.fill_diagonal(stencil[tuple(m // 2 for m in stencil.shape[:-2])], 0, inplace=False)
+    return LinearMixFit(θ, matrix, _relative_error(stencil, linear_mix.as_fully_coupled(θ, matrix)))
 
 
 def to_circulant(stencil: jax.Array) -> StencilFit:
@@ -101,7 +100,7 @@ def to_circulant(stencil: jax.Array) -> StencilFit:
     c = stencil.shape[-1]
     i, p = np.indices((c, c))
     θ = jnp.mean(stencil[..., i, (i - p) % c], axis=-2)
-    return StencilFit(θ, _relative_error(stencil, as_fully_coupled(θ)))
+    return StencilFit(θ, _relative_error(stencil, circulant.as_fully_coupled(θ)))
 
 
 def dense_stencil(operator: Map, window: Sequence[int], channels: int) -> jax.Array:
@@ -133,14 +132,6 @@ def _check_square(stencil):
         expected = "stencil must be [*window, C, C] with as many channels out as in"
         remedy = "convert layers that keep the number of channels"
         raise ValueError(f"{expected}, got shape {list(stencil.shape)}; {remedy}")
-
-
-def _diagonal(stencil):
-    return jnp.diagonal(stencil, axis1=-2, axis2=-1)
-
-
-def _where(mask, stencil):
-    return jnp.where(jnp.expand_dims(mask, range(stencil.ndim - 2)), stencil, 0)
 
 
 def _relative_error(stencil, nearest):
