@@ -6,7 +6,7 @@ Every error names the argument, states what is expected and what was passed, and
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -72,11 +72,6 @@ def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
     if choice not in choices:
         expected = f"{name} must be one of {', '.join(map(repr, choices))} here"
         raise ValueError(f"{expected}, got {choice!r}; choose one of these")
-
-
-def check_boundary(boundary: Boundary) -> None:
-    """Raises ValueError unless the boundary is one that the operators know."""
-    check_choice("boundary", boundary, get_args(Boundary))
 
 
 def check_time_step(h: float | jax.Array) -> None:

@@ -7,7 +7,6 @@ from jax import Array
 from lowcost.arguments import Boundary
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
-from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import scale_spectrum, unchecked_circulant_symbol
 
 
@@ -46,7 +45,7 @@ def circulant_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodi
 
     Args, Returns, Raises: as in `circulant`.
     """
-    return apply(correlate, _WAYS, "circulant", stencil, z, boundary, method)
+    return apply(correlate, _WAYS, "circulant", stencil, z, boundary, method, adjoint=True)
 
 
 def circulant_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -82,18 +81,10 @@ def as_fully_coupled(stencil: Array) -> Array:
     return jnp.asarray(stencil)[..., (channel[:, None] - channel[None, :]) % len(channel)]
 
 
-def _slide(stencil, y, boundary):
-    return slide(as_fully_coupled(stencil), y, boundary, coupled=True)
-
-
-def _slide_adjoint(stencil, z, boundary):
-    return slide_adjoint(as_fully_coupled(stencil), z, boundary, coupled=True)
-
-
 def _filter(function, stencil, method, y):
     """F₃⁻¹(function(λ) ⊙ F₃ y): the channels become one more grid axis, and a single channel remains."""
     λ = unchecked_circulant_symbol(stencil, y.shape[-stencil.ndim : -1])
     return scale_spectrum(y[..., None], function(λ)[..., None], method)[..., 0]
 
 
-_WAYS = Ways(_slide, _slide_adjoint, _filter)
+_WAYS = Ways(_filter, coupled=as_fully_coupled)

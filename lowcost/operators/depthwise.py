@@ -5,7 +5,6 @@ from jax import Array
 from lowcost.arguments import Boundary
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
-from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import scale_spectrum, unchecked_symbol
 
 
@@ -40,7 +39,7 @@ def depthwise_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodi
 
     Args, Returns, Raises: as in `depthwise`.
     """
-    return apply(correlate, DEPTHWISE, "depthwise", stencil, z, boundary, method)
+    return apply(correlate, DEPTHWISE, "depthwise", stencil, z, boundary, method, adjoint=True)
 
 
 def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -85,4 +84,4 @@ def _filter(function, stencil, method, y):
     return scale_spectrum(y, function(unchecked_symbol(stencil, y.shape[-stencil.ndim : -1])), method)
 
 
-DEPTHWISE = Ways(slide, slide_adjoint, _filter)
+DEPTHWISE = Ways(_filter)

@@ -5,15 +5,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_boundary, check_features, check_time_step, promote
+from lowcost.arguments import Boundary, check_choice, check_features, check_time_step, promote
 from lowcost.batching import per_shard
 from lowcost.methods import choices, on_platform
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
+from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import squared_modulus
 
 
@@ -21,30 +22,34 @@ class Ways(NamedTuple):
     """How an operator is computed on the images of one device.
 
     Attributes:
-        slide: (stencil, y, boundary) → K y, by applying the stencil itself.
-        slide_adjoint: (stencil, z, boundary) → Kᵀ z, by applying the stencil itself.
         filter: (function, stencil, method, y) → F⁻¹(function(λ) F y).
         adjoint: λ ↦ the symbol of Kᵀ.
         channel_axes: number of axes of the stencil after its window.
+        coupled: θ ↦ the stencil with which `fully_coupled` is K(θ); None if θ is applied channel by channel.
     """
 
-    slide: Callable[..., jax.Array]
-    slide_adjoint: Callable[..., jax.Array]
     filter: Callable[..., jax.Array]
     adjoint: Callable[[jax.Array], jax.Array] = jnp.conj
     channel_axes: int = 1
+    coupled: Callable[[jax.Array], jax.Array] | None = None
 
 
-def apply(form, ways, operator, stencil, y, boundary, method):
-    """Checks the arguments, chooses the method, and applies `form`, one of the functions below, on each device."""
-    name, channels = ("z", -1) if form is correlate else ("y", -ways.channel_axes)
+def apply(form, ways, operator, stencil, y, boundary, method, *, adjoint=False, more=()):
+    """Checks the arguments, chooses the method, and applies `form`, e.g. one of the functions below, on each device.
+
+    Args:
+        form: (y, stencil, *more, ways, boundary, method) → the result.
+        adjoint: whether the form is an adjoint, whose features are called z.
+        more: further weights of the form, which the caller has checked.
+    """
+    name, channels = ("z", -1) if adjoint else ("y", -ways.channel_axes)
     check_features(name, y, stencil, channel_axes=ways.channel_axes, channels=channels)
-    check_boundary(boundary)
+    check_choice("boundary", boundary, get_args(Boundary))
     window = stencil.shape[: -ways.channel_axes]
     dims = len(window)
     chosen = choices(method, operator, y.shape[-dims - 1 : -1], window, stencil.shape[dims])
     options = {"ways": ways, "boundary": boundary}
-    return per_shard(on_platform, dims, y, stencil, function=form, choices=chosen, **options)
+    return per_shard(on_platform, dims, y, stencil, *more, function=form, choices=chosen, **options)
 
 
 def resolvent(ways, operator, stencil, y, h, method):
@@ -59,7 +64,7 @@ def resolvent(ways, operator, stencil, y, h, method):
 def convolve(y, stencil, ways, boundary, method):
     """K y."""
     if method == "direct":
-        return ways.slide(stencil, y, boundary)
+        return _slide(slide, y, stencil, ways, boundary)
     periodic = partial(ways.filter, lambda λ: λ, stencil, method)
     convolved = with_boundary(periodic, promote(y), stencil.shape[: -ways.channel_axes], boundary)
     return convolved.astype(jnp.result_type(y))
@@ -68,7 +73,7 @@ def convolve(y, stencil, ways, boundary, method):
 def correlate(z, stencil, ways, boundary, method):
     """Kᵀ z."""
     if method == "direct":
-        return ways.slide_adjoint(stencil, z, boundary)
+        return _slide(slide_adjoint, z, stencil, ways, boundary)
     periodic = partial(ways.filter, ways.adjoint, stencil, method)
     correlated = with_boundary_adjoint(periodic, promote(z), stencil.shape[: -ways.channel_axes], boundary)
     return correlated.astype(jnp.result_type(z))
@@ -80,6 +85,11 @@ def diffuse(y, stencil, ways, boundary, method):
         return ways.filter(lambda λ: -squared_modulus(λ), stencil, method, y)
     convolved = convolve(promote(y), stencil, ways, boundary, method)
     return -correlate(convolved, stencil, ways, boundary, method).astype(jnp.result_type(y))
+
+
+def _slide(function, y, stencil, ways, boundary):
+    weights = stencil if ways.coupled is None else ways.coupled(stencil)
+    return function(weights, y, boundary, coupled=ways.coupled is not None)
 
 
 def _resolve(y, stencil, h, ways, method):

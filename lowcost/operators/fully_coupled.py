@@ -1,6 +1,6 @@
 """K(θ): the usual convolution, which couples every output channel to every input channel, Eq. (4)."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,6 @@ from jax import Array
 from lowcost.arguments import Boundary
 from lowcost.methods import Method
 from lowcost.operators.forms import Ways, apply, convolve, correlate
-from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import filter_spectrum, unchecked_symbol
 
 
@@ -31,7 +30,7 @@ def fully_coupled(stencil: Array, y: Array, *, boundary: Boundary = "periodic", 
         TypeError: stencil or y is not real floating point.
         ValueError: the stencil is larger than the grid, the channels differ, unknown boundary or method.
     """
-    return apply(convolve, _WAYS, "coupled", stencil, y, boundary, method)
+    return apply(convolve, COUPLED, "coupled", stencil, y, boundary, method)
 
 
 def fully_coupled_adjoint(
@@ -50,7 +49,7 @@ def fully_coupled_adjoint(
     Raises:
         TypeError, ValueError: as in `fully_coupled`.
     """
-    return apply(correlate, _WAYS, "coupled", stencil, z, boundary, method)
+    return apply(correlate, COUPLED, "coupled", stencil, z, boundary, method, adjoint=True)
 
 
 def _filter(function, stencil, method, y):
@@ -71,10 +70,4 @@ def _multiply(channels):
     return multiply
 
 
-_WAYS = Ways(
-    partial(slide, coupled=True),
-    partial(slide_adjoint, coupled=True),
-    _filter,
-    lambda λ: jnp.conj(λ.swapaxes(-1, -2)),
-    channel_axes=2,
-)
+COUPLED = Ways(_filter, lambda λ: jnp.conj(λ.swapaxes(-1, -2)), channel_axes=2, coupled=lambda θ: θ)

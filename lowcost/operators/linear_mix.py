@@ -1,15 +1,16 @@
 """K_lm(θ¹, θ²) = K_dw(θ¹) + M(θ²): a convolution that keeps only its diagonal blocks and its 1x1 couplings, Eq. (7)."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import Array
 
-from lowcost.arguments import Boundary, check_boundary, check_features, check_floating, promote
-from lowcost.batching import per_shard
-from lowcost.methods import MixMethod, choices, on_platform
+from lowcost.arguments import Boundary, check_floating, promote
+from lowcost.methods import MixMethod
 from lowcost.operators.depthwise import DEPTHWISE
-from lowcost.operators.forms import convolve, correlate
+from lowcost.operators.forms import apply, convolve, correlate
+from lowcost.operators.fully_coupled import COUPLED
 from lowcost.operators.pointwise import pointwise, pointwise_adjoint
-from lowcost.operators.sliding import slide, slide_adjoint
 
 
 def linear_mix(
@@ -37,7 +38,7 @@ def linear_mix(
         TypeError: stencil, matrix or y is not real floating point.
         ValueError: as in `depthwise`; or the matrix is not [C, C].
     """
-    return _apply("y", stencil, matrix, y, boundary, method)
+    return _apply(_mix, stencil, matrix, y, boundary, method)
 
 
 def linear_mix_adjoint(
@@ -47,33 +48,31 @@ def linear_mix_adjoint(
 
     Args, Returns, Raises: as in `linear_mix`.
     """
-    return _apply("z", stencil, matrix, z, boundary, method)
+    return _apply(_mix_adjoint, stencil, matrix, z, boundary, method)
 
 
-def _apply(name, stencil, matrix, y, boundary, method):
-    check_features(name, y, stencil, channel_axes=1, channels=-1)
-    check_boundary(boundary)
+def _apply(form, stencil, matrix, y, boundary, method):
+    check_floating("stencil", stencil)
     check_floating("matrix", matrix)
     if matrix.shape != 2 * stencil.shape[-1:]:
         raise ValueError(
             f"matrix must be [C, C] for the C channels of the stencil, got shape {list(matrix.shape)} with a stencil "
             f"of shape {list(stencil.shape)}; pass one weight for each pair of channels"
         )
-    *window, channels = stencil.shape
-    chosen = choices(method, "linear_mix", y.shape[-stencil.ndim : -1], window, channels)
-    options = {"adjoint": name == "z", "boundary": boundary}
-    return per_shard(on_platform, len(window), y, stencil, matrix, function=_mix, choices=chosen, **options)
+    options = {"adjoint": form is _mix_adjoint, "more": (matrix,)}
+    return apply(form, DEPTHWISE, "linear_mix", stencil, y, boundary, method, **options)
 
 
-def _mix(y, stencil, matrix, adjoint, boundary, method):
+def _mix(y, stencil, matrix, ways, boundary, method, convolution=convolve, product=pointwise):
     promoted = promote(y)
     if method == "coupled":
-        way = slide_adjoint if adjoint else slide
-        mixed = way(as_fully_coupled(stencil, matrix), promoted, boundary, coupled=True)
+        mixed = convolution(promoted, as_fully_coupled(stencil, matrix), COUPLED, boundary, "direct")
     else:
-        convolution, product = (correlate, pointwise_adjoint) if adjoint else (convolve, pointwise)
-        mixed = convolution(promoted, stencil, DEPTHWISE, boundary, method) + product(matrix, promoted)
+        mixed = convolution(promoted, stencil, ways, boundary, method) + product(matrix, promoted)
     return mixed.astype(jnp.result_type(y))
+
+
+_mix_adjoint = partial(_mix, convolution=correlate, product=pointwise_adjoint)
 
 
 def as_fully_coupled(stencil: Array, matrix: Array) -> Array:
