@@ -26,18 +26,21 @@ def real_basis(n: int) -> NDArray[np.float64]:
 
     Even n: c₀ c₁ … c_{n/2-1} s_{n/2-1} … s₁ c_{n/2}; odd n: c₁ … c_m c₀ s_m … s₁.
     """
-    half = n // 2
-    if n % 2:
-        cosines, sines, last = [*range(1, half + 1), 0], [*range(half, 0, -1)], []
-    else:
-        cosines, sines, last = [*range(half)], [*range(half - 1, 0, -1)], [half]
+    k = frequencies(n)
     waves = np.exp(2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n)
-    basis = np.stack([*waves.real[cosines], *waves.imag[sines], *waves.real[last]])
+    basis = np.where(k[:, None] <= n // 2, waves.real[k], waves.imag[-k])
     return basis / np.linalg.norm(basis, axis=1, keepdims=True)
 
 
-def slots(spectrum: jax.Array, axis: int, n: int) -> jax.Array:
-    """Reorders an axis from FFT order to that of `real_basis`: frequency k goes to cos kt, frequency n-k to sin kt."""
+def frequencies(n: int) -> NDArray[np.intp]:
+    """Returns the frequency of each row of `real_basis` in FFT order: k for cos kt, n-k for sin kt."""
+    alone, place = (0, n // 2) if n % 2 else (n // 2, n - 1)
+    return np.insert(np.delete(np.arange(n), alone), place, alone)
+
+
+def slots(spectrum: jax.Array, axis: int) -> jax.Array:
+    """Reorders an axis from FFT order to that of `real_basis`, as indexing by `frequencies`, but by slices."""
+    n = spectrum.shape[axis]
     piece, half = partial(jax.lax.slice_in_dim, spectrum, axis=axis), n // 2
     if n % 2:
         return jnp.concatenate([piece(1, half + 1), piece(0, 1), piece(half + 1, n)], axis)
@@ -52,12 +55,12 @@ def real_parts(symbol: jax.Array) -> dict[tuple[int, ...], jax.Array]:
     """
     is_real = not jnp.iscomplexobj(symbol)
     parts: dict[tuple[int, ...], jax.Array] = {(): symbol}
-    for axis, n in enumerate(symbol.shape[:-1]):
+    for axis in range(symbol.ndim - 1):
         split = {}
         for subset, part in parts.items():
             mirrored = jnp.roll(jnp.flip(part, axis), 1, axis)  # λ(-k)
-            split[subset] = slots(part + mirrored, axis, n) / 2
-            split[(*subset, axis)] = slots(part - mirrored, axis, n) / 2
+            split[subset] = slots(part + mirrored, axis) / 2
+            split[(*subset, axis)] = slots(part - mirrored, axis) / 2
         parts = split
     if is_real:
         return {s: part * (-1) ** (len(s) // 2) for s, part in parts.items() if len(s) % 2 == 0}

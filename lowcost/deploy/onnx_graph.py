@@ -13,15 +13,13 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowcost.deploy.folding import Folded
 from lowcost.extras import needs_extra
 from lowcost.nn import operations as ops
-from lowcost.real_dft import real_basis, slots
+from lowcost.real_dft import frequencies, real_basis
 
 if TYPE_CHECKING:
     import onnx
@@ -230,9 +228,7 @@ class _Graph:
         re, im = self.weight(operation.stencil[None], operation.stencil.ndim), ""
         self.views[re] = tuple(shape)
         for axis, (n, sign) in enumerate(zip(operation.axes, signs, strict=True)):
-            with jax.ensure_compile_time_eval():
-                k = np.asarray(slots(jnp.arange(n), 0, n))
-            phase = 2 * np.pi * (sign * np.outer(k, np.arange(shape[axis])) % n) / n
+            phase = 2 * np.pi * (sign * np.outer(frequencies(n), np.arange(shape[axis])) % n) / n
             cos, sin = np.cos(phase), np.sin(phase)
             turned = [self.along(matrix, re, shape, axis) for matrix in (cos, sin)]
             if im:
