@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowcost.arguments import promote
 from lowcost.operators.boundary import pad
-from lowcost.operators.sliding import UNROLLED, convolve_by_xla, shifted
+from lowcost.operators.sliding import MAX_PATCH_POINTS, UNROLLED, convolve_by_xla, shifted
 from lowcost.real_dft import real_parts, real_transform
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
@@ -57,8 +57,7 @@ class Convolution(_Weighted):
             patches = jnp.concatenate(shifted(padded, window), axis=-1)
             return jnp.matmul(patches, self.stencil.reshape(-1, self.stencil.shape[-1]), precision=FULL)
 
-        few = math.prod(window) <= 3 * UNROLLED
-        return _convolve(self.stencil, y, cpu=product if few else None) + _rows(self.bias, y)
+        return _convolve(self.stencil, y, product, most=MAX_PATCH_POINTS) + _rows(self.bias, y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +83,8 @@ class Depthwise(_Weighted):
             weights, padded = [_rows(x, y) for x in self.stencil.reshape(-1, c)], jax.lax.optimization_barrier(padded)
             return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, shifted(padded, window))))
 
-        few = math.prod(window) <= UNROLLED
         kernel = self.stencil[..., None, :]
-        return _convolve(kernel, y, groups=c, cpu=shift_and_add if few else None) + _rows(self.bias, y)
+        return _convolve(kernel, y, shift_and_add, most=UNROLLED, groups=c) + _rows(self.bias, y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,11 +262,14 @@ def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
     return y
 
 
-def _convolve(stencil, y, *, cpu: Callable[[jax.Array], jax.Array] | None, groups: int = 1):
-    """K y on the periodic grid: by `cpu` from the padded features on a CPU, else by XLA's convolution."""
-    padded = pad(y, stencil.shape[:-2], "periodic")
-    convolve = partial(convolve_by_xla, stencil, groups=groups, precision=FULL)
-    return jax.lax.platform_dependent(padded, cpu=cpu or convolve, default=convolve)
+def _convolve(stencil, y, cpu: Callable[[jax.Array], jax.Array], *, most: int, groups: int = 1):
+    """K y on the periodic grid: on a CPU by `cpu` if the window has at most `most` points, else by XLA's convolution.
+
+    Both take the padded features.
+    """
+    window, convolve = stencil.shape[:-2], partial(convolve_by_xla, stencil, groups=groups, precision=FULL)
+    few = math.prod(window) <= most
+    return jax.lax.platform_dependent(pad(y, window, "periodic"), cpu=cpu if few else convolve, default=convolve)
 
 
 def _rows(x, y):

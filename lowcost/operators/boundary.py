@@ -53,6 +53,5 @@ def pad_adjoint(z: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.
 
 
 def _crop(y, window):
-    for axis, m in enumerate(window, start=y.ndim - 1 - len(window)):
-        y = jax.lax.slice_in_dim(y, m // 2, y.shape[axis] - (m - 1 - m // 2), axis=axis)
-    return y
+    grid = y.shape[-1 - len(window) : -1]
+    return y[..., *(slice(m // 2, n - (m - 1 - m // 2)) for n, m in zip(grid, window, strict=True)), :]

@@ -195,9 +195,7 @@ def _primitive(name, form):
 
             return one_by_one(one, rank + 1, y)
 
-        def by_xla(stencil, y):
-            return form(_apply_by_xla, stencil, y, boundary, rank)
-
+        by_xla = partial(form, _apply_by_xla, boundary=boundary, rank=rank)
         return _on_platform(by_image, by_xla, stencil.shape, rank, stencil, y)
 
     return primitive(name, apply, ("boundary", "rank"), leading_axes=True)
@@ -212,9 +210,8 @@ def _gradient(y, z, *, boundary, rank, shape):
 
         return one_by_one(one, rank + 1, y, z).reshape(-1, *shape).sum(0).astype(z.dtype)
 
-    return _on_platform(
-        by_image, partial(_gradient_by_xla, boundary=boundary, rank=rank, shape=shape), shape, rank, y, z
-    )
+    by_xla = partial(_gradient_by_xla, boundary=boundary, rank=rank, shape=shape)
+    return _on_platform(by_image, by_xla, shape, rank, y, z)
 
 
 def _on_platform(by_image, by_xla, shape, rank, *arrays):
