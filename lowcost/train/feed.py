@@ -4,8 +4,8 @@ Both are pure functions of the step and return the same bits, on any number of d
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -70,15 +70,12 @@ def feed(
 def _ahead(prepare: Callable[[int, int], Batches]) -> Feed:
     """Runs prepare(step, n) on a thread, and starts the next one ahead of time."""
     pool = ThreadPoolExecutor(1, "feed")
-    pending: dict[tuple[int, int], Future[Batches]] = {}
+    submit = lru_cache(maxsize=1)(lambda step, n: pool.submit(prepare, step, n))  # once, of the batches to come
 
     def batches(step: int, n: int, following: int) -> Batches:
-        ready = pending.pop((step, n), None) or pool.submit(prepare, step, n)
-        for unused in pending.values():
-            unused.cancel()
-        pending.clear()
+        ready = submit(step, n)
         if following:
-            pending[step + n, following] = pool.submit(prepare, step + n, following)
+            submit(step + n, following)
         return ready.result()
 
     return batches
