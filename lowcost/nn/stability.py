@@ -4,8 +4,9 @@ At inference every operation but ReLU is affine. The norm of its linear part is 
 singular value problems; ReLU never increases a distance.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
     for layer in bound_layers(net, variables, image_shape):
         operations = layer.operations()
         bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid))
-        if filters := list(_filters(operations)):
+        if filters := _filters(operations):
             factors = np.concatenate([x.symbol.ravel() for x in filters])
             stiffness = float(max(x.decay.max() for x in filters))
             amplification, stable = (float(factors.min()), float(factors.max())), bool(np.abs(factors).max() <= 1)
@@ -168,11 +169,8 @@ def _norm(symbol, grid):
     return jnp.max(jnp.linalg.norm(symbol, ord=2, axis=(-2, -1)))
 
 
-def _filters(operations) -> Iterator[ops.Filter]:
-    """Yields the filters among the operations and in their branches."""
-    for operation in operations:
-        if isinstance(operation, ops.Filter):
-            yield operation
-        elif isinstance(operation, ops.Sum | ops.Concatenate):
-            for branch in operation.branches:
-                yield from _filters(branch)
+def _filters(operations):
+    """The filters among the operations and in their branches."""
+    branches = [branch for operation in operations for branch in getattr(operation, "branches", ())]
+    inside = itertools.chain.from_iterable(map(_filters, branches))
+    return [*(operation for operation in operations if isinstance(operation, ops.Filter)), *inside]
