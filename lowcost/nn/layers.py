@@ -50,15 +50,13 @@ class _Layer(nn.Module):
     param_dtype: jax.typing.DTypeLike = jnp.float32
     bias_init: Initializer = nn.initializers.zeros_init()
 
-    def _window(self) -> tuple[int, ...]:
-        return tuple(map(operator.index, np.atleast_1d(self.kernel_size)))
-
     def _boundary(self) -> Boundary:
         check_choice("padding", self.padding, tuple(_BOUNDARIES))
         return _BOUNDARIES[self.padding]
 
-    def _weights(self, name: str, init: Initializer, shape: Sequence[int]) -> jax.Array:
-        return self.param(name, init, tuple(shape), self.param_dtype)
+    def _stencil(self, init: Initializer) -> jax.Array:
+        window = map(operator.index, np.atleast_1d(self.kernel_size))
+        return self.param("stencil", init, (*window, self.features), self.param_dtype)
 
     def _apply(self, operator: Callable[..., jax.Array], inputs: jax.Array, *weights: jax.Array) -> jax.Array:
         """operator(*weights, inputs) + b."""
@@ -67,7 +65,7 @@ class _Layer(nn.Module):
             expected = f"features must be the channels of the inputs, which {type(self).__name__} keeps"
             got = f"features={self.features} and inputs of shape {list(inputs.shape)}"
             raise ValueError(f"{expected}, got {got}; change the channels by a 1x1 Conv")
-        bias = self._weights("bias", self.bias_init, (self.features,)) if self.use_bias else None
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         inputs, bias, *promoted = promote_dtype(inputs, bias, *weights, dtype=self.dtype)
         outputs = operator(*promoted, inputs)
         return outputs if bias is None else outputs + jnp.expand_dims(bias, range(inputs.ndim - 1))
@@ -92,7 +90,7 @@ class Depthwise(_Layer):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., *grid, features] → the same shape."""
-        stencil = self._weights("stencil", self.kernel_init, (*self._window(), self.features))
+        stencil = self._stencil(self.kernel_init)
         return self._apply(partial(depthwise, boundary=self._boundary()), inputs, stencil)
 
 
@@ -117,8 +115,8 @@ class LinearMix(_Layer):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., *grid, features] → the same shape."""
-        stencil = self._weights("stencil", self.kernel_init, (*self._window(), self.features))
-        matrix = self._weights("matrix", self.matrix_init, (self.features, self.features))
+        stencil = self._stencil(self.kernel_init)
+        matrix = self.param("matrix", self.matrix_init, (self.features, self.features), self.param_dtype)
         return self._apply(partial(linear_mix, boundary=self._boundary()), inputs, stencil, matrix)
 
 
@@ -140,7 +138,7 @@ class Circulant(_Layer):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., *grid, features] → the same shape."""
-        stencil = self._weights("stencil", self.kernel_init, (*self._window(), self.features))
+        stencil = self._stencil(self.kernel_init)
         return self._apply(partial(circulant, boundary=self._boundary()), inputs, stencil)
 
 
@@ -169,5 +167,5 @@ class ImplicitDiffusion(_Layer):
         check_choice("padding", self.padding, ("CIRCULAR",))
         check_time_step(self.h)
         init = self.kernel_init or initializers.stable_stencil(self.h)
-        stencil = self._weights("stencil", init, (*self._window(), self.features))
+        stencil = self._stencil(init)
         return self._apply(partial(depthwise_resolvent, h=self.h), inputs, stencil)
