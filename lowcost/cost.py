@@ -53,7 +53,7 @@ def fully_coupled(
     Raises:
         ValueError: a size below one, a window that does not fit the grid, unknown method.
     """
-    return _operator(grid, window, (c_in, c_out), method, grid, transforms=c_in + c_out, products=c_in * c_out)
+    return _operator(grid, window, (c_in, c_out), method, grid, (c_in + c_out, c_in * c_out))
 
 
 def depthwise(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct") -> Cost:
@@ -61,7 +61,7 @@ def depthwise(grid: Sequence[int], window: Sequence[int], channels: int, *, meth
 
     Args, Returns, Raises: as in `fully_coupled`.
     """
-    return _operator(grid, window, [channels], method, grid, transforms=2 * channels, products=channels)
+    return _operator(grid, window, [channels], method, grid, (2 * channels, channels))
 
 
 def pointwise(grid: Sequence[int], c_in: int, c_out: int) -> Cost:
@@ -95,8 +95,7 @@ def depthwise_diffusion(
 
     Args, Returns, Raises: as in `fully_coupled`.
     """
-    numbers = {"transforms": 2 * channels, "products": channels}
-    return _operator(grid, window, [channels], method, grid, uses=2, real=True, **numbers)
+    return _operator(grid, window, [channels], method, grid, (2 * channels, channels), uses=2, real=True)
 
 
 def circulant_diffusion(grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "fft") -> Cost:
@@ -144,11 +143,11 @@ def implicit_circulant_rd(grid: Sequence[int], window: Sequence[int], channels: 
     return circulant_rd(grid, window, channels, method=method)
 
 
-def _operator(grid, window, channels, method, axes, *, uses=1, transforms=2, products=1, real=False):
+def _operator(grid, window, channels, method, axes, filters=(2, 1), *, uses=1, real=False):
     """The cost of an operator with m²·Π channels weights.
 
-    Directly, each pixel uses each weight `uses` times. Otherwise it is F⁻¹(λ ⊙ F y) over the axes, given the numbers of
-    transforms, inverse ones included, and of products with λ.
+    Directly, each pixel uses each weight `uses` times. Otherwise it is F⁻¹(λ ⊙ F y) over the axes; `filters` are the
+    numbers of transforms, inverse ones included, and of products with λ.
     """
     if len(window) != len(grid) or any(m > n for m, n in zip(window, grid, strict=True)):
         raise ValueError(f"window must fit the grid {list(grid)} axis by axis, got {list(window)}; use a larger grid")
@@ -164,4 +163,4 @@ def _operator(grid, window, channels, method, axes, *, uses=1, transforms=2, pro
         transform, product = 5 / 4 * n * math.log2(n), (1 if real else 2) * n
     else:
         transform, product = n * sum(axes), n * 2 ** (len(axes) - real)  # λ has 2ᵈ parts, a real one half of them
-    return Cost(weights, round(transforms * transform + products * product))
+    return Cost(weights, round(filters[0] * transform + filters[1] * product))
