@@ -34,13 +34,13 @@ class Ways(NamedTuple):
     coupled: Callable[[jax.Array], jax.Array] | None = None
 
 
-def apply(form, ways, operator, stencil, y, boundary, method, *, adjoint=False, more=()):
+def apply(form, ways, operator, stencil, y, boundary, method, *more, adjoint=False):
     """Checks the arguments, chooses the method, and applies `form`, e.g. one of the functions below, on each device.
 
     Args:
         form: (y, stencil, *more, ways, boundary, method) → the result.
-        adjoint: whether the form is an adjoint, whose features are called z.
         more: further weights of the form, which the caller has checked.
+        adjoint: whether the form is an adjoint, whose features are called z.
     """
     name, channels = ("z", -1) if adjoint else ("y", -ways.channel_axes)
     check_features(name, y, stencil, channel_axes=ways.channel_axes, channels=channels)

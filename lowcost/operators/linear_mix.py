@@ -59,8 +59,7 @@ def _apply(form, stencil, matrix, y, boundary, method):
             f"matrix must be [C, C] for the C channels of the stencil, got shape {list(matrix.shape)} with a stencil "
             f"of shape {list(stencil.shape)}; pass one weight for each pair of channels"
         )
-    options = {"adjoint": form is _mix_adjoint, "more": (matrix,)}
-    return apply(form, DEPTHWISE, "linear_mix", stencil, y, boundary, method, **options)
+    return apply(form, DEPTHWISE, "linear_mix", stencil, y, boundary, method, matrix, adjoint=form is _mix_adjoint)
 
 
 def _mix(y, stencil, matrix, ways, boundary, method, convolution=convolve, product=pointwise):

@@ -70,7 +70,8 @@ def feed(
 def _ahead(prepare: Callable[[int, int], Batches]) -> Feed:
     """Runs prepare(step, n) on a thread, and starts the next one ahead of time."""
     pool = ThreadPoolExecutor(1, "feed")
-    submit = lru_cache(maxsize=1)(lambda step, n: pool.submit(prepare, step, n))  # once, of the batches to come
+    # The cache holds the next batches alone, so that each is prepared once.
+    submit = lru_cache(maxsize=1)(lambda step, n: pool.submit(prepare, step, n))
 
     def batches(step: int, n: int, following: int) -> Batches:
         ready = submit(step, n)
