@@ -10,7 +10,7 @@ Depends on neither networks nor training.
 from typing import TYPE_CHECKING
 
 from lowcost.data.batches import batch_indices, epoch_order
-from lowcost.data.dataset import Dataset, Split
+from lowcost.data.dataset import Dataset, Split, Task
 from lowcost.data.folders import folder
 from lowcost.data.sources import SOURCES, DatasetName, digits, load, published
 from lowcost.lazy import attributes
@@ -18,7 +18,7 @@ from lowcost.lazy import attributes
 if TYPE_CHECKING:
     from lowcost.data.augment import alternating_flip, cutout, random_flip, random_resized_crop, random_translate
 
-__all__ = ["SOURCES", "Dataset", "DatasetName", "Split", "digits", "folder", "load", "published"]
+__all__ = ["SOURCES", "Dataset", "DatasetName", "Split", "Task", "digits", "folder", "load", "published"]
 __all__ += ["batch_indices", "epoch_order"]
 __all__ += ["alternating_flip", "cutout", "random_flip", "random_resized_crop", "random_translate"]
 

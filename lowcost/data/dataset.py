@@ -1,13 +1,20 @@
-"""Data sets: labelled uint8 images in two splits."""
+"""Data sets: labelled uint8 images in two or three splits."""
 
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.data.batches import epoch_order
+from lowcost.data.splitting import check_share, pixel_fractions
+from lowcost.terminal import printable, warn
+
+Task = Literal["classes", "tags", "values"]
+"""One class per image; any number of tags per image; or several numbers per image (regression)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,30 +23,31 @@ class Split:
 
     Args:
         images: uint8 [N, H, W, C], N ≥ 1; may be a read-only memory map.
-        labels: int32 [N].
+        labels: int32 [N] for classes; float32 [N, K] for K tags (0 or 1) or K values.
 
     Raises:
         ValueError: a dtype or a shape is wrong.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int32]
+    labels: NDArray
 
     def __post_init__(self) -> None:
         images, labels = (f"{array.dtype} {list(array.shape)}" for array in (self.images, self.labels))
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or not len(self.images):
             raise ValueError(f"Split.images must be uint8 [N, H, W, C] with N ≥ 1, got {images}")
-        if self.labels.dtype != np.int32 or self.labels.shape != (len(self.images),):
-            raise ValueError(f"Split.labels must be int32 [{len(self.images)}], one per image, got {labels}")
+        form, n = (self.labels.dtype, self.labels.ndim), len(self.images)
+        if form not in ((np.int32, 1), (np.float32, 2)) or len(self.labels) != n or not self.labels.size:
+            raise ValueError(f"Split.labels must be int32 [{n}], one per image, or float32 [{n}, K], got {labels}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of the images, row by row, and then of the labels as 32-bit integers, in hexadecimal digits."""
+        """The sha256 of the images, row by row, and then of the labels, little-endian, in hexadecimal digits."""
         result = hashlib.sha256()
-        for array in (*self.chunks(), self.labels.astype("<i4")):
+        for array in (*self.chunks(), self.labels.astype(self.labels.dtype.newbyteorder("<"))):
             result.update(np.ascontiguousarray(array).data)
         return result.hexdigest()
 
@@ -51,18 +59,22 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split over the same classes.
+    """A training, a test and, if it has one, a validation split over the same classes.
 
     Args:
         name: its name in `load`.
         train: training images.
         test: test images, of the same shape.
-        classes: class names; label i means classes[i].
+        classes: K names. With the task "classes", label i means classes[i]; else column i of the labels is classes[i].
         flip: whether an image that is flipped left to right keeps its label.
         origin: where the images were read from: a file, a folder, a URL or a description.
+        validation: images of the same shape for choices during training, which must not see the test images, or None.
+        task: what the labels are, see `Task`.
+        scale: (means, standard deviations) of the K values before they were standardised; None for other tasks.
 
     Raises:
-        ValueError: the splits' image shapes differ, or a label is not in 0 … len(classes) − 1.
+        ValueError: the splits' image shapes differ; a label is not in 0 … K − 1, no tag (0 or 1) or not finite;
+            or `scale` does not belong to the task.
     """
 
     name: str
@@ -71,16 +83,32 @@ class Dataset:
     classes: tuple[str, ...]
     flip: bool
     origin: str = "memory"
+    validation: Split | None = None
+    task: Task = "classes"
+    scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
-        test_shape = self.test.images.shape[1:]
-        if test_shape != self.image_shape:
-            raise ValueError(f"{self.name}: test images must be {self.image_shape} as in training, got {test_shape}")
-        for name, split in (("train", self.train), ("test", self.test)):
-            low, high = split.labels.min(), split.labels.max()
-            if low < 0 or high >= len(self.classes):
-                expected = f"{name} labels must be in 0..{len(self.classes) - 1}, one for each class"
-                raise ValueError(f"{self.name}: {expected}, got {low}..{high}")
+        if self.task not in get_args(Task):
+            raise ValueError(f"{self.name}: task must be one of {', '.join(get_args(Task))}, got {self.task!r}")
+        for part, split in self.splits.items():
+            if (shape := split.images.shape[1:]) != self.image_shape:
+                raise ValueError(f"{self.name}: {part} images must be {self.image_shape} as in training, got {shape}")
+            self._check_labels(part, split.labels)
+        if np.array(self.scale).shape != ((2, len(self.classes)) if self.task == "values" else ()):  # None has shape ()
+            expected = f"(means, standard deviations) of {len(self.classes)} values, and None for other tasks"
+            raise ValueError(f"{self.name}: scale must be {expected}, got {self.scale} for {self.task}")
+
+    def _check_labels(self, part: str, labels: NDArray) -> None:
+        number, low, high = len(self.classes), labels.min(), labels.max()
+        if self.task == "classes":
+            expected, fits = f"in 0..{number - 1}, one for each class", low >= 0 and high < number and labels.ndim == 1
+        elif self.task == "tags":
+            expected, fits = f"0 or 1, for {number} tags", bool(np.isin(labels, (0, 1)).all())
+        else:
+            expected, fits = f"finite, for {number} values", bool(np.isfinite(labels).all())
+        if not fits or (self.task != "classes" and labels.shape[1:] != (number,)):
+            got = f"{low}..{high} in {labels.dtype} {list(labels.shape)}"
+            raise ValueError(f"{self.name}: {part} labels must be {expected}, got {got}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -88,19 +116,82 @@ class Dataset:
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Name → split: "train", "test" and, if there is one, "validation"."""
+        further = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, "test": self.test, **further}
+
     @cached_property
     def digest(self) -> str:
-        """The sha256 of the digests of both splits, the images' shape and the classes, in hexadecimal digits."""
-        content = ascii((self.train.digest, self.test.digest, self.image_shape, self.classes))
-        return hashlib.sha256(content.encode()).hexdigest()
+        """The sha256 of the digests of all splits, the images' shape, the classes, the task and the scale, in hex.
+
+        It leaves out the validation split if there is none, and the task and the scale if the task is "classes".
+        """
+        content: tuple = (self.train.digest, self.test.digest, self.image_shape, self.classes)
+        if self.validation is not None:
+            content += ("validation", self.validation.digest)
+        if self.task != "classes":
+            content += (self.task, np.asarray(self.scale or (), float).tolist())
+        return hashlib.sha256(ascii(content).encode()).hexdigest()
 
     def sample(self, count: int) -> "Dataset":
-        """Returns the data set with `count` training images, sampled at random with a fixed seed, and all test images.
+        """Returns the data set with `count` training images, sampled at random with a fixed seed.
+
+        All test and validation images stay.
 
         Raises:
             ValueError: count is below 1 or above the number of training images.
         """
         if not 1 <= count <= len(self.train):
             raise ValueError(f"{self.name}: count must be 1 to {len(self.train)} training images, got {count}")
-        rows = np.sort(epoch_order(0, 0, len(self.train))[:count])
-        return replace(self, train=Split(self.train.images[rows], self.train.labels[rows]))
+        return replace(self, train=_rows(self.train, np.sort(epoch_order(0, 0, len(self.train))[:count])))
+
+    def hold_out(self, share: float) -> "Dataset":
+        """Moves about `share` of the training images to a validation split, by the sha256 of their pixels.
+
+        Copies of an image stay together. Images that are added to the data set later move no image from validation to
+        training. The images of both parts are copied into memory. One line on stderr names the classes without
+        validation images.
+
+        Args:
+            share: above 0 and below 1.
+
+        Raises:
+            ValueError: share is out of its range, there is a validation split already, no image would be left in one of
+                the two parts, or none of a class for training.
+        """
+        check_share("share", share)
+        if self.validation is not None:
+            got = f"one of {len(self.validation)} images"
+            raise ValueError(f"{self.name}: validation must be None before hold_out, got {got}; use it as it is")
+        held = pixel_fractions(chain.from_iterable(self.train.chunks())) < share
+        if held.all() or not held.any():
+            counts = f"{held.sum()} of {len(held)} images for validation"
+            raise ValueError(f"{self.name}: share must leave images on both sides, got {share}, which takes {counts}")
+        train, validation = _rows(self.train, ~held), _rows(self.train, held)
+        lost = absent(train.labels, self.classes, self.task)
+        if lost != absent(self.train.labels, self.classes, self.task):
+            remedy = "choose another share or add images"
+            raise ValueError(f"{self.name}: share must leave training images of {lost}, got {share}; {remedy}")
+        warn_absent(self.name, "validation", validation.labels, self.classes, self.task)
+        return replace(self, train=train, validation=validation)
+
+
+def absent(labels: NDArray, classes: tuple[str, ...], task: Task) -> str:
+    """Returns the names of the classes or tags that no label has, ten at most, or "" if there are none."""
+    if task == "values":
+        return ""
+    counts = np.bincount(labels, minlength=len(classes)) if task == "classes" else labels.sum(0)
+    names = [name for name, count in zip(classes, counts, strict=True) if not count]
+    return printable(", ".join(names[:10]) + ", ..." * (len(names) > 10))
+
+
+def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...], task: Task) -> None:
+    """Prints one line on stderr that names the `absent` classes or tags, if any."""
+    if names := absent(labels, classes, task):
+        warn(f"warning: {where}: no {part} images of {names}")
+
+
+def _rows(split: Split, rows: NDArray) -> Split:
+    return Split(split.images[rows], split.labels[rows])

@@ -1,5 +1,6 @@
 """Decodes image files to uint8 arrays, one or many at a time."""
 
+import hashlib
 import math
 import os
 import stat
@@ -109,6 +110,21 @@ def read_images(
     return images
 
 
+def file_digests(paths: Sequence[str]) -> list[bytes]:
+    """Returns the sha256 of each file.
+
+    Raises:
+        ValueError: a file cannot be read or is not a regular file; the error names the first one.
+    """
+    with closing(_in_parallel(_digest, paths, "Reading images")) as digests:
+        return list(digests)
+
+
+def _digest(path: str) -> bytes:
+    with _readable(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def _fill(images: NDArray[np.uint8], paths: Sequence[str], grid: tuple[int, int] | None, max_pixels: int) -> bool:
     """Sets images[i] to the image paths[i] for all i; returns False as soon as one has another shape."""
 
@@ -174,11 +190,16 @@ def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
     with needs_extra("data"):
         from PIL import Image
 
+    with _readable(path), Image.open(path, formats=FORMATS) as image:
+        yield image
+
+
+@contextmanager
+def _readable(path: str | PathLike[str]) -> Iterator[None]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise ValueError("not a regular file")
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
+        yield
     except Exception as error:  # a damaged file raises errors of many types
         expected = f"{printable(path)} must be a readable image ({', '.join(FORMATS)})"
         raise ValueError(f"{expected}, got {error!r}; remove or replace it") from error

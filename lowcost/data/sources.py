@@ -107,16 +107,18 @@ def load(
     cache_dir: str | PathLike[str] | None = None,
     download: bool = False,
     max_pixels: int = MAX_PIXELS,
+    test_share: float = 0.2,
 ) -> Dataset:
     """Returns the data set called `name`: "digits", "folder", or a published one ("cifar10", "cifar100" or "stl10").
 
     Args:
         name: one of `SOURCES`.
-        data_dir: for "folder", the folder with train and test; for a published data set, the first folder to search.
+        data_dir: for "folder", the folder of the images; for a published data set, the first folder to search.
         image_size: side of the square images in pixels, only for "folder"; None chooses it as `folder` does.
         cache_dir: folder for the decoded images; None keeps them in memory.
         download: whether to download a published data set that is not found. With False nothing accesses the internet.
         max_pixels: largest width x height of an image that is decoded, for "folder".
+        test_share: share of the test images, for "folder" without a folder test.
 
     Raises:
         ValueError: no data set has this name, "folder" lacks data_dir, image_size is given for another data set, or
@@ -128,8 +130,10 @@ def load(
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
     if name == "folder":
         if data_dir is None:
-            raise ValueError("data_dir must be the folder that holds train and test, got None; name it")
-        return folder(data_dir, image_size=image_size, cache_dir=cache_dir, max_pixels=max_pixels)
+            raise ValueError("data_dir must be the folder that holds the images, got None; name it")
+        return folder(
+            data_dir, image_size=image_size, cache_dir=cache_dir, max_pixels=max_pixels, test_share=test_share
+        )
     if image_size is not None:
         raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
     if name == "digits":

@@ -5,6 +5,8 @@ import hashlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lowcost.data import Dataset, Split
 
@@ -12,9 +14,24 @@ IMAGES = np.zeros((3, 8, 6, 1), np.uint8)
 LABELS = np.array([0, 1, 1], np.int32)
 
 
-def dataset(train=None, test=None):
-    good = Split(IMAGES, LABELS)
-    return Dataset("toy", train=train or good, test=test or good, classes=("a", "b"), flip=False)
+SEVERAL = np.array([[0, 1], [1, 1], [0, 0]], np.float32)
+SCALE = ((5.0, -1.0), (0.5, 2.0))
+
+
+def dataset(train=None, test=None, labels=LABELS, **options):
+    good = Split(IMAGES, labels)
+    return Dataset("toy", train=train or good, test=test or good, classes=("a", "b"), flip=False, **options)
+
+
+def counted(images, classes=3, **options):
+    """A data set whose training images tell their numbers in two pixels, with i % classes as their labels."""
+    rows = np.asarray(images, "<u2")
+    split = Split(rows.view(np.uint8).reshape(-1, 2, 1, 1), (rows % classes).astype(np.int32))
+    return Dataset("counted", split, split, tuple("abcdef"[:classes]), flip=False, **options)
+
+
+def numbers(split):
+    return split.images.reshape(-1, 2).view("<u2").ravel().tolist()
 
 
 def test_a_well_formed_data_set():
@@ -28,9 +45,13 @@ def test_a_well_formed_data_set():
     [
         (IMAGES.astype(np.float32), LABELS, r"Split.images must be uint8 \[N, H, W, C\] with N ≥ 1, got float32"),
         (IMAGES[..., 0], LABELS, r"got uint8 \[3, 8, 6\]"),
-        (IMAGES, LABELS.astype(np.int64), r"Split.labels must be int32 \[3\], one per image, got int64 \[3\]"),
+        (
+            IMAGES,
+            LABELS.astype(np.int64),
+            r"Split.labels must be int32 \[3\], one per image, or float32 \[3, K\], got int64 \[3\]",
+        ),
         (IMAGES, LABELS[:, None], r"got int32 \[3, 1\]"),
-        (IMAGES, LABELS[:2], r"int32 \[3\], one per image, got int32 \[2\]"),
+        (IMAGES, LABELS[:2], r"int32 \[3\], one per image, or float32 \[3, K\], got int32 \[2\]"),
         (IMAGES[:0], LABELS[:0], r"N ≥ 1, got uint8 \[0, 8, 6, 1\]"),
     ],
 )
@@ -40,7 +61,7 @@ def test_a_malformed_split_is_refused(images, labels, message):
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [-1, 0, 0]])
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "test", "validation"])
 def test_a_label_without_a_class_is_refused(labels, split):
     with pytest.raises(ValueError, match=rf"toy: {split} labels must be in 0\.\.1"):
         dataset(**{split: Split(IMAGES, np.array(labels, np.int32))})
@@ -49,6 +70,109 @@ def test_a_label_without_a_class_is_refused(labels, split):
 def test_the_splits_must_agree_in_shape():
     with pytest.raises(ValueError, match=r"\(8, 6, 1\) as in training, got \(6, 8, 1\)"):
         dataset(test=Split(IMAGES.transpose(0, 2, 1, 3), LABELS))
+    with pytest.raises(ValueError, match=r"validation images must be \(8, 6, 1\) as in training, got \(6, 8, 1\)"):
+        dataset(validation=Split(IMAGES.transpose(0, 2, 1, 3), LABELS))
+
+
+def test_tags_and_values():
+    assert dataset(labels=SEVERAL, task="tags").task == "tags"
+    assert dataset(labels=SEVERAL - 0.3, task="values", scale=SCALE).scale == SCALE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "boxes"}, "toy: task must be one of classes, tags, values, got 'boxes'"),
+        ({"task": "tags"}, r"toy: train labels must be 0 or 1, for 2 tags, got 0\.\.1 in int32 \[3\]"),
+        ({"labels": SEVERAL}, r"labels must be in 0\.\.1, one for each class, got 0\.0\.\.1\.0 in float32 \[3, 2\]"),
+        ({"labels": SEVERAL + 1, "task": "tags"}, r"labels must be 0 or 1, for 2 tags, got 1\.0\.\.2\.0"),
+        ({"labels": SEVERAL * np.nan, "task": "tags"}, "labels must be 0 or 1"),
+        ({"labels": SEVERAL[:, :1], "task": "tags"}, r"for 2 tags, got 0\.0\.\.1\.0 in float32 \[3, 1\]"),
+        (
+            {"labels": SEVERAL / 0.5, "task": "values"},
+            r"scale must be \(means, .*, got None for values",
+        ),
+        ({"labels": SEVERAL, "task": "values", "scale": ((1.0,), (1.0,))}, r"scale must be .*, got \(\(1\.0,\), "),
+        ({"labels": SEVERAL, "task": "tags", "scale": SCALE}, r"scale must be .*, got .* for tags"),
+        ({"scale": SCALE}, r"scale must be .*, got .* for classes"),
+        (
+            {"labels": np.where(SEVERAL, np.float32(np.inf), SEVERAL), "task": "values", "scale": SCALE},
+            r"labels must be finite, for 2 values, got 0\.0\.\.inf",
+        ),
+    ],
+)
+def test_labels_of_another_task_are_refused(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        dataset(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_validation_images_are_chosen_by_their_pixels():
+    """By a documented rule; images and labels stay together and in order, and the test images stay."""
+    data = counted(range(2000))
+    held = data.hold_out(0.3)
+    assert held.test is data.test
+    assert sorted(numbers(held.train) + numbers(held.validation)) == list(range(2000))
+    for split in (held.train, held.validation):
+        assert numbers(split) == sorted(numbers(split))
+        np.testing.assert_array_equal(split.labels, np.array(numbers(split)) % 3)
+    digests = [hashlib.sha256(b"pixels" + i.to_bytes(2, "little")).digest() for i in range(2000)]
+    below = [i for i, digest in enumerate(digests) if int.from_bytes(digest[:8], "big") / 2**64 < 0.3]
+    assert numbers(held.validation) == below
+    assert abs(np.bincount(held.validation.labels) - 200).max() < 5 * np.sqrt(667 * 0.3 * 0.7)
+    assert held.sample(5).validation is held.validation
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    first=st.lists(st.integers(0, 999), min_size=40, max_size=60, unique=True),
+    more=st.lists(st.integers(0, 999), max_size=60),
+    share=st.floats(0.2, 0.8),
+)
+def test_added_images_move_none_from_validation_to_training(first, more, share):
+    """Whatever their order; copies of an image stay together."""
+    before = counted(first, classes=1).hold_out(share)
+    after = counted([*more, *first], classes=1).hold_out(share)
+    assert not set(numbers(after.train)) & set(numbers(after.validation))
+    assert set(numbers(before.train)) <= set(numbers(after.train))
+    assert set(numbers(before.validation)) <= set(numbers(after.validation))
+
+
+def test_what_hold_out_refuses():
+    for share in (0, 1, -1, 2, float("nan")):
+        with pytest.raises(ValueError, match="share must be above 0 and below 1, got"):
+            counted(range(100)).hold_out(share)
+    with pytest.raises(ValueError, match="counted: validation must be None before hold_out, got one of "):
+        counted(range(100)).hold_out(0.5).hold_out(0.5)
+    for share, count in ((1e-9, 0), (1 - 1e-9, 100)):
+        with pytest.raises(ValueError, match=f"share must leave images on both sides, .* {count} of 100 images"):
+            counted(range(100)).hold_out(share)
+    with pytest.raises(ValueError, match=r"share must leave training images of b, got 0\.5; choose another share"):
+        halves(0, 1).hold_out(0.5)
+
+
+def halves(training, validation, **options):
+    """A data set whose images have the first label if `hold_out(0.5)` leaves them for training, else the second."""
+    data = counted(range(300), classes=2)
+    held = np.isin(np.arange(300), numbers(data.hold_out(0.5).validation))
+    labels = np.where(held[:, None], validation, training).astype(np.float32 if options else np.int32)
+    split = Split(data.train.images, labels if options else labels.ravel())
+    return dataclasses.replace(data, train=split, test=split, **options)
+
+
+def test_classes_without_validation_images_are_named(capsys):
+    """As the tags that no validation image has; values have no such thing."""
+    counted(range(300)).hold_out(0.5)
+    assert capsys.readouterr().err == ""
+    data = halves(1, 0)
+    more = counted(range(1000, 1300), classes=1).train
+    train = Split(np.concatenate([data.train.images, more.images]), np.concatenate([data.train.labels, more.labels]))
+    dataclasses.replace(data, train=train).hold_out(0.5)
+    assert capsys.readouterr().err == "warning: counted: no validation images of b\n"
+    halves([1, 1], [0, 1], classes=("rare\n", "all"), task="tags").hold_out(0.5)
+    assert capsys.readouterr().err == "warning: counted: no validation images of rare\\n\n"
+    halves([1, 1], [0, 1], classes=("x", "y"), task="values", scale=SCALE).hold_out(0.5)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_sample_is_drawn_once_and_for_all():
@@ -89,6 +213,8 @@ def test_the_digest_of_a_data_set_tells_what_training_sees():
     other[-1, -1, -1, -1] ^= 1
     split, turned = Split(images, labels), Split(images.reshape(12, 6, 8, 1), labels)
     data = Dataset("toy", split, Split(images[:4], labels[:4]), ("a", "b\udcff"), flip=False)
+    marked = np.stack([labels, 1 - labels], 1).astype(np.float32)
+    tags = Dataset("toy", Split(images, marked), Split(images[:4], marked[:4]), data.classes, flip=False, task="tags")
     digests = [
         changed.digest
         for changed in (
@@ -101,9 +227,17 @@ def test_the_digest_of_a_data_set_tells_what_training_sees():
             dataclasses.replace(data, classes=("b\udcff", "a")),
             dataclasses.replace(data, train=turned, test=Split(images[:4].reshape(4, 6, 8, 1), labels[:4])),
             data.sample(11),
+            dataclasses.replace(data, validation=data.test),
+            dataclasses.replace(data, validation=data.train),
+            tags,
+            dataclasses.replace(tags, validation=tags.test),
+            dataclasses.replace(tags, task="values", scale=((1.0, 2.0), (3.0, 4.0))),
+            dataclasses.replace(tags, task="values", scale=((1.0, 2.0), (3.0, 4.5))),
         )
     ]
     assert len(set(digests)) == len(digests)
+    known = ascii((data.train.digest, data.test.digest, (8, 6, 1), data.classes)).encode()
+    assert data.digest == hashlib.sha256(known).hexdigest()  # as in the configurations of old runs
     same = Dataset("other", Split(images.copy(), labels), data.test, data.classes, flip=True, origin="elsewhere")
     assert same.digest == data.digest
     assert data.sample(11).digest == same.sample(11).digest

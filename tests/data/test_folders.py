@@ -4,13 +4,17 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lowcost.data import decoding as decoding_module
@@ -49,6 +53,11 @@ def no_decoding(monkeypatch):
     return lambda: monkeypatch.setattr(folders, "read_images", decode)
 
 
+def reported(capsys):
+    """The lines on stderr, without those on classes that have no test images, as `image_folder` has one."""
+    return [line for line in capsys.readouterr().err.splitlines() if ": no test images of " not in line]
+
+
 def reds(split):
     return [int(round(image[..., 0].mean(), -1)) for image in split.images]
 
@@ -77,7 +86,7 @@ def test_every_suffix_is_read_and_what_is_passed_over_is_counted(image_folder, t
         path = image_folder / "train" / "emu" / f"z.{suffix}"
         image.save(path, "JPEG" if suffix in ("jfif", "jpe") else None)
     folder(image_folder)
-    assert capsys.readouterr().err == ""
+    assert reported(capsys) == []
     for name in (
         "train/.DS_Store",
         "train/cat/._a.png",
@@ -100,7 +109,7 @@ def test_every_suffix_is_read_and_what_is_passed_over_is_counted(image_folder, t
     release.cancel()
     assert data.classes == ("ant", "cat", "emu", "zoo")
     assert reds(data.train) == [80, 40, 0, 250, 120, *[0] * 7, 250]
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = reported(capsys)
     head, kinds = line.split(" entries: ")
     assert head == f"{image_folder / 'train'}: ignored 9"
     assert sorted(kinds.split(", ")) == [
@@ -133,17 +142,17 @@ def test_names_in_errors_and_reports_cannot_forge_a_line(image_folder, capsys):
     refused()
     os.rename(os.fsencode(image_folder) + b"/train/" + evil, os.fsencode(image_folder) + b"/test/" + evil)
     refused()  # no such class in train
-    assert capsys.readouterr().err == ""
+    assert reported(capsys) == []
     with open(os.fsencode(image_folder) + b"/train/cat/a." + evil, "wb"):
         pass
     refused()
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = reported(capsys)
     assert shown.lower() in line
     assert line.isprintable()
     for i in range(100):
         (image_folder / "train" / "cat" / f"part.{i}").touch()
     refused()
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = reported(capsys)
     assert "ignored 101 entries: " in line
     assert len(line) < 400
 
@@ -173,9 +182,9 @@ def remove(path):
             r"train must be a folder, got none; data_dir must hold train/<class>/",
         ),
         (
-            lambda root: remove(root / "test"),
-            FileNotFoundError,
-            r"test must be a folder, got none; data_dir must hold train/<class>/",
+            lambda root: (remove(root / "test"), (root / "test").write_text("")),
+            NotADirectoryError,
+            r"test must be a folder, got another file; data_dir must hold train/<class>/",
         ),
         (
             lambda root: [remove(path) for path in (root / "train").iterdir()],
@@ -300,15 +309,15 @@ def test_a_damaged_cache_is_made_again(image_folder, tmp_path, no_decoding, dama
     whole = only_file(cache).read_bytes()
     assert damage(whole) != whole
     only_file(cache).write_bytes(damage(whole))
-    assert capsys.readouterr().err == ""
+    assert reported(capsys) == []
     assert reds(folder(image_folder, cache_dir=cache).test) == [160, 200]
     assert only_file(cache).read_bytes() == whole
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = reported(capsys)
     assert line.startswith(f"warning: {only_file(cache)} cannot be used (")
     assert line.endswith("; it is replaced")
     no_decoding()
     folder(image_folder, cache_dir=cache)
-    assert capsys.readouterr().err == ""
+    assert reported(capsys) == []
 
 
 def test_the_cache_of_other_images_under_this_name_is_made_again(image_folder, tmp_path, capsys):
@@ -321,7 +330,7 @@ def test_the_cache_of_other_images_under_this_name_is_made_again(image_folder, t
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
     assert reds(folder(image_folder, cache_dir=tmp_path / "cache").train) == [80, 230, 0, 120]
-    assert capsys.readouterr().err.count("warning: ") == 1
+    assert capsys.readouterr().err.count("it is replaced") == 1
 
 
 def test_a_failure_leaves_no_cache_behind(image_folder, tmp_path):
@@ -384,11 +393,11 @@ assert (data.train.images[::50] == 7).all()
 def test_a_folder_may_be_larger_than_the_memory(tmp_path):
     """211 MiB of images under a limit that allows no array of that size."""
     for name, size, count in (("small", 8, 1), ("large", 128, 4500)):
-        for split in ("train", "test"):
-            (tmp_path / name / split / "cat").mkdir(parents=True)
-            first = tmp_path / name / split / "cat" / "0.png"
+        for part in ("train/cat", "train/dog", "test/cat", "test/dog"):
+            (tmp_path / name / part).mkdir(parents=True)
+            first = tmp_path / name / part / "0.png"
             Image.new("RGB", (size, size), (7, 7, 7)).save(first)
-            for i in range(1, count if split == "train" else 1):
+            for i in range(1, count if part == "train/cat" else 1):
                 os.link(first, first.with_name(f"{i}.png"))
     run = [sys.executable, "-c", LIMITED]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -408,3 +417,163 @@ def test_what_a_killed_process_left_is_removed_after_a_day(image_folder, tmp_pat
         os.utime(cache / name, (time.time() - age,) * 2)
     folder(image_folder, cache_dir=cache)
     assert sorted(os.listdir(cache)) == sorted([path.name, f".{path.name}.young", "other"])
+
+
+def write_tree(root, ids, shift=0):
+    """Images in the folders a and b of root: the colour of an image tells its number, even ones are in a."""
+    for i in ids:
+        path = root / "ab"[i % 2] / f"{i}.{shift}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i % 256, i // 256, 0)).save(path)
+
+
+def numbers(split):
+    return [int(image[0, 0, 0]) + 256 * int(image[0, 0, 1]) for image in split.images]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_one_tree_is_split_by_the_content_of_the_files(tmp_path, cached, inside):
+    write_tree(tmp_path / "tree" / inside, range(300))
+    data = folder(tmp_path / "tree", test_share=0.3, cache_dir=tmp_path / "cache" if cached else None)
+    below = {}
+    for path in (tmp_path / "tree" / inside).glob("?/*.png"):
+        start = hashlib.sha256(path.read_bytes()).digest()[:8]
+        below[int(path.name.split(".")[0])] = int.from_bytes(start, "big") / 2**64 < 0.3
+    assert sorted(numbers(data.test)) == sorted(i for i in below if below[i])
+    assert sorted(numbers(data.train)) == sorted(i for i in below if not below[i])
+    for split in (data.train, data.test):
+        assert [i % 2 for i in numbers(split)] == split.labels.tolist() == sorted(split.labels)
+        names = [f"{i}.0.png" for i in numbers(split)]
+        assert names == sorted(names, key=lambda name: (int(name.split(".")[0]) % 2, name))
+    assert abs(np.bincount(data.test.labels) - 45).max() < 5 * np.sqrt(150 * 0.3 * 0.7)
+    assert data.classes == ("a", "b")
+    assert data.validation is None
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    first=st.sets(st.integers(0, 999), min_size=30, max_size=60),
+    more=st.sets(st.integers(0, 999), max_size=60),
+    share=st.floats(0.3, 0.7),
+)
+def test_added_images_move_none_from_test_to_training_and_copies_stay_together(first, more, share):
+    with tempfile.TemporaryDirectory() as root:
+        write_tree(Path(root), first)
+        before = folder(root, test_share=share)
+        write_tree(Path(root), more, shift=1)
+        after = folder(root, test_share=share)
+    assert sorted(numbers(after.train) + numbers(after.test)) == sorted([*first, *more])
+    assert not set(numbers(after.train)) & set(numbers(after.test))
+    assert set(numbers(before.test)) <= set(numbers(after.test))
+    assert set(numbers(before.train)) <= set(numbers(after.train))
+
+
+def test_the_second_start_reads_no_file_and_another_share_none_twice(tmp_path, monkeypatch, no_decoding):
+    write_tree(tmp_path / "tree", range(60))
+    load = partial(folder, tmp_path / "tree", cache_dir=tmp_path / "cache")
+    first = load(test_share=0.3)
+    monkeypatch.setattr(folders, "file_digests", None)
+    other = load(test_share=0.5)
+    assert set(numbers(first.test)) < set(numbers(other.test))
+    no_decoding()
+    assert numbers(load(test_share=0.3).test) == numbers(first.test)
+    monkeypatch.undo()
+    write_tree(tmp_path / "tree", [77], shift=1)
+    assert 77 in numbers(load().train) + numbers(load().test)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("test", [True, False])
+def test_a_share_must_be_inside_its_range(image_folder, share, test):
+    if not test:
+        remove(image_folder / "test")
+    with pytest.raises(ValueError, match="test_share must be above 0 and below 1, got"):
+        folder(image_folder, test_share=share)
+
+
+def test_a_share_has_no_effect_on_a_folder_with_test_images(image_folder):
+    assert folder(image_folder, test_share=0.9).digest == folder(image_folder).digest
+
+
+def test_a_share_that_leaves_no_images_is_refused(tmp_path):
+    write_tree(tmp_path, range(20))
+    with pytest.raises(ValueError, match=r"test_share must leave test images, got 1e-09, which takes 0 of 20;"):
+        folder(tmp_path, test_share=1e-9)
+    with pytest.raises(ValueError, match=r"test_share must leave training images of a, b, got 0\.9999; decrease it"):
+        folder(tmp_path, test_share=0.9999)
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_a_single_class_is_refused(tmp_path, inside):
+    write_tree(tmp_path / inside, range(0, 20, 2))
+    with pytest.raises(ValueError, match="must hold at least two classes, got only a; add a folder per class"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_validation_images_have_a_folder_of_their_own(image_folder, tmp_path, capsys, test):
+    write(image_folder / "val" / "cat" / "v.png", 240)
+    if not test:
+        remove(image_folder / "test")
+        for name in ("ant", "cat", "emu"):
+            for i in range(20):
+                write(image_folder / "train" / name / f"{i}.png", i)
+    for cache_dir in (None, tmp_path / "cache", tmp_path / "cache"):
+        data = folder(image_folder, cache_dir=cache_dir)
+        assert reds(data.validation) == [240]
+        assert data.validation.labels.tolist() == [1]
+        assert len(data.train) + len(data.test) == (6 if test else 64)
+        lines = [line for line in capsys.readouterr().err.splitlines() if "no validation images" in line]
+        assert lines == [f"warning: {image_folder}: no validation images of ant, emu"]
+    write(image_folder / "val" / "gnu" / "v.png")
+    with pytest.raises(ValueError, match=r"val/gnu must be a class of train too"):
+        folder(image_folder)
+
+
+def test_classes_without_test_images_are_named(image_folder, capsys):
+    folder(image_folder)
+    assert capsys.readouterr().err == f"warning: {image_folder}: no test images of emu\n"
+
+
+def test_what_lies_beside_the_splits_is_counted(image_folder, capsys):
+    """Class folders too; and what systems add to folders is hidden, wherever it is."""
+    for name in ("gnu/a.png", "b.png", ".DS_Store", "notes.txt", "__MACOSX/a.png", "train/cat/._a.png"):
+        write(image_folder / "a.png")
+        (image_folder / name).parent.mkdir(exist_ok=True)
+        (image_folder / "a.png").rename(image_folder / name)
+    folder(image_folder)
+    inside, beside = sorted(reported(capsys), key=len, reverse=True)[::-1]
+    assert inside == f"{image_folder}/train: ignored 1 entries: 1 hidden"
+    assert beside.startswith(f"{image_folder}: ignored 5 entries: 2 hidden, ")
+    for kind in ("1 .txt", "1 folders beside train", "1 images outside a class"):
+        assert kind in beside
+
+
+def test_what_lies_beside_the_classes_is_counted(tmp_path, capsys):
+    write_tree(tmp_path, range(60))
+    write(tmp_path / "b.png")
+    write(tmp_path / "__MACOSX" / "a" / "0.png")
+    write(tmp_path / "a" / "older" / "0.png")
+    assert folder(tmp_path).classes == ("a", "b")
+    expected = "1 hidden, 1 folders inside a class, 1 images outside a class"
+    assert reported(capsys) == [f"{tmp_path}: ignored 3 entries: {expected}"]
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_a_split_without_training_images_is_refused(tmp_path, part):
+    write_tree(tmp_path / part, range(8))
+    with pytest.raises(FileNotFoundError, match=r"train must be a folder, got none; data_dir must hold"):
+        folder(tmp_path)
+
+
+def test_a_link_that_cannot_be_read_is_named_before_the_split(tmp_path):
+    write_tree(tmp_path, range(60))
+    (tmp_path / "a" / "z.png").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"a/z\.png must be a readable image .*; remove or replace it"):
+        folder(tmp_path)
+    (tmp_path / "a" / "z.png").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a" / "z.png").symlink_to(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"a/z\.png must be a readable image .*not a regular file"):
+        folder(tmp_path)

@@ -32,9 +32,9 @@ def test_digits_are_the_framed_scans():
 
 
 def test_a_folder_by_name(tmp_path):
-    for split in ("train", "test"):
-        (tmp_path / split / "cat").mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / split / "cat" / "0.png")
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
     data = load("folder", data_dir=tmp_path, image_size=16, cache_dir=tmp_path / "cache")
     assert data.image_shape == (16, 16, 3)
     assert list((tmp_path / "cache").iterdir())

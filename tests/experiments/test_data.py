@@ -42,7 +42,7 @@ def test_names_are_printed_as_text(tmp_path, capsys):
     assert all(text in unfolded for text in ("caf\\udce9", "\\x1b[31mred\\r\\nerror:none", "runs\\x07"))
     assert (tmp_path / "runs\x07" / "folder.png").exists()
     with pytest.raises(FileNotFoundError, match="must be a folder, got none") as error:
-        main(DataConfig("folder", root / "train", out=tmp_path / "runs" / "sheet.png"))
+        main(DataConfig("folder", root / "none", out=tmp_path / "runs" / "sheet.png"))
     assert str(error.value).isprintable()
     with pytest.raises(ValueError, match="8 x 8 pixels, more than max_pixels 63"):
         main(DataConfig("folder", root, out=tmp_path / "other" / "sheet.png", max_pixels=63))
