@@ -18,7 +18,7 @@ MATHEMATICS = (
 )
 ENGINEERING = (
     *("lowcost.data", "lowcost.train.state", "lowcost.train.step", "lowcost.train.loop"),
-    *("lowcost.train.checkpoint", "lowcost.train.mesh", "lowcost.train.processes"),
+    *("lowcost.train.checkpoint", "lowcost.train.calibration", "lowcost.train.mesh", "lowcost.train.processes"),
 )
 FORMULA = re.compile(r"[=↦→·λθΣΠ|‖²ᵀ⁻≤∘⁺]|\w \+ \w")
 SOURCE = re.compile(r"\bEqs?\.|\(\d+\)|Section|Table|[Nn]ot in the paper")
