@@ -28,7 +28,7 @@ def main(arguments: SpectraConfig) -> None:
     config = run.config
     if config.seeds > 1:
         print(f"the first of {config.seeds} networks, seed {config.seed}")
-    print(f"{config.architecture} {config.width} on {config.dataset} after {run.step} steps, h = {config.h}")
+    print(f"{config.architecture} {config.width} on {config.dataset} after {run.card['steps']} steps, h = {config.h}")
     print(stability_report(run.net, run.variables, run.image_shape))
 
 

@@ -18,10 +18,14 @@ assert lowcost.symbol(jnp.ones((3, 3, 1)), (4, 4))[0, 0, 0] == 9
 assert callable(lowcost.analysis.spectral_radius)
 """
 NETWORKS = """
-import lowcost.nn, lowcost.deploy, lowcost.data, lowcost.data.augment
+import tempfile, lowcost.nn, lowcost.deploy, lowcost.data, lowcost.data.augment
 import lowcost.train.checkpoint, lowcost.train.feed, lowcost.train.loop, lowcost.train.step
 images = jnp.ones((1, 8, 8, 3))
-variables = lowcost.nn.network("implicit_rd", (4, 8), 2).init(jax.random.key(0), images, train=False)
+net = lowcost.nn.network("implicit_rd", (4, 8), 2)
+variables = net.init(jax.random.key(0), images, train=False)
+with tempfile.TemporaryDirectory() as folder:
+    lowcost.save(f"{folder}/net.safetensors", net, variables, classes=["a", "b"], image_shape=(8, 8, 3))
+    assert lowcost.load(f"{folder}/net.safetensors").net == net
 assert lowcost.data.random_flip(jax.random.key(0), images).shape == images.shape
 """
 EXTRAS = """
@@ -61,7 +65,7 @@ def test_core_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
     assert names == {
-        *("jax", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "rich"),
+        *("jax", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "rich", "safetensors"),
         *("tensorflow-datasets", "importlib_resources"),
     }
 

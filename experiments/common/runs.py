@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_counts, values
 from experiments.common.recipes import RECIPES, Recipe
-from experiments.common.workdir import Result, flat, identity, read, shared
+from experiments.common.workdir import read, shared
 from lowcost import data, nn
-from lowcost.train import checkpoint, loop, processes
+from lowcost.deploy.loading import flat, load_run, newest
+from lowcost.deploy.packaged import Loaded
+from lowcost.train import loop, processes
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.metrics_log import Metrics
 from lowcost.train.state import TrainState, create_state
@@ -202,28 +203,11 @@ def differing_fields(ready: Setup) -> list[str]:
     return versions or processes.differing({**shared(ready.config), **flat(parts), **settings()})
 
 
-class Trained(NamedTuple):
-    """A network with its weights, without its data.
-
-    Attributes:
-        config: the configuration of its run.
-        net: the network.
-        variables: {"params", "batch_stats"}; of several seeds those of the first.
-        classes: their names.
-        image_shape: [H, W, C].
-        step: optimiser steps done.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Trained(Loaded):
+    """A network with its weights, without its data, and the configuration of its run."""
 
     config: TrainConfig
-    net: nn.Network
-    variables: dict[str, Any]
-    classes: tuple[str, ...]
-    image_shape: tuple[int, ...]
-    step: int
-
-    def metadata(self) -> dict[str, str]:
-        """Returns what an exported file holds of the classes and the image shape, as JSON."""
-        return {"classes": json.dumps(self.classes), "image_shape": json.dumps(self.image_shape)}
 
 
 def trained(workdir: Path, *, to_the_end: bool = False) -> Trained:
@@ -236,13 +220,9 @@ def trained(workdir: Path, *, to_the_end: bool = False) -> Trained:
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
-    config, recipe, about = read(workdir)
+    config, *_ = read(workdir)
     processes.devices()  # raises where there are none
-    steps = (config.epochs or 0) * (about["train"] // config.batch_size)
-    net, _, initial_state = _model(config, recipe, about)
-    state = _newest(workdir, abstract(initial_state, SingleDeviceSharding(jax.local_devices()[0])), steps, to_the_end)
-    variables = state.variables if config.seeds == 1 else jax.tree.map(lambda x: x[0], state.variables)
-    return Trained(config, net, variables, tuple(about["classes"]), tuple(about["image_shape"]), loop.first_step(state))
+    return Trained(**vars(load_run(workdir, finished=to_the_end)), config=config)
 
 
 def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) -> tuple[Setup, TrainState]:
@@ -261,7 +241,7 @@ def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) ->
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe)
     check_data(workdir, ready.dataset, expected)
-    return ready, _newest(workdir, ready.abstract_state(), ready.steps, to_the_end)
+    return ready, newest(workdir, ready.abstract_state(), ready.steps, finished=to_the_end).state
 
 
 def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -> None:
@@ -271,33 +251,3 @@ def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -
         if got[field] != expected[field]:
             problem = f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
             raise ValueError(f"{problem}; name the folder that belongs to it with --data-dir")
-
-
-def _check_finished(workdir: Path, step: int, steps: int) -> None:
-    """Raises ValueError unless the run has finished and its newest valid checkpoint, of `step`, is its last."""
-    remedy = "run its training again to the end"
-    if not (workdir / "result.json").exists():
-        newest = f"its newest checkpoint is of step {step} of {steps}"
-        raise ValueError(f"{workdir} has not finished training: {newest}; {remedy}")
-    if step != steps:
-        newest = f"of step {steps}, is damaged, and the newest before it of step {step}"
-        raise ValueError(f"the last checkpoint of {workdir}, {newest}; {remedy}")
-
-
-def _newest(workdir: Path, like: TrainState, steps: int, to_the_end: bool) -> TrainState:
-    """Returns step, weights and statistics of the newest valid checkpoint, and None in place of all else."""
-    saved = checkpoint.Checkpoints(workdir / "checkpoints", run=identity(workdir), owned=False)
-    nothing = dict.fromkeys(("key", "opt_state", "metrics", "skipped", "skipped_in_a_row"))
-    try:
-        restored = saved.restore_newest(like.replace(**nothing))
-    finally:
-        saved.close()
-    if restored is None:
-        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
-    if to_the_end:
-        _check_finished(workdir, restored.step, steps)
-    result = workdir / "result.json"
-    if restored.step == steps and result.exists() and Result(result)["digest"] != restored.digest:
-        problem = f"{result} must be of the run's last checkpoint, got the digest of another state"
-        raise ValueError(f"{problem}; put back the run's own, or remove it and run its training again")
-    return restored.state

@@ -16,7 +16,8 @@ from rich.table import Table
 from experiments.common import entry, files, memory, plots, results, runs
 from experiments.common.config import TrainConfig, values
 from experiments.common.recipes import Recipe
-from experiments.common.workdir import Result, finished, identity, write_or_compare
+from experiments.common.workdir import Result, finished, write_or_compare
+from lowcost.deploy.loading import identity
 from lowcost.terminal import first_line, printable, warn
 from lowcost.train import checkpoint, feed, lock, loop, processes
 from lowcost.train.interruption import Interruption

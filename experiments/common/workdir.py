@@ -1,17 +1,16 @@
 """Reads and writes the small files of a work directory: config.json, which identifies a run, and result.json."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Container
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from experiments.common.config import TrainConfig
 from experiments.common.files import write_whole
 from experiments.common.recipes import Recipe
-
-Json = dict[str, Any]
+from lowcost.deploy.loading import Json, Result, configuration, flat
 
 _OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tensorboard")
 """Fields that may differ from one process of a run to the other."""
@@ -38,20 +37,12 @@ def write_or_compare(config: TrainConfig, recipe: Json, data: Json, settings: Js
     path = config.directory() / "config.json"
     content = _content(config, recipe, data, settings)
     if path.exists():
-        saved = _read(path)
+        saved = configuration(path.parent)
         _compare(path, saved, content, without=("data_dir",))
         if saved["data_dir"] == content["data_dir"]:
             return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def identity(workdir: Path) -> Json:
-    """Returns what distinguishes a run from all others: its seed, and a digest of config.json without data_dir."""
-    content = _read(workdir / "config.json")
-    del content["data_dir"]
-    text = json.dumps(content, sort_keys=True).encode()
-    return {"seed": content["seed"], "configuration": hashlib.sha256(text).hexdigest()[:16]}
 
 
 def shared(config: TrainConfig) -> Json:
@@ -70,29 +61,13 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
     Raises:
         ValueError: the directory holds a finished run of another configuration, or of another folder of images.
     """
-    path, saved = (config.directory() / name for name in ("result.json", "config.json"))
+    path = config.directory() / "result.json"
     if not path.exists():
         return None
+    saved, given = configuration(path.parent), _content(config, recipe, {}, {})
     elsewhere = () if config.dataset == "folder" else ("data_dir",)  # an archive is the same wherever it lies
-    _compare(saved, _read(saved), _content(config, recipe, {}, {}), without=("data", "settings", *elsewhere))
+    _compare(path, saved, given, without=("data", "settings", *elsewhere))
     return Result(path)
-
-
-class Result(Json):
-    """The content of a result.json.
-
-    Raises:
-        ValueError: it is damaged; also later, where a name is missing.
-    """
-
-    _remedy = "remove it and run the same training again, which writes it anew"
-
-    def __init__(self, path: Path):
-        super().__init__(_json(path, self._remedy))
-        self.path = path
-
-    def __missing__(self, name: str) -> Any:
-        raise ValueError(f"{self.path} must hold {name}, got none; {self._remedy}")
 
 
 def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
@@ -103,12 +78,11 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
         ValueError: config.json is damaged.
     """
     path = workdir / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{workdir} holds no run, no config.json; train with --workdir {workdir} first")
-    fields = _read(path)
+    fields = configuration(workdir)
     _check_types(path, {**fields, **flat({name: fields[name] for name in ("ingredients", "data")})})
     recipe, data, _, data_dir = (fields.pop(name) for name in ("ingredients", "data", "settings", "data_dir"))
     try:
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         config = TrainConfig(**fields, workdir=workdir, data_dir=data_dir and Path(data_dir))
         return config, Recipe(**recipe), {name: data[name] for name in _DATA}
     except (TypeError, KeyError) as error:
@@ -132,25 +106,6 @@ def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> N
         raise ValueError(f"{problem}; choose another --workdir, or the configuration that is there")
 
 
-def _read(path: Path) -> Json:
-    """Returns the content of config.json, with all that `_content` adds to the fields."""
-    content = _json(path, "choose another --workdir")
-    parts = [content.get(name) for name in ("ingredients", "data", "settings")]
-    if not {"data_dir", "seed"} <= content.keys() or not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{path} is no configuration of a run; choose another --workdir")
-    return content
-
-
-def _json(path: Path, remedy: str) -> Json:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}; {remedy}")
-    return content
-
-
 def _check_types(path: Path, values: Json) -> None:
     """Raises ValueError that names the first value of the wrong type; whole numbers are at least 1."""
     kinds = {**get_type_hints(TrainConfig), "epochs": int, "data_dir": str | None}
@@ -165,17 +120,11 @@ def _check_types(path: Path, values: Json) -> None:
 
 def _fits(value: Any, kind: Any) -> bool:
     """Returns whether a value from a JSON file is of a field's type."""
-    arguments = get_args(kind) or (kind,)
-    if get_origin(kind) is Literal:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
         return value in arguments
-    if get_origin(kind) is list:
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin in (list, tuple):
         return type(value) is list and all(_fits(x, arguments[0]) for x in value)
-    return type(value) in arguments or (type(value) is int and float in arguments)
-
-
-def flat(content: Json) -> Json:
-    """Returns the content with the entries of inner dictionaries as data.classes or ingredients.schedule."""
-    flat: Json = {}
-    for key, value in content.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
+    return type(value) is kind or (type(value) is int and kind is float)

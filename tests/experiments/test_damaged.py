@@ -61,7 +61,7 @@ def test_a_damaged_result_is_refused(workdir, content):
     with pytest.raises(ValueError, match=f"{path} .*; remove it and run the same training again"):
         finished(config, INGREDIENTS)
     (workdir / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=f"{workdir / 'config.json'} .*; choose another --workdir"):
+    with pytest.raises(ValueError, match=f"{workdir / 'config.json'} .*, or choose another work directory"):
         read(workdir)
 
 

@@ -10,7 +10,8 @@ import pytest
 from faults.subject import contents, error_of, outcome, steps_saved, stop, wait_until_epoch
 
 from experiments.common import runs
-from experiments.common.workdir import identity, read
+from experiments.common.workdir import read
+from lowcost.deploy.loading import identity
 from lowcost.train.checkpoint import Checkpoints, digest
 
 

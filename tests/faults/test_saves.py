@@ -13,7 +13,7 @@ import pytest
 from faults.subject import ROOT, error_of, exchange, outcome, steps_saved
 
 from experiments.common import runs
-from experiments.common.workdir import identity
+from lowcost.deploy.loading import identity
 from lowcost.train.checkpoint import Checkpoints
 
 SAVER = """

@@ -1,0 +1,253 @@
+"""A trained network with all that its users need, and its form as one .safetensors file."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from lowcost import disk
+from lowcost.arguments import check_choice
+from lowcost.nn.networks import ARCHITECTURES, Network, block_channels, network
+from lowcost.terminal import first_line
+
+FORMAT = 1
+"""Number of the newest format of files that this version writes and reads."""
+Metadata = dict[str, str]
+
+_PARSED = ("classes", "image_shape", "temperature", "scale")
+"""Fields of `Loaded` that are JSON in the metadata of files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """net.apply(variables, images) → logits: a trained network, and how to use it.
+
+    Attributes:
+        net: the network.
+        variables: {"params", "batch_stats"}, float32.
+        classes: the names of its outputs: classes, tags or values.
+        image_shape: [*grid, C] of its images.
+        task: "classes" (softmax of the logits), "tags" (sigmoid) or "values" (the logits are standardised values).
+        temperature: divides the logits of classes for calibrated probabilities.
+        scale: (means, standard deviations) of the values, or None.
+        preprocessing: JSON, see `preprocessing`.
+        card: how the network was trained, how accurate it is, and its limits.
+    """
+
+    net: Network
+    variables: dict[str, Any]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    task: str = "classes"
+    temperature: float = 1.0
+    scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    preprocessing: str
+    card: Metadata = dataclasses.field(default_factory=dict)
+
+    def metadata(self) -> Metadata:
+        """Returns what exported files state about inputs and outputs."""
+        parsed = {name: json.dumps(getattr(self, name)) for name in _PARSED if getattr(self, name) is not None}
+        return {**parsed, "task": self.task, "preprocessing": self.preprocessing}
+
+
+def preprocessing(image_shape: Sequence[int]) -> str:
+    """Returns, as JSON, the steps from an image file to the input of a network, in their order.
+
+    docs/deploy.md has them in NumPy and Pillow, and a test compares both with `lowcost.data.decoding.read_image`.
+
+    Args:
+        image_shape: [H, W, C], where C is 1 or 3. Of other shapes only the range is known.
+    """
+    last = {
+        "range": "divide by 255, to [0, 1]; the network itself normalises",
+        "input": "float32 [batch, *image_shape]",
+    }
+    if len(image_shape) != 3 or image_shape[2] not in (1, 3):
+        return json.dumps(last)
+    height, width, channels = image_shape
+    side = 2 * max(height, width)
+    steps = {
+        "jpeg": f"Pillow's draft of {side} x {side}: decode at 1/2, 1/4 or 1/8 of the size where that is as large",
+        "orientation": "rotate upright by the EXIF orientation",
+        "depth": "divide grey levels of 16 bits by 256, rounded down",
+        "transparency": "paste on white",
+        "colour": "convert to RGB",
+        "crop": "cut to the largest centred part with the proportions of the size",
+        "size": [height, width],
+        "filter": "Lanczos, as Pillow's ImageOps.fit",
+        "channels": "RGB" if channels == 3 else 'grey, as Pillow\'s convert("L")',
+    }
+    return json.dumps(steps | last)
+
+
+def save(
+    file: str | os.PathLike[str],
+    net: Network,
+    variables: Mapping[str, Any],
+    *,
+    classes: Sequence[str],
+    image_shape: Sequence[int],
+    task: str = "classes",
+    temperature: float = 1.0,
+    scale: tuple[Sequence[float], Sequence[float]] | None = None,
+    card: Mapping[str, str] | None = None,
+) -> None:
+    """(net, variables) → file: writes a trained network to one .safetensors file, which `lowcost.load` reads.
+
+    Not in the paper. PyTorch's safetensors reads the file too; the tensors are named like "params.opening.stencil".
+    The file appears under its name only when it is complete.
+
+    Args:
+        file: to write, or to replace.
+        net: made by `lowcost.nn.network`.
+        variables: {"params", "batch_stats"}, float32; of one network, not of several seeds.
+        classes: the names of its outputs: classes, tags or values.
+        image_shape: [*grid, C] of its images.
+        task: "classes", "tags" or "values".
+        temperature: divides the logits of classes for calibrated probabilities.
+        scale: (means, standard deviations) of the values.
+        card: how the network was trained, how accurate it is, and what it must not be used for.
+
+    Raises:
+        ValueError: a network with steps of your own, variables of another network, or an argument that does not fit it.
+        OSError: the file cannot be written.
+    """
+    outputs = {"classes": tuple(classes), "task": task, "temperature": float(temperature), "scale": as_tuples(scale)}
+    about: dict[str, Any] = {**outputs, "image_shape": tuple(image_shape), "card": dict(card or {})}
+    loaded = Loaded(net=net, variables=dict(variables), preprocessing=preprocessing(image_shape), **about)
+    disk.replace(Path(file), encode(loaded))
+
+
+def encode(loaded: Loaded) -> bytes:
+    """Returns the content of the .safetensors file of a trained network; equal networks give equal bytes.
+
+    Raises:
+        ValueError: as in `save`.
+    """
+    _check_outputs(loaded)
+    tensors = {name: np.asarray(x) for name, x in flatten_dict(loaded.variables, sep=".").items()}
+    _check_tensors("variables", tensors, variable_shapes(loaded.net, loaded.image_shape))
+    options, card = json.dumps(_options(loaded.net), default=float), json.dumps(loaded.card)
+    metadata = {"format": str(FORMAT), "network": options, **loaded.metadata(), "card": card}
+    content = safetensors.numpy.save(tensors, {**metadata, "sha256": _sha256(tensors, metadata)})
+    length = 8 + int.from_bytes(content[:8], "little")
+    # The package writes metadata in random order.
+    header = json.dumps(json.loads(content[8:length]), sort_keys=True, separators=(",", ":")).encode()
+    return content[:8] + header.ljust(length - 8) + content[length:]
+
+
+def decode(content: bytes, name: str) -> Loaded:
+    """Returns the trained network that `encode` made a file of.
+
+    Args:
+        content: of the file.
+        name: of the file, for errors.
+
+    Raises:
+        ValueError: the file is damaged, of a newer format, or of another network than it states.
+    """
+    try:
+        tensors = safetensors.numpy.load(content)  # checks the header and all sizes
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        newer = int(metadata["format"]) > FORMAT
+    except Exception as error:  # of types of the package's own
+        problem = f"{name} must be a .safetensors file of lowcost.save, got another or a damaged one"
+        raise ValueError(f"{problem} ({type(error).__name__}: {first_line(error)}); save it again") from error
+    if newer:
+        problem = f"{name} must be of format {FORMAT} or older, got {metadata['format']}"
+        raise ValueError(f"{problem}; update lowcost, or save the file with this version")
+    if metadata.pop("sha256", None) != _sha256(tensors, metadata):
+        raise ValueError(f"{name} must match its sha256, got a damaged file; put back a copy, or save it again")
+    try:
+        loaded = _of_metadata(metadata, unflatten_dict(tensors, sep="."))
+        _check_outputs(loaded)
+        shapes = variable_shapes(loaded.net, loaded.image_shape)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        problem = f"{name} must describe a network of lowcost.nn.network, got {type(error).__name__}"
+        raise ValueError(f"{problem}: {first_line(error)}; save it again") from error
+    _check_tensors(name, tensors, shapes)
+    return dataclasses.replace(loaded, variables=jax.device_put(loaded.variables))
+
+
+def _of_metadata(metadata: Metadata, variables: dict[str, Any]) -> Loaded:
+    parsed = {name: json.loads(metadata.get(name, "null")) for name in ("network", *_PARSED, "card")}
+    return Loaded(
+        net=network(**parsed.pop("network")),
+        variables=variables,
+        task=metadata["task"],
+        preprocessing=metadata["preprocessing"],
+        card=dict(parsed.pop("card")),
+        **{name: as_tuples(value) for name, value in parsed.items()},
+    )
+
+
+def as_tuples(value: Any) -> Any:
+    """Returns a value from JSON with tuples in place of lists."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _options(net: Network) -> dict[str, Any]:
+    """Returns the arguments of `network` that make this network."""
+    step, keywords = getattr(net.step, "func", None), getattr(net.step, "keywords", {})
+    options = {
+        "architecture": next((name for name, module in ARCHITECTURES.items() if module is step), None),
+        "width": block_channels(net.channels),
+        "num_classes": net.num_classes,
+        "steps_per_block": net.steps_per_block,
+        "dtype": jnp.dtype(net.dtype).name,
+        **keywords,
+    }
+    made = network(**options) if options["architecture"] else None
+    if made is None or (made.step, made.kernel_size) != (net.step, net.kernel_size):
+        problem = f"net must be made by lowcost.nn.network, got steps {net.step!r}"
+        raise ValueError(f"{problem}; save keeps no networks with steps of your own")
+    return options
+
+
+def _check_outputs(loaded: Loaded) -> None:
+    """Raises ValueError unless the names, the task, the temperature and the scale fit the network."""
+    outputs = loaded.net.num_classes
+    check_choice("task", loaded.task, ("classes", "tags", "values"))
+    if len(loaded.classes) != outputs or not all(isinstance(name, str) for name in loaded.classes):
+        raise ValueError(f"classes must be {outputs} names, one per output, got {list(loaded.classes)}; name each")
+    if not (math.isfinite(loaded.temperature) and loaded.temperature > 0):
+        raise ValueError(f"temperature must be finite and above 0, got {loaded.temperature}; the default is 1.0")
+    if loaded.scale is not None and [*map(len, loaded.scale)] != [outputs, outputs]:
+        raise ValueError(f"scale must be {outputs} means and deviations, got {loaded.scale}; pass one per value")
+
+
+def variable_shapes(net: Network, image_shape: Sequence[int]) -> dict[str, Any]:
+    """Returns the shapes and dtypes of {"params", "batch_stats"} of a network, by tracing it.
+
+    Raises:
+        ValueError: the network cannot take images of this shape.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
+    return {name: shapes[name] for name in ("params", "batch_stats")}
+
+
+def _check_tensors(name: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the tensors have the shapes and dtypes of a network's variables."""
+    flat = flatten_dict(shapes, sep=".")
+    want, got = ({key: f"{x.dtype}{list(x.shape)}" for key, x in tree.items()} for tree in (flat, tensors))
+    if key := next((key for key in want | got if want.get(key) != got.get(key)), ""):
+        problem = f"{name} must hold {key} as {want.get(key, 'nothing')}, got {got.get(key, 'nothing')}"
+        raise ValueError(f"{problem}; these are the variables of another network")
+
+
+def _sha256(tensors: Mapping[str, np.ndarray], metadata: Metadata) -> str:
+    """Returns the sha256 of the names and values of tensors and metadata."""
+    values = {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in tensors.items()}
+    return hashlib.sha256(json.dumps([values, metadata], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,270 @@
+"""A saved network comes back bit for bit, and a damaged or forged file is refused in one line."""
+
+import json
+import pickle
+import random
+import tomllib
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
+
+import lowcost
+from lowcost.deploy import loading, packaged
+from lowcost.nn import ARCHITECTURES, ImplicitRDStep, Network, initializers, network
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ("cat", "dog", "bird", "\udcff", "Käfer")
+ABOUT: dict = {"classes": CLASSES, "image_shape": (8, 8, 3)}
+
+
+def bits(variables):
+    return {name: (x.shape, np.asarray(x).tobytes()) for name, x in flatten_dict(variables, sep=".").items()}
+
+
+@pytest.fixture(scope="module")
+def content(trained, tmp_path_factory):
+    """The content of a file."""
+    file = tmp_path_factory.mktemp("saved") / "net.safetensors"
+    lowcost.save(file, *trained("implicit_rd", (8, 8, 3)), **ABOUT, card={"seed": "3"})
+    return file.read_bytes()
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """(content, message) → asserts that loading a file of this content fails with one line that names the file."""
+
+    def check(content, message="must be a .safetensors file of lowcost.save, got"):
+        file = tmp_path / "refused.safetensors"
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message) as error:
+            lowcost.load(file)
+        assert str(error.value).startswith(f"{file} must ")
+        assert str(error.value).isprintable()
+
+    return check
+
+
+def parts(content):
+    length = int.from_bytes(content[:8], "little")
+    return safetensors.numpy.load(content), json.loads(content[8 : 8 + length])["__metadata__"]
+
+
+def forged(content, tensors=(), **metadata):
+    """Returns the file with other tensors and metadata, None for none, and a matching sha256."""
+    old, about = parts(content)
+    about = {key: value for key, value in (about | metadata).items() if value is not None and key != "sha256"}
+    tensors = {key: value for key, value in (old | dict(tensors)).items() if value is not None}
+    return safetensors.numpy.save(tensors, about | {"sha256": packaged._sha256(tensors, about)})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_file_gives_back_what_was_saved(trained, architecture, tmp_path):
+    """NaN, infinity and -0.0 included; the same network makes the same file, which other readers of the format take."""
+    net, variables = trained(architecture, (8, 8, 3), kernel_size=1, steps_per_block=2, dtype="bfloat16")
+    stencil = variables["params"]["opening"]["stencil"]
+    stencil[0, 0, 0, :4] = np.nan, np.inf, -0.0, 1e-45
+    file = tmp_path / "net.safetensors"
+    about = {**ABOUT, "task": "values", "temperature": 0.1, "scale": ([1, 2, 3, 4, 0.1], [5] * 5), "card": {"a": "é"}}
+    lowcost.save(str(file), net, variables, **about)
+    loaded = lowcost.load(str(file))
+    assert loaded.net == net
+    assert hash(loaded.net.step) == hash(net.step)
+    assert bits(loaded.variables) == bits(variables)
+    assert (loaded.classes, loaded.image_shape, loaded.task) == (CLASSES, (8, 8, 3), "values")
+    assert (loaded.temperature, loaded.card) == (0.1, {"a": "é"})
+    assert loaded.scale == ((1, 2, 3, 4, 0.1), (5, 5, 5, 5, 5))
+    assert loaded.preprocessing == packaged.preprocessing((8, 8, 3))
+    assert packaged.encode(loaded) == file.read_bytes()
+    tensors = safetensors.numpy.load_file(file)
+    np.testing.assert_array_equal(tensors["params.opening.stencil"], stencil)
+    assert {x.dtype for x in tensors.values()} == {np.dtype(np.float32)}
+
+
+def test_what_a_network_computes_only_in_training_is_not_saved(trained, content, tmp_path):
+    net, variables = trained("implicit_rd", (8, 8, 3))
+    other = net.clone(remat=True, opening_init=initializers.depthwise_normal)
+    lowcost.save(tmp_path / "net.safetensors", other, variables, **ABOUT, card={"seed": "3"})
+    assert (tmp_path / "net.safetensors").read_bytes() == content
+
+
+def test_logits_are_those_of_the_network(trained, content, tmp_path):
+    net, variables = trained("implicit_rd", (8, 8, 3))
+    (tmp_path / "net.safetensors").write_bytes(content)
+    loaded = lowcost.load(tmp_path / "net.safetensors")
+    images = np.random.default_rng(0).uniform(size=(3, 8, 8, 3)).astype(np.float32)
+    logits = [jax.jit(partial(n.apply, v))(images) for n, v in ((net, variables), (loaded.net, loaded.variables))]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_loading_does_not_run_the_network(content, monkeypatch):
+    """Tracing gives the shapes."""
+    seen, call = [], Network.__call__
+
+    def traced(self, images, **options):
+        seen.append(isinstance(images, jax.core.Tracer))
+        return call(self, images, **options)
+
+    monkeypatch.setattr(Network, "__call__", traced)
+    packaged.decode(content, "file")
+    assert seen
+    assert all(seen)
+
+
+def test_flipped_bits_are_noticed(content):
+    """In the length of the header, the header, and the values; each changes what the file says."""
+    rng, header = random.Random(0), 8 + int.from_bytes(content[:8], "little")
+    places = [*range(64), *rng.sample(range(8 * header), 1000), *rng.sample(range(8 * header, 8 * len(content)), 200)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        with pytest.raises(ValueError, match="file must ") as error:
+            packaged.decode(bytes(damaged), "file")
+        assert str(error.value).isprintable()
+
+
+def test_damaged_files_are_refused(content, refuse, tmp_path):
+    header = 8 + int.from_bytes(content[:8], "little")
+    for length in (0, 1, 7, 8, 9, header - 1, header, header + 1, len(content) - 1):
+        refuse(content[:length])
+    for size in (0, 100_000_001, 2**40, 2**63, 2**64 - 1):  # of the header
+        refuse(size.to_bytes(8, "little") + content[8:])
+    for damaged in (
+        content + b"x",
+        content[:8] + b"[" * (header - 8) + content[header:],
+        content[:8] + random.Random(0).randbytes(header - 8) + content[header:],
+        safetensors.numpy.save({"params": np.zeros(3)}),  # of another program
+        safetensors.numpy.save({}, {"format": "pt"}),
+        b"\x08\x00\x00\x00\x00\x00\x00\x00[]      ",
+    ):
+        refuse(damaged)
+
+
+def test_nothing_is_unpickled(refuse, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    trap = pickle.dumps(Trap())
+    pickle.loads(trap)
+    (tmp_path / "run").unlink()
+    refuse(trap)
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_of_other_networks_are_refused(trained, content, refuse):
+    """Newer formats; tensors that are missing, too many or of other shapes; networks and names that do not fit."""
+    refuse(forged(content, format="2"), "must be of format 1 or older, got 2; update lowcost")
+    refuse(forged(content).replace(b'"cat', b'"hat'.ljust(4), 1), "must match its sha256, got a damaged file")
+    name, values = "params.opening.stencil", np.ones((5, 5, 3, 4), np.float32)
+    for change, got in ((None, "nothing"), (values[:3], r"float32\[3, 5, 3, 4\]"), (values.astype("f8"), "float64")):
+        refuse(forged(content, {name: change}), rf"must hold {name} as float32\[5, 5, 3, 4\], got {got}")
+    refuse(forged(content, {"params.more": values}), "must hold params.more as nothing, got float32")
+    options = json.loads(parts(content)[1]["network"])
+    for change, message in (
+        ({"architecture": "circulant_rd"}, "got nothing; these are the variables of another network"),
+        ({"architecture": "other"}, "architecture must be one of"),
+        ({"architecture": []}, "architecture must be one of"),
+        ({"width": [4, 9]}, "width must double"),
+        ({"width": 4}, "got TypeError"),
+        ({"num_classes": 6}, "classes must be 6 names"),
+        ({"h": "1"}, "got TypeError"),
+        ({"dtype": "int32"}, "dtype must be real floating point"),
+        ({"colour": 1}, "unexpected keyword argument"),
+    ):
+        refuse(forged(content, network=json.dumps(options | change)), message)
+    refuse(forged(content, image_shape="[8, 3]"), "must hold params.* as float32.*; these are the variables of another")
+    for change in (
+        {"network": None},
+        {"network": "[]"},
+        {"classes": None},
+        {"classes": "3"},
+        {"classes": '["cat"]'},
+        {"classes": "[1, 2, 3, 4, 5]"},
+        {"classes": "[" * 10_000},
+        {"image_shape": "[]"},
+        {"image_shape": '["8", 8, 3]'},
+        {"image_shape": "[7, 7, 3]"},
+        {"task": "others"},
+        {"task": None},
+        {"temperature": "0"},
+        {"temperature": "NaN"},
+        {"temperature": '"1"'},
+        {"scale": "[[1], [2]]"},
+        {"card": "[1]"},
+        {"preprocessing": None},
+    ):
+        refuse(forged(content, **change), "must describe a network of lowcost.nn.network, got")
+
+
+def test_what_cannot_be_saved_is_refused(trained, tmp_path):
+    net, variables = trained("implicit_rd", (8, 8, 3))
+    file = tmp_path / "net.safetensors"
+    several, double = (jax.tree.map(change, variables) for change in (lambda x: np.stack([x] * 2), np.float64))
+    own = type("Own", (ImplicitRDStep,), {})
+    for arguments, options, message in (
+        ((net.clone(step=own), variables), {}, "net must be made by lowcost.nn.network, got steps <class .*Own"),
+        ((net.clone(step=partial(ImplicitRDStep, h=0.8)), variables), {}, "net must be made by lowcost.nn.network"),
+        ((net, several), {}, r"variables must hold \S+ as float32\[3, 3, 4\], got float32\[2, 3, 3, 4\]"),
+        ((net, double), {}, r"variables must hold \S+ as float32\[3, 3, 4\], got float64\[3, 3, 4\]"),
+        ((net, {"params": variables["params"]}), {}, "variables must hold batch_stats.* got nothing"),
+        ((net, variables), {"classes": CLASSES[1:]}, "classes must be 5 names, one per output"),
+        ((net, variables), {"image_shape": (7, 8, 3)}, "images must be"),
+        ((net, variables), {"task": "class"}, "task must be one of 'classes', 'tags', 'values'"),
+        ((net, variables), {"temperature": 0}, r"temperature must be finite and above 0, got 0\.0"),
+        ((net, variables), {"temperature": np.inf}, "temperature must be finite and above 0, got inf"),
+        ((net, variables), {"scale": ([1.0], [2.0])}, "scale must be 5 means and deviations"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lowcost.save(file, *arguments, **{**ABOUT, **options})
+    with pytest.raises(OSError, match="No such file"):
+        lowcost.save(tmp_path / "none" / "net.safetensors", net, variables, **ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_released_networks_are_loaded_by_name(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "RELEASED", tmp_path)
+    with pytest.raises(FileNotFoundError, match="got some; released are none"):
+        lowcost.load("some")
+    for name in ("tiny-A", "tiny-B"):
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+    assert lowcost.load("tiny-B").classes == CLASSES
+    with pytest.raises(FileNotFoundError, match=r"source must be .*, got tiny; released are tiny-A, tiny-B") as error:
+        lowcost.load("tiny")
+    assert "\n" not in str(error.value)
+
+
+def test_released_networks_are_in_the_package():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["lowcost"]
+    folder = loading.RELEASED.relative_to(Path(lowcost.__file__).parent)
+    assert f"{folder.as_posix()}/*.safetensors" in data
+    for file in loading.RELEASED.glob("*"):
+        assert lowcost.load(file.stem).card["limits"]
+
+
+def test_time_steps_that_are_arrays_are_saved_as_numbers(trained, tmp_path):
+    _, variables = trained("implicit_rd", (8, 8, 3))
+    net = network("implicit_rd", (4, 8), 5, h=np.float32(0.1), steps_per_block=1)
+    lowcost.save(tmp_path / "net.safetensors", net, variables, **ABOUT)
+    assert lowcost.load(tmp_path / "net.safetensors").net.step.keywords["h"] == np.float32(0.1)
+
+
+def test_steps_of_preprocessing():
+    """Of images with other channels, and of other grids, only the range is known."""
+    grey, colour = (json.loads(packaged.preprocessing((8, 16, channels))) for channels in (1, 3))
+    assert {key for key in colour if grey[key] != colour[key]} == {"channels"}
+    assert (grey["size"], "32 x 32" in grey["jpeg"]) == ([8, 16], True)
+    for shape in ((8, 8, 4), (8, 3), (8, 8, 8, 1)):
+        assert set(json.loads(packaged.preprocessing(shape))) == {"range", "input"}
+
+
+def test_loaded_values_are_arrays_on_a_device(content):
+    loaded = packaged.decode(content, "file")
+    assert all(isinstance(x, jax.Array) and x.dtype == jnp.float32 for x in jax.tree.leaves(loaded.variables))
+    assert packaged.encode(replace(loaded, card={})) != content
