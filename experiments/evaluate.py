@@ -27,7 +27,7 @@ def main(arguments: EvaluateConfig) -> None:
         ValueError, OSError: what the user can fix, in one line.
     """
     ready, state = runs.reopen(arguments.workdir, arguments.data_dir)
-    metrics, config = ready.evaluate(state), ready.config
+    metrics, config = ready.evaluate(state.chosen), ready.config
     assert metrics is not None
     accuracies, losses = np.atleast_1d(metrics["accuracy"]), np.atleast_1d(metrics["loss"])
     weights, images = count_weights(state.params) // config.seeds, len(ready.dataset.test)

@@ -73,10 +73,10 @@ class Subject:
     """A trained network that is perturbed, beside its unperturbed features."""
 
     def __init__(self, workdir: Path, config: Config):
-        self.ready, self.state = runs.reopen(workdir, config.data_dir, to_the_end=True)
+        self.ready, state = runs.reopen(workdir, config.data_dir, to_the_end=True)
         if self.ready.config.seeds > 1:
             raise ValueError(f"{workdir} must hold one network, got {self.ready.config.seeds}; train a single seed")
-        self.net, self.variables = self.ready.net, self.state.variables
+        self.net, self.variables = self.ready.net, state.chosen
         self.images = to_unit_range(self.ready.dataset.test.images)  # floats, which evaluation takes unchanged
         if not 1 <= config.images <= len(self.images):
             raise ValueError(f"--images must be from 1 to {len(self.images)}, the test images; got {config.images}")
@@ -90,8 +90,7 @@ class Subject:
     def row(self, kind: str, strength: float, outputs: dict[str, np.ndarray], **changes: Any) -> Row:
         """Returns a row; `changes` are images, variables or an eval_step in place of the network's own."""
         ready = self.ready._replace(eval_step=changes.get("eval_step", self.ready.eval_step))
-        state = self.state.replace(average=None, **changes.get("variables", self.variables))
-        metrics = ready.evaluate(state, changes.get("images", self.images))
+        metrics = ready.evaluate(changes.get("variables", self.variables), changes.get("images", self.images))
         assert metrics is not None
         return {
             **self.about,

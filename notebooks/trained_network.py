@@ -55,11 +55,10 @@ def train(architecture):
             bar = "█" * done + "·" * (EPOCHS - done)
             print(f"\r{architecture}  {bar}  loss {mean_metrics(state.metrics)['loss']:.4f}", end="")
     test = digits.test
-    weight = jnp.ones(len(test))
-    sums = evaluate(state, test.images, test.labels, weight, {"loss": 0.0, "correct": 0.0, "count": 0.0})
+    sums = evaluate(state.variables, test.images, test.labels, jnp.ones(len(test)))
     accuracy = mean_metrics(sums)["accuracy"]
     print(f"\n{count_weights(state.params):,} weights, test accuracy {accuracy:.2%} of {len(test)} images")
-    return net, {"params": state.params, "batch_stats": state.batch_stats}
+    return net, state.variables
 
 
 networks = {name: train(name) for name in ("explicit_rd", "implicit_rd")}

@@ -3,11 +3,11 @@
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
-from lowcost.data import DatasetName
+from lowcost.data import DatasetName, Task
 from lowcost.data.decoding import MAX_PIXELS
 
 RecipeName = Literal["paper", "fast"]
@@ -39,18 +39,47 @@ class TrainConfig:
 
     dataset: Annotated[DatasetName, tyro.conf.Positional] = "digits"
     """digits: small handwritten digits, which come with scikit-learn.
-    folder: your images (PNG, JPEG, WebP, BMP, GIF, TIFF) in --data-dir DIR, as DIR/train/CLASS/* and DIR/test/CLASS/*.
+    folder: your images (PNG, JPEG, WebP, BMP, GIF, TIFF) in --data-dir DIR, as DIR/CLASS/*, of which --test-share
+    become test images, or as DIR/train/CLASS/* and DIR/test/CLASS/*.
     cifar10, cifar100, stl10: the published archives, searched for in --data-dir, $LOWCOST_DATA and the user's cache."""
     architecture: Architecture = "implicit_rd"
     """The step of the network, with its equation in the paper.
     Reaction-diffusion: implicit_rd (11), explicit_rd (9), circulant_rd (12), implicit_circulant_rd (new).
     For comparison: linear_mix (7), mobilenet (13), resnet (3)."""
-    width: Width = "A"
-    """Channels of the blocks. A: 32, 64, 128. B: 48, 96, 192. C: 32, 64, 128, 256."""
-    recipe: RecipeName = "paper"
+    width: Width | tuple[int, ...] = "A"
+    """Channels of the blocks. A: 32, 64, 128. B: 48, 96, 192. C: 32, 64, 128, 256. Or your own: 8 16 32."""
+    recipe: str = "paper"
     """paper: Adam from learning rate 0.01, halved after every fifth of the run.
     fast: a tenth of the epochs, with Muon, one cycle of the learning rate, a whitened opening layer, averaged weights,
-    and, from epoch 6 on, stronger augmentation and weight decay."""
+    and, from epoch 6 on, stronger augmentation and weight decay.
+    FILE.json: your own, with ingredients as in experiments/common/recipes.json."""
+    learning_rate: float | None = None
+    """The largest learning rate. None: the recipe's."""
+    flip: Literal["none", "horizontal"] | None = None
+    """Whether training flips images left to right. None: unless the images are digits."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes, from 0 to below 1; for classes and tags."""
+    class_weights: str | None = None
+    """How much an image counts in the loss, by its class. auto: classes with few images count more, each class alike.
+    FILE.json: {"CLASS": weight, …}. None: all alike."""
+    task: Task = "classes"
+    """folder: what a network predicts. classes: the folder of an image. tags and values: the columns of labels.csv,
+    beside the images: 0 or 1 for each tag (any number may be 1), or numbers (regression)."""
+    test_share: float = 0.2
+    """folder: share of the images that become test images, chosen by their content, where there is no folder test."""
+    validation_share: float = 0.0
+    """Share of the training images that become validation images, which training leaves out; folder: or DIR/val."""
+    keep_best: bool = False
+    """Keep the weights of the epoch that is best on the validation images, in place of those of the last epoch."""
+    patience: int | None = None
+    """Stop after this many epochs without a better one, and keep the best. None: train all epochs."""
+    init_from: str | None = None
+    """Start from trained weights: a work directory, a file of `experiments.export --format safetensors`, or the name of
+    a released network. The classifier starts anew unless the classes are the same."""
+    freeze: tuple[str, ...] = ()
+    """--init-from: layers whose weights do not change, such as opening, block1 (with all its layers), block2_step3."""
+    loaded_rate: float = 1.0
+    """--init-from: factor on the learning rate of the loaded weights; the classifier that starts anew keeps its own."""
     epochs: int | None = None
     """Passes over the training images. None: 300 with the recipe paper, 30 with fast."""
     train_images: int | None = None
@@ -63,6 +92,8 @@ class TrainConfig:
     """Train this number of independent networks at once, with seed, seed + 1, …; report mean ± standard deviation."""
     steps_per_block: int = 4
     """Depth: steps in each block."""
+    kernel_size: int = 3
+    """Points of the stencils per axis."""
     h: float = 1.0
     """Time step; mobilenet has none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -85,12 +116,24 @@ class TrainConfig:
     """folder: resize the images to squares of this side. None: 64 or 32, unless all share a small size."""
     max_pixels: int = MAX_PIXELS
     """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
+    dry_run: bool = False
+    """Train a few steps, print images, weights, memory and seconds per epoch, and write no work directory."""
     cluster: Cluster = Cluster()
+
+    @property
+    def width_name(self) -> str:
+        """The width in names: A, or 8-16-32."""
+        return self.width if isinstance(self.width, str) else "-".join(map(str, self.width))
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best epoch is kept."""
+        return self.keep_best or self.patience is not None
 
     def directory(self) -> Path:
         """Returns the work directory."""
         seeds = f"seed{self.seed}" if self.seeds == 1 else f"seeds{self.seed}to{self.seed + self.seeds - 1}"
-        name = f"{self.dataset}-{self.architecture}-{self.width}-{self.recipe}-{seeds}"
+        name = f"{self.dataset}-{self.architecture}-{self.width_name}-{Path(self.recipe).stem}-{seeds}"
         return self.workdir or Path("runs") / name
 
 
@@ -104,6 +147,18 @@ def check_counts(config: Any, *names: str) -> None:
     for name, value in values(config, *names).items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Returns whether a value from a JSON file is of a field's type, such as int | None or Literal["A", "B"]."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in arguments
+    if get_origin(kind) in (list, tuple):
+        return type(value) is list and all(fits(x, arguments[0]) for x in value)
+    if arguments:
+        return any(fits(value, one) for one in arguments)
+    return type(value) is kind or (kind is float and type(value) is int) or (kind is Path and type(value) is str)
 
 
 def derived(program: Any, **fields: Any) -> TrainConfig:

@@ -49,18 +49,21 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Plots the rows of metrics.jsonl, training and test: loss on the left, accuracy on the right."""
+    """Plots the rows of metrics.jsonl, training, validation and test: the loss, and the accuracy if there is one."""
     from matplotlib.ticker import PercentFormatter
 
-    figure, (loss, accuracy) = panels(2, 9, 3.6)
+    quantities = ["loss", *(["accuracy"] if "train_accuracy" in rows[0] else [])]
+    figure, panel = panels(len(quantities), 4.5 * len(quantities), 3.6)
     figure.suptitle(title)
     marker = "o" if len(rows) < 25 else None  # more marks would hide the line
-    for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        for part in ("train", "test"):
+    for axes, quantity in zip(panel, quantities, strict=True):
+        for part in ("train", "validation", "test"):
             points = {row["epoch"]: row[name] for row in rows if (name := f"{part}_{quantity}") in row}
-            axes.plot(*zip(*points.items(), strict=True), marker=marker, markersize=3, label=part)
+            if points:
+                axes.plot(*zip(*points.items(), strict=True), marker=marker, markersize=3, label=part)
         axes.set(xlabel="epoch", ylabel=quantity)
         axes.locator_params("x", integer=True)
-    loss.set_yscale("log")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    finish(figure, path, ncols=2)
+        if quantity == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panel[0].set_yscale("log")
+    finish(figure, path, ncols=3)

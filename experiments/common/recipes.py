@@ -6,13 +6,14 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from experiments.common.config import fits
 from lowcost.data import alternating_flip, cutout, random_flip, random_resized_crop, random_translate
 from lowcost.train.step import Augment, Draw
 
@@ -122,6 +123,29 @@ class Recipe:
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 RECIPES = {name: Recipe(**ingredients) for name, ingredients in _DATA.items()}
 """By name, as the flag --recipe takes them."""
+
+
+def recipe_named(name: str) -> Recipe:
+    """Returns a recipe of `RECIPES`, or of a file FILE.json with ingredients as in recipes.json.
+
+    Raises:
+        ValueError, OSError: an unknown name, a file that cannot be read, or an unknown or wrong ingredient.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if not name.endswith(".json"):
+        raise ValueError(f"--recipe must be {', '.join(RECIPES)} or a file FILE.json, got {name!r}")
+    kinds = get_type_hints(Recipe)
+    try:
+        ingredients = json.loads(Path(name).read_text("utf-8"))
+        assert isinstance(ingredients, dict), "no JSON object"
+        for key, value in ingredients.items():
+            assert key in kinds, f"unknown ingredient {key!r}"
+            assert fits(value, kinds[key]), f"{key} {value!r}, where {kinds[key]} is needed"
+    except (ValueError, AssertionError) as error:
+        expected = f"{name} must hold ingredients of a recipe ({', '.join(kinds)})"
+        raise ValueError(f"{expected}, got {error}; see experiments/common/recipes.json") from None
+    return Recipe(**ingredients)
 
 
 def _is_matrix(params):

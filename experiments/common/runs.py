@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -14,17 +15,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, Sharding
 
+from experiments.common import fine_tuning
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_counts, values
-from experiments.common.recipes import RECIPES, Recipe
+from experiments.common.objective import FIGURES, loss_of
+from experiments.common.recipes import Recipe, recipe_named
 from experiments.common.workdir import read, shared
 from lowcost import data, nn
 from lowcost.deploy.loading import flat, load_run, newest
 from lowcost.deploy.packaged import Loaded
 from lowcost.train import loop, processes
-from lowcost.train.mesh import data_mesh, replicated, use_every_core
+from lowcost.train.mesh import data_mesh, place, replicated, shard_batch, use_every_core
 from lowcost.train.metrics_log import Metrics
-from lowcost.train.state import TrainState, create_state
+from lowcost.train.state import TrainState, create_state, keep_best
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
 
 _Model = tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState]]
@@ -39,14 +42,17 @@ class Setup(NamedTuple):
 
     Attributes:
         config: the configuration, with the number of epochs.
-        recipe: how to train.
+        recipe: how to train, with what the flags replace.
         dataset: images and labels.
         mesh: all devices; already set as JAX's mesh.
         net: the network.
         steps_per_epoch: whole batches in the training images.
         train_steps: jitted, (state, n, *batches) → state; the state is donated.
         eval_step: jitted, see `make_eval_step`.
+        apply: jitted, (variables, images of the data set) → outputs.
+        keep_best: jitted, see `state.keep_best`.
         initial_state: jitted, () → the state before the first step, on all devices.
+        extra: what identifies the run besides the data set, see `describe`.
     """
 
     config: TrainConfig
@@ -57,7 +63,10 @@ class Setup(NamedTuple):
     steps_per_epoch: int
     train_steps: Callable[..., TrainState]
     eval_step: Callable[..., dict[str, jax.Array]]
+    apply: Callable[..., jax.Array]
+    keep_best: Callable[..., TrainState]
     initial_state: Callable[[], TrainState]
+    extra: dict[str, Any]
 
     @property
     def epochs(self) -> int:
@@ -75,16 +84,51 @@ class Setup(NamedTuple):
         either = seed if seeds == 1 else tuple(range(seed, seed + seeds))
         return data.batch_indices(either, step, len(self.dataset.train), self.config.batch_size)
 
+    def start(self) -> TrainState:
+        """Returns the state before the first step, with the weights of --init-from if there are any."""
+        state = self.initial_state()
+        if self.config.init_from is None:
+            return state
+        loaded = fine_tuning.weights(self.config, self.net, self.dataset)
+        return jax.jit(fine_tuning.start, out_shardings=replicated(self.mesh))(state, loaded)
+
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and shardings of the state."""
         return abstract(self.initial_state, replicated(self.mesh))
 
-    def evaluate(self, state: TrainState, images: np.ndarray | None = None, **options: Any) -> Metrics | None:
-        """Returns the mean metrics of all test images, or of others with their labels; see `evaluate_all`."""
+    def evaluate(
+        self, variables: Any, images: np.ndarray | None = None, labels: np.ndarray | None = None, **options: Any
+    ) -> Metrics | None:
+        """Returns the mean metrics of images with labels, by default all test images; see `evaluate_all`."""
         test = self.dataset.test
-        images = test.images if images is None else images
+        images, labels = test.images if images is None else images, test.labels if labels is None else labels
         options |= {"batch_size": self.config.batch_size, "mesh": self.mesh}
-        return loop.evaluate_all(self.eval_step, state, images, test.labels, **options)
+        return loop.evaluate_all(self.eval_step, variables, images, labels, **options)
+
+    def validate(self, state: TrainState) -> tuple[Metrics, TrainState]:
+        """Returns the mean metrics of the validation images, and the state with the best variables so far, if kept.
+
+        The best epoch has the highest accuracy, or the lowest loss where there is no accuracy.
+        """
+        part = self.dataset.validation
+        assert part is not None
+        metrics = self.evaluate(state.variables, part.images, part.labels)
+        assert metrics is not None
+        if state.best:
+            score = np.asarray(metrics["accuracy"] if "accuracy" in metrics else -metrics["loss"], np.float32)
+            epoch = np.full(score.shape, loop.first_step(state) // self.steps_per_epoch, np.int32)
+            state = self.keep_best(state, *(place(x, replicated(self.mesh)) for x in (score, epoch)))
+        return metrics, state
+
+    def outputs(self, variables: Any, images: np.ndarray) -> np.ndarray:
+        """Returns the outputs of each network for images of the data set, float32 [seeds, N, K]."""
+        seeds, size = self.config.seeds, self.config.batch_size
+        parts = []
+        for start in range(0, len(images), size):
+            rows = np.arange(start, start + size).clip(max=len(images) - 1)  # one program serves the last batch too
+            outputs = self.apply(variables, *shard_batch(self.mesh, images[rows]))
+            parts.append(np.asarray(outputs, np.float32).reshape(seeds, size, -1))
+        return np.concatenate(parts, axis=1)[:, : len(images)]
 
 
 def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
@@ -97,17 +141,16 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
-    recipe = recipe or RECIPES[config.recipe]
+    recipe = _changed(recipe or recipe_named(config.recipe), config)
     config = dataclasses.replace(config, epochs=recipe.epochs if config.epochs is None else config.epochs)
-    check_counts(config, "batch_size", "epochs", "evaluate_every", "keep", "seeds", "train_images")
+    fine_tuning.check(config)
+    check_counts(config, "batch_size", "epochs", "evaluate_every", "keep", "seeds", "train_images", "patience")
     if not 0 <= config.seed < 2**63 - config.seeds:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
     use_every_core(config.batch_size // (config.cluster.num_processes or 1))
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
-    dataset = load(config)
-    if config.train_images is not None:
-        dataset = dataset.sample(config.train_images)
+    dataset = _parts(config, load(config))
     if config.batch_size > len(dataset.train):
         largest = f"the {len(dataset.train)} training images of {dataset.name}"
         raise ValueError(f"--batch-size must be at most {largest}, got {config.batch_size}; use a smaller one")
@@ -115,9 +158,30 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     return _build(config, recipe, dataset, mesh)
 
 
+def _changed(recipe: Recipe, config: TrainConfig) -> Recipe:
+    """Returns the recipe with the learning rate that a flag states."""
+    if config.learning_rate is None:
+        return recipe
+    if not 0 < config.learning_rate < math.inf:
+        raise ValueError(f"--learning-rate must be positive, got {config.learning_rate}")
+    return dataclasses.replace(recipe, learning_rate=config.learning_rate)
+
+
+def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
+    """Returns the data set with the parts and the flips that the flags ask for."""
+    if config.train_images is not None:
+        dataset = dataset.sample(config.train_images)
+    if config.validation_share:
+        dataset = dataset.hold_out(config.validation_share)
+    if config.keeps_best and dataset.validation is None:
+        problem = "--keep-best and --patience need validation images, got none"
+        raise ValueError(f"{problem}; add --validation-share 0.1, or images in DIR/val")
+    return dataset if config.flip is None else dataclasses.replace(dataset, flip=config.flip == "horizontal")
+
+
 def load(config: TrainConfig) -> data.Dataset:
     """Returns all images of a run's data set, decoded or from the cache beside its work directory."""
-    options = values(config, "data_dir", "image_size", "download", "max_pixels")
+    options = values(config, "data_dir", "image_size", "download", "max_pixels", "test_share")
     return data.load(config.dataset, cache_dir=image_cache(config.directory()), **options)
 
 
@@ -133,18 +197,20 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
         options["opening_init"] = nn.initializers.patch_whitening(to_unit_range(some))
+    loss, extra = loss_of(config, dataset)
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
     augment = recipe.augmentation(dataset.flip)
-    train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average)
-    eval_step = make_eval_step(net)
+    train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average, loss=loss)
+    eval_step, apply = make_eval_step(net, loss), lambda variables, x: net.apply(variables, to_unit_range(x))
     if config.seeds > 1:
         train_step = jax.vmap(train_step)
-        eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None, 0))
-    everywhere = replicated(mesh)
-    jit = partial(jax.jit, out_shardings=everywhere)
-    programs = (jit(repeat(train_step), donate_argnums=0), jit(eval_step), jit(initial_state))
-    setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, *programs)
+        eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None))
+        apply = jax.vmap(apply, in_axes=(0, None))
+    jit = partial(jax.jit, out_shardings=replicated(mesh))
+    train_steps = jit(repeat(train_step), donate_argnums=0)
+    programs = (train_steps, jit(eval_step), jit(apply), jit(keep_best), jit(initial_state))
+    setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, *programs, extra)
     setup.abstract_state()  # raises where the network cannot take the images
     return setup
 
@@ -158,12 +224,15 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
         about: the data set, see `describe`.
         options: of the network.
     """
-    options |= {"steps_per_block": config.steps_per_block, "dtype": jnp.dtype(config.dtype), "remat": config.remat}
-    net = nn.network(config.architecture, config.width, len(about["classes"]), h=config.h, **options)
+    options |= values(config, "h", "kernel_size", "steps_per_block", "remat")
+    net = nn.network(config.architecture, config.width, len(about["classes"]), dtype=jnp.dtype(config.dtype), **options)
     optimizer = recipe.transformation(config.epochs or 0, about["train"] // config.batch_size)
+    if config.init_from is not None:
+        optimizer = fine_tuning.slowed(optimizer, config)
 
     def create(key: jax.Array) -> TrainState:
-        return create_state(net, optimizer, key, tuple(about["image_shape"]), average=recipe.average is not None)
+        keeps = {"average": recipe.average is not None, "best": config.keeps_best}
+        return create_state(net, optimizer, key, tuple(about["image_shape"]), figures=FIGURES[config.task], **keeps)
 
     def initial_state() -> TrainState:
         keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]
@@ -179,13 +248,18 @@ def abstract(make: Callable[[], Any], sharding: Sharding) -> Any:
 
 def describe(dataset: data.Dataset) -> dict[str, Any]:
     """Returns what must be the same for a run to resume: classes, image shape, counts, and every pixel and label."""
-    return {
+    about = {
         "classes": list(dataset.classes),
         "image_shape": list(dataset.image_shape),
         "train": len(dataset.train),
         "test": len(dataset.test),
         "digest": dataset.digest,
     }
+    if dataset.validation is not None:
+        about["validation"] = len(dataset.validation)
+    if dataset.scale is not None:
+        about["scale"] = [list(numbers) for numbers in dataset.scale]
+    return about
 
 
 def settings() -> dict[str, Any]:
@@ -198,7 +272,7 @@ def differing_fields(ready: Setup) -> list[str]:
     """Returns the names of what differs between the processes: code, configuration, recipe, data, settings."""
     packages = (Path(__file__).parents[1], Path(data.__file__).parents[1])
     code = b"".join(path.read_bytes() for package in packages for path in sorted(package.rglob("*.py")))
-    parts = {"ingredients": dataclasses.asdict(ready.recipe), "data": describe(ready.dataset)}
+    parts = {"ingredients": dataclasses.asdict(ready.recipe), "data": describe(ready.dataset) | ready.extra}
     versions = processes.differing({"code": hashlib.sha256(code).hexdigest(), "jax": jax.__version__})
     return versions or processes.differing({**shared(ready.config), **flat(parts), **settings()})
 

@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import entry, files, memory, plots, results, runs
+from experiments.common import dry_run, entry, files, fine_tuning, memory, plots, results, runs
 from experiments.common.config import TrainConfig, values
 from experiments.common.recipes import Recipe
 from experiments.common.workdir import Result, finished, write_or_compare
 from lowcost.deploy.loading import identity
 from lowcost.terminal import first_line, printable, warn
 from lowcost.train import checkpoint, feed, lock, loop, processes
+from lowcost.train.calibration import fit_temperature
 from lowcost.train.interruption import Interruption
 from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
 from lowcost.train.state import TrainState, count_weights
+
+TEMPERATURE_IMAGES = 5000
+"""Number of validation images, or training images where there are none, to which the temperature is fitted."""
 
 
 def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
@@ -37,6 +42,8 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
     """
     try:
         ready = _prepare(config, recipe)
+        if config.dry_run:
+            return dry_run.report(ready)
         with contextlib.ExitStack() as stack:
             claim = processes.from_process_0(lambda: _claim(ready, stack))
             return _train(ready, claim, stack.enter_context(Interruption()))
@@ -75,6 +82,8 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
     ready, failure = None, ""
     try:
         ready = runs.prepare(config, recipe)
+        if config.init_from is not None and not (config.directory() / "config.json").exists():
+            fine_tuning.weights(config, ready.net, ready.dataset)  # raises before anything is written
     except (ValueError, OSError, ImportError) as error:
         failure = str(error)
     try:
@@ -92,7 +101,8 @@ def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Locks the work directory until the stack is closed, writes or compares config.json, returns the identity."""
     config, workdir = ready.config, ready.config.directory()
     stack.enter_context(lock.locked(workdir))
-    write_or_compare(config, dataclasses.asdict(ready.recipe), runs.describe(ready.dataset), runs.settings())
+    about = runs.describe(ready.dataset) | ready.extra
+    write_or_compare(config, dataclasses.asdict(ready.recipe), about, runs.settings())
     if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
         problem = f"{workdir} must hold the checkpoints of its finished run, got result.json without any"
         raise ValueError(f"{problem}; put them back, or start over in another --workdir")
@@ -106,7 +116,7 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", run=claim, keep=ready.config.keep)
     try:
         restored = checkpoints.restore_newest(ready.abstract_state())
-        begin, state, meta = restored[:3] if restored else (0, ready.initial_state(), {"seconds": 0.0})
+        begin, state, meta = restored[:3] if restored else (0, ready.start(), {"seconds": 0.0})
         if restored:
             console.print(f"resuming from step {begin} in {printable(workdir)}")
         log = _open_log(ready, begin)
@@ -139,14 +149,16 @@ def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, optio
         epoch = loop.first_step(state) // ready.steps_per_epoch
         if epoch % ready.config.evaluate_every and epoch < ready.epochs:
             return {}
-        return ready.evaluate(state, interruption=interruption)
+        return ready.evaluate(state.variables, interruption=interruption)
 
+    validate = None if ready.dataset.validation is None else ready.validate
     train, steps_max = ready.dataset.train, loop.dispatch_max(ready.mesh)
     resident = feed.fits(train.images, ready.mesh)
     batches = feed.feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
     options |= {"steps_per_epoch": ready.steps_per_epoch, "epochs": ready.epochs, "steps_max": steps_max}
+    options |= {"interruption": interruption, "patience": ready.config.patience}
     try:
-        return loop.fit(state, ready.train_steps, batches, evaluate, interruption=interruption, **options)
+        return loop.fit(state, ready.train_steps, batches, evaluate, validate, **options)
     except ValueError as error:
         raise RuntimeError("training failed; this is a mistake in the program") from error
 
@@ -157,40 +169,75 @@ def _report(
     """Draws the curves, writes and prints the result, or says where the run stopped; returns the exit status."""
     config, workdir = ready.config, ready.config.directory()
     if processes.is_process_0() and log.rows:
-        title = f"{config.architecture} {config.width} on {ready.dataset.name}"
+        title = f"{config.architecture} {config.width_name} on {ready.dataset.name}"
         plots.draw_curves(log.rows, workdir / "curves.png", title=title)
-    if interruption.signal is not None and log.last_epoch() < ready.epochs:
+    early = loop.ended_early(state, log.last_epoch(), config.patience)
+    if interruption.signal is not None and log.last_epoch() < ready.epochs and not early:
         saved = "" if loop.skipped_in_a_row(state) else f", saved in {printable(workdir)}"
         where = f"stopped at step {loop.first_step(state)}{saved}"
         console.print(f"{where}; the same command resumes from the last checkpoint")
         return 128 + interruption.signal
+    path = workdir / "result.json"
+    done = begin == loop.first_step(state) and processes.process_max(path.exists())
+    measured = {} if done else _measured(ready, state, log)
     if not processes.is_process_0():
         return 0
-    path = workdir / "result.json"
-    if begin == ready.steps and path.exists():  # a new result would hold other figures of time and memory
+    if done:  # a new result would hold other figures of time and memory
         console.print("this run is finished; nothing was left to do")
         result: dict[str, Any] = Result(path)
     else:
-        result = _result(ready, state, log)
+        result = _result(ready, state, log, measured)
         files.write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     print_result(console, result, workdir)
     return 0
 
 
-def _result(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, Any]:
+def _measured(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, Any]:
+    """Returns the figures of the network that is deployed; all processes must call it."""
+    config, dataset, row = ready.config, ready.dataset, log.rows[-1]
+    names = [name for name in ("loss", "accuracy") if f"test_{name}" in row]
+    if config.keeps_best:
+        chosen = ready.evaluate(state.chosen)
+        assert chosen is not None
+        tests = {name: np.atleast_1d(chosen[name]).tolist() for name in names}
+        epochs = np.atleast_1d(state.best["epoch"]).tolist()
+    else:
+        tests = {name: row.get(f"test_{name}_seeds", [row[f"test_{name}"]]) for name in names}
+        epochs = [log.last_epoch()] * config.seeds
+    by = "last epoch"
+    if config.keeps_best:
+        by = "validation accuracy" if "accuracy" in names else "validation loss"
+    result: dict[str, Any] = {"chosen": {"epochs": epochs, "by": by}, "tests": tests}
+    if dataset.task == "classes":
+        part = dataset.validation or dataset.train
+        some = slice(None, None, max(1, len(part) // TEMPERATURE_IMAGES))
+        logits = ready.outputs(state.chosen, part.images[some])
+        result["temperatures"] = [round(fit_temperature(one, part.labels[some]), 4) for one in logits]
+    return result
+
+
+def _result(ready: runs.Setup, state: TrainState, log: MetricsLog, measured: dict[str, Any]) -> dict[str, Any]:
     """Returns the content of result.json."""
     config, row = ready.config, log.rows[-1]
     speeds, shares = ([r[x] for r in log.rows if r.get(x)] for x in ("images_per_second", "share_in_steps"))
-    accuracies = row.get("test_accuracy_seeds", [])
+    tests = measured.pop("tests")
+    accuracies = tests.get("accuracy")
     return {
-        **values(config, "dataset", "architecture", "width", "recipe"),
+        **values(config, "dataset", "task", "architecture"),
+        "width": config.width_name,
+        "recipe": config.recipe,
         "weights": count_weights(state.params) // config.seeds,
         **values(config, "epochs", "seed", "seeds"),
-        "test_accuracy": row["test_accuracy"],
-        "test_accuracy_std": statistics.stdev(accuracies) if accuracies else None,
-        "test_accuracies": accuracies or [row["test_accuracy"]],
+        "test_accuracy": accuracies and statistics.mean(accuracies),
+        "test_accuracy_std": statistics.stdev(accuracies) if accuracies and len(accuracies) > 1 else None,
+        "test_accuracies": accuracies,
+        "test_losses": tests["loss"],
+        **measured,
+        "init_from": config.init_from,
         "test_images": len(ready.dataset.test),
+        "validation_images": len(ready.dataset.validation or ()),
         "train_images": len(ready.dataset.train),
+        "steps": loop.first_step(state),
         "skipped_steps": row["skipped"],
         "train_seconds": round(row["seconds"], 1),
         "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
@@ -208,8 +255,14 @@ def print_result(console: Console, result: dict[str, Any], workdir: Path) -> Non
     spread = "" if result["test_accuracy_std"] is None else f" ± {result['test_accuracy_std']:.2%}"
     seeds = f", {result['seeds']} seeds" if result["seeds"] > 1 else ""
     table.add_row("weights", f"{result['weights']:,}")
-    table.add_row("test accuracy", f"{result['test_accuracy']:.2%}{spread} of {result['test_images']:,} images{seeds}")
+    images = f"of {result['test_images']:,} images{seeds}"
+    if result["test_accuracy"] is None:
+        table.add_row("test loss", f"{statistics.mean(result['test_losses']):.4f} {images}")
+    else:
+        table.add_row("test accuracy", f"{result['test_accuracy']:.2%}{spread} {images}")
     table.add_row("epochs", str(result["epochs"]))
+    if "chosen" in result and result["chosen"]["by"] != "last epoch":
+        table.add_row("best epoch", f"{', '.join(map(str, result['chosen']['epochs']))} by {result['chosen']['by']}")
     if result["skipped_steps"]:
         table.add_row("skipped steps", f"{result['skipped_steps']:,}: loss or gradient not finite")
     table.add_row("time", f"{result['train_seconds']:,.0f} s")

@@ -4,10 +4,9 @@ import dataclasses
 import json
 from collections.abc import Container
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
-from experiments.common.config import TrainConfig
+from experiments.common.config import TrainConfig, fits
 from experiments.common.files import write_whole
 from experiments.common.recipes import Recipe
 from lowcost.deploy.loading import Json, Result, configuration, flat
@@ -112,19 +111,7 @@ def _check_types(path: Path, values: Json) -> None:
     kinds |= flat({"ingredients": get_type_hints(Recipe), "data": _DATA})
     for name in values.keys() & kinds.keys():
         value, kind = values[name], kinds[name]
-        if not _fits(value, kind) or (kind is int and value < (name not in _FROM_ZERO)):
+        if not fits(value, kind) or (kind is int and value < (name not in _FROM_ZERO)):
             words = kind.__name__ if type(kind) is type else str(kind).removeprefix("typing.")
             problem = f"{name} in {path} must be {words}, got {value!r}"
             raise ValueError(f"{problem}; put back the run's own config.json, or train in another --workdir")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Returns whether a value from a JSON file is of a field's type."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin in (list, tuple):
-        return type(value) is list and all(_fits(x, arguments[0]) for x in value)
-    return type(value) is kind or (type(value) is int and kind is float)

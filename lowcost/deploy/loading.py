@@ -75,7 +75,7 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"config.json in {workdir} is not of this version ({error}); {_REMEDY}") from error
     restored = newest(workdir, like, steps, finished=finished)
-    variables = restored.state.variables
+    variables = restored.state.chosen
     if config.get("seeds", 1) > 1:
         variables = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[0], variables))
     about: Json = Result(result) if result.exists() else {}
@@ -84,7 +84,7 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         variables=variables,
         classes=tuple(config["data.classes"]),
         image_shape=tuple(config["data.image_shape"]),
-        task=about.get("task", "classes"),
+        task=config.get("task", "classes"),
         temperature=about.get("temperatures", [1.0])[0],
         scale=as_tuples(config.get("data.scale")),
         preprocessing=preprocessing(config["data.image_shape"]),
@@ -101,7 +101,9 @@ def _state(net: Network, config: Json) -> TrainState:
     """Returns shapes, dtypes and shardings of the parts of a state that make the variables."""
     variables, step = variable_shapes(net, config["data.image_shape"]), jax.eval_shape(lambda: jnp.int32(0))
     average = None if config.get("ingredients.average") is None else variables
-    state = TrainState(step=step, **variables, average=average, **_NOTHING)
+    keeps_best = config.get("keep_best") or config.get("patience") is not None
+    best = {"variables": variables} if keeps_best else None
+    state = TrainState(step=step, **variables, average=average, best=best, **_NOTHING)
     seeds, device = config.get("seeds", 1), SingleDeviceSharding(jax.local_devices()[0])
     leading = (seeds,) if seeds > 1 else ()
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=device), state)
@@ -123,7 +125,7 @@ def newest(workdir: Path, like: TrainState, steps: int, *, finished: bool = Fals
     Args:
         workdir: of a run.
         like: a state with the shapes, dtypes and shardings to restore to.
-        steps: number of steps of the whole run.
+        steps: number of steps of the whole run, unless it ended early.
         finished: refuse a run that has not finished.
 
     Raises:
@@ -138,9 +140,11 @@ def newest(workdir: Path, like: TrainState, steps: int, *, finished: bool = Fals
     if restored is None:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
     path = workdir / "result.json"
+    result = Result(path) if path.exists() else None
+    steps = steps if result is None else result.get("steps", steps)
     if finished:
         _check_finished(workdir, restored.step, steps)
-    if restored.step == steps and path.exists() and Result(path)["digest"] != restored.digest:
+    if restored.step == steps and result is not None and result["digest"] != restored.digest:
         problem = f"{path} must be of the run's last checkpoint, got the digest of another state"
         raise ValueError(f"{problem}; put back the run's own, or remove it and run its training again")
     return restored

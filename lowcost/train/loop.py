@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +14,13 @@ from rich.console import Console
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.feed import Feed
 from lowcost.train.interruption import Interruption
-from lowcost.train.mesh import place, replicated, shard_batch
+from lowcost.train.mesh import shard_batch
 from lowcost.train.metrics_log import Metrics, MetricsLog, epoch_line, epoch_row
 from lowcost.train.progress import ProgressBar, Rate
-from lowcost.train.state import TrainState, zero_metrics
+from lowcost.train.state import TrainState
 from lowcost.train.step import PATIENCE, TrainSteps, mean_metrics
+
+Validate = Callable[[TrainState], tuple[Metrics, TrainState]]
 
 SAVE_SECONDS = 300
 """The longest time between two checkpoints, even within an epoch."""
@@ -37,6 +40,7 @@ def fit(
     train_steps: TrainSteps,
     batches: Feed,
     evaluate: Callable[[TrainState], Metrics | None],
+    validate: Validate | None = None,
     *,
     steps_per_epoch: int,
     epochs: int,
@@ -46,13 +50,14 @@ def fit(
     interruption: Interruption,
     console: Console,
     seconds: float = 0.0,
+    patience: int | None = None,
 ) -> TrainState:
     """Trains from `state.step` to the end of the last epoch, or to a stop request, and saves the result.
 
-    It calls `train_steps` repeatedly, each time for several steps; such a call is a dispatch.
-    Each epoch ends with a checkpoint, an evaluation and a row in the log, in this order. If a kill prevents the
-    evaluation or the row, the next `fit` from this checkpoint does both before it trains. Checkpoints and stop requests
-    wait for the end of a streak of skipped steps.
+    It calls `train_steps` repeatedly, each time for several steps; such a call is a dispatch. Each epoch ends with a
+    validation, a checkpoint, an evaluation and a row in the log, in this order. If a kill prevents the evaluation or
+    the row, the next `fit` from this checkpoint does both before it trains. Checkpoints and stop requests wait for the
+    end of a streak of skipped steps.
 
     Args:
         state: the initial state; its buffers are donated.
@@ -61,6 +66,8 @@ def fit(
             next n in the background.
         evaluate: state → mean metrics of all test images. It returns {} if it skips this epoch, and None after a stop
             request.
+        validate: state → the mean metrics of all validation images, and the state, in which the present variables have
+            become the best ones if they are; None without validation images.
         steps_per_epoch: the number of steps per epoch.
         epochs: the number of epochs.
         steps_max: the largest number of steps per dispatch; slow steps make dispatches smaller.
@@ -70,6 +77,7 @@ def fit(
         console: for the progress bar and one line per epoch.
         seconds: wall time of the run before this call. Rows and checkpoints store this plus the time of this call,
             including compilation.
+        patience: the number of epochs after the best one after which training ends; None for no early end.
 
     Returns:
         The last state.
@@ -78,9 +86,10 @@ def fit(
         FloatingPointError: `PATIENCE` steps in a row, or all steps of the last epoch, were skipped. The checkpoints
             from before these steps stay.
     """
-    run = _Run(state, steps_per_epoch, epochs, log, checkpoints, console, Rate(steps_max), time.monotonic() - seconds)
+    begin = time.monotonic() - seconds
+    run = _Run(state, steps_per_epoch, epochs, patience, log, checkpoints, console, Rate(steps_max), begin)
     with ProgressBar(console, run.last, run.step) as progress:
-        while run.finish_epoch(evaluate, progress) and run.step < run.last:
+        while run.finish_epoch(evaluate, validate, progress) and not run.ended():
             run.dispatch(train_steps, batches, progress)
             if run.save_or_stop(interruption):
                 break
@@ -98,18 +107,29 @@ class _Run:
     state: TrainState
     steps_per_epoch: int
     epochs: int
+    patience: int | None
     log: MetricsLog
     checkpoints: Checkpoints
     console: Console
     rate: Rate
     begin: float
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         self.step, self.last = first_step(self.state), self.epochs * self.steps_per_epoch
         self.streak, self.saved = skipped_in_a_row(self.state), time.monotonic()
 
-    def finish_epoch(self, evaluate: Callable[[TrainState], Metrics | None], progress: ProgressBar) -> bool:
-        """Saves, evaluates and logs an epoch that has just ended; returns False after a stop request.
+    def ended(self) -> bool:
+        """Returns whether training is complete: after the last step, or early."""
+        return self.step == self.last or ended_early(self.state, self.step // self.steps_per_epoch, self.patience)
+
+    def finish_epoch(
+        self,
+        evaluate: Callable[[TrainState], Metrics | None],
+        validate: Validate | None,
+        progress: ProgressBar,
+    ) -> bool:
+        """Validates, saves, evaluates and logs an epoch that has just ended; returns False after a stop request.
 
         If a stop request ends an evaluation within a streak, the run ends unsaved, and the next call repeats the steps
         since the last checkpoint. If the last epoch ends within a streak, its last state is saved.
@@ -117,20 +137,35 @@ class _Run:
         epoch, more = divmod(self.step, self.steps_per_epoch)
         if more or epoch <= self.log.last_epoch():
             return True
-        if self.streak and self.step < self.last:
+        figures, begin = self.rate.speed(), time.monotonic()
+        progress.note(self.step, "evaluating")
+        validation: Metrics = {}
+        if validate is not None:
+            validation, self.state = validate(self.state)
+        if self.streak and not self.ended():
             self.saved = -math.inf  # save at the end of the streak
         else:
             self._save()
-        figures = self.rate.speed()
-        progress.note(self.step, "evaluating")
         test = evaluate(self.state)
         if test is None:
             return False
         figures |= {"seconds": time.monotonic() - self.begin, "skipped": int(np.asarray(self.state.skipped).sum())}
-        self.log.append(epoch_row(epoch, self.step, mean_metrics(self.state.metrics), test, **figures))
+        parts = {"train": mean_metrics(self.state.metrics), "validation": validation, "test": test}
+        self.log.append(epoch_row(epoch, self.step, parts, **figures))
         self.console.print(epoch_line(self.log.rows[-1], self.epochs), highlight=False)
+        self._estimate(evaluation=time.monotonic() - begin)
         self.rate.start()
         return True
+
+    def _estimate(self, evaluation: float) -> None:
+        """Prints once, after the first epoch whose steps were measured, how long the other epochs will take."""
+        left, step = self.epochs - self.step // self.steps_per_epoch, self.rate.seconds_per_step()
+        if step is None or self.estimated or not left:
+            return
+        self.estimated = True
+        minutes = math.ceil(left * (self.steps_per_epoch * step + evaluation) / 60)
+        time_left = f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+        self.console.print(f"about {time_left} for the other {left} epochs", highlight=False)
 
     def dispatch(self, train_steps: TrainSteps, batches: Feed, progress: ProgressBar) -> None:
         """Runs one dispatch; raises FloatingPointError if the streak is too long."""
@@ -148,8 +183,8 @@ class _Run:
         progress.show(self.step, self.state.metrics, self.rate)
 
     def save_or_stop(self, interruption: Interruption) -> bool:
-        """Returns whether to stop; saves before that, and every `SAVE_SECONDS`."""
-        if self.streak:  # which ends within PATIENCE steps
+        """Returns whether to stop; saves before that, and every `SAVE_SECONDS`; `finish_epoch` does both at its end."""
+        if self.streak or not self.step % self.steps_per_epoch:  # a streak ends within PATIENCE steps
             return False
         stop = interruption.stop_requested()
         if stop or time.monotonic() - self.saved > SAVE_SECONDS:
@@ -166,6 +201,11 @@ class _Run:
         return min(n, self.last - step, self.steps_per_epoch - step % self.steps_per_epoch)
 
 
+def ended_early(state: TrainState, epoch: int, patience: int | None) -> bool:
+    """Returns whether the best epoch, with several seeds the last of theirs, is at least `patience` epochs ago."""
+    return patience is not None and epoch - int(np.asarray(state.best["epoch"]).max()) >= patience
+
+
 def first_step(state: TrainState) -> int:
     """Returns state.step, the number of steps done; with several seeds it is the same for all."""
     return int(np.asarray(state.step).min())
@@ -178,7 +218,7 @@ def skipped_in_a_row(state: TrainState) -> int:
 
 def evaluate_all(
     eval_step: Callable[..., dict[str, jax.Array]],
-    state: TrainState,
+    variables: Any,
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -186,15 +226,15 @@ def evaluate_all(
     mesh: Mesh,
     interruption: Interruption | None = None,
 ) -> Metrics | None:
-    """Returns the means {"loss", "accuracy"} over all images, each counted once, or None after a stop request.
+    """Returns the means {"loss", …} over all images, each counted once, or None after a stop request.
 
-    The last, smaller batch is padded with images of weight zero, so that one compiled program serves all.
+    The last, smaller batch is padded with images that the mask leaves out, so that one compiled program serves all.
 
     Args:
         eval_step: jitted, see `make_eval_step`.
-        state: the state to evaluate.
+        variables: the variables to evaluate.
         images: [N, *grid, C], of a dtype that `step.to_unit_range` accepts.
-        labels: int32 [N].
+        labels: [N] or [N, K], of the kind that the loss takes.
         batch_size: the number of images per batch.
         mesh: the mesh of all devices.
         interruption: polled before every batch.
@@ -202,14 +242,12 @@ def evaluate_all(
     Returns:
         Mean metrics; with several seeds one number for each.
     """
-    zero = np.zeros(state.step.shape, np.float32)
-    sums = {name: place(zero, replicated(mesh)) for name in zero_metrics()}
+    sums: list[Mapping[str, np.ndarray]] = []
     for start in range(0, len(labels), batch_size):
         rows = np.arange(start, start + batch_size)
-        weight = (rows < len(labels)).astype(np.float32)
+        mask = (rows < len(labels)).astype(np.float32)
         rows = rows.clip(max=len(labels) - 1)
         if interruption is not None and interruption.stop_requested():
             return None
-        sums = eval_step(state, *shard_batch(mesh, images[rows], labels[rows], weight), sums)
-        jax.block_until_ready(sums)
-    return mean_metrics(sums)
+        sums.append(jax.device_get(eval_step(variables, *shard_batch(mesh, images[rows], labels[rows], mask))))
+    return mean_metrics({name: np.sum([batch[name] for batch in sums], axis=0, dtype=float) for name in sums[0]})

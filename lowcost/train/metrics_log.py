@@ -74,14 +74,14 @@ class MetricsLog:
             self._board.flush()
 
 
-def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any) -> Row:
-    """Returns the row of an epoch: mean metrics of its training images and of all test images.
+def epoch_row(epoch: int, step: int, parts: Mapping[str, Metrics], **more: Any) -> Row:
+    """Returns the row of an epoch: mean metrics of its training, validation and test images.
 
     With several seeds it holds the mean over the seeds, and a list with one number for each, such as
-    "test_accuracy_seeds". An epoch without evaluation has no test metrics.
+    "test_accuracy_seeds". A part without metrics was not evaluated.
     """
     row: Row = {"epoch": epoch, "step": step}
-    for part, metrics in {"train": train, "test": test}.items():
+    for part, metrics in parts.items():
         for name, value in metrics.items():
             row[f"{part}_{name}"] = float(np.mean(value))
             if np.ndim(value):
@@ -92,8 +92,12 @@ def epoch_row(epoch: int, step: int, train: Metrics, test: Metrics, **more: Any)
 def epoch_line(row: Row, epochs: int) -> str:
     """Returns one line for the terminal, with "nan" for numbers that are not finite."""
     numbers = {name: float("nan") if value is None else value for name, value in row.items()}
-    splits = [split for split in ("train", "test") if f"{split}_loss" in row]
-    parts = [f"{x} loss {numbers[f'{x}_loss']:.3f} accuracy {numbers[f'{x}_accuracy']:.2%}" for x in splits]
+    parts = []
+    for part in ("train", "validation", "test"):
+        if (loss := f"{part}_loss") in row:
+            parts.append(f"{part} loss {numbers[loss]:.3f}")
+        if (accuracy := f"{part}_accuracy") in row:
+            parts[-1] += f" accuracy {numbers[accuracy]:.2%}"
     if count := row["skipped"]:
         parts.append(f"{count:,} step{'s' * (count > 1)} skipped so far: loss or gradient not finite")
     speed = [f"{row['images_per_second']:,.0f} images/s"] if row["images_per_second"] else []

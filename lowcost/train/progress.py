@@ -35,7 +35,7 @@ class Rate:
 
     def start(self) -> None:
         """Starts an epoch."""
-        self._images, self._busy, self._begin = 0, 0.0, time.monotonic()
+        self._steps, self._images, self._busy, self._begin = 0, 0, 0.0, time.monotonic()
 
     def timed(self, train_steps: TrainSteps, state: TrainState, n: int, batch: Batches) -> TrainState:
         """Returns the state after n steps, and measures their time."""
@@ -48,6 +48,7 @@ class Rate:
         if self._dispatches == 1:
             self.start()
             return state
+        self._steps += n
         self._images += n * math.prod(batch[1].shape[1:])
         self._busy += busy
         if self._dispatches == 2:
@@ -59,6 +60,10 @@ class Rate:
         seconds = time.monotonic() - self._begin
         figures = {"images_per_second": self._images / seconds, "share_in_steps": self._busy / seconds}
         return {name: figure if self._images else None for name, figure in figures.items()}
+
+    def seconds_per_step(self) -> float | None:
+        """Returns the time of a step of this epoch; None before the first measured dispatch."""
+        return self._busy / self._steps if self._steps else None
 
 
 class ProgressBar(Progress):
@@ -80,7 +85,9 @@ class ProgressBar(Progress):
         """Shows the epoch's mean metrics and the speed, at most every `REFRESH_SECONDS`, since it reads the device."""
         if time.monotonic() - self._shown > REFRESH_SECONDS:
             means, speed = mean_metrics(sums), rate.speed()["images_per_second"]
-            note = f"loss {np.mean(means['loss']):.3f}  accuracy {np.mean(means['accuracy']):.1%}"
+            note = f"loss {np.mean(means['loss']):.3f}"
+            if "accuracy" in means:
+                note += f"  accuracy {np.mean(means['accuracy']):.1%}"
             self.note(step, note + (f"  {speed:,.0f} images/s" if speed else ""))
 
     def note(self, step: int, note: str) -> None:

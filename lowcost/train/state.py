@@ -1,5 +1,6 @@
 """The state of training from step to step; a checkpoint of it suffices to resume exactly."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,9 +22,10 @@ class TrainState(flax.struct.PyTreeNode):
         batch_stats: running mean and variance of the normalisations.
         average: moving average of {"params", "batch_stats"}, or None without one.
         opt_state: state of the optimiser.
-        metrics: sums over the current epoch, {"loss", "correct", "count"}, float32.
+        metrics: sums over the current epoch, float32, see `step.Sums`.
         skipped: number of steps whose loss or gradient was not finite, and which changed nothing, int32.
         skipped_in_a_row: number of the latest steps that were all skipped, int32.
+        best: the best variables by the validation images so far, see `keep_best`; None without them.
         key_impl: generator of the key, as `jax.random.key_impl`, not saved; None for JAX's default.
     """
 
@@ -36,12 +38,18 @@ class TrainState(flax.struct.PyTreeNode):
     metrics: dict[str, jax.Array]
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    best: Any = None
     key_impl: Any = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables to evaluate and deploy: the average where there is one."""
+        """The variables as they are now: the average where there is one."""
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The variables to deploy: the best ones if they were kept, else those of the last step."""
+        return self.best["variables"] if self.best else self.variables
 
 
 def create_state(
@@ -51,6 +59,8 @@ def create_state(
     image_shape: tuple[int, ...],
     *,
     average: bool = False,
+    best: bool = False,
+    figures: Sequence[str] = ("loss", "weight", "accuracy"),
 ) -> TrainState:
     """Returns the state before the first step; pure, so that `jax.eval_shape` can check a network and an image size.
 
@@ -60,6 +70,8 @@ def create_state(
         seed_key: random key of the initial weights and of the whole run.
         image_shape: [*grid, C].
         average: whether the state has a moving average.
+        best: whether the state keeps the best variables.
+        figures: names of the figures of the loss, see `lowcost.train.losses`.
 
     Raises:
         ValueError: the network does not accept images of this shape.
@@ -73,16 +85,29 @@ def create_state(
         **variables,
         average=variables if average else None,
         opt_state=optimizer.init(variables["params"]),
-        metrics=zero_metrics(),
+        metrics={name: jnp.zeros(()) for name in ("count", *figures)},
         skipped=zero,
         skipped_in_a_row=zero,
+        best={"variables": variables, "score": -jnp.inf * jnp.ones(()), "epoch": zero} if best else None,
         key_impl=jax.random.key_impl(seed_key),
     )
 
 
-def zero_metrics() -> dict[str, jax.Array]:
-    """Returns {"loss", "correct", "count"}, each zero: the sums over no images."""
-    return {name: jnp.zeros(()) for name in ("loss", "correct", "count")}
+@jax.jit
+def keep_best(state: TrainState, score: jax.Array, epoch: jax.Array) -> TrainState:
+    """Returns the state with its present variables as the best ones if score > state.best["score"].
+
+    The first epoch with the highest score wins. With several seeds each has its own best epoch.
+
+    Args:
+        state: with {"variables", "score", "epoch"} in `best`.
+        score: of the present variables, float32; [seeds] for several.
+        epoch: int32, of the shape of the score.
+    """
+    now = {"variables": state.variables, "score": score, "epoch": epoch}
+    better = score > state.best["score"]
+    choose = jax.vmap(jnp.where, in_axes=(0, 0, 0)) if score.ndim else jnp.where
+    return state.replace(best=jax.tree.map(lambda new, old: choose(better, new, old), now, state.best))
 
 
 def count_weights(params: Any) -> int:

@@ -1,6 +1,5 @@
 """Optimiser steps and evaluation as pure functions, for any network and data set."""
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -12,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lowcost.train.losses import Figures, Loss, cross_entropy
 from lowcost.train.state import TrainState
 
 Sums = dict[str, jax.Array]
-"""{"loss", "correct", "count"}: sums over images, see `zero_metrics`."""
+"""Sums over images of a loss's figures, with "loss" weighted, and their number "count"; see `mean_metrics`."""
 PATIENCE = 10
 """The number of skipped steps in a row after which training gives up."""
 
@@ -51,46 +51,47 @@ def make_train_step(
     steps_per_epoch: int,
     *,
     average: float | None = None,
+    loss: Loss = cross_entropy,
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
-    """Returns the step θ ← θ - optimiser(∇ (1/B) Σ L(S(net(images)), labels)): B images, softmax S, cross entropy L.
+    """Returns the step θ ← θ - optimiser(∇ Σ w L(net(images), labels) / Σ w): the loss L of Section 2, weights w = 1.
 
-    The images are augmented first; the loss is that of Section 2. A step whose loss or gradient is not finite is
-    counted and skipped. After `PATIENCE` skipped steps in a row the state does not change any more.
+    The images are augmented first. A step whose loss or gradient is not finite is counted and skipped. After `PATIENCE`
+    skipped steps in a row the state does not change any more.
 
     Args:
-        net: module, (images in [0, 1], train) → logits, with statistics in the collection "batch_stats".
+        net: module, (images in [0, 1], train) → outputs, with statistics in the collection "batch_stats".
         optimizer: optimiser of the weights. Its update also receives `value` (the mean loss), `grad` (its gradient) and
             `value_fn` (params → loss), which `optax.contrib.reduce_on_plateau` and line searches need.
         augment: (images in [0, 1], draw) → images; `draw` is a `Draw`: random keys, indices of the images, and epoch.
         steps_per_epoch: number of steps after which the running metrics restart.
         average: limit d of the decay of a moving average of the variables, a ← dₜ·a + (1 - dₜ)·variables. After t steps
             dₜ = min(d, (1 + t) / (10 + t)), so that the first weights fade quickly. None for a state without average.
+        loss: L and w of each image, see `lowcost.train.losses`.
 
     Returns:
-        (state, images [B, *grid, C], labels [B], indices [B]) → state. The indices are the images' positions in the
-        data set. `to_unit_range` scales the images. The normalisations use the statistics of the whole (global) batch.
+        (state, images [B, *grid, C], labels [B] or [B, K], indices [B]) → state. The indices are the images' positions
+        in the data set. `to_unit_range` scales the images. The normalisations use statistics of the whole global batch.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array) -> TrainState:
-        chex.assert_rank(labels, 1)
         chex.assert_equal_shape_prefix([images, labels, indices], 1)
         key = jax.random.wrap_key_data(state.key, impl=state.key_impl)
         draw = Draw(key, jax.random.fold_in(key, state.step), indices, state.step // steps_per_epoch)
         inputs = augment(to_unit_range(images), draw)
 
-        def loss(params: Any) -> tuple[jax.Array, Any]:
+        def mean_loss(params: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updates = net.apply(variables, inputs, train=True, mutable=["batch_stats"])
-            sums = _sums(logits, labels, jnp.ones(labels.shape))
-            return sums["loss"] / labels.size, (sums, updates.get("batch_stats", {}))
+            outputs, updates = net.apply(variables, inputs, train=True, mutable=["batch_stats"])
+            sums = _sums(loss(outputs, labels), jnp.ones(len(labels)))
+            return sums["loss"] / sums["weight"], (sums, updates.get("batch_stats", {}))
 
-        (value, (sums, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        extra = {"value": value, "grad": grads, "value_fn": lambda params: loss(params)[0]}
+        (value, (sums, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        extra = {"value": value, "grad": grads, "value_fn": lambda params: mean_loss(params)[0]}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-        is_first = state.step % steps_per_epoch == 0
-        metrics = {name: jnp.where(is_first, 0.0, total) for name, total in state.metrics.items()}
+        restart = state.step % steps_per_epoch == 0
+        metrics = {name: jnp.where(restart, 0.0, total) for name, total in state.metrics.items()}
         following = state.replace(step=state.step + 1, metrics=metrics)
         done = following.replace(
             params=params,
@@ -123,15 +124,17 @@ def repeat(train_step: Callable[..., TrainState]) -> TrainSteps:
     return train_steps
 
 
-def make_eval_step(net: nn.Module) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, Sums], Sums]:
-    """Returns (state, images, labels, weight, sums) → sums plus those of this batch; weight 0 leaves an image out.
+def make_eval_step(
+    net: nn.Module, loss: Loss = cross_entropy
+) -> Callable[[Any, jax.Array, jax.Array, jax.Array], Sums]:
+    """Returns (variables, images, labels, mask [B]) → the sums over this batch; mask 0 leaves an image out, 1 counts.
 
-    The logits are those of net for images that `to_unit_range` scales, as in `make_train_step`.
+    The outputs are those of net for images that `to_unit_range` scales, as in `make_train_step`.
     """
 
-    def eval_step(state: TrainState, images: jax.Array, labels: jax.Array, weight: jax.Array, sums: Sums) -> Sums:
-        logits: Any = net.apply(state.variables, to_unit_range(images), train=False)
-        return jax.tree.map(jnp.add, sums, _sums(logits, labels, weight))
+    def eval_step(variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
+        outputs: Any = net.apply(variables, to_unit_range(images), train=False)
+        return _sums(loss(outputs, labels), mask)
 
     return eval_step
 
@@ -160,11 +163,19 @@ def to_unit_range(images: Images) -> Images:
     return (images.astype(jnp.float32) - low) / (high - low)
 
 
-def mean_metrics(sums: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """sums / count: the means {"loss", "accuracy"}, NaN over no images; with several seeds, of each of them."""
-    count = np.asarray(sums["count"], float)
-    count = np.where(count == 0, math.nan, count)
-    return {"loss": np.asarray(sums["loss"]) / count, "accuracy": np.asarray(sums["correct"]) / count}
+def mean_metrics(sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Σ w L / Σ w, and the means of the loss's other figures; NaN over no images; with several seeds, of each of them.
+
+    Args:
+        sums: {"loss", "weight", "count", …}, see `make_eval_step`.
+
+    Returns:
+        {"loss", …}, such as {"loss", "accuracy"}.
+    """
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        figures = {name: np.asarray(total, float) for name, total in sums.items()}
+        weight, count = figures.pop("weight"), figures.pop("count")
+        return {name: total / (weight if name == "loss" else count) for name, total in figures.items()}
 
 
 def _choose(finite: jax.Array, done: TrainState, following: TrainState, state: TrainState) -> TrainState:
@@ -182,7 +193,6 @@ def _averaged(state: TrainState, variables: Any, decay_max: float | None) -> Any
     return jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, state.average, variables)
 
 
-def _sums(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> Sums:
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = jnp.argmax(logits, axis=-1) == labels
-    return {"loss": jnp.sum(weight * loss), "correct": jnp.sum(weight * correct), "count": jnp.sum(weight)}
+def _sums(figures: Figures, mask: jax.Array) -> Sums:
+    weighted = {**figures, "loss": figures["weight"] * figures["loss"]}
+    return {"count": jnp.sum(mask), **{name: jnp.sum(mask * figure) for name, figure in weighted.items()}}

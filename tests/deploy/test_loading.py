@@ -100,8 +100,8 @@ def test_of_several_seeds_the_first_is_loaded(run):
 
 def test_what_a_result_says_of_the_outputs(run):
     scale = [[1.0] * 5, [2.0] * 5]
-    result = {"task": "values", "temperatures": [1.5]}
-    loaded = lowcost.load(run(result=result, data=CONFIG["data"] | {"scale": scale})[0])
+    result = {"temperatures": [1.5]}
+    loaded = lowcost.load(run(result=result, task="values", data=CONFIG["data"] | {"scale": scale})[0])
     assert (loaded.task, loaded.temperature, loaded.scale) == ("values", 1.5, ((1.0,) * 5, (2.0,) * 5))
     assert "test_accuracy" not in loaded.card
 

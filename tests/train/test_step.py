@@ -8,7 +8,7 @@ import optax
 import pytest
 from chex import assert_trees_all_equal
 
-from lowcost.train.state import create_state, zero_metrics
+from lowcost.train.state import create_state
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
 
 
@@ -42,7 +42,7 @@ def test_floats_are_taken_as_they_are():
     states = [trained(images, optimizer, steps=2) for images in (GREY, floats)]
     assert_trees_all_equal(*states)
     evaluate = jax.jit(make_eval_step(NET))
-    sums = [evaluate(states[0], images, LABELS, jnp.ones(8), zero_metrics()) for images in (GREY, floats)]
+    sums = [evaluate(states[0].variables, images, LABELS, jnp.ones(8)) for images in (GREY, floats)]
     assert_trees_all_equal(*sums)
     assert trained(10 * floats - 5, optimizer).skipped == 0  # signals outside of [0, 1] are no error
 
@@ -108,7 +108,7 @@ def test_an_image_of_weight_zero_counts_for_nothing():
     state, evaluate = trained(GREY, optax.sgd(0.1)), jax.jit(make_eval_step(NET))
     answers = np.asarray(NET.apply(state.variables, to_unit_range(GREY), train=False)).argmax(-1).astype(np.int32)
     for labels in answers, (answers + 1) % 3:
-        all_but_one = evaluate(state, GREY, labels, jnp.ones(8).at[7].set(0), zero_metrics())
-        without = evaluate(state, GREY[:7], labels[:7], jnp.ones(7), zero_metrics())
+        all_but_one = evaluate(state.variables, GREY, labels, jnp.ones(8).at[7].set(0))
+        without = evaluate(state.variables, GREY[:7], labels[:7], jnp.ones(7))
         for name, total in without.items():
             np.testing.assert_allclose(all_but_one[name], total, rtol=1e-6)

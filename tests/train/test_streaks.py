@@ -122,7 +122,7 @@ def test_a_few_skipped_steps_are_reported_and_the_run_ends_well(tmp_path):
     state = train(tmp_path, {2, 11})
     assert (int(state.step), int(state.skipped)) == (12, 2)
     assert saved(tmp_path) == [9, 12]
-    lines = (tmp_path / "output").read_text().splitlines()
+    lines = [x for x in (tmp_path / "output").read_text().splitlines() if x.startswith("epoch")]
     assert ["skipped" in line for line in lines] == [True] * 4
     assert "1 step skipped" in lines[0]
     train(tmp_path / "clean", ())

@@ -130,9 +130,9 @@ def test_many_seeds_are_each_what_it_is_alone():
         expected = jax.tree.map(lambda *x: np.stack(x), *states)
         chex.assert_trees_all_close(jax.device_get(both), jax.device_get(expected), rtol=1e-4, atol=1e-5)
         evaluate = functools.partial(evaluate_all, images=IMAGES, labels=LABELS, batch_size=16, mesh=mesh)
-        together = evaluate(jax.jit(jax.vmap(make_eval_step(NET), in_axes=(0, None, None, None, 0))), both)
+        together = evaluate(jax.jit(jax.vmap(make_eval_step(NET), in_axes=(0, None, None, None))), both.variables)
         for i, state in enumerate(states):
-            for name, value in evaluate(eval_alone, state).items():
+            for name, value in evaluate(eval_alone, state.variables).items():
                 np.testing.assert_allclose(together[name][i], value, rtol=1e-4)
 
 
@@ -145,7 +145,9 @@ def test_metrics_start_again_with_the_epoch():
 def test_evaluation_counts_every_image_once():
     """The last, smaller batch included, whatever the batch size."""
     mesh, _, eval_step, state = programs(1)
-    results = [evaluate_all(eval_step, state, IMAGES[:29], LABELS[:29], batch_size=size, mesh=mesh) for size in (29, 8)]
+    results = [
+        evaluate_all(eval_step, state.average, IMAGES[:29], LABELS[:29], batch_size=size, mesh=mesh) for size in (29, 8)
+    ]
     assert results[0] == pytest.approx(results[1], rel=1e-5)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = jax.jit(NET.apply)(variables, to_unit_range(jnp.asarray(IMAGES[:29])))
@@ -177,7 +179,9 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after, 
         log = MetricsLog(read_rows(path, begin // STEPS_PER_EPOCH), path)
 
         def evaluate(state):
-            return evaluate_all(eval_step, state, IMAGES, LABELS, batch_size=16, mesh=mesh, interruption=interruption)
+            return evaluate_all(
+                eval_step, state.variables, IMAGES, LABELS, batch_size=16, mesh=mesh, interruption=interruption
+            )
 
         with jax.set_mesh(mesh):
             state = fit(

@@ -1,0 +1,96 @@
+"""Fine-tuning: training that starts from the weights of another network, `--init-from`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.common.config import TrainConfig
+from lowcost import data, nn
+from lowcost.deploy.loading import load
+from lowcost.train.state import TrainState
+
+NEW = "classifier"
+"""The layer that starts anew where the classes differ, and always learns at the full rate."""
+
+
+def check(config: TrainConfig) -> None:
+    """Raises ValueError for flags that need --init-from, and for a wrong --loaded-rate."""
+    if config.init_from is None and (config.freeze or config.loaded_rate != 1):
+        raise ValueError("--freeze and --loaded-rate need --init-from, got none; add it, or leave them out")
+    if not 0 <= config.loaded_rate <= 1:
+        raise ValueError(f"--loaded-rate must be from 0 to 1, got {config.loaded_rate}")
+
+
+def slowed(optimizer: optax.GradientTransformation, config: TrainConfig) -> optax.GradientTransformation:
+    """Returns the optimiser with updates times --loaded-rate, of the classifier unchanged, of frozen layers 0.
+
+    Raises:
+        ValueError: when it is initialised: no layer has a name that --freeze states.
+    """
+
+    def init(params: Any) -> optax.OptState:
+        for name in config.freeze:
+            if not any(_begins(layer, name) for layer in params):
+                got = f"got {name!r}; the layers are {', '.join(params)}"
+                raise ValueError(f"--freeze must name layers by the beginnings of their names, {got}")
+        return optax.EmptyState()
+
+    def factor(layer: str) -> float:
+        if any(_begins(layer, name) for name in config.freeze):
+            return 0.0
+        return 1.0 if layer == NEW else config.loaded_rate
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return {layer: optax.tree.scale(factor(layer), tree) for layer, tree in updates.items()}, state
+
+    return optax.chain(optimizer, optax.GradientTransformation(init, update))
+
+
+def _begins(layer: str, name: str) -> bool:
+    return layer == name or layer.startswith(f"{name}_")
+
+
+def weights(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> dict[str, Any]:
+    """Returns the variables to start from, by collection and layer; without the classifier unless the classes agree.
+
+    Raises:
+        ValueError, OSError: what --init-from names cannot be loaded, or is another network.
+    """
+    assert config.init_from is not None
+    source = load(config.init_from)
+    ours, theirs = _described(net, dataset.image_shape), _described(source.net, source.image_shape)
+    if name := next((name for name in ours if ours[name] != theirs[name]), ""):
+        problem = f"--init-from {config.init_from} must hold a network with {name} {ours[name]}, got {theirs[name]}"
+        raise ValueError(f"{problem}; name the same as there")
+    known = dataset.task != "values" and (source.task, tuple(source.classes)) == (dataset.task, dataset.classes)
+    return {
+        kind: {layer: leaves for layer, leaves in layers.items() if known or layer != NEW}
+        for kind, layers in source.variables.items()
+    }
+
+
+def _described(net: nn.Network, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    step: Any = net.step
+    return {
+        "architecture": {kind: name for name, kind in nn.ARCHITECTURES.items()}[step.func],
+        "width": nn.block_channels(net.channels),
+        "kernel_size": net.kernel_size,
+        "steps_per_block": net.steps_per_block,
+        "h": step.keywords.get("h", 1.0),
+        "channels of the images": image_shape[-1],
+    }
+
+
+def start(state: TrainState, loaded: dict[str, Any]) -> TrainState:
+    """Returns the state before the first step with the loaded variables, with several seeds in each of them."""
+
+    def put(old: jax.Array, new: Any) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(new, old.dtype), old.shape)
+
+    first = {"params": state.params, "batch_stats": state.batch_stats}
+    merged = {kind: {**layers, **loaded[kind]} for kind, layers in first.items()}
+    variables = jax.tree.map(put, first, merged)
+    best = state.best and {**state.best, "variables": variables}
+    return state.replace(**variables, average=state.average and variables, best=best)

@@ -1,0 +1,63 @@
+"""The loss of a run, from its flags and the labels of its data set."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common.config import TrainConfig
+from lowcost import data
+from lowcost.train.losses import Loss, binary_cross_entropy, cross_entropy, squared_error
+
+FIGURES = {
+    "classes": ("loss", "weight", "accuracy"),
+    "tags": ("loss", "weight", "accuracy"),
+    "values": ("loss", "weight"),
+}
+"""What the loss of each task returns."""
+
+
+def loss_of(config: TrainConfig, dataset: data.Dataset) -> tuple[Loss, dict[str, Any]]:
+    """Returns the loss, and what config.json must hold of it besides the flags.
+
+    Raises:
+        ValueError, OSError: a flag that the task does not have, or a wrong value.
+    """
+    if not 0 <= config.label_smoothing < 1:
+        raise ValueError(f"--label-smoothing must be from 0 to below 1, got {config.label_smoothing}")
+    if config.class_weights is not None and config.task != "classes":
+        raise ValueError(f"--class-weights needs --task classes, got {config.task}; leave it out")
+    if config.task == "values":
+        if config.label_smoothing:
+            raise ValueError("--label-smoothing needs classes or tags, got --task values; leave it out")
+        return squared_error, {}
+    if config.task == "tags":
+        return partial(binary_cross_entropy, smoothing=config.label_smoothing), {}
+    weights = None if config.class_weights is None else class_weights(config.class_weights, dataset)
+    extra = {} if weights is None else {"class_weights": list(weights)}
+    return partial(cross_entropy, class_weights=weights, smoothing=config.label_smoothing), extra
+
+
+def class_weights(source: str, dataset: data.Dataset) -> tuple[float, ...]:
+    """Returns the weight of each class: N / (K n_k) for "auto", else those of a JSON file {"CLASS": weight, …}.
+
+    Raises:
+        ValueError, OSError: the file cannot be read, or does not hold one positive number for each class.
+    """
+    if source == "auto":
+        counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes)).clip(min=1)
+        return tuple(len(dataset.train) / (len(counts) * counts))
+    try:
+        given = json.loads(Path(source).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--class-weights {source} must be a JSON file, got {error}") from None
+    expected = f'--class-weights {source} must hold {{"CLASS": weight}} with a positive number for each class'
+    if not isinstance(given, dict) or given.keys() != set(dataset.classes):
+        got = ", ".join(sorted(given.keys() ^ set(dataset.classes))[:5]) if isinstance(given, dict) else "no object"
+        raise ValueError(f"{expected}, got a difference in {got}; the classes are {', '.join(dataset.classes[:20])}")
+    weights = tuple(given[name] for name in dataset.classes)
+    if not all(type(weight) in (int, float) and 0 < weight < np.inf for weight in weights):
+        raise ValueError(f"{expected}, got {given}")
+    return weights

@@ -1,0 +1,72 @@
+"""Losses: how the outputs of a network compare with the labels, image by image.
+
+A loss is a pure function (outputs [B, K], labels) → figures of each image, each [B]. "loss" and "weight" are always
+there: training minimises Σ weight · loss / Σ weight. Of every other figure the mean over all images is reported.
+"""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+Figures = dict[str, jax.Array]
+Loss = Callable[[jax.Array, jax.Array], Figures]
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, class_weights: Sequence[float] | None = None, smoothing: float = 0.0
+) -> Figures:
+    """-Σ_k q_k log S(logits)_k with the softmax S and q = (1 - ε) e_label + ε / K: the loss of Section 2, where ε = 0.
+
+    Args:
+        logits: [B, K].
+        labels: int32 [B], the class of each image.
+        class_weights: the weight of an image by its class, [K]; None for equal ones. An image of weight 2 counts like
+            two copies of it.
+        smoothing: ε, the share of the target that is spread over all classes.
+
+    Returns:
+        {"loss", "weight", "accuracy"}; the accuracy of an image is 1 if its class has the largest logit, else 0.
+    """
+    chex.assert_shape(labels, logits.shape[:1])
+    if smoothing:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+        loss = optax.softmax_cross_entropy(logits, targets)
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    weight = jnp.ones_like(loss) if class_weights is None else jnp.asarray(class_weights, loss.dtype)[labels]
+    return {"loss": loss, "weight": weight, "accuracy": (jnp.argmax(logits, axis=-1) == labels).astype(loss.dtype)}
+
+
+def binary_cross_entropy(logits: jax.Array, tags: jax.Array, *, smoothing: float = 0.0) -> Figures:
+    """-(1/K) Σ_k q_k log s_k + (1 - q_k) log(1 - s_k) with s = sigmoid(logits) and q = (1 - ε) tags + ε / 2.
+
+    Args:
+        logits: [B, K].
+        tags: [B, K], 1 where an image has the tag, else 0.
+        smoothing: ε.
+
+    Returns:
+        {"loss", "weight", "accuracy"}; the accuracy of an image is the share of its tags that are right, with s > 1/2.
+    """
+    chex.assert_equal_shape([logits, tags])
+    loss = optax.sigmoid_binary_cross_entropy(logits, (1 - smoothing) * tags + smoothing / 2).mean(axis=-1)
+    right = ((logits > 0) == (tags > 0.5)).astype(loss.dtype).mean(axis=-1)
+    return {"loss": loss, "weight": jnp.ones_like(loss), "accuracy": right}
+
+
+def squared_error(outputs: jax.Array, values: jax.Array) -> Figures:
+    """(1/K) Σ_k (outputs_k - values_k)²: the loss of a regression.
+
+    Args:
+        outputs: [B, K].
+        values: [B, K], standardised, so that no value outweighs the others.
+
+    Returns:
+        {"loss", "weight"}.
+    """
+    chex.assert_equal_shape([outputs, values])
+    loss = jnp.square(outputs - values).mean(axis=-1)
+    return {"loss": loss, "weight": jnp.ones_like(loss)}

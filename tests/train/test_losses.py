@@ -1,0 +1,102 @@
+"""Losses: against the formulas, weights as copies of images, and what training and evaluation make of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit, log_expit, log_softmax
+from train.test_step import GREY, LABELS, NET, SHAPE
+
+from lowcost.train.losses import binary_cross_entropy, cross_entropy, squared_error
+from lowcost.train.state import create_state
+from lowcost.train.step import make_eval_step, make_train_step, mean_metrics
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(8, 3)).astype(np.float32)
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+def test_cross_entropy_is_the_formula(smoothing):
+    figures = cross_entropy(LOGITS, LABELS, class_weights=(1, 2, 3), smoothing=smoothing)
+    q = (1 - smoothing) * np.eye(3)[LABELS] + smoothing / 3
+    np.testing.assert_allclose(figures["loss"], -(q * log_softmax(LOGITS, axis=-1)).sum(-1), rtol=1e-5)
+    np.testing.assert_array_equal(figures["weight"], 1 + LABELS)
+    np.testing.assert_array_equal(figures["accuracy"], LOGITS.argmax(-1) == LABELS)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+def test_binary_cross_entropy_is_the_formula(smoothing):
+    tags = RNG.integers(0, 2, LOGITS.shape).astype(np.float32)
+    figures = binary_cross_entropy(LOGITS, tags, smoothing=smoothing)
+    q = (1 - smoothing) * tags + smoothing / 2
+    expected = -(q * log_expit(LOGITS) + (1 - q) * log_expit(-LOGITS)).mean(-1)
+    np.testing.assert_allclose(figures["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(figures["accuracy"], ((expit(LOGITS) > 0.5) == tags).mean(-1), rtol=1e-6)
+
+
+def test_squared_error_is_the_formula_and_does_not_broadcast():
+    values = RNG.normal(size=LOGITS.shape).astype(np.float32)
+    np.testing.assert_allclose(squared_error(LOGITS, values)["loss"], ((LOGITS - values) ** 2).mean(-1), rtol=1e-6)
+    for loss in (squared_error, binary_cross_entropy):
+        with pytest.raises(AssertionError):
+            loss(LOGITS, values[:, :1])
+    with pytest.raises(AssertionError):
+        cross_entropy(LOGITS, values)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=3, max_size=3), st.floats(0, 0.5))
+def test_an_image_of_weight_n_is_n_copies_of_it(weights, smoothing):
+    """The mean loss and its gradient, to 1e-6: of weighted images, and of an unweighted batch with copies."""
+    labels = jnp.asarray(LABELS)
+    rows = np.repeat(np.arange(8), np.asarray(weights)[LABELS])
+
+    def mean(logits, labels, **options):
+        figures = cross_entropy(logits, labels, smoothing=smoothing, **options)
+        return (figures["weight"] * figures["loss"]).sum() / figures["weight"].sum()
+
+    weighted, copied = (
+        jax.value_and_grad(lambda logits: mean(logits, labels, class_weights=weights)),
+        jax.value_and_grad(lambda logits: mean(logits[rows], labels[rows])),
+    )
+    for one, other in zip(weighted(LOGITS), copied(LOGITS), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_step_with_weights_is_the_step_on_copies():
+    """The network has no statistics of the batch, so weights and metrics agree after training and evaluation too."""
+    rows = np.repeat(np.arange(8), 1 + LABELS)
+    weighted = functools.partial(cross_entropy, class_weights=(1, 2, 3))
+    results = []
+    for loss, own in ((weighted, np.arange(8)), (cross_entropy, rows)):
+        state = create_state(NET, optax.sgd(0.1), KEY, SHAPE)
+        step = jax.jit(make_train_step(NET, optax.sgd(0.1), lambda images, draw: images, 2, loss=loss))
+        for _ in range(2):
+            state = step(state, GREY[own], LABELS[own], own)
+        evaluate = jax.jit(make_eval_step(NET, loss))
+        sums = evaluate(state.variables, GREY[own], LABELS[own], jnp.ones(len(own)))
+        results.append((state.params, mean_metrics(state.metrics)["loss"], mean_metrics(sums)["loss"]))
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, squared_error])
+def test_tags_and_values_are_learned(loss):
+    """Of a linear network: whether the first pixels are bright, or how bright they are."""
+    bright = (GREY.reshape(8, -1)[:, :3] / 255).astype(np.float32)
+    labels = np.round(bright) if loss is binary_cross_entropy else bright
+    figures = loss(LOGITS, labels).keys()
+    state = create_state(NET, optax.adam(0.01), KEY, SHAPE, figures=tuple(figures))
+    step = jax.jit(make_train_step(NET, optax.adam(0.01), lambda images, draw: images, 1, loss=loss))
+    losses = []
+    for _ in range(100):
+        state = step(state, GREY, labels, np.arange(8))
+        losses.append(mean_metrics(state.metrics)["loss"])
+    assert losses[-1] < losses[0] / 10
+    assert mean_metrics(state.metrics).keys() == figures - {"weight"}
