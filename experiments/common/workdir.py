@@ -36,7 +36,7 @@ def write_or_compare(config: TrainConfig, recipe: Json, data: Json, settings: Js
     path = config.directory() / "config.json"
     content = _content(config, recipe, data, settings)
     if path.exists():
-        saved = configuration(path.parent)
+        saved = _with_defaults(configuration(path.parent))
         _compare(path, saved, content, without=("data_dir",))
         if saved["data_dir"] == content["data_dir"]:
             return
@@ -63,7 +63,7 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
     path = config.directory() / "result.json"
     if not path.exists():
         return None
-    saved, given = configuration(path.parent), _content(config, recipe, {}, {})
+    saved, given = _with_defaults(configuration(path.parent)), _content(config, recipe, {}, {})
     elsewhere = () if config.dataset == "folder" else ("data_dir",)  # an archive is the same wherever it lies
     _compare(path, saved, given, without=("data", "settings", *elsewhere))
     return Result(path)
@@ -94,6 +94,12 @@ def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json) -> J
     data_dir = None if config.data_dir is None else str(config.data_dir.absolute())
     content = {**fields, "ingredients": recipe, "data": data, "settings": settings, "data_dir": data_dir}
     return json.loads(json.dumps(content))
+
+
+def _with_defaults(content: Json) -> Json:
+    """Returns the content of a config.json with the fields that it lacks, because they are newer than the run."""
+    defaults = _content(TrainConfig(), dataclasses.asdict(Recipe()), {}, {})
+    return {**defaults, **content, "ingredients": defaults["ingredients"] | content["ingredients"]}
 
 
 def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> None:

@@ -54,6 +54,23 @@ def test_a_configuration_of_wrong_types_is_refused(workdir, name, value):
     assert "\n" not in str(error.value)
 
 
+def test_a_run_older_than_some_fields_is_the_same_run(workdir):
+    """A field that config.json lacks had the value that is now the default."""
+    path, config = workdir / "config.json", TrainConfig(workdir=workdir, epochs=1)
+    content = json.loads(path.read_text())
+    for older in (content, content["ingredients"]):
+        del older["seeds" if "seeds" in older else "flip"]
+    path.write_text(json.dumps(content))
+    assert finished(config, INGREDIENTS) == {"test_accuracy": 0.5}
+    assert read(workdir)[:2] == (config, RECIPES["paper"])
+    write_or_compare(config, INGREDIENTS, content["data"], {})
+    assert json.loads(path.read_text()) == content
+    with pytest.raises(
+        ValueError, match=r"seeds is 1 there and 2 here, ingredients\.flip is random there and alternating"
+    ):
+        finished(dataclasses.replace(config, seeds=2), INGREDIENTS | {"flip": "alternating"})
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff{}", b"[]", b"{" * 100, b"[" * 100_000])
 def test_a_damaged_result_is_refused(workdir, content):
     path, config = workdir / "result.json", TrainConfig(workdir=workdir, epochs=1)
