@@ -17,6 +17,12 @@ Task = Literal["classes", "tags", "values"]
 """One class per image; any number of tags per image; or several numbers per image (regression)."""
 
 
+def check_task(task: Task) -> None:
+    """Raises ValueError unless the task is one of `Task`."""
+    if task not in get_args(Task):
+        raise ValueError(f"task must be one of {', '.join(get_args(Task))}, got {task!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images and their labels, in a fixed order.
@@ -88,8 +94,7 @@ class Dataset:
     scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in get_args(Task):
-            raise ValueError(f"{self.name}: task must be one of {', '.join(get_args(Task))}, got {self.task!r}")
+        check_task(self.task)
         for part, split in self.splits.items():
             if (shape := split.images.shape[1:]) != self.image_shape:
                 raise ValueError(f"{self.name}: {part} images must be {self.image_shape} as in training, got {shape}")
@@ -100,13 +105,12 @@ class Dataset:
 
     def _check_labels(self, part: str, labels: NDArray) -> None:
         number, low, high = len(self.classes), labels.min(), labels.max()
-        if self.task == "classes":
-            expected, fits = f"in 0..{number - 1}, one for each class", low >= 0 and high < number and labels.ndim == 1
-        elif self.task == "tags":
-            expected, fits = f"0 or 1, for {number} tags", bool(np.isin(labels, (0, 1)).all())
-        else:
-            expected, fits = f"finite, for {number} values", bool(np.isfinite(labels).all())
-        if not fits or (self.task != "classes" and labels.shape[1:] != (number,)):
+        expected, fits = {
+            "classes": (f"in 0..{number - 1}, one for each class", low >= 0 and high < number),
+            "tags": (f"0 or 1, for {number} tags", np.isin(labels, (0, 1)).all()),
+            "values": (f"finite, for {number} values", np.isfinite(labels).all()),
+        }[self.task]
+        if not fits or labels.shape[1:] != (() if self.task == "classes" else (number,)):
             got = f"{low}..{high} in {labels.dtype} {list(labels.shape)}"
             raise ValueError(f"{self.name}: {part} labels must be {expected}, got {got}")
 
@@ -166,16 +170,10 @@ class Dataset:
             got = f"one of {len(self.validation)} images"
             raise ValueError(f"{self.name}: validation must be None before hold_out, got {got}; use it as it is")
         held = pixel_fractions(chain.from_iterable(self.train.chunks())) < share
-        if held.all() or not held.any():
-            counts = f"{held.sum()} of {len(held)} images for validation"
-            raise ValueError(f"{self.name}: share must leave images on both sides, got {share}, which takes {counts}")
-        train, validation = _rows(self.train, ~held), _rows(self.train, held)
-        lost = absent(train.labels, self.classes, self.task)
-        if lost != absent(self.train.labels, self.classes, self.task):
-            remedy = "choose another share or add images"
-            raise ValueError(f"{self.name}: share must leave training images of {lost}, got {share}; {remedy}")
+        check_kept(f"{self.name}: share", share, held, self.train.labels, self.classes, self.task)
+        validation = _rows(self.train, held)
         warn_absent(self.name, "validation", validation.labels, self.classes, self.task)
-        return replace(self, train=train, validation=validation)
+        return replace(self, train=_rows(self.train, ~held), validation=validation)
 
 
 def absent(labels: NDArray, classes: tuple[str, ...], task: Task) -> str:
@@ -185,6 +183,17 @@ def absent(labels: NDArray, classes: tuple[str, ...], task: Task) -> str:
     counts = np.bincount(labels, minlength=len(classes)) if task == "classes" else labels.sum(0)
     names = [name for name, count in zip(classes, counts, strict=True) if not count]
     return printable(", ".join(names[:10]) + ", ..." * (len(names) > 10))
+
+
+def check_kept(
+    name: str, share: float, taken: NDArray[np.bool_], labels: NDArray, classes: tuple[str, ...], task: Task
+) -> None:
+    """Raises ValueError if the share takes all images or none, or all of a class or tag."""
+    if taken.all() or not taken.any():
+        got = f"{share}, which takes {taken.sum()} of {len(taken)}"
+        raise ValueError(f"{name} must leave images on both sides, got {got}; choose another share or add images")
+    if (lost := absent(labels[~taken], classes, task)) != absent(labels, classes, task):
+        raise ValueError(f"{name} must leave training images of {lost}, got {share}; decrease it or add images")
 
 
 def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...], task: Task) -> None:

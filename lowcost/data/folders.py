@@ -11,17 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate, cached
-from lowcost.data.dataset import Dataset, Split, absent, warn_absent
+from lowcost.data.dataset import Dataset, Split, Task, check_kept, check_task, warn_absent
 from lowcost.data.decoding import MAX_PIXELS, file_digests, read_images
+from lowcost.data.labels import LABELS, Labelled, read_tables, standardise
+from lowcost.data.listing import SUFFIXES, Entries, list_images, report_left_out
 from lowcost.data.splitting import check_share, fractions
-from lowcost.terminal import printable, warn
+from lowcost.terminal import printable
 
-Entries = list[os.DirEntry[str]]
-Labelled = tuple[list[str], NDArray]
-"""The paths of N images, and their labels."""
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-PARTS = ("train", "test", "val")
+PARTS = {"train": "train", "test": "test", "val": "validation"}
+"""Folder → split."""
 LAYOUT = "data_dir must hold train/<class>/ and test/<class>/ with images, or <class>/ alone"
 CACHE_FORMAT = 1
 """Must increase when the same files result in other pixels."""
@@ -34,21 +32,23 @@ def folder(
     cache_dir: str | PathLike[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     test_share: float = 0.2,
+    task: Task = "classes",
 ) -> Dataset:
     """Returns the images data_dir/{train,test,val}/<class>/*, or data_dir/<class>/*, as RGB of one size.
 
-    Classes are the folders in train, or links to folders, sorted by name. A class may lack test and validation images;
-    one line on stderr names it. The folder val is optional. Without the folder test, the images of train are split;
-    without all three, those of data_dir/<class>/*. An image is a test image if the first 8 bytes of the sha256 of its
-    file, as a fraction of 2⁶⁴, are below test_share. So about this share of each class is tested, copies of a file stay
-    together, and added images move no image from test to train.
+    Classes are the folders in train, or links to folders, sorted by name. One line on stderr names those without test
+    or validation images. Without the folder test, the images of train are split; without train, test and val, those of
+    data_dir/<class>/*. An image is a test image if the first 8 bytes of the sha256 of its file, as a fraction of 2⁶⁴,
+    are below test_share. So about this share of each class is tested, copies of a file stay together, and added images
+    move none from test to train. Images are PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF (first page) files,
+    recognised by suffix. One line on stderr counts all other entries, such as hidden files and folders inside a class.
+    An image of another size or shape is cut to the largest centred square and resized.
 
-    Images are PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF (first page) files, recognised by suffix. All other
-    entries, such as hidden files and folders inside a class, are ignored; one line on stderr counts them. An image of
-    another size or shape is cut to the largest centred square and resized.
+    For other tasks, each folder above <class> holds labels.csv, see `lowcost.data.labels.read_labels`. Its images may
+    be in any folder below. Values are standardised: (value − mean) / standard deviation, both of the training images.
 
     Args:
-        data_dir: the folder that holds train, or the folders of the classes.
+        data_dir: the folder.
         image_size: side of the square images in pixels, ≥ 1. With None, images that share one size keep it if both
             sides are at most 128 and divisible by 8; otherwise 32 if the median shorter side is below 64, else 64.
         cache_dir: folder for the decoded images, made if missing; None keeps them in memory. Later calls with the same
@@ -57,29 +57,46 @@ def folder(
             modification time on a file system without times of status change.
         max_pixels: limit for each image, as in `lowcost.data.decoding.read_image`; at most 8 are decoded at a time.
         test_share: above 0 and below 1; has no effect if there is a folder test.
+        task: "classes", "tags" or "values".
 
     Returns:
-        The data set, ordered by class, with flip True.
+        The data set, ordered by class and path, with flip True.
 
     Raises:
         ValueError: an argument is out of its range, there are fewer than two classes, a class has no images or none in
-            train, the split leaves no test images, or an image cannot be read.
-        FileNotFoundError: data_dir is missing, or train although test or val exists; or an image is a broken link.
+            train, the split leaves no test images, labels.csv has errors, or an image cannot be read.
+        FileNotFoundError: data_dir, train or labels.csv is missing, or an image is a broken link.
         NotADirectoryError: data_dir, train, test or val is a file.
         OSError: cache_dir cannot be written.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1 or None, got {image_size}")
     check_share("test_share", test_share)
-    root, cache = Path(data_dir), None if cache_dir is None else Path(cache_dir)
-    classes, parts = _class_folders(_parts(root))
+    check_task(task)
+    cache = None if cache_dir is None else Path(cache_dir)
+    return _load(Path(data_dir), image_size, cache, max_pixels, test_share, task)
+
+
+def _load(
+    root: Path, image_size: int | None, cache: Path | None, max_pixels: int, test_share: float, task: Task
+) -> Dataset:
+    classes, parts = _class_folders(_parts(root)) if task == "classes" else read_tables(_parts(root), task)
     if "test" not in parts:
-        parts |= _split(root, parts["train"], test_share, classes, cache)
-    splits, origin = _decode(root, parts, image_size, cache, max_pixels)
-    dataset = Dataset("folder", splits["train"], splits["test"], classes, True, origin, splits.get("val"))
-    for part, split in dataset.splits.items():
-        warn_absent(str(root), part, split.labels, classes, "classes")
-    return dataset
+        parts |= _split(root, parts["train"], test_share, classes, task, cache)
+    scale = standardise(parts, classes) if task == "values" else None
+    files = [file for members, _ in parts.values() for file in members]
+
+    def read(allocate: Allocate) -> NDArray[np.uint8]:
+        return read_images(files, image_size, allocate, max_pixels)
+
+    path = _file(cache, "folder", root, files, image_size)
+    images, splits = cached(path, read, dtype=np.uint8, length=len(files)), {}
+    for part, (_, labels) in parts.items():
+        chosen, images = np.split(images, [len(labels)])
+        splits[PARTS[part]] = Split(chosen, labels if labels.ndim == 1 else labels.astype(np.float32))
+        warn_absent(str(root), PARTS[part], labels, classes, task)
+    origin = str(path or root)
+    return Dataset("folder", classes=classes, flip=True, origin=origin, task=task, scale=scale, **splits)
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -90,7 +107,7 @@ def _parts(root: Path) -> dict[str, Path]:
     left_out = Counter[str]()
     images, others = list_images(root, left_out)
     left_out["folders beside train"] += len(others) - len(present)
-    left_out["images outside a class"] += len(images)
+    left_out["images beside train"] += len(images)
     report_left_out(root, left_out)
     return folders
 
@@ -104,14 +121,17 @@ def _checked(folder: Path) -> Path:
 
 def _class_folders(folders: dict[str, Path]) -> tuple[tuple[str, ...], dict[str, Labelled]]:
     """Returns the classes, and part → its images, ordered by class and name."""
+    for table in (folder / LABELS for folder in folders.values()):
+        if table.exists():
+            remedy = "choose one, or remove the file"
+            raise ValueError(f"task must be tags or values for the labels in {printable(table)}, got classes; {remedy}")
     found = {part: _scan(folder) for part, folder in folders.items()}
     classes, parts = tuple(found["train"]), {}
     for part, images in found.items():
         if unknown := [name for name in images if name not in classes]:
             name = printable(folders[part] / unknown[0])
-            raise ValueError(
-                f"{name} must be a class of train too, got no such folder there; add it or remove this one"
-            )
+            remedy = "add it or remove this one"
+            raise ValueError(f"{name} must be a class of train too, got no such folder there; {remedy}")
         files = [entry.path for name in classes for entry in images.get(name, ())]
         counts = [len(images.get(name, ())) for name in classes]
         parts[part] = files, np.repeat(np.arange(len(classes), dtype=np.int32), counts)
@@ -140,7 +160,7 @@ def _scan(split: Path) -> dict[str, Entries]:
 
 
 def _split(
-    root: Path, images: Labelled, share: float, classes: tuple[str, ...], cache: Path | None
+    root: Path, images: Labelled, share: float, classes: tuple[str, ...], task: Task, cache: Path | None
 ) -> dict[str, Labelled]:
     """Returns train and test, where the test images are those whose content falls below the share."""
     files, labels = images
@@ -152,28 +172,8 @@ def _split(
 
     path = _file(cache, "split", root, files, None)
     tested = cached(path, read, dtype=np.float64, length=len(files)) < share
-    parts = {part: (list(compress(files, r)), labels[r]) for part, r in (("train", ~tested), ("test", tested))}
-    if not tested.any():
-        raise ValueError(f"test_share must leave test images, got {share}, which takes 0 of {len(files)}; increase it")
-    if lost := absent(parts["train"][1], classes, "classes"):
-        raise ValueError(f"test_share must leave training images of {lost}, got {share}; decrease it or add images")
-    return parts
-
-
-def _decode(
-    root: Path, parts: dict[str, Labelled], image_size: int | None, cache: Path | None, max_pixels: int
-) -> tuple[dict[str, Split], str]:
-    """Returns part → split, and where the images come from."""
-    files = [file for members, _ in parts.values() for file in members]
-
-    def read(allocate: Allocate) -> NDArray[np.uint8]:
-        return read_images(files, image_size, allocate, max_pixels)
-
-    path = _file(cache, "folder", root, files, image_size)
-    images, splits = cached(path, read, dtype=np.uint8, length=len(files)), {}
-    for part, (_, labels) in parts.items():
-        splits[part], images = Split(images[: len(labels)], labels), images[len(labels) :]
-    return splits, str(path or root)
+    check_kept("test_share", share, tested, labels, classes, task)
+    return {part: (list(compress(files, r)), labels[r]) for part, r in (("train", ~tested), ("test", tested))}
 
 
 def _file(cache: Path | None, kind: str, root: Path, files: list[str], image_size: int | None) -> Path | None:
@@ -189,45 +189,3 @@ def _file(cache: Path | None, kind: str, root: Path, files: list[str], image_siz
         name, stat = os.fsencode(file.removeprefix(str(root))), os.stat(file)
         digest.update(b"\0%b\0%d %d %d" % (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return cache / f"{kind}-{digest.hexdigest()[:32]}.npy"
-
-
-def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[Entries, Entries]:
-    """Returns the images and the folders in a folder, each sorted by name, and counts all other entries by kind.
-
-    An image is a regular file with one of `SUFFIXES`, in lower or upper case, or a link with such a name. Reading the
-    image checks the target of the link, so that a broken link is an error. A link to a folder counts as a folder.
-    Hidden entries are left out.
-
-    Args:
-        folder: the folder.
-        left_out: kind → number of entries left out, to which this folder's are added.
-
-    Returns:
-        (images, folders).
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    images, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.name.startswith((".", "__MACOSX")):  # macOS adds such folders to its archives
-                left_out["hidden"] += 1
-            elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                folders.append(entry)
-            elif suffix not in SUFFIXES:
-                left_out[suffix or "without suffix"] += 1
-            elif entry.is_symlink() or entry.is_file():
-                images.append(entry)
-            else:
-                left_out["pipes or devices"] += 1
-    return images, folders
-
-
-def report_left_out(folder: str | PathLike[str], left_out: Counter[str]) -> None:
-    """Prints one line on stderr with the numbers of entries left out, if any, for at most ten kinds."""
-    if left_out.total():
-        kinds = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
-        named = ", ".join(kinds[:10]) + ", ..." * (len(kinds) > 10)
-        warn(f"{os.fspath(folder)}: ignored {left_out.total():,} entries: {named}")

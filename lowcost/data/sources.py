@@ -9,7 +9,7 @@ import numpy as np
 from lowcost.data.archives import read_archive
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.catalogue import ENTRIES, find_archive, search
-from lowcost.data.dataset import Dataset, Split
+from lowcost.data.dataset import Dataset, Split, Task
 from lowcost.data.decoding import MAX_PIXELS
 from lowcost.data.download import download as download_archive
 from lowcost.data.folders import folder
@@ -108,6 +108,7 @@ def load(
     download: bool = False,
     max_pixels: int = MAX_PIXELS,
     test_share: float = 0.2,
+    task: Task = "classes",
 ) -> Dataset:
     """Returns the data set called `name`: "digits", "folder", or a published one ("cifar10", "cifar100" or "stl10").
 
@@ -119,10 +120,11 @@ def load(
         download: whether to download a published data set that is not found. With False nothing accesses the internet.
         max_pixels: largest width x height of an image that is decoded, for "folder".
         test_share: share of the test images, for "folder" without a folder test.
+        task: "classes", or, only for "folder", "tags" or "values".
 
     Raises:
-        ValueError: no data set has this name, "folder" lacks data_dir, image_size is given for another data set, or
-            files are damaged.
+        ValueError: no data set has this name, "folder" lacks data_dir, image_size or task is given for another data
+            set, or files are damaged.
         OSError: files are missing or cannot be read, a download failed, or cache_dir cannot be written.
         ImportError: the extra `data` is not installed.
     """
@@ -132,8 +134,15 @@ def load(
         if data_dir is None:
             raise ValueError("data_dir must be the folder that holds the images, got None; name it")
         return folder(
-            data_dir, image_size=image_size, cache_dir=cache_dir, max_pixels=max_pixels, test_share=test_share
+            data_dir,
+            image_size=image_size,
+            cache_dir=cache_dir,
+            max_pixels=max_pixels,
+            test_share=test_share,
+            task=task,
         )
+    if task != "classes":
+        raise ValueError(f"task must be classes for {name}, got {task!r}; only a folder may have another")
     if image_size is not None:
         raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
     if name == "digits":

@@ -82,7 +82,7 @@ def test_tags_and_values():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "boxes"}, "toy: task must be one of classes, tags, values, got 'boxes'"),
+        ({"task": "boxes"}, "task must be one of classes, tags, values, got 'boxes'"),
         ({"task": "tags"}, r"toy: train labels must be 0 or 1, for 2 tags, got 0\.\.1 in int32 \[3\]"),
         ({"labels": SEVERAL}, r"labels must be in 0\.\.1, one for each class, got 0\.0\.\.1\.0 in float32 \[3, 2\]"),
         ({"labels": SEVERAL + 1, "task": "tags"}, r"labels must be 0 or 1, for 2 tags, got 1\.0\.\.2\.0"),
@@ -145,9 +145,9 @@ def test_what_hold_out_refuses():
     with pytest.raises(ValueError, match="counted: validation must be None before hold_out, got one of "):
         counted(range(100)).hold_out(0.5).hold_out(0.5)
     for share, count in ((1e-9, 0), (1 - 1e-9, 100)):
-        with pytest.raises(ValueError, match=f"share must leave images on both sides, .* {count} of 100 images"):
+        with pytest.raises(ValueError, match=f"share must leave images on both sides, .* {count} of 100; choose"):
             counted(range(100)).hold_out(share)
-    with pytest.raises(ValueError, match=r"share must leave training images of b, got 0\.5; choose another share"):
+    with pytest.raises(ValueError, match=r"share must leave training images of b, got 0\.5; decrease it or add images"):
         halves(0, 1).hold_out(0.5)
 
 

@@ -498,10 +498,16 @@ def test_a_share_has_no_effect_on_a_folder_with_test_images(image_folder):
 
 def test_a_share_that_leaves_no_images_is_refused(tmp_path):
     write_tree(tmp_path, range(20))
-    with pytest.raises(ValueError, match=r"test_share must leave test images, got 1e-09, which takes 0 of 20;"):
+    with pytest.raises(ValueError, match=r"test_share must leave images on both sides, got 1e-09, which takes 0 of"):
         folder(tmp_path, test_share=1e-9)
-    with pytest.raises(ValueError, match=r"test_share must leave training images of a, b, got 0\.9999; decrease it"):
+    with pytest.raises(ValueError, match=r"got 0\.9999, which takes 20 of 20; choose another share or add images"):
         folder(tmp_path, test_share=0.9999)
+    for i in range(20):  # until one is below the share
+        write(path := tmp_path / "c" / "0.png", i, size=(8, 16))
+        if hashlib.sha256(path.read_bytes()).digest() < b"\x80":
+            break
+    with pytest.raises(ValueError, match=r"test_share must leave training images of c, got 0\.5; decrease it or add"):
+        folder(tmp_path, test_share=0.5)
 
 
 @pytest.mark.parametrize("inside", ["", "train"])
@@ -546,7 +552,7 @@ def test_what_lies_beside_the_splits_is_counted(image_folder, capsys):
     inside, beside = sorted(reported(capsys), key=len, reverse=True)[::-1]
     assert inside == f"{image_folder}/train: ignored 1 entries: 1 hidden"
     assert beside.startswith(f"{image_folder}: ignored 5 entries: 2 hidden, ")
-    for kind in ("1 .txt", "1 folders beside train", "1 images outside a class"):
+    for kind in ("1 .txt", "1 folders beside train", "1 images beside train"):
         assert kind in beside
 
 
