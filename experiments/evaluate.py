@@ -1,42 +1,161 @@
-"""Evaluates the newest checkpoint of a run on all test images: `python -m experiments.evaluate --workdir DIR`."""
+"""Evaluates the newest checkpoint of a run: `python -m experiments.evaluate --workdir DIR`.
+
+It prints the accuracy and what the network confuses, and draws confusion.png, reliability.png and mistakes.png.
+"""
 
 import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from experiments.common import entry, runs
-from lowcost.train.loop import first_step
-from lowcost.train.state import count_weights
+from experiments.common import entry, evaluation, evaluation_plots
+from experiments.common.evaluation import aligned, percent
+from experiments.common.files import check_target, csv_table, messages, write_whole
+from lowcost.terminal import printable
+from lowcost.train.calibration import calibration_error
+
+PRINTED_MATRIX, PRINTED_CONFUSIONS = 20, 10
+"""Print the confusion matrix of at most this number of classes; of more, this number of confusions."""
+MISTAKES = 24
+"""The largest number of mistakes on the sheet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """The run to evaluate."""
+    """The run to evaluate, and where to write the figures of each image."""
 
     workdir: Path
     """Work directory of the run."""
     data_dir: Path | None = None
     """Folder of the images, if they were moved after training."""
+    part: Literal["test", "validation", "train"] = "test"
+    """Part of the images to evaluate on."""
+    out: Path | None = None
+    """Folder for the pictures. None: WORKDIR/evaluation."""
+    csv: Path | None = None
+    """Also write a table to this file: for each image its file or index, the true and the predicted class."""
 
 
 def main(arguments: EvaluateConfig) -> None:
-    """Prints accuracy and loss.
+    """Prints the figures of a run, and writes its table and its pictures.
 
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
+    from experiments.common import runs
+    from lowcost.deploy.loading import temperatures
+    from lowcost.train.loop import first_step
+    from lowcost.train.state import count_weights
+
+    if arguments.csv is not None:
+        check_target(arguments.csv, "--csv")
     ready, state = runs.reopen(arguments.workdir, arguments.data_dir)
-    metrics, config = ready.evaluate(state.chosen), ready.config
-    assert metrics is not None
-    accuracies, losses = np.atleast_1d(metrics["accuracy"]), np.atleast_1d(metrics["loss"])
-    weights, images = count_weights(state.params) // config.seeds, len(ready.dataset.test)
+    config, dataset, task = ready.config, ready.dataset, ready.dataset.task
+    split = dataset.splits.get(arguments.part)
+    if split is None:
+        raise ValueError(f"--part must be a part of the run's images, got {arguments.part}; choose test or train")
+    weights = count_weights(state.params) // config.seeds
     network = f"{config.architecture} {config.width} ({weights:,} weights) after {first_step(state)} steps"
-    print(f"{network}, on all {images:,} test images of {ready.dataset.name}:")
-    for seed, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), start=config.seed):
-        print(f"seed {seed}: accuracy {accuracy:.2%}, loss {loss:.4f}")
-    if config.seeds > 1:
-        print(f"mean: accuracy {accuracies.mean():.2%} ± {accuracies.std(ddof=1):.2%}")
+    say = partial(print, file=messages(arguments.csv))
+    say(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}:")
+    outputs = ready.outputs(state.chosen, split.images).astype(np.float64)
+    labels, fitted = split.labels, temperatures(arguments.workdir, config.seeds) if task == "classes" else None
+    if dataset.scale is not None:
+        outputs, labels = (x * dataset.scale[1] + dataset.scale[0] for x in (outputs, labels))
+    answers = evaluation.answers(task, outputs, fitted)
+    names, files = [*map(printable, dataset.classes)], getattr(split, "files", None) or range(len(split))
+    say("\n".join(by_network(task, outputs, answers, labels, config.seed)))
+    say(f"\n{by_output(task, answers, labels, names)}")
+    if arguments.csv is not None:
+        write_whole(arguments.csv, image_table(task, dataset.classes, files, labels, answers))
+    if task == "classes":
+        say(f"\n{confused(answers, labels, names)}\n")
+        curves = {"as trained": evaluation.answers(task, outputs)}
+        if fitted:
+            curves[f"with temperature {', '.join(f'{t:.3g}' for t in fitted)}"] = answers
+        for name, p in curves.items():
+            say(f"{name}: expected calibration error {calibration_error(p, labels):.2%}")
+        folder = arguments.out or arguments.workdir / "evaluation"
+        if arguments.out or os.access(arguments.workdir, os.W_OK):
+            draw(folder, split, curves, names, files)
+            say(f"pictures: {printable(folder)}")
+        else:
+            say(f"no pictures: {printable(arguments.workdir)} cannot be written to; choose another folder with --out")
+
+
+def by_network(task: str, outputs: np.ndarray, answers: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:
+    """Returns a line for each network [seeds, N, K], and of several also their mean and their ensemble [N, K]."""
+    name, form = {"classes": ("accuracy", ".2%"), "tags": ("mean F1", ".2%"), "values": ("mean R²", ".4f")}[task]
+    figures = [evaluation.quality(task, evaluation.answers(task, x[None]), labels) for x in outputs]
+    lines = []
+    for i, (figure, x) in enumerate(zip(figures, outputs, strict=True), start=seed):
+        loss = f", loss {evaluation.cross_entropy(x, labels):.4f}" if task == "classes" else ""
+        lines.append(f"seed {i}: {name} {figure:{form}}{loss}")
+    if len(figures) > 1:
+        lines.append(f"mean: {name} {np.mean(figures):{form}} ± {np.std(figures, ddof=1):{form}}")
+        together = evaluation.quality(task, answers, labels)
+        lines.append(f"ensemble: {name} {together:{form}}; all figures below are of the ensemble")
+    return lines
+
+
+def by_output(task: str, answers: np.ndarray, labels: np.ndarray, names: list[str]) -> str:
+    """Returns a table with a line for each class, tag or value."""
+    columns: dict[str, Iterable[object]]
+    if task == "values":
+        rmse, r2 = evaluation.value_figures(labels, answers)
+        columns = {"value": names, "RMSE": [f"{x:.4g}" for x in rmse], "R²": [f"{x:.4f}" for x in r2]}
+    elif task == "tags":
+        recall, precision, f1 = (map(percent, x) for x in evaluation.tag_figures(labels > 0.5, answers >= 0.5))
+        columns = {"tag": names, "images": (labels > 0.5).sum(0), "recall": recall, "precision": precision, "F1": f1}
+    else:
+        confusion = evaluation.confusion_matrix(labels, answers.argmax(-1), len(names))
+        recall, precision = (map(percent, x) for x in evaluation.recall_and_precision(confusion))
+        worst = {i: f"{names[j]} ({n})" for i, j, n in reversed(evaluation.confusions(confusion))}
+        columns = {"class": names, "images": confusion.sum(1), "recall": recall, "precision": precision}
+        columns["most often confused with"] = [worst.get(i, "-") for i in range(len(names))]
+    return aligned([tuple(columns), *zip(*columns.values(), strict=True)])
+
+
+def confused(answers: np.ndarray, labels: np.ndarray, names: list[str]) -> str:
+    """Returns the confusion matrix as text, or the most frequent confusions if there are many classes."""
+    confusion = evaluation.confusion_matrix(labels, answers.argmax(-1), len(names))
+    if len(names) > PRINTED_MATRIX:
+        pairs = [(names[i], names[j], n) for i, j, n in evaluation.confusions(confusion)[:PRINTED_CONFUSIONS]]
+        return aligned([("true class", "predicted class", "images"), *pairs])
+    rows = [(f"{i} {name}", *(n or "." for n in confusion[i])) for i, name in enumerate(names)]
+    return aligned([("true class / predicted class", *range(len(names))), *rows])
+
+
+def image_table(
+    task: str, classes: Sequence[str], files: Sequence[object], labels: np.ndarray, answers: np.ndarray
+) -> bytes:
+    """Returns one row per image as CSV: its class, the predicted class and its probability; or all tags or values."""
+    if task == "classes":
+        header = ["true class", "predicted class", "probability"]
+        rows = [[classes[y], classes[p.argmax()], f"{p.max():.6f}"] for y, p in zip(labels, answers, strict=True)]
+    else:
+        header = [f"{name} {kind}" for kind in ("true", "predicted") for name in classes]
+        rows = [[f"{x:.6g}" for x in row] for row in np.concatenate([labels, answers], axis=1)]
+    return csv_table(["image", *header], [[file, *row] for file, row in zip(files, rows, strict=True)])
+
+
+def draw(folder: Path, split: Any, curves: dict[str, np.ndarray], names: list[str], files: Sequence[object]) -> None:
+    """Draws confusions and mistakes by the last of the curves (name → probabilities [N, K]), and the reliability."""
+    labels, answers = split.labels, [*curves.values()][-1]
+    predicted, sure = answers.argmax(-1), answers.max(-1)
+    confusion = evaluation.confusion_matrix(labels, predicted, len(names))
+    evaluation_plots.draw_confusion(confusion, names, folder / "confusion.png")
+    evaluation_plots.draw_reliability(curves, labels, folder / "reliability.png")
+    wrong = evaluation.confident_mistakes(answers, labels)
+    shown, titles = wrong[:MISTAKES], []
+    for i in shown:
+        answer = f"predicted {sure[i]:.1%}: {names[predicted[i]]}"
+        titles.append((printable(files[i])[-26:], f"true: {names[labels[i]]}", answer))
+    evaluation_plots.draw_mistakes(split.images[shown], titles, len(wrong), folder / "mistakes.png")
 
 
 if __name__ == "__main__":

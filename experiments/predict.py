@@ -3,10 +3,9 @@
 With `--model FILE.onnx` nothing but NumPy, Pillow, tyro and onnxruntime is needed besides this repository.
 """
 
-import csv
 import dataclasses
-import io
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -20,12 +19,26 @@ import numpy as np
 import tyro
 
 from experiments.common import entry
-from experiments.common.files import check_target, messages, write_whole
+from experiments.common.evaluation import sigmoid
+from experiments.common.files import check_target, csv_table, messages, write_whole
 from lowcost import extras, terminal
 from lowcost.data import decoding, folders
+from lowcost.train.calibration import softmax
 
-Row = tuple[str, str, float, float]
-"""File, class, probability, milliseconds."""
+
+class Row(NamedTuple):
+    """What a network answers on one image.
+
+    Attributes:
+        file: the image.
+        answers: (name, number): the most probable classes with their probabilities, the most probable one first; or all
+            tags with their probabilities; or all values.
+        milliseconds: the time that the network takes for this image alone.
+    """
+
+    file: str
+    answers: list[tuple[str, float]]
+    milliseconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +53,8 @@ class PredictConfig:
     """A file of `experiments.export`, in place of a run."""
     runtime: Literal["auto", "jax", "onnx"] = "auto"
     """auto: onnxruntime for .onnx files, JAX for all else. onnx: a run is converted to ONNX first."""
+    top: int = 1
+    """Number of classes to print for each image, the most probable first."""
     csv: Path | None = None
     """Also write a table to this file."""
     max_pixels: int = decoding.MAX_PIXELS
@@ -51,21 +66,29 @@ class Classifier(NamedTuple):
 
     Attributes:
         logits: images float32 [B, H, W, C] in [0, 1] → [B, classes].
-        classes: their names.
+        classes: their names, or those of tags or values.
         image_shape: [H, W, C].
+        task: what the logits become: probabilities of classes by a softmax, of tags by a sigmoid, or values.
+        temperature: the softmax is of logits / temperature.
+        scale: (means, standard deviations) of the values if the logits are standardised.
     """
 
     logits: Callable[[Any], Any]
     classes: list[str]
     image_shape: tuple[int, ...]
+    task: str = "classes"
+    temperature: float = 1.0
+    scale: tuple[Any, Any] = (0.0, 1.0)
 
 
 def main(config: PredictConfig) -> int:
-    """Prints one line per image: class, probability, and the milliseconds that the network takes for it alone.
+    """Prints one line per image: classes, tags or values, and the milliseconds that the network takes for it alone.
 
     Returns:
         The exit status: 0, or 2 if an image could not be read.
     """
+    if config.top < 1:
+        raise ValueError(f"--top must be at least 1, got {config.top}")
     files = list(find(config.images))
     if config.csv is not None:
         check_target(config.csv, "--csv")
@@ -73,14 +96,13 @@ def main(config: PredictConfig) -> int:
     rows: list[Row] = []
     for file in files:
         try:
-            rows.append(classify(classifier, file, config.max_pixels))
+            rows.append(classify(classifier, file, config.max_pixels, config.top))
         except ValueError as error:
             terminal.warn(f"error: {error}")
         else:
-            line = "{}  {}  {:.1%}  {:.1f} ms".format(*rows[-1])
-            print(terminal.printable(line), flush=True, file=messages(config.csv))
+            print(terminal.printable(line(classifier.task, rows[-1])), flush=True, file=messages(config.csv))
     if config.csv is not None:
-        write_whole(config.csv, table(rows))
+        write_whole(config.csv, table(classifier, rows, config.top))
     return 0 if len(rows) == len(files) else entry.FIXABLE
 
 
@@ -116,19 +138,32 @@ def _below(folder: Path) -> list[Path]:
     return images
 
 
-def classify(classifier: Classifier, file: Path, max_pixels: int) -> Row:
-    """Returns file, class, probability, and the milliseconds that the network takes for a batch of this image alone.
+def classify(classifier: Classifier, file: Path, max_pixels: int, top: int) -> Row:
+    """Returns the answers on an image, of classes the `top` most probable ones, for a batch of this image alone.
 
     Raises:
         ValueError: the image cannot be read.
     """
     image = read(file, classifier.image_shape, max_pixels)
     started = time.perf_counter()
-    logits = np.asarray(classifier.logits(image[None]))[0].astype(np.float64)
+    numbers = np.asarray(classifier.logits(image[None]))[0].astype(np.float64)
     milliseconds = 1000 * (time.perf_counter() - started)
-    weights = np.exp(logits - logits.max())
-    best = int(logits.argmax())
-    return str(file), classifier.classes[best], weights[best] / weights.sum(), milliseconds
+    order = np.arange(len(numbers))
+    if classifier.task == "classes":
+        numbers = softmax(numbers, classifier.temperature)
+        order = np.argsort(-numbers, kind="stable")[:top]
+    elif classifier.task == "tags":
+        numbers = sigmoid(numbers)
+    else:
+        numbers = np.add(classifier.scale[0], np.multiply(classifier.scale[1], numbers))
+    return Row(str(file), [(classifier.classes[i], float(numbers[i])) for i in order], milliseconds)
+
+
+def line(task: str, row: Row) -> str:
+    """Returns what is printed for an image: classes or values, or the tags with a probability of at least 1/2."""
+    form = ".4g" if task == "values" else ".1%"
+    answers = [f"{name}  {x:{form}}" for name, x in row.answers if task != "tags" or x >= 0.5]
+    return "  ".join([row.file, *(answers or ["no tag"]), f"{row.milliseconds:.1f} ms"])
 
 
 def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = decoding.MAX_PIXELS) -> np.ndarray:
@@ -142,13 +177,18 @@ def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = decoding.MA
     return (pixels / np.float32(255)).reshape(height, width, channels)
 
 
-def table(rows: Sequence[Row]) -> bytes:
-    """Returns the rows as CSV, in which names that are not UTF-8 stay as they are."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(("file", "class", "probability", "milliseconds"))
-    writer.writerows((name, label, f"{p:.6f}", f"{ms:.3f}") for name, label, p, ms in rows)
-    return text.getvalue().encode(errors="surrogateescape")
+def table(classifier: Classifier, rows: Sequence[Row], top: int) -> bytes:
+    """Returns the rows as CSV: file, class, probability, milliseconds, class2, ...; or a column per tag or value."""
+    if classifier.task != "classes":
+        header = ["file", "milliseconds", *classifier.classes]
+        return csv_table(header, ([f, f"{ms:.3f}", *(f"{x:.6g}" for _, x in answers)] for f, answers, ms in rows))
+    further = range(2, min(top, len(classifier.classes)) + 1)
+    more = [f"{column}{i}" for i in further for column in ("class", "probability")]
+    lines = []
+    for file, answers, milliseconds in rows:
+        cells = [cell for name, p in answers for cell in (name, f"{p:.6f}")]
+        lines.append([file, *cells[:2], f"{milliseconds:.3f}", *cells[2:]])
+    return csv_table(["file", "class", "probability", "milliseconds", *more], lines)
 
 
 def load(config: PredictConfig) -> Classifier:
@@ -177,7 +217,7 @@ def of_onnx(content: bytes, path: Path) -> Classifier:
     with _readable(path, "ONNX"):
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         described = _described(session.get_modelmeta().custom_metadata_map)
-        return _tried(lambda images: session.run(None, {"images": images})[0], *described)
+        return _tried(lambda images: session.run(None, {"images": images})[0], described)
 
 
 def of_stablehlo(content: bytes, path: Path) -> Classifier:
@@ -190,7 +230,7 @@ def of_stablehlo(content: bytes, path: Path) -> Classifier:
     with _readable(beside, "metadata"):
         described = _described(json.loads(beside.read_text()))
     with _readable(path, "StableHLO"):
-        return _tried(jax.jit(jax.export.deserialize(bytearray(content)).call), *described)
+        return _tried(jax.jit(jax.export.deserialize(bytearray(content)).call), described)
 
 
 @contextmanager
@@ -204,19 +244,25 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         raise ValueError(f"{problem}; export it again") from error
 
 
-def _described(metadata: dict[str, str]) -> tuple[list[str], tuple[int, ...]]:
-    """Returns the classes and the image shape that the metadata of an exported file hold."""
-    classes, image_shape = json.loads(metadata["classes"]), tuple(json.loads(metadata["image_shape"]))
+def _described(metadata: dict[str, str]) -> dict[str, Any]:
+    """Returns the fields of the classifier that the metadata of an exported file hold."""
+    classes, temperature = json.loads(metadata["classes"]), float(metadata.get("temperature", 1))
     "".join(classes).encode(errors="surrogateescape")  # raises for names that no table could hold
-    return classes, image_shape
+    task = metadata.get("task", "classes")
+    if task not in ("classes", "tags", "values") or not 0 < temperature < math.inf:
+        raise ValueError(f"unknown task {task!r}, or temperature {temperature} not above 0")
+    image_shape, (mean, deviation) = json.loads(metadata["image_shape"]), json.loads(metadata.get("scale", "[0, 1]"))
+    about = {"classes": classes, "image_shape": tuple(image_shape), "task": task}
+    return {**about, "temperature": temperature, "scale": (mean, deviation)}
 
 
-def _tried(logits: Callable[[Any], Any], classes: list[str], image_shape: tuple[int, ...]) -> Classifier:
+def _tried(logits: Callable[[Any], Any], described: dict[str, Any]) -> Classifier:
     """Returns the classifier after a first image, which compiles it and checks the number of its classes."""
-    got = np.asarray(logits(np.zeros((1, *image_shape), np.float32))).shape
-    if got != (1, len(classes)):
-        raise ValueError(f"logits of shape {list(got)} for one image and {len(classes)} classes")
-    return Classifier(logits, classes, image_shape)
+    classifier = Classifier(logits, **described)
+    got = np.asarray(logits(np.zeros((1, *classifier.image_shape), np.float32))).shape
+    if got != (1, len(classifier.classes)):
+        raise ValueError(f"logits of shape {list(got)} for one image and {len(classifier.classes)} classes")
+    return classifier
 
 
 def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
@@ -229,7 +275,7 @@ def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
     if onnx:
         model = deploy.to_onnx(deploy.fold(run.net, run.variables, run.image_shape), metadata=run.metadata())
         return of_onnx(model.SerializeToString(), workdir)
-    return _tried(jax.jit(partial(run.net.apply, run.variables)), list(run.classes), run.image_shape)
+    return _tried(jax.jit(partial(run.net.apply, run.variables)), _described(run.metadata()))
 
 
 if __name__ == "__main__":

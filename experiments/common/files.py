@@ -1,11 +1,13 @@
 """Writes files that are whole even if the program or the machine stops, and results as JSON lines and pages."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,13 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
     else:
         disk.replace(Path(os.path.realpath(path)), content, existing and stat.S_IMODE(existing.st_mode))
+
+
+def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """Returns the rows as CSV, in which names that are not UTF-8 stay as they are."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *rows])
+    return text.getvalue().encode(errors="surrogateescape")
 
 
 def messages(path: Path | None) -> Any:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         classes=tuple(config["data.classes"]),
         image_shape=tuple(config["data.image_shape"]),
         task=config.get("task", "classes"),
-        temperature=about.get("temperatures", [1.0])[0],
+        temperature=(temperatures(workdir, config.get("seeds", 1)) or [1.0])[0],
         scale=as_tuples(config.get("data.scale")),
         preprocessing=preprocessing(config["data.image_shape"]),
         card=_card(config, about, restored.step, count_weights(variables["params"])),
@@ -184,6 +185,23 @@ def _check_finished(workdir: Path, step: int, steps: int) -> None:
     if step != steps:
         newest = f"of step {steps}, is damaged, and the newest before it of step {step}"
         raise ValueError(f"the last checkpoint of {workdir}, {newest}; {remedy}")
+
+
+def temperatures(workdir: Path, seeds: int) -> list[float] | None:
+    """Returns the temperature of each network of a run, or None if its result.json is missing or holds none.
+
+    Raises:
+        ValueError: result.json is damaged.
+    """
+    path = workdir / "result.json"
+    found = Result(path).get("temperatures") if path.exists() else None
+    if found is None:
+        return None
+    numbers = isinstance(found, list) and all(type(t) in (int, float) and 0 < t < math.inf for t in found)
+    if numbers and len(found) == seeds:
+        return found
+    expected = f"temperatures in {path} must be a list of {seeds} numbers above 0"
+    raise ValueError(f"{expected}, got {found!r}; put back the run's own result.json")
 
 
 class Result(Json):

@@ -1,7 +1,6 @@
 """Measures and corrects how far the probabilities of a classifier are from its accuracy, in NumPy."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,27 +53,17 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return math.exp((low + high) / 2)
 
 
-class Reliability(NamedTuple):
-    """The images in bins (b / B, (b + 1) / B] of confidence; a bin without images has accuracy and confidence 0.
-
-    Attributes:
-        counts: number of images in each bin, n, integers [B].
-        accuracy: share of these images whose largest probability is that of their label, float64 [B].
-        confidence: mean of their largest probabilities, float64 [B].
-    """
-
-    counts: NDArray[np.int64]
-    accuracy: NDArray[np.float64]
-    confidence: NDArray[np.float64]
-
-
-def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> Reliability:
+def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> tuple[NDArray, NDArray, NDArray]:
     """Returns counts, accuracy and confidence of the images in bins of confidence, their largest probability.
 
     Args:
         probabilities: real [N, K].
         labels: integers [N] in 0 … K − 1.
-        bins: number of bins B ≥ 1.
+        bins: number of bins B ≥ 1; bin b holds the confidences in (b / B, (b + 1) / B].
+
+    Returns:
+        For each bin [B] the number of its images, the share of them whose label has the largest probability, and the
+        mean of their largest probabilities. The last two are 0 for a bin without images.
 
     Raises:
         ValueError: a shape or a value is wrong.
@@ -83,8 +72,8 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     confidence, correct = p.max(-1), p.argmax(-1) == np.asarray(labels)
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(which, minlength=bins)
-    means = [np.bincount(which, x, bins) / np.maximum(counts, 1) for x in (correct, confidence)]
-    return Reliability(counts, *means)
+    accuracy, mean = (np.bincount(which, x, bins) / np.maximum(counts, 1) for x in (correct, confidence))
+    return counts, accuracy, mean
 
 
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:

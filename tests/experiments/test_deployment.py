@@ -13,12 +13,14 @@ import pytest
 from faults.subject import write_images
 from PIL import Image
 
-from experiments import deploy, export, predict
+from experiments import deploy, evaluate, export, predict
 from experiments.common import training
 from experiments.common.config import TrainConfig
+from experiments.evaluate import EvaluateConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
 from lowcost.data.decoding import read_image
+from lowcost.deploy.loading import temperatures
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +75,111 @@ def test_predict_from_run_and_files_agree(run, exported, image_folder, capsys, t
         for (file, label, p), (other_file, other_label, q) in zip(tables[0], table, strict=True):
             assert (file, label) == (other_file, other_label)
             assert p == pytest.approx(q, abs=1e-4)
+
+
+@pytest.fixture
+def calibrated(run, tmp_path):
+    """A copy of the run with a temperature in its result."""
+    workdir = tmp_path / "calibrated"
+    subprocess.run(["cp", "-r", run, workdir], check=True)
+    change_result(workdir, temperatures=[4.0])
+    return workdir
+
+
+def change_result(workdir, **fields):
+    path = workdir / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def read_table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_evaluate_and_predict_agree(run, calibrated, image_folder, capsys, tmp_path):
+    """The same class and probability of each test image, by the temperature of the run; figures and pictures of it."""
+    result = json.loads((run / "result.json").read_text())
+    sure = []
+    for workdir, out in (run, None), (calibrated, tmp_path / "out"):
+        evaluate.main(EvaluateConfig(workdir, csv=tmp_path / "all.csv", out=out))
+        said = capsys.readouterr().out
+        assert f"on all 18 test images of folder:\nseed 0: accuracy {result['test_accuracy']:.2%}, loss " in said
+        assert ("\nwith temperature 4: expected calibration error " in said) == (workdir == calibrated)
+        predict.main(PredictConfig((image_folder / "test",), workdir=workdir, csv=tmp_path / "each.csv", top=5))
+        every, each = read_table(tmp_path / "all.csv"), read_table(tmp_path / "each.csv")
+        assert list(each[0]) == ["file", "class", "probability", "milliseconds", "class2", "probability2"]
+        for row, other in zip(every, each, strict=True):
+            assert row["true class"] == Path(other["file"]).parent.name
+            assert row["predicted class"] == other["class"] != other["class2"]
+            assert float(row["probability"]) == pytest.approx(float(other["probability"]), abs=1e-4)
+            assert float(other["probability"]) + float(other["probability2"]) == pytest.approx(1, abs=2e-6)
+        first = capsys.readouterr().out.splitlines()[0].split("  ")
+        assert first[1:4:2] == [each[0]["class"], each[0]["class2"]]
+        sure.append(np.array([float(row["probability"]) for row in each]))
+    for folder in (run / "evaluation", tmp_path / "out"):
+        assert {path.name for path in folder.iterdir()} == {"confusion.png", "reliability.png", "mistakes.png"}
+    p = sure[1]
+    np.testing.assert_allclose(sure[0], p**4 / (p**4 + (1 - p) ** 4), atol=1e-4)
+
+
+def test_evaluate_refuses_in_one_line(calibrated, capsys, monkeypatch, tmp_path):
+    for bad in ([], [1, 2], [0.0], ["1"], 1.0, [float("nan")]):
+        change_result(calibrated, temperatures=bad)
+        with pytest.raises(ValueError, match=r"temperatures in .* must be a list of 1 numbers above 0, got .*; put"):
+            temperatures(calibrated, 1)
+    change_result(calibrated, temperatures=None)
+    with pytest.raises(ValueError, match="--part must be a part of the run's images, got validation; choose test"):
+        evaluate.main(EvaluateConfig(calibrated, part="validation"))
+    with pytest.raises(FileNotFoundError, match="choose another --csv"):
+        evaluate.main(EvaluateConfig(calibrated, csv=tmp_path / "none" / "table.csv"))
+    capsys.readouterr()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    evaluate.main(EvaluateConfig(calibrated, part="train"))  # as before there were pictures
+    out = capsys.readouterr().out
+    assert "on all 48 train images of folder:" in out
+    assert out.endswith(f"\nno pictures: {calibrated} cannot be written to; choose another folder with --out\n")
+
+
+def test_predict_reads_task_and_temperature_of_a_file(exported, image_folder, capsys, tmp_path):
+    """A softmax of logits / temperature, tags by a sigmoid, values in their units."""
+    image, model, file = image_folder / "test" / "dark" / "0.png", onnx.load(exported), tmp_path / "net.onnx"
+    about = {"classes": '["one", "two"]', "image_shape": "[16, 16, 3]"}
+    logits = None
+    values = {"task": "values", "scale": "[[5, -1], [10, 2]]"}
+    for more in ({"task": "values"}, values, {"task": "tags"}, {"temperature": "3.5"}):
+        onnx.helper.set_model_props(model, about | more)
+        onnx.save(model, file)
+        assert predict.main(PredictConfig((image,), model=file, csv=tmp_path / "table.csv", top=2)) == 0
+        (row,), words = read_table(tmp_path / "table.csv"), capsys.readouterr().out.strip().split("  ")
+        if logits is None:
+            assert list(row) == ["file", "milliseconds", "one", "two"]
+            logits = np.array([float(row["one"]), float(row["two"])])
+            assert words[1:-1] == ["one", f"{logits[0]:.4g}", "two", f"{logits[1]:.4g}"]
+        elif "scale" in more:
+            np.testing.assert_allclose([float(row["one"]), float(row["two"])], (5, -1) + logits * (10, 2), rtol=1e-4)
+        elif "task" in more:
+            p = 1 / (1 + np.exp(-logits))
+            np.testing.assert_allclose([float(row["one"]), float(row["two"])], p, rtol=1e-4)
+            found = [word for name, x in zip(("one", "two"), p, strict=True) if x >= 0.5 for word in (name, f"{x:.1%}")]
+            assert words[1:-1] == (found or ["no tag"])
+        else:
+            p = 1 / (1 + np.exp(-abs(logits[0] - logits[1]) / 3.5))
+            assert float(row["probability"]) == pytest.approx(p, abs=1e-4)
+            assert row["class"] == ("one", "two")[int(logits.argmax())]
+    for more in (
+        {"task": "captions"},
+        {"temperature": "0"},
+        {"temperature": "nan"},
+        {"temperature": "warm"},
+        {"scale": "[1]"},
+    ):
+        onnx.helper.set_model_props(model, about | more)
+        onnx.save(model, file)
+        with pytest.raises(ValueError, match=r"net\.onnx cannot be used as ONNX file .*; export it again") as error:
+            predict.load(PredictConfig((), model=file))
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="--top must be at least 1, got 0"):
+        predict.main(PredictConfig((image,), model=exported, top=0))
 
 
 def test_the_opset_is_that_of_the_flag_and_stands_in_the_metadata(run, exported, tmp_path):

@@ -138,6 +138,8 @@ def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, cap
     assert code == 0, output
     for i, accuracy in enumerate(result["test_accuracies"]):
         assert f"seed {5 + i}: accuracy {accuracy:.2%}" in output
+    assert f"mean: accuracy {result['test_accuracy']:.2%} ± {result['test_accuracy_std']:.2%}" in output
+    assert "ensemble: accuracy " in output
     spectra.main(spectra.SpectraConfig(tmp_path))
     assert "the first of 2 networks, seed 5" in capsys.readouterr().out
 
@@ -165,16 +167,17 @@ def empty_newest_checkpoint(workdir, but=None):
     return newest.name
 
 
-def test_help_needs_no_heavy_imports():
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_help_needs_no_heavy_imports(name):
     """`--help` answers without JAX, in under 3 seconds, under the name that one types; exit statuses come last."""
-    code = "import runpy, sys; sys.argv = ['train', '--help']\ntry:\n"
-    code += "    runpy.run_module('experiments.train', run_name='__main__', alter_sys=True)\n"
+    code = f"import runpy, sys; sys.argv = ['{name}', '--help']\ntry:\n"
+    code += f"    runpy.run_module('experiments.{name}', run_name='__main__', alter_sys=True)\n"
     code += "except SystemExit:\n    sys.exit(sum(name in sys.modules for name in ('jax', 'flax', 'matplotlib')))"
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert time.monotonic() - begin < 3
     assert done.returncode == 0
-    assert done.stdout.startswith("usage: python -m experiments.train ")
+    assert done.stdout.startswith(f"usage: python -m experiments.{name} ")
     assert done.stdout.endswith(STATUSES)
 
 

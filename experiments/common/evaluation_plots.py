@@ -1,0 +1,80 @@
+"""Draws what a network confuses, how far its probabilities can be trusted, and its most confident mistakes."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.common.evaluation import ratio
+from experiments.common.plots import finish, panels, save_figure
+from lowcost.train.calibration import calibration_error, reliability
+
+NUMBERED, LABELLED = 20, 100
+"""The most classes whose numbers of images are written into the confusion matrix, and whose names stand at it."""
+BLUE, VERMILION = "#0072B2", "#D55E00"
+
+
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draws the share of each true class (row) that the network takes for each class (column), in colours."""
+    from matplotlib.colors import PowerNorm
+
+    number = len(names)
+    size = min(max(4.5, 2.5 + 0.5 * number), 14)
+    figure, (axes,) = panels(1, size + 1, size)
+    share = ratio(confusion, confusion.sum(1, keepdims=True))
+    picture = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # the root shows rare confusions too
+    for (i, j), count in np.ndenumerate(confusion) if number <= NUMBERED else ():
+        if count:
+            colour = "white" if share[i, j] > 0.3 else "black"
+            axes.text(j, i, str(count), ha="center", va="center", fontsize=8, color=colour)
+    ticks = range(0, number, math.ceil(number / LABELLED))
+    labels, fontsize = [label(names[i]) for i in ticks], 9 if number <= NUMBERED else 6
+    axes.set_xticks(ticks, labels, rotation=90, fontsize=fontsize)
+    axes.set_yticks(ticks, labels, fontsize=fontsize)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02, ticks=(0, 0.01, 0.05, 0.1, 0.25, 0.5, 1))
+    bar.set_label("share of the true class")
+    bar.ax.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    save_figure(figure, path, dpi=110, bbox_inches="tight")
+
+
+def draw_reliability(probabilities: dict[str, np.ndarray], labels: np.ndarray, path: Path) -> None:
+    """Draws the accuracy of images in bins of confidence, which it equals if the network is calibrated.
+
+    Args:
+        probabilities: name of a curve → [N, K].
+        labels: [N].
+        path: where to write.
+    """
+    figure, (above, below) = panels(1, 5, 6, rows=2, sharex=True, height_ratios=(3, 1))
+    above.plot((0, 1), (0, 1), color="0.5", linestyle="--", label="calibrated")
+    styles = (BLUE, "o", "-"), (VERMILION, "s", ":")
+    for (name, p), (colour, marker, line) in zip(probabilities.items(), styles, strict=False):
+        counts, accuracy, confidence = reliability(p, labels)
+        label = f"{name}: expected calibration error {calibration_error(p, labels):.1%}"
+        some = counts > 0
+        above.plot(confidence[some], accuracy[some], color=colour, marker=marker, linestyle=line, label=label)
+        below.stairs(counts / len(labels), np.linspace(0, 1, len(counts) + 1), color=colour, linestyle=line)
+    above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    below.set(xlabel="confidence: the largest probability", ylabel="share of images")
+    finish(figure, path)
+
+
+def draw_mistakes(images: np.ndarray, titles: Sequence[Sequence[str]], mistakes: int, path: Path) -> None:
+    """Draws images uint8 [N, H, W, C] below the lines of their titles; `mistakes` is the number of all mistakes."""
+    columns = min(6, max(3, len(images)))
+    rows = max(1, math.ceil(len(images) / columns))
+    figure, axes = panels(columns, 2 * columns, 2.6 * rows + 0.5, rows=rows)
+    figure.suptitle(f"the most confident {len(images)} of {mistakes:,} mistakes" if mistakes else "no mistakes")
+    for panel in axes:
+        panel.set_axis_off()
+    for panel, image, title in zip(axes, images, titles, strict=False):
+        panel.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        panel.set_title("\n".join(label(line, 28) for line in title), fontsize=8)
+    save_figure(figure, path, dpi=110, bbox_inches="tight")
+
+
+def label(text: str, longest: int = 24) -> str:
+    """Returns the beginning of a text, in which matplotlib finds no formula."""
+    return (text if len(text) <= longest else f"{text[: longest - 1]}…").replace("$", r"\$")
