@@ -1,7 +1,8 @@
 """Writes a trained network to one file for other machines: `python -m experiments.export --workdir DIR --out FILE`.
 
---format onnx       standard operators only; classes and preprocessing are in the metadata of the file
---format stablehlo  for jax.export.deserialize, on CPU, CUDA and TPU; the metadata are beside it, in FILE.json
+--format onnx         standard operators only; classes, preprocessing and card are in the metadata of the file
+--format stablehlo    for jax.export.deserialize, on CPU, CUDA and TPU; the metadata are beside it, in FILE.json
+--format safetensors  for lowcost.load: the weights as they were trained, with the same metadata
 """
 
 import dataclasses
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.common import entry, files, runs
-from experiments.common.workdir import Result
-from lowcost import __version__, deploy, terminal
+from lowcost import deploy, terminal
+from lowcost.deploy import packaged
 from lowcost.nn.operations import Depthwise, Filter, Operation
 
 
@@ -23,11 +24,11 @@ class ExportConfig:
     """Work directory of a finished run."""
     out: Path
     """File to write."""
-    format: Literal["onnx", "stablehlo"] = "onnx"
+    format: Literal["onnx", "stablehlo", "safetensors"] = "onnx"
     """Format of the file."""
     tolerance: float | None = None
-    """Replace the filter of each implicit step by the smallest stencil that loses at most this share of its features.
-    None: exact. Circulant steps stay exact."""
+    """onnx, stablehlo: replace the filter of each implicit step by the smallest stencil that loses at most this share
+    of its features. None: exact. Circulant steps stay exact."""
     bits: Literal[32, 8] = 32
     """onnx: bits of a weight in the file."""
     opset: int = 21
@@ -35,35 +36,29 @@ class ExportConfig:
 
 
 def main(config: ExportConfig) -> None:
-    """Folds the network, writes it, and prints the size of each file."""
+    """Writes the network, folded unless it is for lowcost.load, and prints the size of each file."""
     if config.format != "onnx" and (config.bits, config.opset) != (32, 21):
-        raise ValueError("--bits 8 and --opset are for --format onnx; leave them out for stablehlo")
+        raise ValueError(f"--bits 8 and --opset are for --format onnx; leave them out for {config.format}")
+    if config.format == "safetensors" and config.tolerance is not None:
+        raise ValueError("--tolerance is for --format onnx and stablehlo; leave it out for safetensors")
     files.check_target(config.out, "--out")
     run = runs.trained(config.workdir, to_the_end=True)
-    folded, metadata = deploy.fold(run.net, run.variables, run.image_shape), describe(run, config.workdir)
+    if config.format == "safetensors":
+        _write({config.out: packaged.encode(run)}, config.out)
+        return
+    folded, metadata = deploy.fold(run.net, run.variables, run.image_shape), {**run.metadata(), **run.card}
     if config.tolerance is not None:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
-    for file, content in serialized(folded, metadata, config).items():
-        files.write_whole(file, content)
-        print(f"{terminal.printable(file)}: {len(content):,} bytes", file=files.messages(config.out))
+    _write(serialized(folded, metadata, config), config.out)
     for layer in folded.layers:
         if config.tolerance is not None and (choice := _choice(layer.operations)):
             print(f"{layer.name:20} {choice}", file=files.messages(config.out))
 
 
-def describe(run: runs.Trained, workdir: Path) -> dict[str, str]:
-    """Returns the metadata that users of an exported network need."""
-    return {
-        **run.metadata(),
-        "preprocessing": "images float32 [batch, H, W, C], grey levels divided by 255; RGB where C = 3, grey where 1; "
-        "the normalisation is inside",
-        "network": f"{run.config.architecture} {run.config.width}",
-        "dataset": run.config.dataset,
-        "epochs": str(run.config.epochs),
-        "seed": str(run.config.seed),
-        "test_accuracy": str(Result(workdir / "result.json")["test_accuracies"][0]),
-        "lowcost": __version__,
-    }
+def _write(contents: dict[Path, bytes], out: Path) -> None:
+    for file, content in contents.items():
+        files.write_whole(file, content)
+        print(f"{terminal.printable(file)}: {len(content):,} bytes", file=files.messages(out))
 
 
 def serialized(folded: deploy.Folded, metadata: dict[str, str], config: ExportConfig) -> dict[Path, bytes]:

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import onnx
 import pytest
 from faults.subject import write_images
 from PIL import Image
 
+import lowcost
 from experiments import deploy, evaluate, export, predict
-from experiments.common import training
+from experiments.common import runs, training
 from experiments.common.config import TrainConfig
 from experiments.evaluate import EvaluateConfig
 from experiments.export import ExportConfig
@@ -190,6 +192,27 @@ def test_the_opset_is_that_of_the_flag_and_stands_in_the_metadata(run, exported,
         assert {x.key: x.value for x in model.metadata_props}["opset"] == str(opset)
 
 
+def test_a_file_for_loading_holds_the_network_of_the_run(run, exported, tmp_path, capsys):
+    """Bit for bit; with the metadata that the other formats have, and a card."""
+    file, again = tmp_path / "net.safetensors", tmp_path / "again.safetensors"
+    export.main(ExportConfig(run, file, "safetensors"))
+    export.main(ExportConfig(run, again, "safetensors"))
+    assert capsys.readouterr().out.startswith(f"{file}: {file.stat().st_size:,} bytes\n")
+    assert file.read_bytes() == again.read_bytes()
+    ready, state = runs.reopen(run, None)
+    loaded, of_run = lowcost.load(file), lowcost.load(run)
+    images = ready.dataset.test.images[:4] / np.float32(255)
+    want = jax.jit(ready.net.apply)(jax.device_get(state.variables), images)  # on one device, as those below
+    for one in (loaded, of_run):
+        np.testing.assert_array_equal(jax.jit(one.net.apply)(one.variables, images), want)
+    assert loaded.card == of_run.card
+    assert loaded.card["test_accuracy"] == str(json.loads((run / "result.json").read_text())["test_accuracy"])
+    metadata = {x.key: x.value for x in onnx.load(exported).metadata_props}
+    assert metadata == {**loaded.metadata(), **loaded.card, "opset": "21"}
+    assert {"classes", "image_shape", "task", "temperature", "preprocessing"} <= metadata.keys()
+    assert {"network", "dataset", "recipe", "epochs", "seed", "weights", "limits", "lowcost"} <= metadata.keys()
+
+
 def test_onnx_needs_no_jax(exported, image_folder):
     """A process in which JAX and its libraries cannot be imported classifies a picture from the file alone."""
     picture = next((image_folder / "test" / "dark").iterdir())
@@ -322,6 +345,7 @@ def test_bad_exports_leave_one_line_and_no_file(run, image_folder, tmp_path):
         (run, tmp_path, stablehlo, "is a folder"),
         (run, out, {"tolerance": 0.0}, "tolerance must be above 0"),
         (run, out, {**stablehlo, "bits": 8}, "--bits 8 and --opset are for --format onnx"),
+        (run, out, {"format": "safetensors", "tolerance": 0.1}, "--tolerance is for --format onnx and stablehlo"),
         (run, out, {"opset": 22}, "opset must be from 13 to 21, got 22"),
     ):
         with pytest.raises((ValueError, OSError), match=message) as error:
