@@ -70,8 +70,9 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         ValueError, OSError: as in `load`.
     """
     config, result = flat(configuration(workdir)), workdir / "result.json"
+    options = {name: config[name] for name in ("h", "kernel_size", "steps_per_block", "dtype") if name in config}
     try:
-        net = _network(config)
+        net = network(config["architecture"], config["width"], len(config["data.classes"]), **options)
         like, steps = _state(net, config), config["epochs"] * (config["data.train"] // config["batch_size"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"config.json in {workdir} is not of this version ({error}); {_REMEDY}") from error
@@ -91,11 +92,6 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         preprocessing=preprocessing(config["data.image_shape"]),
         card=_card(config, about, restored.step, count_weights(variables["params"])),
     )
-
-
-def _network(config: Json) -> Network:
-    options = {name: config[name] for name in ("h", "kernel_size", "steps_per_block", "dtype") if name in config}
-    return network(config["architecture"], config["width"], len(config["data.classes"]), **options)
 
 
 def _state(net: Network, config: Json) -> TrainState:

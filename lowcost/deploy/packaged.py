@@ -43,6 +43,9 @@ class Loaded:
         scale: (means, standard deviations) of the values, or None.
         preprocessing: JSON, see `preprocessing`.
         card: how the network was trained, how accurate it is, and its limits.
+
+    Raises:
+        ValueError: names, task, temperature or scale do not fit the network.
     """
 
     net: Network
@@ -54,6 +57,16 @@ class Loaded:
     scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     preprocessing: str
     card: Metadata = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        outputs = self.net.num_classes
+        check_choice("task", self.task, ("classes", "tags", "values"))
+        if len(self.classes) != outputs or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError(f"classes must be {outputs} names, one per output, got {list(self.classes)}; name each")
+        if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
+            raise ValueError(f"temperature must be finite and above 0, got {self.temperature}; the default is 1.0")
+        if self.scale is not None and [*map(len, self.scale)] != [outputs, outputs]:
+            raise ValueError(f"scale must be {outputs} means and deviations, got {self.scale}; pass one per value")
 
     def metadata(self) -> Metadata:
         """Returns what exported files state about inputs and outputs."""
@@ -135,7 +148,6 @@ def encode(loaded: Loaded) -> bytes:
     Raises:
         ValueError: as in `save`.
     """
-    _check_outputs(loaded)
     tensors = {name: np.asarray(x) for name, x in flatten_dict(loaded.variables, sep=".").items()}
     _check_tensors("variables", tensors, variable_shapes(loaded.net, loaded.image_shape))
     options, card = json.dumps(_options(loaded.net), default=float), json.dumps(loaded.card)
@@ -171,7 +183,6 @@ def decode(content: bytes, name: str) -> Loaded:
         raise ValueError(f"{name} must match its sha256, got a damaged file; put back a copy, or save it again")
     try:
         loaded = _of_metadata(metadata, unflatten_dict(tensors, sep="."))
-        _check_outputs(loaded)
         shapes = variable_shapes(loaded.net, loaded.image_shape)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         problem = f"{name} must describe a network of lowcost.nn.network, got {type(error).__name__}"
@@ -213,18 +224,6 @@ def _options(net: Network) -> dict[str, Any]:
         problem = f"net must be made by lowcost.nn.network, got steps {net.step!r}"
         raise ValueError(f"{problem}; save keeps no networks with steps of your own")
     return options
-
-
-def _check_outputs(loaded: Loaded) -> None:
-    """Raises ValueError unless the names, the task, the temperature and the scale fit the network."""
-    outputs = loaded.net.num_classes
-    check_choice("task", loaded.task, ("classes", "tags", "values"))
-    if len(loaded.classes) != outputs or not all(isinstance(name, str) for name in loaded.classes):
-        raise ValueError(f"classes must be {outputs} names, one per output, got {list(loaded.classes)}; name each")
-    if not (math.isfinite(loaded.temperature) and loaded.temperature > 0):
-        raise ValueError(f"temperature must be finite and above 0, got {loaded.temperature}; the default is 1.0")
-    if loaded.scale is not None and [*map(len, loaded.scale)] != [outputs, outputs]:
-        raise ValueError(f"scale must be {outputs} means and deviations, got {loaded.scale}; pass one per value")
 
 
 def variable_shapes(net: Network, image_shape: Sequence[int]) -> dict[str, Any]:

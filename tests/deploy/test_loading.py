@@ -106,6 +106,12 @@ def test_what_a_result_says_of_the_outputs(run):
     assert "test_accuracy" not in loaded.card
 
 
+@pytest.mark.parametrize("change", [{"temperatures": ["1"]}, {"temperatures": [0]}, {"task": 3}])
+def test_a_result_of_wrong_values_is_refused(run, change):
+    with pytest.raises(ValueError, match=f"{next(iter(change)).rstrip('s')} must be"):
+        lowcost.load(run(result=change)[0])
+
+
 def test_a_run_is_verified_as_for_a_resume(run, tmp_path, capsys):
     """Falls back to an older checkpoint, refuses those of other runs, changes nothing."""
     run(3, result=None)
