@@ -155,8 +155,8 @@ class Dataset:
         """Moves about `share` of the training images to a validation split, by the sha256 of their pixels.
 
         Copies of an image stay together. Images that are added to the data set later move no image from validation to
-        training. The images of both parts are copied into memory. One line on stderr names the classes without
-        validation images.
+        training. The images of both parts are copied into memory. One line on stderr names the classes or
+        tags without validation images.
 
         Args:
             share: above 0 and below 1.
@@ -171,9 +171,10 @@ class Dataset:
             raise ValueError(f"{self.name}: validation must be None before hold_out, got {got}; use it as it is")
         held = pixel_fractions(chain.from_iterable(self.train.chunks())) < share
         check_kept(f"{self.name}: share", share, held, self.train.labels, self.classes, self.task)
-        validation = _rows(self.train, held)
-        warn_absent(self.name, "validation", validation.labels, self.classes, self.task)
-        return replace(self, train=_rows(self.train, ~held), validation=validation)
+        train, validation = _rows(self.train, ~held), _rows(self.train, held)
+        for part, split in (("train", train), ("validation", validation)):
+            warn_absent(self.name, part, split.labels, self.classes, self.task)
+        return replace(self, train=train, validation=validation)
 
 
 def absent(labels: NDArray, classes: tuple[str, ...], task: Task) -> str:
@@ -188,11 +189,11 @@ def absent(labels: NDArray, classes: tuple[str, ...], task: Task) -> str:
 def check_kept(
     name: str, share: float, taken: NDArray[np.bool_], labels: NDArray, classes: tuple[str, ...], task: Task
 ) -> None:
-    """Raises ValueError if the share takes all images or none, or all of a class or tag."""
+    """Raises ValueError if the share takes all images or none, or all of a class."""
     if taken.all() or not taken.any():
         got = f"{share}, which takes {taken.sum()} of {len(taken)}"
         raise ValueError(f"{name} must leave images on both sides, got {got}; choose another share or add images")
-    if (lost := absent(labels[~taken], classes, task)) != absent(labels, classes, task):
+    if task == "classes" and (lost := absent(labels[~taken], classes, task)) != absent(labels, classes, task):
         raise ValueError(f"{name} must leave training images of {lost}, got {share}; decrease it or add images")
 
 

@@ -50,6 +50,9 @@ def test_a_well_formed_data_set():
             LABELS.astype(np.int64),
             r"Split.labels must be int32 \[3\], one per image, or float32 \[3, K\], got int64 \[3\]",
         ),
+        (IMAGES, SEVERAL.astype(np.float64), r"or float32 \[3, K\], got float64 \[3, 2\]"),
+        (IMAGES, SEVERAL[:2], r"or float32 \[3, K\], got float32 \[2, 2\]"),
+        (IMAGES, SEVERAL[:, :0], r"or float32 \[3, K\], got float32 \[3, 0\]"),
         (IMAGES, LABELS[:, None], r"got int32 \[3, 1\]"),
         (IMAGES, LABELS[:2], r"int32 \[3\], one per image, or float32 \[3, K\], got int32 \[2\]"),
         (IMAGES[:0], LABELS[:0], r"N ≥ 1, got uint8 \[0, 8, 6, 1\]"),
@@ -171,6 +174,8 @@ def test_classes_without_validation_images_are_named(capsys):
     assert capsys.readouterr().err == "warning: counted: no validation images of b\n"
     halves([1, 1], [0, 1], classes=("rare\n", "all"), task="tags").hold_out(0.5)
     assert capsys.readouterr().err == "warning: counted: no validation images of rare\\n\n"
+    halves([0, 1], [1, 1], classes=("rare", "all"), task="tags").hold_out(0.5)
+    assert capsys.readouterr().err == "warning: counted: no train images of rare\n"
     halves([1, 1], [0, 1], classes=("x", "y"), task="values", scale=SCALE).hold_out(0.5)
     assert capsys.readouterr().err == ""
 
