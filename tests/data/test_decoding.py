@@ -25,10 +25,13 @@ def noise(height, width):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def png_header(width, height):
-    """A PNG that claims to be huge: the classical decompression bomb."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width, height, bits=8, colour=2):
+    """Alone, a PNG that claims to be huge: the classical decompression bomb."""
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,31 @@ def png_header(width, height):
 def test_every_mode_of_a_grey_ramp_is_the_same_ramp(picture, tmp_path):
     picture.save(tmp_path / "ramp.png")
     np.testing.assert_array_equal(read_image(tmp_path / "ramp.png"), np.stack([RAMP] * 3, -1))
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["L", "RGB", "LA", "RGBA"])
+def test_pngs_of_16_bits_per_channel_hold_the_same_ramp(colour, channels, tmp_path):
+    """Pillow writes only grey ones."""
+    levels = np.stack([RAMP.astype(">u2") * 257] * channels, -1)
+    if colour >= 4:
+        levels[..., -1] = 65535
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    content = png_header(8, 8, 16, colour) + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    (tmp_path / "ramp.png").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "ramp.png"), np.stack([RAMP] * 3, -1))
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "TIFF"])
+def test_images_of_one_bit_are_black_and_white(form, tmp_path):
+    white = np.arange(64).reshape(8, 8) % 3 == 0
+    Image.fromarray(white).save(tmp_path / "bits", form)
+    np.testing.assert_array_equal(read_image(tmp_path / "bits"), np.stack([white * np.uint8(255)] * 3, -1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "YCbCr", "CMYK"])
+def test_jpegs_of_every_mode_hold_about_the_same_ramp(mode, tmp_path):
+    (tmp_path / "ramp.jpg").write_bytes(jpeg(Image.fromarray(RAMP).convert("RGB").convert(mode)))
+    assert abs(read_image(tmp_path / "ramp.jpg").astype(int) - RAMP[..., None]).max() < 8
 
 
 def test_cmyk_jpegs_are_converted(tmp_path):
@@ -101,12 +129,24 @@ def test_grey_levels_of_unknown_range_are_refused(bits, kind, white, tmp_path):
         read_image(tmp_path / "grey.tif")
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_shows_white(mode, tmp_path):
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        *(("PNG", mode) for mode in ("RGBA", "LA", "P")),
+        ("WEBP", "RGBA"),
+        ("TIFF", "RGBA"),
+        ("TIFF", "LA"),
+        ("GIF", "P"),
+    ],
+)
+def test_transparency_shows_white(form, mode, tmp_path):
     """Whatever colour lies unseen beneath it."""
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
-    clear.save(tmp_path / "clear.png", **({"transparency": bytes(256)} if mode == "P" else {}))
-    assert (read_image(tmp_path / "clear.png") == 255).all()
+    index = clear.getpixel((0, 0))
+    clear.save(
+        tmp_path / "clear", form, **({"transparency": index if form == "GIF" else bytes(256)} if mode == "P" else {})
+    )
+    assert (read_image(tmp_path / "clear") == 255).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
