@@ -130,22 +130,17 @@ def test_grey_levels_of_unknown_range_are_refused(bits, kind, white, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("form", "mode"),
+    ("form", "mode", "options"),
     [
-        *(("PNG", mode) for mode in ("RGBA", "LA", "P")),
-        ("WEBP", "RGBA"),
-        ("TIFF", "RGBA"),
-        ("TIFF", "LA"),
-        ("GIF", "P"),
+        *((form, mode, {}) for form in ("PNG", "WEBP", "TIFF") for mode in ("RGBA", "LA")),
+        ("PNG", "P", {"transparency": bytes(256)}),
+        ("GIF", "P", {"transparency": 0}),
     ],
 )
-def test_transparency_shows_white(form, mode, tmp_path):
+def test_transparency_shows_white(form, mode, options, tmp_path):
     """Whatever colour lies unseen beneath it."""
-    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
-    index = clear.getpixel((0, 0))
-    clear.save(
-        tmp_path / "clear", form, **({"transparency": index if form == "GIF" else bytes(256)} if mode == "P" else {})
-    )
+    clear = Image.new("P", (8, 8), 0) if mode == "P" else Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
+    clear.save(tmp_path / "clear", form, **options)
     assert (read_image(tmp_path / "clear") == 255).all()
 
 
