@@ -32,7 +32,7 @@ def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[En
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.name.startswith((".", "__MACOSX")):  # macOS adds such folders to its archives
+            if entry.name.startswith(".") or entry.name == "__MACOSX":  # the latter is in archives from macOS
                 left_out["hidden"] += 1
             elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 folders.append(entry)
