@@ -67,7 +67,7 @@ def weights(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> dict
     known = dataset.task != "values" and (source.task, tuple(source.classes)) == (dataset.task, dataset.classes)
     return {
         kind: {layer: leaves for layer, leaves in layers.items() if known or layer != NEW}
-        for kind, layers in source.variables.items()
+        for kind, layers in jax.device_get(source.variables).items()
     }
 
 

@@ -181,7 +181,7 @@ def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
 
 def load(config: TrainConfig) -> data.Dataset:
     """Returns all images of a run's data set, decoded or from the cache beside its work directory."""
-    options = values(config, "data_dir", "image_size", "download", "max_pixels", "test_share")
+    options = values(config, "data_dir", "image_size", "download", "max_pixels", "test_share", "task")
     return data.load(config.dataset, cache_dir=image_cache(config.directory()), **options)
 
 
