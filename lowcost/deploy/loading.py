@@ -108,11 +108,13 @@ def _state(net: Network, config: Json) -> TrainState:
 
 def _card(config: Json, result: Json, steps: int, weights: int) -> dict[str, str]:
     """Returns how a network was trained, how accurate it is, and its limits."""
-    card = {"network": f"{config['architecture']} {config['width']}"}
-    card |= {name: str(config[name]) for name in ("dataset", "recipe", "epochs", "seed") if name in config}
+    card = {"network": f"{config['architecture']} {'-'.join(map(str, config['width']))}"}
+    names = ("dataset", "recipe", "init_from", "epochs", "seed")
+    card |= {name: str(config[name]) for name in names if config.get(name) is not None}
     card |= {"steps": str(steps), "weights": str(weights)}
-    if "test_accuracies" in result:
-        card["test_accuracy"] = str(result["test_accuracies"][0])
+    for figure, numbers in (("test_accuracy", "test_accuracies"), ("test_loss", "test_losses")):
+        if result.get(numbers):
+            card[figure] = str(result[numbers][0])
     return {**card, "lowcost": __version__, "limits": LIMITS}
 
 

@@ -38,7 +38,7 @@ RESULT = {"test_accuracies": [0.5, 0.25]}
 def run(trained, tmp_path):
     """(changes of config.json and result.json, step) → work directory of a run, and its state."""
 
-    def make(step=6, result=RESULT, average=None, **changes):
+    def make(step=6, result=RESULT, average=None, best=None, **changes):
         workdir = tmp_path / "run"
         workdir.mkdir(exist_ok=True)
         config = CONFIG | changes | {"ingredients": {"average": 0.9 if average else None}}
@@ -61,6 +61,7 @@ def run(trained, tmp_path):
             metrics={"loss": zero},
             skipped=zero,
             skipped_in_a_row=zero,
+            best=best and {"variables": jax.tree.map(lambda x: best * x, variables), "score": zero, "epoch": zero},
         )
         saved = Checkpoints(workdir / "checkpoints", run=loading.identity(workdir))
         saved.save(step, state, {})
@@ -88,7 +89,7 @@ def test_a_run_is_loaded_from_its_files_alone(run, average, changes):
     assert (loaded.task, loaded.temperature, loaded.scale) == ("classes", 1.0, None)
     assert loaded.preprocessing == preprocessing((8, 8, 1))
     weights = sum(x.size for x in jax.tree.leaves(loaded.variables["params"]))
-    card = {"network": "implicit_rd [4, 8]", "dataset": "folder", "recipe": "paper", "epochs": "3", "seed": "7"}
+    card = {"network": "implicit_rd 4-8", "dataset": "folder", "recipe": "paper", "epochs": "3", "seed": "7"}
     card |= {"steps": "6", "weights": str(weights), "test_accuracy": "0.5"}
     assert loaded.card == card | {"lowcost": lowcost.__version__, "limits": loading.LIMITS}
 
@@ -100,16 +101,25 @@ def test_of_several_seeds_the_first_is_loaded(run):
 
 def test_what_a_result_says_of_the_outputs(run):
     scale = [[1.0] * 5, [2.0] * 5]
-    result = {"temperatures": [1.5]}
+    result = {"temperatures": [1.5], "test_accuracies": None, "test_losses": [0.25]}
     loaded = lowcost.load(run(result=result, task="values", data=CONFIG["data"] | {"scale": scale})[0])
     assert (loaded.task, loaded.temperature, loaded.scale) == ("values", 1.5, ((1.0,) * 5, (2.0,) * 5))
     assert "test_accuracy" not in loaded.card
+    assert loaded.card["test_loss"] == "0.25"
 
 
-@pytest.mark.parametrize("change", [{"temperatures": ["1"]}, {"temperatures": [0]}, {"task": 3}])
-def test_a_result_of_wrong_values_is_refused(run, change):
-    with pytest.raises(ValueError, match=f"{next(iter(change)).rstrip('s')} must be"):
-        lowcost.load(run(result=change)[0])
+def test_the_best_epoch_of_a_run_that_ended_early(run):
+    """Is loaded where it was kept; result.json says at which step the run ended."""
+    workdir, state = run(step=4, result=RESULT | {"steps": 4}, best=2.0, patience=1)
+    loaded = loading.load_run(workdir, finished=True)
+    assert same(loaded.variables, state.chosen)
+    assert not same(loaded.variables, state.variables)
+
+
+@pytest.mark.parametrize("temperatures", [["1"], [0], [1.0, 1.0], "1", 1.0])
+def test_temperatures_of_a_damaged_result_are_refused(run, temperatures):
+    with pytest.raises(ValueError, match=r"temperatures in .*result\.json must be a list of 1 numbers above 0"):
+        lowcost.load(run(result={"temperatures": temperatures})[0])
 
 
 def test_a_run_is_verified_as_for_a_resume(run, tmp_path, capsys):
