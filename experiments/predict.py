@@ -50,9 +50,9 @@ class PredictConfig:
     workdir: Path | None = None
     """Work directory of a run."""
     model: Path | None = None
-    """A file of `experiments.export`, in place of a run."""
+    """A file of `experiments.export`, or the name of a released network, in place of a run."""
     runtime: Literal["auto", "jax", "onnx"] = "auto"
-    """auto: onnxruntime for .onnx files, JAX for all else. onnx: a run is converted to ONNX first."""
+    """auto: onnxruntime for .onnx files, JAX for all else. onnx: runs and .safetensors files are converted first."""
     top: int = 1
     """Number of classes to print for each image, the most probable first."""
     csv: Path | None = None
@@ -198,12 +198,14 @@ def load(config: PredictConfig) -> Classifier:
         ValueError, OSError, ImportError: what the user can fix, in one line.
     """
     if config.workdir is not None and config.model is None:
-        return _of_run(config.workdir, onnx=config.runtime == "onnx")
+        return _of_network(config.workdir, is_run=True, onnx=config.runtime == "onnx")
     if config.model is None or config.workdir is not None:
         raise ValueError("name either a run with --workdir or a file with --model")
     is_onnx = config.model.suffix.lower() == ".onnx"
     if is_onnx and config.runtime == "jax":
         raise ValueError(f"JAX does not run {config.model}; leave --runtime out, or export with --format stablehlo")
+    if config.model.suffix.lower() == ".safetensors" or not (is_onnx or config.model.exists()):
+        return _of_network(config.model, is_run=False, onnx=config.runtime == "onnx")
     of_file = of_onnx if is_onnx or config.runtime == "onnx" else of_stablehlo
     return of_file(config.model.read_bytes(), config.model)
 
@@ -265,17 +267,19 @@ def _tried(logits: Callable[[Any], Any], described: dict[str, Any]) -> Classifie
     return classifier
 
 
-def _of_run(workdir: Path, *, onnx: bool) -> Classifier:
+def _of_network(source: Path, *, is_run: bool, onnx: bool) -> Classifier:
+    """Returns a classifier of a run, or of what else `lowcost.load` takes."""
     import jax
 
+    import lowcost
     from experiments.common import runs
     from lowcost import deploy
 
-    run = runs.trained(workdir)
+    loaded = runs.trained(source) if is_run else lowcost.load(source)
     if onnx:
-        model = deploy.to_onnx(deploy.fold(run.net, run.variables, run.image_shape), metadata=run.metadata())
-        return of_onnx(model.SerializeToString(), workdir)
-    return _tried(jax.jit(partial(run.net.apply, run.variables)), _described(run.metadata()))
+        folded = deploy.fold(loaded.net, loaded.variables, loaded.image_shape)
+        return of_onnx(deploy.to_onnx(folded, metadata=loaded.metadata()).SerializeToString(), source)
+    return _tried(jax.jit(partial(loaded.net.apply, loaded.variables)), _described(loaded.metadata()))
 
 
 if __name__ == "__main__":

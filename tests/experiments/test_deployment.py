@@ -22,6 +22,7 @@ from experiments.evaluate import EvaluateConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
 from lowcost.data.decoding import read_image
+from lowcost.deploy import loading
 from lowcost.deploy.loading import temperatures
 
 ROOT = Path(__file__).parents[2]
@@ -50,10 +51,12 @@ def exported(run, tmp_path_factory):
     return file
 
 
-def test_predict_from_run_and_files_agree(run, exported, image_folder, capsys, tmp_path):
-    """The same classes and probabilities from the run by both runtimes and from both kinds of file; a table too."""
-    stablehlo = tmp_path / "net.stablehlo"
+def test_predict_from_run_and_files_agree(run, exported, image_folder, capsys, tmp_path, monkeypatch):
+    """The same classes and probabilities from the run by both runtimes and from all kinds of file; a table too."""
+    stablehlo, saved = tmp_path / "net.stablehlo", tmp_path / "net.safetensors"
     export.main(ExportConfig(run, stablehlo, "stablehlo"))
+    export.main(ExportConfig(run, saved, "safetensors"))
+    monkeypatch.setattr(loading, "RELEASED", tmp_path)
     capsys.readouterr()
     tables = []
     for i, source in enumerate(
@@ -62,6 +65,9 @@ def test_predict_from_run_and_files_agree(run, exported, image_folder, capsys, t
             {"workdir": run, "runtime": "onnx"},
             {"model": exported},
             {"model": stablehlo},
+            {"model": saved},
+            {"model": saved, "runtime": "onnx"},
+            {"model": Path("net")},
         )
     ):
         assert predict.main(PredictConfig((image_folder / "test",), csv=tmp_path / f"{i}.csv", **source)) == 0
@@ -364,18 +370,24 @@ def test_bad_exports_leave_one_line_and_no_file(run, image_folder, tmp_path):
     ]
 
 
-def test_bad_models_are_told(exported, tmp_path):
+def test_bad_models_are_told(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "RELEASED", tmp_path / "none")
     model = onnx.load(exported)
     onnx.helper.set_model_props(model, {"classes": "[]", "image_shape": "[16, 16, 3]"})
     onnx.save(model, tmp_path / "other.onnx")
     (tmp_path / "cut.onnx").write_bytes(exported.read_bytes()[:1000])
     (tmp_path / "cut.stablehlo").write_bytes(b"nothing")
+    (tmp_path / "cut.safetensors").write_bytes(b"nothing")
     for source, message in (
         ({}, "either a run with --workdir or a file with --model"),
         ({"model": tmp_path / "cut.onnx"}, r"cut\.onnx cannot be used as ONNX file"),
         ({"model": tmp_path / "other.onnx"}, r"logits of shape \[1, 2\] for one image and 0 classes"),
         ({"model": exported, "runtime": "jax"}, "JAX does not run"),
         ({"model": tmp_path / "cut.stablehlo"}, r"cut\.stablehlo\.json is missing"),
+        ({"model": tmp_path / "cut.safetensors"}, r"cut\.safetensors must be a \.safetensors file of lowcost\.save"),
+        ({"model": Path("nothing")}, "source must be .*, got nothing; released are none"),
+        ({"model": tmp_path / "nothing.onnx"}, r"nothing\.onnx"),
+        ({"workdir": tmp_path / "nowhere"}, "holds no run"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             predict.load(PredictConfig((), **source))
