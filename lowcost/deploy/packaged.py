@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lowcost import disk
 from lowcost.arguments import check_choice
+from lowcost.data.dataset import Task
 from lowcost.nn.networks import ARCHITECTURES, Network, block_channels, network
 from lowcost.terminal import first_line
 
@@ -60,7 +61,7 @@ class Loaded:
 
     def __post_init__(self):
         outputs = self.net.num_classes
-        check_choice("task", self.task, ("classes", "tags", "values"))
+        check_choice("task", self.task, get_args(Task))
         if len(self.classes) != outputs or not all(isinstance(name, str) for name in self.classes):
             raise ValueError(f"classes must be {outputs} names, one per output, got {list(self.classes)}; name each")
         if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
