@@ -202,7 +202,13 @@ class _Run:
 
 
 def ended_early(state: TrainState, epoch: int, patience: int | None) -> bool:
-    """Returns whether the best epoch, with several seeds the last of theirs, is at least `patience` epochs ago."""
+    """Returns whether the best epoch is at least `patience` epochs ago; with several seeds, each of their best epochs.
+
+    Args:
+        state: holds the best variables, unless patience is None.
+        epoch: number of epochs done.
+        patience: None for no early end.
+    """
     return patience is not None and epoch - int(np.asarray(state.best["epoch"]).max()) >= patience
 
 

@@ -129,7 +129,8 @@ def make_eval_step(
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], Sums]:
     """Returns (variables, images, labels, mask [B]) → the sums over this batch; mask 0 leaves an image out, 1 counts.
 
-    The outputs are those of net for images that `to_unit_range` scales, as in `make_train_step`.
+    The outputs are those of net for images that `to_unit_range` scales, as in `make_train_step`, and the figures are
+    those of `loss`.
     """
 
     def eval_step(variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
