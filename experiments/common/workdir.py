@@ -106,9 +106,14 @@ def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> N
     """Raises ValueError that names what differs."""
     one, other = (flat({k: v for k, v in content.items() if k not in without}) for content in (saved, given))
     pairs = {name: (one.get(name), other.get(name)) for name in other | one}
-    if got := ", ".join(f"{name} is {x} there and {y} here" for name, (x, y) in pairs.items() if x != y):
+    differing = {name: f"{name} is {x} there and {y} here" for name, (x, y) in pairs.items() if x != y}
+    if differing:
+        got = ", ".join(differing.values())
         problem = f"{path.parent} must hold a run of the same configuration, got another: {got}"
-        raise ValueError(f"{problem}; choose another --workdir, or the configuration that is there")
+        remedy = "choose another --workdir, or the configuration that is there"
+        if differing.keys() == {"epochs"}:
+            remedy = f"to train on, start a run in another --workdir with --init-from {path.parent}"
+        raise ValueError(f"{problem}; {remedy}")
 
 
 def _check_types(path: Path, values: Json) -> None:

@@ -71,6 +71,16 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
         finished(dataclasses.replace(config, seeds=2), INGREDIENTS | {"flip": "alternating"})
 
 
+def test_more_epochs_of_a_run_need_a_new_one(tmp_path):
+    """The error says how, but only where nothing else differs."""
+    config = TrainConfig(epochs=4, workdir=tmp_path)
+    write_or_compare(config, INGREDIENTS, {}, {})
+    for changes, more in (({}, True), ({"h": 2.0}, False)):
+        with pytest.raises(ValueError, match="epochs is 4 there and 8 here") as error:
+            write_or_compare(dataclasses.replace(config, epochs=8, **changes), INGREDIENTS, {}, {})
+        assert (f"--init-from {tmp_path}" in str(error.value)) == more
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff{}", b"[]", b"{" * 100, b"[" * 100_000])
 def test_a_damaged_result_is_refused(workdir, content):
     path, config = workdir / "result.json", TrainConfig(workdir=workdir, epochs=1)
