@@ -59,7 +59,7 @@ def main(arguments: EvaluateConfig) -> None:
     if split is None:
         raise ValueError(f"--part must be a part of the run's images, got {arguments.part}; choose test or train")
     weights = count_weights(state.params) // config.seeds
-    network = f"{config.architecture} {config.width} ({weights:,} weights) after {first_step(state)} steps"
+    network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {first_step(state)} steps"
     say = partial(print, file=messages(arguments.csv))
     say(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}:")
     outputs = ready.outputs(state.chosen, split.images).astype(np.float64)
@@ -67,7 +67,7 @@ def main(arguments: EvaluateConfig) -> None:
     if dataset.scale is not None:
         outputs, labels = (x * dataset.scale[1] + dataset.scale[0] for x in (outputs, labels))
     answers = evaluation.answers(task, outputs, fitted)
-    names, files = [*map(printable, dataset.classes)], getattr(split, "files", None) or range(len(split))
+    names, files = [*map(printable, dataset.classes)], split.files or range(len(split))
     say("\n".join(by_network(task, outputs, answers, labels, config.seed)))
     say(f"\n{by_output(task, answers, labels, names)}")
     if arguments.csv is not None:

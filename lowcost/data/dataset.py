@@ -30,13 +30,15 @@ class Split:
     Args:
         images: uint8 [N, H, W, C], N ≥ 1; may be a read-only memory map.
         labels: int32 [N] for classes; float32 [N, K] for K tags (0 or 1) or K values.
+        files: the path of each image, relative to the folder of the data set; None for other sources.
 
     Raises:
-        ValueError: a dtype or a shape is wrong.
+        ValueError: a dtype, a shape or the number of files is wrong.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray
+    files: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         images, labels = (f"{array.dtype} {list(array.shape)}" for array in (self.images, self.labels))
@@ -45,6 +47,8 @@ class Split:
         form, n = (self.labels.dtype, self.labels.ndim), len(self.images)
         if form not in ((np.int32, 1), (np.float32, 2)) or len(self.labels) != n or not self.labels.size:
             raise ValueError(f"Split.labels must be int32 [{n}], one per image, or float32 [{n}, K], got {labels}")
+        if self.files is not None and len(self.files) != n:
+            raise ValueError(f"Split.files must be {n} paths, one per image, or None, got {len(self.files)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -204,4 +208,5 @@ def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...]
 
 
 def _rows(split: Split, rows: NDArray) -> Split:
-    return Split(split.images[rows], split.labels[rows])
+    files = split.files and tuple(np.array(split.files, object)[rows])
+    return Split(split.images[rows], split.labels[rows], files)

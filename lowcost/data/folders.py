@@ -91,9 +91,10 @@ def _load(
 
     path = _file(cache, "folder", root, files, image_size)
     images, splits = cached(path, read, dtype=np.uint8, length=len(files)), {}
-    for part, (_, labels) in parts.items():
+    for part, (members, labels) in parts.items():
         chosen, images = np.split(images, [len(labels)])
-        splits[PARTS[part]] = Split(chosen, labels if labels.ndim == 1 else labels.astype(np.float32))
+        names = tuple(os.path.relpath(file, root) for file in members)
+        splits[PARTS[part]] = Split(chosen, labels if labels.ndim == 1 else labels.astype(np.float32), names)
         warn_absent(str(root), PARTS[part], labels, classes, task)
     origin = str(path or root)
     return Dataset("folder", classes=classes, flip=True, origin=origin, task=task, scale=scale, **splits)

@@ -63,6 +63,19 @@ def test_a_malformed_split_is_refused(images, labels, message):
         Split(images, labels)
 
 
+def test_a_file_belongs_to_each_image():
+    """Also after sampling and in both parts of a hold-out."""
+    with pytest.raises(ValueError, match=r"Split\.files must be 3 paths, one per image, or None, got 2"):
+        Split(IMAGES, LABELS, ("a.png", "b.png"))
+    data = counted(range(300))
+    named = dataclasses.replace(data.train, files=tuple(f"{i}.png" for i in range(300)))
+    held = dataclasses.replace(data, train=named).sample(200).hold_out(0.3)
+    for split in (held.train, held.validation):
+        assert split.files == tuple(f"{i}.png" for i in numbers(split))
+    assert held.test.files is None
+    assert held.digest == data.sample(200).hold_out(0.3).digest
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 2], [-1, 0, 0]])
 @pytest.mark.parametrize("split", ["train", "test", "validation"])
 def test_a_label_without_a_class_is_refused(labels, split):

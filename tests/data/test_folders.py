@@ -76,6 +76,8 @@ def test_classes_and_files_are_in_the_order_of_their_names(image_folder, tmp_pat
     assert data.train.labels.tolist() == [0, 1, 1, 2]
     assert reds(data.test) == [160, 200]
     assert data.test.labels.tolist() == [0, 1]
+    assert data.train.files == ("train/ant/x.jpg", "train/cat/a.PNG", "train/cat/b.png", "train/emu/y.Jpeg")
+    assert data.test.files == ("test/ant/p.png", "test/cat/q.jpg")
     assert data.flip
 
 
