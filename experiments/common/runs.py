@@ -145,6 +145,8 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
     config = dataclasses.replace(config, epochs=recipe.epochs if config.epochs is None else config.epochs)
     fine_tuning.check(config)
     check_counts(config, "batch_size", "epochs", "evaluate_every", "keep", "seeds", "train_images", "patience")
+    if not 0 <= config.validation_share < 1:
+        raise ValueError(f"--validation-share must be from 0 to below 1, got {config.validation_share}")
     if not 0 <= config.seed < 2**63 - config.seeds:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
     use_every_core(config.batch_size // (config.cluster.num_processes or 1))
@@ -311,6 +313,7 @@ def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) ->
         ValueError, OSError: what the user can fix, in one line.
     """
     config, recipe, expected = read(workdir)
+    config = dataclasses.replace(config, class_weights=None)  # which only training needs, and the file may be gone
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe)

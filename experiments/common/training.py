@@ -195,18 +195,16 @@ def _report(
 def _measured(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, Any]:
     """Returns the figures of the network that is deployed; all processes must call it."""
     config, dataset, row = ready.config, ready.dataset, log.rows[-1]
-    names = [name for name in ("loss", "accuracy") if f"test_{name}" in row]
     if config.keeps_best:
         chosen = ready.evaluate(state.chosen)
         assert chosen is not None
-        tests = {name: np.atleast_1d(chosen[name]).tolist() for name in names}
+        tests = {name: np.atleast_1d(figures).tolist() for name, figures in chosen.items()}
         epochs = np.atleast_1d(state.best["epoch"]).tolist()
+        by = "validation accuracy" if "accuracy" in tests else "validation loss"
     else:
+        names = [name for name in ("loss", "accuracy") if f"test_{name}" in row]
         tests = {name: row.get(f"test_{name}_seeds", [row[f"test_{name}"]]) for name in names}
-        epochs = [log.last_epoch()] * config.seeds
-    by = "last epoch"
-    if config.keeps_best:
-        by = "validation accuracy" if "accuracy" in names else "validation loss"
+        epochs, by = [log.last_epoch()] * config.seeds, "last epoch"
     result: dict[str, Any] = {"chosen": {"epochs": epochs, "by": by}, "tests": tests}
     if dataset.task == "classes":
         part = dataset.validation or dataset.train

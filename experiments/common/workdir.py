@@ -13,7 +13,7 @@ from lowcost.deploy.loading import Json, Result, configuration, flat
 
 _OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tensorboard")
 """Fields that may differ from one process of a run to the other."""
-_NOT_OF_THE_RUN = (*_OF_A_PROCESS, "evaluate_every", "cluster")
+_NOT_OF_THE_RUN = (*_OF_A_PROCESS, "evaluate_every", "cluster", "dry_run")
 """Fields that may differ when a run resumes; data_dir is written nevertheless, for programs that read the run."""
 _DATA = {"classes": list[str], "image_shape": list[int], "train": int}
 """Types of the values under "data" in config.json that readers of a run need."""
@@ -36,10 +36,11 @@ def write_or_compare(config: TrainConfig, recipe: Json, data: Json, settings: Js
     path = config.directory() / "config.json"
     content = _content(config, recipe, data, settings)
     if path.exists():
-        saved = _with_defaults(configuration(path.parent))
-        _compare(path, saved, content, without=("data_dir",))
+        saved = configuration(path.parent)
+        _compare(path, _with_defaults(saved), content, without=("data_dir",))
         if saved["data_dir"] == content["data_dir"]:
             return
+        content = {**saved, "data_dir": content["data_dir"]}  # new fields would change the identity of an older run
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 

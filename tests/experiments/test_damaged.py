@@ -16,6 +16,7 @@ from experiments.common import runs, training
 from experiments.common.config import TrainConfig
 from experiments.common.recipes import RECIPES
 from experiments.common.workdir import finished, read, write_or_compare
+from lowcost.deploy.loading import identity
 
 ROOT = Path(__file__).parents[2]
 INGREDIENTS = dataclasses.asdict(RECIPES["paper"])
@@ -65,6 +66,10 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
     assert read(workdir)[:2] == (config, RECIPES["paper"])
     write_or_compare(config, INGREDIENTS, content["data"], {})
     assert json.loads(path.read_text()) == content
+    known = identity(workdir)
+    write_or_compare(dataclasses.replace(config, data_dir=workdir), INGREDIENTS, content["data"], {})
+    assert json.loads(path.read_text()) == content | {"data_dir": str(workdir)}
+    assert identity(workdir) == known  # so that its checkpoints stay those of this run
     with pytest.raises(
         ValueError, match=r"seeds is 1 there and 2 here, ingredients\.flip is random there and alternating"
     ):
