@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
 
+import lowcost
 from lowcost import data, nn, plots
 from lowcost.train.state import count_weights, create_state
 from lowcost.train.step import make_eval_step, make_train_step, mean_metrics
@@ -135,3 +136,19 @@ plt.show()
 for name, (net, variables) in networks.items():
     print(name)
     print(nn.stability_report(net, variables, digits.image_shape), end="\n\n")
+
+# %% [markdown]
+# ## A released network
+#
+# Trained networks come with the package. This one has learned to classify CIFAR-10 images. The plots show the stencils
+# of its first step, and how far the last step spreads a pixel in the first channel: the Green's function on the grid
+# of the last block.
+
+# %%
+released = lowcost.load("cifar10-implicit_rd-A")
+print("\n".join(f"{name}: {value}" for name, value in released.card.items()))
+first, last = (released.variables["params"][name]["stencil"] for name in ("block1_step1", "block3_step4"))
+figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+plots.stencils(first, ax=axes[0])
+plots.green_function(lowcost.analysis.green_function(last, (8, 8), h=1.0), ax=axes[1])
+plt.show()

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import re
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,7 @@ from flax.traverse_util import flatten_dict
 import lowcost
 from lowcost.deploy import loading, packaged
 from lowcost.nn import ARCHITECTURES, ImplicitRDStep, Network, initializers, network
+from lowcost.train.state import count_weights
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "dog", "bird", "\udcff", "Käfer")
@@ -256,8 +258,22 @@ def test_released_networks_are_in_the_package():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["lowcost"]
     folder = loading.RELEASED.relative_to(Path(lowcost.__file__).parent)
     assert f"{folder.as_posix()}/*.safetensors" in data
-    for file in loading.RELEASED.glob("*"):
-        assert lowcost.load(file.stem).card["limits"]
+
+
+def test_the_page_lists_the_released_networks():
+    """With what their cards state, and no others."""
+    rows = []
+    for file in sorted(loading.RELEASED.glob("*")):
+        loaded = lowcost.load(file.stem)
+        card, accuracy = loaded.card, float(loaded.card["test_accuracy"])
+        assert card["limits"]
+        assert file.stem.split("-", 1)[1].replace("-", " ") == card["network"]
+        assert loaded.image_shape == (32, 32, 3)
+        assert count_weights(loaded.variables["params"]) == int(card["weights"])
+        cells = [f"`{file.stem}`", *(card[name] for name in ("data", "recipe", "epochs", "seed"))]
+        rows.append(f"| {' | '.join(cells)} | {int(card['weights']):,} | {accuracy:.2%} |".replace("%", " %"))
+    page = (ROOT / "docs/deploy.md").read_text("utf-8")
+    assert [line for line in page.splitlines() if re.match(r"\| `cifar", line)] == rows
 
 
 def test_time_steps_that_are_arrays_are_saved_as_numbers(trained, tmp_path):
