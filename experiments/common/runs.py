@@ -183,6 +183,8 @@ def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
 
 def load(config: TrainConfig) -> data.Dataset:
     """Returns all images of a run's data set, decoded or from the cache beside its work directory."""
+    if config.dataset != "folder" and config.test_share != TrainConfig.test_share:
+        raise ValueError(f"--test-share needs the data set folder, got {config.dataset}; leave it out")
     options = values(config, "data_dir", "image_size", "download", "max_pixels", "test_share", "task")
     return data.load(config.dataset, cache_dir=image_cache(config.directory()), **options)
 

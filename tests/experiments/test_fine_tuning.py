@@ -1,0 +1,184 @@
+"""Fine-tuning: what is loaded, frozen and slowed; and one real run that also stops early and resumes."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from chex import assert_trees_all_close, assert_trees_all_equal
+
+from experiments.common import fine_tuning, runs, training
+from experiments.common.config import TrainConfig
+from lowcost.data import Dataset, Split
+from lowcost.deploy.packaged import save
+from lowcost.nn import network
+from lowcost.train.state import create_state
+
+
+def test_frozen_layers_do_not_move_and_loaded_ones_move_slowly():
+    params = {
+        name: jnp.ones(3) for name in ("opening", "block1_step1", "block1_pooling", "block10_step1", "classifier")
+    }
+    config = TrainConfig(init_from="any", freeze=("block1",), loaded_rate=0.25)
+    optimizer = fine_tuning.slowed(optax.adamw(1.0, weight_decay=0.5), config)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    plain, _ = optax.adamw(1.0, weight_decay=0.5).update(params, optax.adamw(1.0).init(params), params)
+    factors = {"opening": 0.25, "block1_step1": 0, "block1_pooling": 0, "block10_step1": 0.25, "classifier": 1}
+    assert_trees_all_close(updates, {name: factors[name] * plain[name] for name in params})
+    everything = fine_tuning.slowed(optax.sgd(1.0), dataclasses.replace(config, freeze=("classifier", "opening")))
+    assert not np.any(everything.update(params, everything.init(params), params)[0]["classifier"])
+
+
+def dataset(names, task="classes"):
+    """Black images of the digits' shape, one of each class or with each tag."""
+    labels = np.arange(len(names), dtype=np.int32) if task == "classes" else np.eye(len(names), dtype=np.float32)
+    split = Split(np.zeros((len(names), 12, 12, 1), np.uint8), labels)
+    return Dataset("folder", split, split, tuple(names), flip=False, task=task)
+
+
+NET = network("implicit_rd", (4, 8), 3, steps_per_block=1)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A file with a network of the classes x, y and z, and its variables."""
+    variables = jax.device_get(jax.jit(lambda key: NET.init(key, jnp.zeros((1, 8, 8, 1))))(jax.random.key(5)))
+    path = tmp_path_factory.mktemp("source") / "net.safetensors"
+    save(path, NET, variables, classes="xyz", image_shape=(8, 8, 1))
+    return path, variables
+
+
+def test_the_classifier_is_loaded_where_the_classes_are_the_same(source):
+    """By name and in the same order, of the same task."""
+    path, variables = source
+    config = TrainConfig(init_from=str(path))
+    assert_trees_all_equal(fine_tuning.weights(config, NET, dataset("xyz")), variables)
+    for other in (("xzy",), ("abc",), ("xyz", "tags")):
+        loaded = fine_tuning.weights(config, NET, dataset(*other))
+        assert loaded["params"].keys() == variables["params"].keys() - {"classifier"}
+        assert_trees_all_equal(loaded["batch_stats"], variables["batch_stats"])
+
+
+def test_a_run_starts_from_the_loaded_weights(source):
+    """Every seed, its average and its best; the new classifier is that of the seed."""
+    _, variables = source
+    loaded = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "classifier"}}
+    keys = jax.random.split(jax.random.key(0), 2)
+    create = jax.vmap(lambda key: create_state(NET, optax.sgd(1.0), key, (8, 8, 1), average=True, best=True))
+    before = jax.jit(create)(keys)
+    state = fine_tuning.start(before, loaded)
+    for there in (state.average, state.best["variables"], {"params": state.params, "batch_stats": state.batch_stats}):
+        for seed in range(2):
+            one = jax.tree.map(lambda x, seed=seed: x[seed], there)
+            kernel = one["params"].pop("classifier")["kernel"]
+            np.testing.assert_array_equal(kernel, before.params["classifier"]["kernel"][seed])
+            assert_trees_all_equal(one, loaded)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "explicit_rd"}, "architecture explicit_rd, got implicit_rd"),
+        ({"width": (8, 16)}, r"width \(8, 16\), got \(4, 8\)"),
+        ({"kernel_size": 5}, "kernel_size 5, got 3"),
+        ({"steps_per_block": 2}, "steps_per_block 2, got 1"),
+        ({"h": 0.5}, "h 0.5, got 1.0"),
+    ],
+)
+def test_weights_of_another_network_are_refused(source, change, message):
+    fields = {"architecture": "implicit_rd", "width": (4, 8), "kernel_size": 3, "steps_per_block": 1, **change}
+    net = network(fields.pop("architecture"), fields.pop("width"), 3, **fields)
+    with pytest.raises(ValueError, match=f"--init-from .* must hold a network with {message}; name the same as there"):
+        fine_tuning.weights(TrainConfig(init_from=str(source[0])), net, dataset("xyz"))
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    """A run on digits from the weights of three other classes, block1 frozen, and what its result.json holds."""
+    folder = tmp_path_factory.mktemp("runs")
+    weights = folder / "weights.json"
+    weights.write_text(json.dumps({str(k): 1 + k for k in range(10)}))
+    fields = {"width": (4, 8), "steps_per_block": 1, "train_images": 200, "batch_size": 20, "epochs": 30}
+    fields |= {"init_from": str(source[0]), "freeze": ("block1",), "loaded_rate": 0.5, "class_weights": str(weights)}
+    fields |= {"validation_share": 0.3, "patience": 1, "evaluate_every": 50, "workdir": folder / "run"}
+    config = TrainConfig(**fields)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "set_mesh", lambda mesh: None)  # as in all tests here, but before the fixture for each test
+        assert training.run(config) == 0
+    return config, json.loads((folder / "run" / "result.json").read_text())
+
+
+def restored(config):
+    """The run's set-up and state, from a copy of its configuration whose file of class weights is gone."""
+    file = Path(config.class_weights)
+    content = file.read_bytes()
+    file.unlink()
+    try:
+        return runs.reopen(config.workdir, None)
+    finally:
+        file.write_bytes(content)
+
+
+def test_a_run_ends_after_its_patience_and_reports_its_best_epoch(finished):
+    """The figures are those of the best weights, though no epoch was evaluated on the test images."""
+    config, result = finished
+    rows = [json.loads(line) for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
+    scores = [row["validation_accuracy"] for row in rows]
+    best = 1 + int(np.argmax(scores))
+    assert len(rows) == best + 1 < 30
+    assert not any("test_loss" in row for row in rows)
+    assert result["chosen"] == {"epochs": [best], "by": "validation accuracy"}
+    ready, state = restored(config)
+    logits = ready.outputs(state.chosen, ready.dataset.test.images)[0]
+    assert result["test_accuracies"] == [pytest.approx(np.mean(logits.argmax(-1) == ready.dataset.test.labels))]
+    assert result["test_accuracy"] == result["test_accuracies"][0]
+    assert result["validation_images"] == len(ready.dataset.validation)
+    assert result["train_images"] + result["validation_images"] == 200
+    assert result["steps"] == len(rows) * ready.steps_per_epoch
+    assert len(result["temperatures"]) == 1
+    validation = ready.outputs(state.chosen, ready.dataset.validation.images)[0].argmax(-1)
+    assert np.mean(validation == ready.dataset.validation.labels) == pytest.approx(max(scores))
+    assert config.workdir.joinpath("curves.png").exists()
+
+
+def test_frozen_weights_are_those_of_the_source(finished, source):
+    """Bit for bit; all others moved, as did the statistics, and the classifier has the new classes."""
+    variables, (_, state) = jax.device_get(source[1]), restored(finished[0])
+    for layer, leaves in state.params.items():
+        if layer == "classifier":
+            assert leaves["kernel"].shape == (16, 10)
+            continue
+        for one, other in zip(*map(jax.tree.leaves, (leaves, variables["params"][layer])), strict=True):
+            assert np.array_equal(one, other) == layer.startswith("block1_")
+    before, after = variables["batch_stats"], state.batch_stats
+    assert not any(map(np.array_equal, *map(jax.tree.leaves, (before, jax.device_get(after)))))
+
+
+def test_a_run_that_keeps_its_best_resumes_as_if_nothing_had_happened(finished, tmp_path, capsys):
+    """From the epoch before the last; the file of the first weights is no longer needed."""
+    config, result = finished
+    shutil.copytree(config.workdir, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    (tmp_path / "run" / "result.json").unlink()
+    assert training.run(dataclasses.replace(config, workdir=tmp_path / "run")) == 0
+    assert "resuming from step " in capsys.readouterr().out
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    same = ("digest", "chosen", "test_accuracies", "test_losses", "temperatures", "steps")
+    assert [again[name] for name in same] == [result[name] for name in same]
+
+
+def test_a_run_is_a_source_too(finished):
+    """Its best weights; with the classifier for the digits, and without for other classes."""
+    config, _ = finished
+    ready, state = restored(config)
+    again = dataclasses.replace(config, init_from=str(config.workdir), class_weights=None)
+    loaded = fine_tuning.weights(again, ready.net, ready.dataset)
+    assert_trees_all_equal(loaded, jax.device_get(state.chosen))
+    others = fine_tuning.weights(again, ready.net, dataset("abcdefghij"))
+    assert others["params"].keys() == loaded["params"].keys() - {"classifier"}

@@ -1,0 +1,288 @@
+"""The flags of `train`: each is recorded, documented, refused where it is wrong, and does what it says."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tyro
+from chex import assert_trees_all_equal
+
+from experiments.common import runs, training
+from experiments.common.config import TrainConfig, flags
+from experiments.common.objective import loss_of
+from experiments.common.recipes import RECIPES, Recipe
+from experiments.common.workdir import read, shared, write_or_compare
+from lowcost import data
+from lowcost.train.losses import binary_cross_entropy, cross_entropy, squared_error
+
+DOCS = Path(__file__).parents[2] / "docs"
+INGREDIENTS = dataclasses.asdict(RECIPES["paper"])
+ABOUT = {"classes": ["0", "1"], "image_shape": [8, 8, 1], "train": 1437}
+OF_THE_RUN = {
+    "learning_rate": 0.003,
+    "flip": "horizontal",
+    "label_smoothing": 0.1,
+    "class_weights": "auto",
+    "task": "tags",
+    "test_share": 0.3,
+    "validation_share": 0.1,
+    "keep_best": True,
+    "patience": 3,
+    "init_from": "old",
+    "freeze": ("opening", "block1"),
+    "loaded_rate": 0.5,
+    "kernel_size": 5,
+    "width": (4, 8),
+    "recipe": "own.json",
+}
+"""Flag → a value other than its default."""
+SMALL = {"width": (4, 8), "steps_per_block": 1, "train_images": 40, "batch_size": 20, "epochs": 1}
+
+
+def params(ready):
+    """The shapes of the weights of a run."""
+    return ready.abstract_state().params
+
+
+def dataset(labels=(0, 0, 0, 1), task="classes", names=("cat", "dog")):
+    """Black images of the digits' shape."""
+    split = data.Split(np.zeros((len(labels), 12, 12, 1), np.uint8), np.array(labels, np.int32))
+    if task != "classes":
+        split = dataclasses.replace(split, labels=np.eye(len(names), dtype=np.float32)[split.labels])
+    scale = ((0.0,) * len(names), (1.0,) * len(names)) if task == "values" else None
+    return data.Dataset("folder", split, split, names, flip=False, task=task, scale=scale)
+
+
+@pytest.mark.parametrize("name", OF_THE_RUN)
+def test_a_flag_is_recorded_and_another_value_refused(name, tmp_path):
+    """In both directions; what is recorded is what readers of the run get, and processes must agree on it."""
+    plain = TrainConfig(workdir=tmp_path / "plain", epochs=1)
+    changed = dataclasses.replace(plain, workdir=tmp_path / "changed", **{name: OF_THE_RUN[name]})
+    for config in (plain, changed):
+        write_or_compare(config, INGREDIENTS, ABOUT, {})
+        write_or_compare(config, INGREDIENTS, ABOUT, {})
+        assert read(config.directory())[0] == config
+    old, new = (json.loads(json.dumps(getattr(config, name))) for config in (plain, changed))
+    for config, there, here in ((changed, old, new), (plain, new, old)):
+        other = tmp_path / ("plain" if config is changed else "changed")
+        with pytest.raises(ValueError, match=re.escape(f": {name} is {there} there and {here} here; choose")):
+            write_or_compare(dataclasses.replace(config, workdir=other), INGREDIENTS, ABOUT, {})
+    assert shared(plain)[name] != shared(changed)[name]
+
+
+def test_all_fields_but_a_few_are_recorded(tmp_path):
+    """These change no result, or are written by another name."""
+    write_or_compare(TrainConfig(workdir=tmp_path), INGREDIENTS, ABOUT, {})
+    recorded = json.loads((tmp_path / "config.json").read_text()).keys() - {"ingredients", "data", "settings"}
+    left_out = {"workdir", "download", "max_pixels", "keep", "tensorboard", "evaluate_every", "cluster", "dry_run"}
+    assert recorded == {field.name for field in dataclasses.fields(TrainConfig)} - left_out
+
+
+@pytest.mark.parametrize("name", [*OF_THE_RUN, "dry_run"])
+def test_a_flag_is_documented(name, capsys):
+    """With its default in --help, and on the page; the flags that programs write are read as the same value."""
+    with pytest.raises(SystemExit):
+        tyro.cli(TrainConfig, args=["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    flag = f"--{name.replace('_', '-')}"
+    default = TrainConfig.__dataclass_fields__[name].default
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    *_, entry = re.findall(rf" {flag}[ ,].*?\(default:([^)]*)\)", text)
+    assert entry.strip() == shown
+    assert flag in (DOCS / "training.md").read_text()
+    config = dataclasses.replace(TrainConfig(), **{name: OF_THE_RUN.get(name, True)})
+    assert tyro.cli(TrainConfig, args=flags(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *[({"learning_rate": x}, f"--learning-rate must be positive, got {x}") for x in (0.0, -1.0, np.nan, np.inf)],
+        *[
+            ({"label_smoothing": x}, f"--label-smoothing must be from 0 to below 1, got {x}")
+            for x in (-0.1, 1.0, np.nan)
+        ],
+        ({"class_weights": "none.json"}, "No such file or directory: 'none.json'"),
+        ({"task": "tags"}, "task must be classes for digits, got 'tags'; only a folder may have another"),
+        ({"test_share": 0.3}, "--test-share needs the data set folder, got digits; leave it out"),
+        ({"dataset": "folder", "data_dir": Path("any"), "test_share": 2.0}, "test_share must be above 0 and below 1"),
+        *[
+            ({"validation_share": x}, f"--validation-share must be from 0 to below 1, got {x}")
+            for x in (-0.1, 1.0, np.nan)
+        ],
+        (
+            {"keep_best": True},
+            "--keep-best and --patience need validation images, got none; add ",
+        ),
+        ({"patience": 3}, "--keep-best and --patience need validation images, got none; add "),
+        ({"patience": 0, "validation_share": 0.5}, "--patience must be at least 1, got 0"),
+        ({"init_from": "none"}, "source must be a work directory, .* got none; released are "),
+        ({"freeze": ("opening",)}, "--freeze and --loaded-rate need --init-from, got none; add it, or leave them out"),
+        ({"loaded_rate": 0.5}, "--freeze and --loaded-rate need --init-from, got none; add it, or leave them out"),
+        *[
+            ({"init_from": "any", "loaded_rate": x}, f"--loaded-rate must be from 0 to 1, got {x}")
+            for x in (-0.5, 1.5, np.nan)
+        ],
+        (
+            {"init_from": "any", "freeze": ("block",)},
+            "--freeze must name layers .*, got 'block'; the layers are ",
+        ),
+        ({"kernel_size": 0}, "kernel_size must be a whole number of at least 1, got 0"),
+        ({"kernel_size": 7}, "stencil must have from 1 to 6x6 points, the size of the grid, got 7x7"),
+        ({"width": (4, 9)}, r"width must double from block to block, .* got \(4, 9\)"),
+        ({"width": (0,)}, r"width must double from block to block, .* got \(0,\)"),
+        ({"recipe": "slow"}, "--recipe must be paper, fast or a file FILE.json, got 'slow'"),
+        ({"recipe": "none.json"}, "No such file or directory: 'none.json'"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(options, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert training.run(TrainConfig(**{"dataset": "digits", **SMALL, **options})) == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
+    assert not list(tmp_path.glob("runs/[!.]*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--flip", "vertical"],
+        ["--task", "boxes"],
+        ["--width", "D"],
+        ["--width", "4.5"],
+        ["--learning-rate", "fast"],
+        ["--patience", "1.5"],
+        ["--kernel-size", "three"],
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        tyro.cli(TrainConfig, args=arguments)
+    assert error.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "got Expecting property name"),
+        ("[]", "got no JSON object"),
+        ('{"rate": 1}', "got unknown ingredient 'rate'"),
+        ('{"epochs": "ten"}', "got epochs 'ten', where .*int.* is needed"),
+        ('{"optimizer": "sgd"}', "got optimizer 'sgd', where .*adamw.* is needed"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(content, message, tmp_path, capsys):
+    (tmp_path / "own.json").write_text(content)
+    assert training.run(TrainConfig(recipe=str(tmp_path / "own.json"), workdir=tmp_path / "run", **SMALL)) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"error: .*own\.json must hold ingredients of a recipe .*{message}.*; see .*recipes\.json\n", error
+    )
+
+
+def test_flags_of_network_data_and_recipe(tmp_path):
+    """What is built has their values; a flag goes before the recipe's own."""
+    (tmp_path / "own.json").write_text('{"optimizer": "adamw", "learning_rate": 0.5, "epochs": 7, "whitening": true}')
+    fields = {**SMALL, "epochs": None, "recipe": str(tmp_path / "own.json"), "workdir": tmp_path / "run"}
+    fields |= {"kernel_size": 5, "flip": "horizontal", "validation_share": 0.3, "train_images": 200}
+    ready = runs.prepare(TrainConfig(learning_rate=0.25, **fields))
+    assert ready.recipe == Recipe(optimizer="adamw", learning_rate=0.25, epochs=7, whitening=True)
+    assert ready.epochs == 7
+    shapes = {name: layer["stencil"].shape for name, layer in params(ready).items() if "stencil" in layer}
+    assert {shape[:2] for shape in shapes.values()} == {(5, 5)}
+    assert params(ready)["classifier"]["kernel"].shape == (2 * 8, 10)
+    assert (ready.dataset.flip, runs.load(ready.config).flip) == (True, False)
+    held = runs.load(ready.config).sample(200).hold_out(0.3)
+    assert ready.dataset.digest == held.digest
+    assert ready.steps_per_epoch == len(held.train) // 20
+    assert runs.describe(ready.dataset)["validation"] == len(held.validation)
+
+
+def test_the_loss_has_the_flags_and_the_task():
+    logits = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    known = {"tags": binary_cross_entropy, "classes": cross_entropy}
+    for task, expected in known.items():
+        ours = dataset(task=task)
+        loss, extra = loss_of(TrainConfig(task=task, label_smoothing=0.2), ours)
+        labels = jnp.asarray(ours.train.labels)
+        assert_trees_all_equal(loss(logits, labels), expected(logits, labels, smoothing=0.2))
+        assert extra == {}
+    assert loss_of(TrainConfig(task="values"), dataset(task="values")) == (squared_error, {})
+    for task in ("tags", "values"):
+        with pytest.raises(ValueError, match=f"--class-weights needs --task classes, got {task}; leave it out"):
+            loss_of(TrainConfig(task=task, class_weights="auto"), dataset(task=task))
+    with pytest.raises(ValueError, match="--label-smoothing needs classes or tags, got --task values; leave it out"):
+        loss_of(TrainConfig(task="values", label_smoothing=0.2), dataset(task="values"))
+
+
+def test_class_weights(tmp_path):
+    """auto: all classes have the same weight together, 1 per image on average; a file: by name, recorded as read."""
+    loss, extra = loss_of(TrainConfig(class_weights="auto"), dataset())
+    weights = loss(np.zeros((4, 2), np.float32), jnp.int32([0, 0, 0, 1]))["weight"]
+    np.testing.assert_allclose(weights, [2 / 3, 2 / 3, 2 / 3, 2], rtol=1e-6)
+    assert extra == {"class_weights": pytest.approx([2 / 3, 2])}
+    path = tmp_path / "weights.json"
+    path.write_text('{"dog": 0.5, "cat": 3}')
+    config = TrainConfig(class_weights=str(path), workdir=tmp_path)
+    _, extra = loss_of(config, dataset())
+    assert extra == {"class_weights": [3, 0.5]}
+    write_or_compare(config, INGREDIENTS, ABOUT | extra, {})
+    path.write_text('{"dog": 0.25, "cat": 3}')
+    with pytest.raises(ValueError, match=r"data\.class_weights is \[3, 0\.5\] there and \[3, 0\.25\] here"):
+        write_or_compare(config, INGREDIENTS, ABOUT | loss_of(config, dataset())[1], {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"weights\.json must be a JSON file, got Expecting"),
+        ("[1, 2]", "must hold .* for each class, got a difference in no object; the classes are cat, dog"),
+        ('{"cat": 1}', "got a difference in dog; the classes are cat, dog"),
+        ('{"cat": 1, "dog": 1, "cow": 1}', "got a difference in cow; the classes are cat, dog"),
+        ('{"cat": 1, "dog": 0}', "with a positive number for each class, got .*'dog': 0"),
+        ('{"cat": 1, "dog": "2"}', "with a positive number for each class, got .*'dog': '2'"),
+        ('{"cat": 1, "dog": true}', "with a positive number for each class, got .*'dog': True"),
+        ('{"cat": 1, "dog": NaN}', "with a positive number for each class, got .*'dog': nan"),
+    ],
+)
+def test_wrong_class_weights_are_refused(content, message, tmp_path):
+    path = tmp_path / "weights.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"--class-weights .*{message}"):
+        loss_of(TrainConfig(class_weights=str(path)), dataset())
+
+
+def test_balanced_weights_improve_the_worst_recall():
+    """Of a linear classifier of digits, five classes of which have a tenth of the images of the others."""
+    digits = data.load("digits")
+    test, recalls = digits.test.images.reshape(-1, 144) / np.float32(255), {None: [], "auto": []}
+    for weights, seed in ((weights, seed) for weights in recalls for seed in range(3)):
+        order, labels = np.random.default_rng(seed).permutation(len(digits.train)), digits.train.labels
+        rows = np.concatenate([order[labels[order] == k][: 130 if k < 5 else 13] for k in range(10)])
+        train = data.Split(digits.train.images[rows], labels[rows])
+        loss, _ = loss_of(TrainConfig(class_weights=weights), dataclasses.replace(digits, train=train))
+        found = np.argmax(test @ _linear(loss, train.images.reshape(-1, 144) / np.float32(255), train.labels), axis=-1)
+        recalls[weights].append(min(np.mean(found[digits.test.labels == k] == k) for k in range(10)))
+    assert np.mean(recalls["auto"]) > np.mean(recalls[None]) + 0.1
+
+
+def _linear(loss, images, labels):
+    """The weights of a linear classifier after 60 steps on all images."""
+    optimizer = optax.adam(0.05)
+
+    def mean(weights):
+        figures = loss(images @ weights, labels)
+        return jnp.sum(figures["loss"] * figures["weight"]) / jnp.sum(figures["weight"])
+
+    def step(carry, _):
+        updates, state = optimizer.update(jax.grad(mean)(carry[0]), carry[1])
+        return (optax.apply_updates(carry[0], updates), state), None
+
+    weights = jnp.zeros((images.shape[1], 10))
+    return jax.jit(lambda carry: jax.lax.scan(step, carry, length=60)[0][0])((weights, optimizer.init(weights)))
