@@ -30,7 +30,7 @@ def fits(images: NDArray[Any], mesh: Mesh) -> bool:
 
 def feed(
     images: NDArray[Any],
-    labels: NDArray[np.int32],
+    labels: NDArray[Any],
     indices: Callable[[int], NDArray[np.int64]],
     mesh: Mesh,
     *,
@@ -45,7 +45,7 @@ def feed(
 
     Args:
         images: [N, ...], of any dtype; unless resident, may be a memory map larger than the memory.
-        labels: int32 [N].
+        labels: int32 [N] for classes, float32 [N, K] for tags and values, or others that the loss takes.
         indices: step → rows of its batch, [B] or, for several seeds, [S, B]; called from another thread.
         mesh: the devices, whose number divides B.
         steps_max: the largest n.
