@@ -47,7 +47,7 @@ def main(arguments: EvaluateConfig) -> None:
         ValueError, OSError: what the user can fix, in one line.
     """
     from experiments.common import runs
-    from lowcost.deploy.loading import temperatures
+    from lowcost.deploy.loading import configuration, temperatures
     from lowcost.train.loop import first_step
     from lowcost.train.state import count_weights
 
@@ -57,7 +57,7 @@ def main(arguments: EvaluateConfig) -> None:
     config, dataset, task = ready.config, ready.dataset, ready.dataset.task
     split = dataset.splits.get(arguments.part)
     if split is None:
-        raise ValueError(f"--part must be a part of the run's images, got {arguments.part}; choose test or train")
+        raise ValueError(f"--part must be test or train for a run without validation images, got {arguments.part}")
     weights = count_weights(state.params) // config.seeds
     network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {first_step(state)} steps"
     say = partial(print, file=messages(arguments.csv))
@@ -65,7 +65,8 @@ def main(arguments: EvaluateConfig) -> None:
     outputs = ready.outputs(state.chosen, split.images).astype(np.float64)
     labels, fitted = split.labels, temperatures(arguments.workdir, config.seeds) if task == "classes" else None
     if dataset.scale is not None:
-        outputs, labels = (x * dataset.scale[1] + dataset.scale[0] for x in (outputs, labels))
+        of_run = configuration(arguments.workdir)["data"]["scale"]  # the folder may hold other images than in training
+        outputs, labels = outputs * of_run[1] + of_run[0], labels * dataset.scale[1] + dataset.scale[0]
     answers = evaluation.answers(task, outputs, fitted)
     names, files = [*map(printable, dataset.classes)], split.files or range(len(split))
     say("\n".join(by_network(task, outputs, answers, labels, config.seed)))

@@ -133,7 +133,8 @@ class TrainConfig:
     def directory(self) -> Path:
         """Returns the work directory."""
         seeds = f"seed{self.seed}" if self.seeds == 1 else f"seeds{self.seed}to{self.seed + self.seeds - 1}"
-        name = f"{self.dataset}-{self.architecture}-{self.width_name}-{Path(self.recipe).stem}-{seeds}"
+        kind = self.dataset if self.task == "classes" else f"{self.dataset}-{self.task}"
+        name = f"{kind}-{self.architecture}-{self.width_name}-{Path(self.recipe).stem}-{seeds}"
         return self.workdir or Path("runs") / name
 
 

@@ -1,4 +1,4 @@
-"""Says what a run will take, `train --dry-run`: trains a few steps and writes nothing."""
+"""Says what a run will take, `train --dry-run`: trains a few steps and writes no work directory."""
 
 import time
 
@@ -21,6 +21,7 @@ def report(ready: Setup) -> int:
     """Prints images, weights, memory, seconds per epoch and the time of the whole run; returns 0."""
     first, step, evaluation = _times(ready)
     config, dataset = ready.config, ready.dataset
+    evaluation /= config.evaluate_every
     epoch = ready.steps_per_epoch * step + evaluation
     table = Table(show_header=False, title=f"{config.architecture} {config.width_name} on {dataset.name}")
     shape = " x ".join(map(str, dataset.image_shape))
@@ -32,7 +33,7 @@ def report(ready: Setup) -> int:
     table.add_row("steps per epoch", f"{ready.steps_per_epoch:,} of {config.batch_size} images")
     table.add_row("first step", f"{first:,.1f} s, with compilation")
     table.add_row("an epoch", f"{epoch:,.1f} s, of which {evaluation:,.1f} s are evaluation")
-    table.add_row("all epochs", f"{ready.epochs * epoch / 60:,.1f} min for {ready.epochs:,}")
+    table.add_row(f"all {ready.epochs:,} epochs", f"{ready.epochs * epoch / 60:,.1f} min")
     table.add_row("peak memory", f"{memory.peak_memory() / 2**30:.2f} GiB")
     if processes.is_process_0():
         Console(markup=False).print(table)
@@ -51,7 +52,7 @@ def _times(ready: Setup) -> tuple[float, float, float]:
         jax.block_until_ready(state)
         seconds.append((time.monotonic() - begin) / n)
         done += n
-        if seconds[-1] * steps_max > SECONDS and len(seconds) > 1:
+        if processes.process_max(seconds[-1] * steps_max > SECONDS and len(seconds) > 1):
             break
     some = slice(2 * ready.config.batch_size)
     test = ready.dataset.test

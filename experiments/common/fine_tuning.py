@@ -8,7 +8,9 @@ import optax
 
 from experiments.common.config import TrainConfig
 from lowcost import data, nn
-from lowcost.deploy.loading import load
+from lowcost.deploy.loading import configuration, load
+from lowcost.terminal import printable
+from lowcost.train import checkpoint
 from lowcost.train.state import TrainState
 
 NEW = "classifier"
@@ -52,6 +54,27 @@ def _begins(layer: str, name: str) -> bool:
     return layer == name or layer.startswith(f"{name}_")
 
 
+def source(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> str:
+    """Returns the sha256 of the weights to start from; of a run with checkpoints, as its config.json has it.
+
+    Raises:
+        ValueError: as in `weights`.
+    """
+    workdir = config.directory()
+    if any((workdir / "checkpoints").glob("[0-9]*")):  # which no longer needs the source
+        return configuration(workdir)["data"].get("init_from", "")
+    return checkpoint.digest(jax.tree.map(jnp.asarray, weights(config, net, dataset)))
+
+
+def summary(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> str:
+    """Returns a line about what is loaded and what is frozen."""
+    layers = weights(config, net, dataset)["params"]
+    frozen = [layer for layer in layers if any(_begins(layer, name) for name in config.freeze)]
+    new = "" if NEW in layers else "; the classifier starts anew"
+    line = f"starting from {printable(config.init_from)}: {len(layers)} layers loaded{new}"
+    return f"{line}; frozen: {', '.join(frozen)}" if frozen else line
+
+
 def weights(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> dict[str, Any]:
     """Returns the variables to start from, by collection and layer; without the classifier unless the classes agree.
 
@@ -59,11 +82,14 @@ def weights(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> dict
         ValueError, OSError: what --init-from names cannot be loaded, or is another network.
     """
     assert config.init_from is not None
-    source = load(config.init_from)
+    try:
+        source = load(config.init_from)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--init-from {config.init_from} cannot be loaded: {error}") from error
     ours, theirs = _described(net, dataset.image_shape), _described(source.net, source.image_shape)
     if name := next((name for name in ours if ours[name] != theirs[name]), ""):
-        problem = f"--init-from {config.init_from} must hold a network with {name} {ours[name]}, got {theirs[name]}"
-        raise ValueError(f"{problem}; name the same as there")
+        problem = f"--init-from {config.init_from} must hold a network with {name} {ours[name]}"
+        raise ValueError(f"{problem}, got one with {name} {theirs[name]}; use what is there")
     known = dataset.task != "values" and (source.task, tuple(source.classes)) == (dataset.task, dataset.classes)
     return {
         kind: {layer: leaves for layer, leaves in layers.items() if known or layer != NEW}
@@ -74,11 +100,11 @@ def weights(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> dict
 def _described(net: nn.Network, image_shape: tuple[int, ...]) -> dict[str, Any]:
     step: Any = net.step
     return {
-        "architecture": {kind: name for name, kind in nn.ARCHITECTURES.items()}[step.func],
-        "width": nn.block_channels(net.channels),
-        "kernel_size": net.kernel_size,
-        "steps_per_block": net.steps_per_block,
-        "h": step.keywords.get("h", 1.0),
+        "--architecture": {kind: name for name, kind in nn.ARCHITECTURES.items()}[step.func],
+        "--width": " ".join(map(str, nn.block_channels(net.channels))),
+        "--kernel-size": net.kernel_size,
+        "--steps-per-block": net.steps_per_block,
+        "--h": step.keywords.get("h", 1.0),
         "channels of the images": image_shape[-1],
     }
 

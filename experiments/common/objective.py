@@ -11,12 +11,11 @@ from experiments.common.config import TrainConfig
 from lowcost import data
 from lowcost.train.losses import Loss, binary_cross_entropy, cross_entropy, squared_error
 
-FIGURES = {
-    "classes": ("loss", "weight", "accuracy"),
-    "tags": ("loss", "weight", "accuracy"),
-    "values": ("loss", "weight"),
-}
-"""What the loss of each task returns."""
+
+def figures(config: TrainConfig) -> tuple[str, ...]:
+    """Returns the names of what the loss of a run returns."""
+    weight = () if config.class_weights is None else ("weight",)
+    return ("loss",) if config.task == "values" else ("loss", "correct", *weight)
 
 
 def loss_of(config: TrainConfig, dataset: data.Dataset) -> tuple[Loss, dict[str, Any]]:
@@ -51,8 +50,8 @@ def class_weights(source: str, dataset: data.Dataset) -> tuple[float, ...]:
         return tuple(len(dataset.train) / (len(counts) * counts))
     try:
         given = json.loads(Path(source).read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--class-weights {source} must be a JSON file, got {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--class-weights must be auto or a JSON file, got {source} ({error})") from None
     expected = f'--class-weights {source} must hold {{"CLASS": weight}} with a positive number for each class'
     if not isinstance(given, dict) or given.keys() != set(dataset.classes):
         got = ", ".join(sorted(given.keys() ^ set(dataset.classes))[:5]) if isinstance(given, dict) else "no object"

@@ -136,15 +136,16 @@ def recipe_named(name: str) -> Recipe:
     if not name.endswith(".json"):
         raise ValueError(f"--recipe must be {', '.join(RECIPES)} or a file FILE.json, got {name!r}")
     kinds = get_type_hints(Recipe)
+    expected = f"--recipe {name} must be a JSON object with ingredients of a recipe ({', '.join(kinds)})"
     try:
         ingredients = json.loads(Path(name).read_text("utf-8"))
-        assert isinstance(ingredients, dict), "no JSON object"
-        for key, value in ingredients.items():
-            assert key in kinds, f"unknown ingredient {key!r}"
-            assert fits(value, kinds[key]), f"{key} {value!r}, where {kinds[key]} is needed"
-    except (ValueError, AssertionError) as error:
-        expected = f"{name} must hold ingredients of a recipe ({', '.join(kinds)})"
-        raise ValueError(f"{expected}, got {error}; see experiments/common/recipes.json") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{expected}, got {error}") from None
+    if not isinstance(ingredients, dict):
+        raise ValueError(f"{expected}, got {type(ingredients).__name__}")
+    for key, value in ingredients.items():
+        if key not in kinds or not fits(value, kinds[key]):
+            raise ValueError(f"{expected}, got {key} {value!r}; see experiments/common/recipes.json")
     return Recipe(**ingredients)
 
 

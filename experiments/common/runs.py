@@ -18,7 +18,7 @@ from jax.sharding import Mesh, Sharding
 from experiments.common import fine_tuning
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_counts, values
-from experiments.common.objective import FIGURES, loss_of
+from experiments.common.objective import figures, loss_of
 from experiments.common.recipes import Recipe, recipe_named
 from experiments.common.workdir import read, shared
 from lowcost import data, nn
@@ -149,6 +149,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
         raise ValueError(f"--validation-share must be from 0 to below 1, got {config.validation_share}")
     if not 0 <= config.seed < 2**63 - config.seeds:
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
+    _check_width(config)
     use_every_core(config.batch_size // (config.cluster.num_processes or 1))
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
@@ -158,6 +159,13 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
         raise ValueError(f"--batch-size must be at most {largest}, got {config.batch_size}; use a smaller one")
     keep_compiled(config.directory().parent / CACHE / "compiled")
     return _build(config, recipe, dataset, mesh)
+
+
+def _check_width(config: TrainConfig) -> None:
+    try:
+        nn.block_channels(config.width)
+    except ValueError as error:
+        raise ValueError(f"--{error}; use A, B, C or numbers such as 8 16 32") from None
 
 
 def _changed(recipe: Recipe, config: TrainConfig) -> Recipe:
@@ -236,7 +244,7 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
 
     def create(key: jax.Array) -> TrainState:
         keeps = {"average": recipe.average is not None, "best": config.keeps_best}
-        return create_state(net, optimizer, key, tuple(about["image_shape"]), figures=FIGURES[config.task], **keeps)
+        return create_state(net, optimizer, key, tuple(about["image_shape"]), figures=figures(config), **keeps)
 
     def initial_state() -> TrainState:
         keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]

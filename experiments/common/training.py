@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Iterable
@@ -27,7 +28,7 @@ from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
 from lowcost.train.state import TrainState, count_weights
 
 TEMPERATURE_IMAGES = 5000
-"""Number of validation images, or training images where there are none, to which the temperature is fitted."""
+"""Largest number of validation images, or training images where there are none, to which a temperature is fitted."""
 
 
 def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
@@ -82,8 +83,8 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
     ready, failure = None, ""
     try:
         ready = runs.prepare(config, recipe)
-        if config.init_from is not None and not (config.directory() / "config.json").exists():
-            fine_tuning.weights(config, ready.net, ready.dataset)  # raises before anything is written
+        if config.init_from is not None:
+            ready.extra["init_from"] = fine_tuning.source(config, ready.net, ready.dataset)
     except (ValueError, OSError, ImportError) as error:
         failure = str(error)
     try:
@@ -119,9 +120,14 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
         begin, state, meta = restored[:3] if restored else (0, ready.start(), {"seconds": 0.0})
         if restored:
             console.print(f"resuming from step {begin} in {printable(workdir)}")
+        elif ready.config.init_from is not None:
+            console.print(fine_tuning.summary(ready.config, ready.net, ready.dataset), highlight=False)
         log = _open_log(ready, begin)
         outputs = {"log": log, "checkpoints": checkpoints, "console": console, "seconds": meta["seconds"]}
         state = _fit(ready, state, interruption, outputs)
+        ended = _ended(ready, state, log, interruption)
+        done = begin == loop.first_step(state) and processes.process_max((workdir / "result.json").exists())
+        measured = _measured(ready, state, log) if ended and not done else None
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
             raise
@@ -130,7 +136,17 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
         os._exit(entry.PROCESS_GONE)  # an orderly exit would wait for the process that is gone
     finally:
         checkpoints.close()
-    return _report(ready, state, begin, log, interruption, console)
+    if not ended:
+        return _stopped(ready, state, log, interruption, console)
+    if processes.is_process_0():
+        _report(ready, state, log, measured, console)
+    return 0
+
+
+def _ended(ready: runs.Setup, state: TrainState, log: MetricsLog, interruption: Interruption) -> bool:
+    """Returns whether training came to its end, and was not stopped before."""
+    early = loop.ended_early(state, log.last_epoch(), ready.config.patience)
+    return interruption.signal is None or log.last_epoch() >= ready.epochs or early
 
 
 def _open_log(ready: runs.Setup, step: int) -> MetricsLog:
@@ -163,33 +179,47 @@ def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, optio
         raise RuntimeError("training failed; this is a mistake in the program") from error
 
 
-def _report(
-    ready: runs.Setup, state: TrainState, begin: int, log: MetricsLog, interruption: Interruption, console: Console
-) -> int:
-    """Draws the curves, writes and prints the result, or says where the run stopped; returns the exit status."""
-    config, workdir = ready.config, ready.config.directory()
+def _draw(ready: runs.Setup, log: MetricsLog) -> None:
     if processes.is_process_0() and log.rows:
-        title = f"{config.architecture} {config.width_name} on {ready.dataset.name}"
-        plots.draw_curves(log.rows, workdir / "curves.png", title=title)
-    early = loop.ended_early(state, log.last_epoch(), config.patience)
-    if interruption.signal is not None and log.last_epoch() < ready.epochs and not early:
-        saved = "" if loop.skipped_in_a_row(state) else f", saved in {printable(workdir)}"
-        where = f"stopped at step {loop.first_step(state)}{saved}"
-        console.print(f"{where}; the same command resumes from the last checkpoint")
-        return 128 + interruption.signal
+        title = f"{ready.config.architecture} {ready.config.width_name} on {ready.dataset.name}"
+        plots.draw_curves(log.rows, ready.config.directory() / "curves.png", title=title)
+
+
+def _stopped(
+    ready: runs.Setup, state: TrainState, log: MetricsLog, interruption: Interruption, console: Console
+) -> int:
+    """Draws the curves, says where the run stopped, and returns the exit status."""
+    _draw(ready, log)
+    saved = "" if loop.skipped_in_a_row(state) else f", saved in {printable(ready.config.directory())}"
+    where = f"stopped at step {loop.first_step(state)}{saved}"
+    console.print(f"{where}; the same command resumes from the last checkpoint")
+    assert interruption.signal is not None
+    return 128 + interruption.signal
+
+
+def _report(
+    ready: runs.Setup, state: TrainState, log: MetricsLog, measured: dict[str, Any] | None, console: Console
+) -> None:
+    """Draws the curves, and writes and prints the result, unless it was there before."""
+    _draw(ready, log)
+    workdir, last = ready.config.directory(), log.last_epoch()
     path = workdir / "result.json"
-    done = begin == loop.first_step(state) and processes.process_max(path.exists())
-    measured = {} if done else _measured(ready, state, log)
-    if not processes.is_process_0():
-        return 0
-    if done:  # a new result would hold other figures of time and memory
+    if measured is None:  # a new result would hold other figures of time and memory
         console.print("this run is finished; nothing was left to do")
         result: dict[str, Any] = Result(path)
     else:
+        if last < ready.epochs:
+            console.print(
+                f"ended after epoch {last} of {ready.epochs}: no better one for {ready.config.patience} epochs"
+            )
         result = _result(ready, state, log, measured)
-        files.write_whole(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+        files.write_whole(path, (json.dumps(_finite(result), indent=2, allow_nan=False) + "\n").encode())
     print_result(console, result, workdir)
-    return 0
+
+
+def _finite(content: Any) -> Any:
+    """Returns JSON with None in place of NaN and infinities, which JSON lacks."""
+    return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
 
 def _measured(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str, Any]:
@@ -208,9 +238,11 @@ def _measured(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str
     result: dict[str, Any] = {"chosen": {"epochs": epochs, "by": by}, "tests": tests}
     if dataset.task == "classes":
         part = dataset.validation or dataset.train
-        some = slice(None, None, max(1, len(part) // TEMPERATURE_IMAGES))
+        some = slice(None, None, math.ceil(len(part) / TEMPERATURE_IMAGES))
+        least = 0.0 if dataset.validation else 1.0  # of images that it has learned, a network is rightly surer
         logits = ready.outputs(state.chosen, part.images[some])
-        result["temperatures"] = [round(fit_temperature(one, part.labels[some]), 4) for one in logits]
+        fitted = (fit_temperature(x, part.labels[some]) if np.isfinite(x).all() else 1.0 for x in logits)
+        result["temperatures"] = [round(max(least, temperature), 4) for temperature in fitted]
     return result
 
 
@@ -225,7 +257,8 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog, measured: dic
         "width": config.width_name,
         "recipe": config.recipe,
         "weights": count_weights(state.params) // config.seeds,
-        **values(config, "epochs", "seed", "seeds"),
+        "epochs": row["epoch"],
+        **values(config, "seed", "seeds"),
         "test_accuracy": accuracies and statistics.mean(accuracies),
         "test_accuracy_std": statistics.stdev(accuracies) if accuracies and len(accuracies) > 1 else None,
         "test_accuracies": accuracies,
@@ -255,7 +288,8 @@ def print_result(console: Console, result: dict[str, Any], workdir: Path) -> Non
     table.add_row("weights", f"{result['weights']:,}")
     images = f"of {result['test_images']:,} images{seeds}"
     if result["test_accuracy"] is None:
-        table.add_row("test loss", f"{statistics.mean(result['test_losses']):.4f} {images}")
+        losses = [math.nan if loss is None else loss for loss in result["test_losses"]]
+        table.add_row("test loss", f"{statistics.mean(losses):.4f} {images}")
     else:
         table.add_row("test accuracy", f"{result['test_accuracy']:.2%}{spread} {images}")
     table.add_row("epochs", str(result["epochs"]))

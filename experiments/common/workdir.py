@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Container
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from experiments.common.config import TrainConfig, fits
 from experiments.common.files import write_whole
@@ -107,7 +107,7 @@ def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> N
     """Raises ValueError that names what differs."""
     one, other = (flat({k: v for k, v in content.items() if k not in without}) for content in (saved, given))
     pairs = {name: (one.get(name), other.get(name)) for name in other | one}
-    differing = {name: f"{name} is {x} there and {y} here" for name, (x, y) in pairs.items() if x != y}
+    differing = {name: f"{name} is {_short(x)} there and {_short(y)} here" for name, (x, y) in pairs.items() if x != y}
     if differing:
         got = ", ".join(differing.values())
         problem = f"{path.parent} must hold a run of the same configuration, got another: {got}"
@@ -115,6 +115,12 @@ def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> N
         if differing.keys() == {"epochs"}:
             remedy = f"to train on, start a run in another --workdir with --init-from {path.parent}"
         raise ValueError(f"{problem}; {remedy}")
+
+
+def _short(value: Any) -> str:
+    """Returns the beginning of a long value, such as a digest or many classes."""
+    text = str(value)
+    return text if len(text) <= 50 else f"{text[:40]}…"
 
 
 def _check_types(path: Path, values: Json) -> None:

@@ -112,6 +112,9 @@ def _card(config: Json, result: Json, steps: int, weights: int) -> dict[str, str
     names = ("dataset", "recipe", "init_from", "epochs", "seed")
     card |= {name: str(config[name]) for name in names if config.get(name) is not None}
     card |= {"steps": str(steps), "weights": str(weights)}
+    card |= {"epochs": str(result["epochs"])} if "epochs" in result else {}
+    if result.get("chosen", {}).get("by", "last epoch") != "last epoch":
+        card["chosen"] = f"epoch {result['chosen']['epochs'][0]} by {result['chosen']['by']}"
     for figure, numbers in (("test_accuracy", "test_accuracies"), ("test_loss", "test_losses")):
         if result.get(numbers):
             card[figure] = str(result[numbers][0])

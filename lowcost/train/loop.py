@@ -77,7 +77,8 @@ def fit(
         console: for the progress bar and one line per epoch.
         seconds: wall time of the run before this call. Rows and checkpoints store this plus the time of this call,
             including compilation.
-        patience: the number of epochs after the best one after which training ends; None for no early end.
+        patience: the number of epochs after the best one after which training ends; None for no early end, and for a
+            state that keeps no best variables.
 
     Returns:
         The last state.
@@ -137,7 +138,7 @@ class _Run:
         epoch, more = divmod(self.step, self.steps_per_epoch)
         if more or epoch <= self.log.last_epoch():
             return True
-        figures, begin = self.rate.speed(), time.monotonic()
+        figures = self.rate.speed()
         progress.note(self.step, "evaluating")
         validation: Metrics = {}
         if validate is not None:
@@ -153,19 +154,20 @@ class _Run:
         parts = {"train": mean_metrics(self.state.metrics), "validation": validation, "test": test}
         self.log.append(epoch_row(epoch, self.step, parts, **figures))
         self.console.print(epoch_line(self.log.rows[-1], self.epochs), highlight=False)
-        self._estimate(evaluation=time.monotonic() - begin)
+        self._estimate()
         self.rate.start()
         return True
 
-    def _estimate(self, evaluation: float) -> None:
-        """Prints once, after the first epoch whose steps were measured, how long the other epochs will take."""
+    def _estimate(self) -> None:
+        """Prints once, after the first epoch whose steps were measured, how long the steps of the others will take."""
         left, step = self.epochs - self.step // self.steps_per_epoch, self.rate.seconds_per_step()
         if step is None or self.estimated or not left:
             return
         self.estimated = True
-        minutes = math.ceil(left * (self.steps_per_epoch * step + evaluation) / 60)
-        time_left = f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-        self.console.print(f"about {time_left} for the other {left} epochs", highlight=False)
+        minutes = left * self.steps_per_epoch * step / 60
+        duration = f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+        epochs = "the other epoch" if left == 1 else f"the other {left} epochs"
+        self.console.print(f"about {duration} for the training steps of {epochs}", highlight=False)
 
     def dispatch(self, train_steps: TrainSteps, batches: Feed, progress: ProgressBar) -> None:
         """Runs one dispatch; raises FloatingPointError if the streak is too long."""

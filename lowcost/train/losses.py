@@ -1,7 +1,7 @@
 """Losses: how the outputs of a network compare with the labels, image by image.
 
-A loss is a pure function (outputs [B, K], labels) → figures of each image, each [B]. "loss" and "weight" are always
-there: training minimises Σ weight · loss / Σ weight. Of every other figure the mean over all images is reported.
+A loss is a pure function (outputs [B, K], labels) → figures of each image, each [B]. Training minimises the mean of
+"loss", or Σ weight · loss / Σ weight if there is "weight". The mean of "correct" is reported as the accuracy.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,8 @@ def cross_entropy(
         smoothing: ε, the share of the target that is spread over all classes.
 
     Returns:
-        {"loss", "weight", "accuracy"}; the accuracy of an image is 1 if its class has the largest logit, else 0.
+        {"loss", "correct"}, and "weight" if there are class weights. An image is correct, 1 and not 0, if its class has
+        the largest logit.
     """
     chex.assert_shape(labels, logits.shape[:1])
     if smoothing:
@@ -36,8 +37,8 @@ def cross_entropy(
         loss = optax.softmax_cross_entropy(logits, targets)
     else:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    weight = jnp.ones_like(loss) if class_weights is None else jnp.asarray(class_weights, loss.dtype)[labels]
-    return {"loss": loss, "weight": weight, "accuracy": (jnp.argmax(logits, axis=-1) == labels).astype(loss.dtype)}
+    figures = {"loss": loss, "correct": (jnp.argmax(logits, axis=-1) == labels).astype(loss.dtype)}
+    return figures if class_weights is None else {**figures, "weight": jnp.asarray(class_weights, loss.dtype)[labels]}
 
 
 def binary_cross_entropy(logits: jax.Array, tags: jax.Array, *, smoothing: float = 0.0) -> Figures:
@@ -49,12 +50,12 @@ def binary_cross_entropy(logits: jax.Array, tags: jax.Array, *, smoothing: float
         smoothing: ε.
 
     Returns:
-        {"loss", "weight", "accuracy"}; the accuracy of an image is the share of its tags that are right, with s > 1/2.
+        {"loss", "correct"}; "correct" is the share of an image's tags that are right, with the threshold s > 1/2.
     """
     chex.assert_equal_shape([logits, tags])
     loss = optax.sigmoid_binary_cross_entropy(logits, (1 - smoothing) * tags + smoothing / 2).mean(axis=-1)
     right = ((logits > 0) == (tags > 0.5)).astype(loss.dtype).mean(axis=-1)
-    return {"loss": loss, "weight": jnp.ones_like(loss), "accuracy": right}
+    return {"loss": loss, "correct": right}
 
 
 def squared_error(outputs: jax.Array, values: jax.Array) -> Figures:
@@ -65,8 +66,7 @@ def squared_error(outputs: jax.Array, values: jax.Array) -> Figures:
         values: [B, K], standardised, so that no value outweighs the others.
 
     Returns:
-        {"loss", "weight"}.
+        {"loss"}.
     """
     chex.assert_equal_shape([outputs, values])
-    loss = jnp.square(outputs - values).mean(axis=-1)
-    return {"loss": loss, "weight": jnp.ones_like(loss)}
+    return {"loss": jnp.square(outputs - values).mean(axis=-1)}

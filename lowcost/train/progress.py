@@ -49,7 +49,7 @@ class Rate:
             self.start()
             return state
         self._steps += n
-        self._images += n * math.prod(batch[1].shape[1:])
+        self._images += n * math.prod(batch[-1].shape[1:])
         self._busy += busy
         if self._dispatches == 2:
             self.dispatch = process_max(min(math.ceil(DISPATCH_SECONDS * n / busy), self._steps_max))

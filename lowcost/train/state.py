@@ -60,7 +60,7 @@ def create_state(
     *,
     average: bool = False,
     best: bool = False,
-    figures: Sequence[str] = ("loss", "weight", "accuracy"),
+    figures: Sequence[str] = ("loss", "correct"),
 ) -> TrainState:
     """Returns the state before the first step; pure, so that `jax.eval_shape` can check a network and an image size.
 

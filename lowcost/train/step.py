@@ -64,8 +64,7 @@ def make_train_step(
             `value_fn` (params → loss), which `optax.contrib.reduce_on_plateau` and line searches need.
         augment: (images in [0, 1], draw) → images; `draw` is a `Draw`: random keys, indices of the images, and epoch.
         steps_per_epoch: number of steps after which the running metrics restart.
-        average: limit d of the decay of a moving average of the variables, a ← dₜ·a + (1 - dₜ)·variables. After t steps
-            dₜ = min(d, (1 + t) / (10 + t)), so that the first weights fade quickly. None for a state without average.
+        average: limit d of the decay min(d, (1 + t) / (10 + t)) of a moving average after t steps; None for none.
         loss: L and w of each image, see `lowcost.train.losses`.
 
     Returns:
@@ -84,7 +83,7 @@ def make_train_step(
             variables = {"params": params, "batch_stats": state.batch_stats}
             outputs, updates = net.apply(variables, inputs, train=True, mutable=["batch_stats"])
             sums = _sums(loss(outputs, labels), jnp.ones(len(labels)))
-            return sums["loss"] / sums["weight"], (sums, updates.get("batch_stats", {}))
+            return sums["loss"] / sums.get("weight", sums["count"]), (sums, updates.get("batch_stats", {}))
 
         (value, (sums, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         extra = {"value": value, "grad": grads, "value_fn": lambda params: mean_loss(params)[0]}
@@ -165,18 +164,18 @@ def to_unit_range(images: Images) -> Images:
 
 
 def mean_metrics(sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Σ w L / Σ w, and the means of the loss's other figures; NaN over no images; with several seeds, of each of them.
+    """Σ w L / Σ w, and the share of correct answers; NaN over no images; with several seeds, of each of them.
 
     Args:
-        sums: {"loss", "weight", "count", …}, see `make_eval_step`.
+        sums: {"loss", "count"}, "weight" for other w than 1, and "correct" if there is an accuracy.
 
     Returns:
-        {"loss", …}, such as {"loss", "accuracy"}.
+        {"loss", "accuracy"}, or {"loss"}.
     """
+    total = {name: np.asarray(figure, float) for name, figure in sums.items()}
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        figures = {name: np.asarray(total, float) for name, total in sums.items()}
-        weight, count = figures.pop("weight"), figures.pop("count")
-        return {name: total / (weight if name == "loss" else count) for name, total in figures.items()}
+        means = {"loss": total["loss"] / total.get("weight", total["count"])}
+        return means | ({"accuracy": total["correct"] / total["count"]} if "correct" in total else {})
 
 
 def _choose(finite: jax.Array, done: TrainState, following: TrainState, state: TrainState) -> TrainState:
@@ -195,5 +194,5 @@ def _averaged(state: TrainState, variables: Any, decay_max: float | None) -> Any
 
 
 def _sums(figures: Figures, mask: jax.Array) -> Sums:
-    weighted = {**figures, "loss": figures["weight"] * figures["loss"]}
+    weighted = {**figures, "loss": figures.get("weight", 1) * figures["loss"]}
     return {"count": jnp.sum(mask), **{name: jnp.sum(mask * figure) for name, figure in weighted.items()}}

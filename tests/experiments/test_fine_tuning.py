@@ -81,19 +81,21 @@ def test_a_run_starts_from_the_loaded_weights(source):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "got"),
     [
-        ({"architecture": "explicit_rd"}, "architecture explicit_rd, got implicit_rd"),
-        ({"width": (8, 16)}, r"width \(8, 16\), got \(4, 8\)"),
-        ({"kernel_size": 5}, "kernel_size 5, got 3"),
-        ({"steps_per_block": 2}, "steps_per_block 2, got 1"),
-        ({"h": 0.5}, "h 0.5, got 1.0"),
+        ({"architecture": "explicit_rd"}, ("--architecture", "explicit_rd", "implicit_rd")),
+        ({"width": (8, 16)}, ("--width", "8 16", "4 8")),
+        ({"kernel_size": 5}, ("--kernel-size", 5, 3)),
+        ({"steps_per_block": 2}, ("--steps-per-block", 2, 1)),
+        ({"h": 0.5}, ("--h", 0.5, 1.0)),
     ],
 )
-def test_weights_of_another_network_are_refused(source, change, message):
+def test_weights_of_another_network_are_refused(source, change, got):
     fields = {"architecture": "implicit_rd", "width": (4, 8), "kernel_size": 3, "steps_per_block": 1, **change}
     net = network(fields.pop("architecture"), fields.pop("width"), 3, **fields)
-    with pytest.raises(ValueError, match=f"--init-from .* must hold a network with {message}; name the same as there"):
+    flag, here, there = got
+    message = f"--init-from .* must hold a network with {flag} {here}, got one with {flag} {there}; use what is there"
+    with pytest.raises(ValueError, match=message):
         fine_tuning.weights(TrainConfig(init_from=str(source[0])), net, dataset("xyz"))
 
 

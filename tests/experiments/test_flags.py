@@ -171,10 +171,10 @@ def test_a_value_of_the_wrong_type_is_refused(arguments, capsys):
     ("content", "message"),
     [
         ("{", "got Expecting property name"),
-        ("[]", "got no JSON object"),
-        ('{"rate": 1}', "got unknown ingredient 'rate'"),
-        ('{"epochs": "ten"}', "got epochs 'ten', where .*int.* is needed"),
-        ('{"optimizer": "sgd"}', "got optimizer 'sgd', where .*adamw.* is needed"),
+        ("[]", "got list"),
+        ('{"rate": 1}', "got rate 1;"),
+        ('{"epochs": "ten"}', "got epochs 'ten';"),
+        ('{"optimizer": "sgd"}', "got optimizer 'sgd';"),
     ],
 )
 def test_a_wrong_recipe_is_refused(content, message, tmp_path, capsys):
@@ -182,7 +182,7 @@ def test_a_wrong_recipe_is_refused(content, message, tmp_path, capsys):
     assert training.run(TrainConfig(recipe=str(tmp_path / "own.json"), workdir=tmp_path / "run", **SMALL)) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(
-        rf"error: .*own\.json must hold ingredients of a recipe .*{message}.*; see .*recipes\.json\n", error
+        rf"error: --recipe .*own\.json must be a JSON object with ingredients of a recipe .*{message}.*\n", error
     )
 
 
@@ -241,7 +241,7 @@ def test_class_weights(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"weights\.json must be a JSON file, got Expecting"),
+        ("{", r"must be auto or a JSON file, got .*weights\.json \(Expecting"),
         ("[1, 2]", "must hold .* for each class, got a difference in no object; the classes are cat, dog"),
         ('{"cat": 1}', "got a difference in dog; the classes are cat, dog"),
         ('{"cat": 1, "dog": 1, "cow": 1}', "got a difference in cow; the classes are cat, dog"),
@@ -278,7 +278,7 @@ def _linear(loss, images, labels):
 
     def mean(weights):
         figures = loss(images @ weights, labels)
-        return jnp.sum(figures["loss"] * figures["weight"]) / jnp.sum(figures["weight"])
+        return jnp.average(figures["loss"], weights=figures.get("weight"))
 
     def step(carry, _):
         updates, state = optimizer.update(jax.grad(mean)(carry[0]), carry[1])

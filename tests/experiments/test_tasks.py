@@ -53,7 +53,9 @@ def test_from_a_table_of_labels_to_a_file(task, tmp_path, capsys):
         assert training.run(dataclasses.replace(config, dry_run=True)) == 0
         shown = capsys.readouterr().out
         assert not workdir.exists()
-        assert all(name in shown for name in ("validation images", "weights", "an epoch", "peak memory", "for 8"))
+        assert all(
+            name in shown for name in ("validation images", "weights", "an epoch", "peak memory", "all 8 epochs")
+        )
     assert training.run(config) == 0
     check_result(task, workdir, capsys.readouterr().out)
 
