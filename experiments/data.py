@@ -1,7 +1,8 @@
 """Shows what is in a data set: `python -m experiments.data DATASET`.
 
-Prints the number of images of each class, where the data were read from and their checksums, and draws examples. With
---augmented it draws eight training images, and below them what each function of `lowcost.data.augment` makes of them.
+Prints the number of images of each class or tag, or the mean and deviation of each value, where the data were read from
+and their checksums, and draws examples. With --augmented it draws eight training images, and below them what each
+function of `lowcost.data.augment` makes of them.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ from lowcost.train.processes import devices
 
 COLUMNS, ROWS = 8, 20
 """Images beside each other, and rows below each other, on a sheet."""
+PARTS = {"train": "training", "validation": "validation", "test": "test"}
+"""Name of a split → what its images are called."""
 Images = NDArray[np.uint8]
 """[B, H, W, C]."""
 
@@ -44,6 +47,12 @@ class DataConfig:
     """folder: resize the images to squares of this side. None: 64 or 32, unless all share a small size."""
     max_pixels: int = decoding.MAX_PIXELS
     """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
+    task: data.Task = "classes"
+    """folder: classes, or the tags or values of labels.csv."""
+    test_share: float = 0.2
+    """folder: share of the images that become test images, where there is no folder test."""
+    validation_share: float = 0.0
+    """Share of the training images that become validation images."""
     augmented: bool = False
     """Draw augmented images in place of examples."""
     seed: int = 0
@@ -59,30 +68,48 @@ def main(config: DataConfig) -> None:
         ValueError, OSError: what the user can fix, in one line.
     """
     sheet = config.out or Path("runs") / f"{config.dataset}{'-augmented' if config.augmented else ''}.png"
-    options = values(config, "data_dir", "image_size", "download", "max_pixels")
+    options = values(config, "data_dir", "image_size", "download", "max_pixels", "task", "test_share")
     dataset = data.load(config.dataset, cache_dir=sheet.parent / runs.CACHE, **options)
+    if config.validation_share:
+        dataset = dataset.hold_out(config.validation_share)
     if config.augmented:
         chosen = choose(dataset.train.labels, config.seed)
         draw(augmented(dataset.train.images[chosen], chosen, config.seed), sheet, inches=0.8)
         print(f"{terminal.printable(sheet)}: training images {', '.join(map(str, chosen))} of {config.dataset}")
         return
     draw(examples(dataset), sheet)
-    splits = {"training images": dataset.train, "test images": dataset.test}
+    splits = {f"{PARTS[part]} images": split for part, split in parts(dataset)}
     columns = [Column(name, f"{len(split):,}", justify="right") for name, split in splits.items()]
-    counts = Table("class", *columns, show_footer=True)
-    for name, *numbers in class_counts(dataset):
-        counts.add_row(terminal.printable(name), *(f"{number:,}" for number in numbers))
+    counts = Table({"classes": "class", "tags": "tag"}.get(config.task, "value"), *columns, show_footer=True)
+    for name, *cells in summary(dataset):
+        counts.add_row(terminal.printable(name), *cells)
     facts = Table("", Column(overflow="fold"), show_header=False)
     for name, value in {**describe(dataset), "examples in": sheet}.items():
         facts.add_row(name, terminal.printable(value))
     Console(soft_wrap=True, markup=False).print(counts, facts, sep="\n")  # a class may be called [red]
 
 
-def class_counts(dataset: data.Dataset) -> list[tuple[str, int, int]]:
-    """Returns (class, number of training images, number of test images) in the order of the labels."""
-    splits, number = (dataset.train, dataset.test), len(dataset.classes)
-    train, test = (np.bincount(split.labels, minlength=number).tolist() for split in splits)
-    return list(zip(dataset.classes, train, test, strict=True))
+def parts(dataset: data.Dataset) -> list[tuple[str, data.Split]]:
+    """Returns (name, split) in the order of `PARTS`."""
+    return [(part, dataset.splits[part]) for part in PARTS if part in dataset.splits]
+
+
+def summary(dataset: data.Dataset) -> list[tuple[str, ...]]:
+    """Returns a name and a cell per part: the number of images of each class or tag, or mean ± deviation of a value."""
+    columns = []
+    for _, split in parts(dataset):
+        if dataset.scale is not None:
+            numbers = split.labels.astype(float) * dataset.scale[1] + dataset.scale[0]
+            columns.append([f"{x.mean():.4g} ± {x.std():.4g}" for x in numbers.T])
+        else:
+            columns.append([f"{np.count_nonzero(has):,}" for has in _members(dataset, split)])
+    return list(zip(dataset.classes, *columns, strict=True))
+
+
+def _members(dataset: data.Dataset, split: data.Split) -> list[NDArray[np.bool_]]:
+    """Returns which images belong to each class, or have each tag."""
+    columns = range(len(dataset.classes))
+    return [split.labels == i if dataset.task == "classes" else split.labels[:, i] > 0.5 for i in columns]
 
 
 def moments(split: data.Split) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -105,8 +132,7 @@ def describe(dataset: data.Dataset) -> dict[str, str]:
         "mean": " ".join(f"{x:.4f}" for x in mean),
         "deviation": " ".join(f"{x:.4f}" for x in deviation),
         "read from": dataset.origin,
-        "sha256 of training images and labels": dataset.train.digest,
-        "sha256 of test images and labels": dataset.test.digest,
+        **{f"sha256 of {PARTS[part]} images and labels": split.digest for part, split in parts(dataset)},
     }
     if archive := catalogue.ENTRIES.get(dataset.name):
         facts |= {"archive": archive.url, "sha256 of the archive": archive.sha256}
@@ -114,16 +140,20 @@ def describe(dataset: data.Dataset) -> dict[str, str]:
 
 
 def examples(dataset: data.Dataset) -> list[tuple[str, Images]]:
-    """Returns the first training images of every class."""
+    """Returns the first training images of every class or tag, or images from the smallest to the largest value."""
     train = dataset.train
-    rows = [np.flatnonzero(train.labels == label)[:COLUMNS] for label in range(len(dataset.classes))]
+    if dataset.task == "values":
+        places = np.unique(np.linspace(0, len(train) - 1, COLUMNS).astype(int))
+        rows = [np.argsort(column, kind="stable")[places] for column in train.labels.T]
+    else:
+        rows = [np.flatnonzero(members)[:COLUMNS] for members in _members(dataset, train)]
     return [(terminal.printable(name), train.images[row]) for name, row in zip(dataset.classes, rows, strict=True)]
 
 
-def choose(labels: NDArray[np.integer], seed: int) -> NDArray[np.integer]:
-    """Returns the indices of eight random images, all of different classes if there are as many."""
+def choose(labels: NDArray, seed: int) -> NDArray[np.integer]:
+    """Returns the indices of eight random images, all with different labels if there are as many."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    first = np.sort(np.unique(labels[order], return_index=True)[1])
+    first = np.sort(np.unique(labels[order], axis=0, return_index=True)[1])
     return np.concatenate([order[first], np.delete(order, first)])[:COLUMNS]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments.common import training
 from experiments.common.config import TrainConfig
-from experiments.data import DataConfig, augmented, choose, class_counts, draw, examples, main, moments
+from experiments.data import DataConfig, augmented, choose, describe, draw, examples, main, moments, summary
 from lowcost.data import Dataset, Split, augment, load
 
 
@@ -20,8 +20,8 @@ def test_digits_are_described(tmp_path, capsys):
     main(DataConfig("digits", out=tmp_path / "digits.png"))
     output = capsys.readouterr().out.replace("\n", "")
     digits = load("digits")
-    for name, *counts in class_counts(digits):
-        assert counts == [np.sum(split.labels == int(name)) for split in (digits.train, digits.test)]
+    for name, *counts in summary(digits):
+        assert counts == [str(np.sum(split.labels == int(name))) for split in (digits.train, digits.test)]
     assert all(text in output for text in ("1,437", "360", "0.1357", "12 x 12 pixels, 1 channel ", "scikit-learn"))
     with Image.open(tmp_path / "digits.png") as sheet:
         assert min(sheet.size) > 200
@@ -46,6 +46,39 @@ def test_names_are_printed_as_text(tmp_path, capsys):
     assert str(error.value).isprintable()
     with pytest.raises(ValueError, match="8 x 8 pixels, more than max_pixels 63"):
         main(DataConfig("folder", root, out=tmp_path / "other" / "sheet.png", max_pixels=63))
+
+
+@pytest.mark.parametrize("task", ["classes", "tags", "values"])
+def test_a_folder_of_three_parts_is_described(task, tmp_path, capsys):
+    """By the number of images of each class or tag, or by the mean and deviation of each value in its unit."""
+    rng, lines = np.random.default_rng(0), ["file,red,blue"]
+    for i in range(60):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+        lines.append(f"{'ab'[i % 2]}/{i}.png,{i % 3 // 2},{i % 2}")
+    if task != "classes":
+        (tmp_path / "images" / "labels.csv").write_text("\n".join(lines))
+    options = {"task": task, "test_share": 0.3, "validation_share": 0.3, "data_dir": tmp_path / "images"}
+    main(DataConfig("folder", out=tmp_path / "sheet.png", **options))
+    output = capsys.readouterr().out
+    dataset = load("folder", data_dir=tmp_path / "images", task=task, test_share=0.3).hold_out(0.3)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    for i, (name, *cells) in enumerate(summary(dataset)):
+        for split, cell in zip(splits, cells, strict=True):
+            numbers = [int(file.split("/")[1][:-4]) for file in split.files]
+            given = np.array([n % 2 if task == "classes" or i else n % 3 // 2 for n in numbers])
+            count = np.sum(given == i) if task == "classes" else np.sum(given)
+            assert cell == (f"{given.mean():.4g} ± {given.std():.4g}" if task == "values" else str(count))
+        assert re.search(rf"│ {name} +│ +{' +│ +'.join(map(re.escape, cells))} │", output)
+    assert describe(dataset)["sha256 of validation images and labels"] == dataset.validation.digest
+    rows = dict(examples(dataset))
+    assert rows.keys() == set(dataset.classes)
+    if task == "values":  # from the smallest to the largest
+        found = [np.flatnonzero((dataset.train.images == image).all((1, 2, 3)))[0] for image in rows["red"]]
+        assert (np.diff(dataset.train.labels[found, 0]) >= 0).all()
+        assert np.ptp(dataset.train.labels[found, 0]) == np.ptp(dataset.train.labels[:, 0])
+    assert len(set(choose(dataset.train.labels, 0))) == 8
 
 
 @pytest.fixture
