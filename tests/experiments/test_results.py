@@ -7,7 +7,18 @@ import pytest
 import tyro
 from faults import table as faults
 
-from experiments import ablation, compile_for, deploy, depth, figure1, robustness, stability, table1, throughput
+from experiments import (
+    ablation,
+    compile_for,
+    deploy,
+    depth,
+    figure1,
+    robustness,
+    stability,
+    table1,
+    throughput,
+    transfer,
+)
 from experiments.common import table2_page
 from experiments.common.config import flags
 from experiments.common.files import read_rows
@@ -16,7 +27,7 @@ from experiments.common.results import Results, source
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PAGES = {
     **{module.__name__.rpartition(".")[2]: module for module in (ablation, deploy, depth, figure1, robustness)},
-    **{module.__name__.rpartition(".")[2]: module for module in (compile_for, stability, table1, throughput)},
+    **{module.__name__.rpartition(".")[2]: module for module in (compile_for, stability, table1, throughput, transfer)},
     "table2": table2_page,
     "faults": faults,
 }
