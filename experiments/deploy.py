@@ -74,6 +74,8 @@ class Subject:
 
     def __init__(self, workdir: Path, config: Config):
         run = self.run = runs.trained(workdir, to_the_end=True)
+        if run.task != "classes":
+            raise ValueError(f"{workdir} must hold a network for classes, got {run.task}; choose another")
         self.workdir, self.config = workdir, config
         dataset = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
         runs.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
@@ -82,7 +84,7 @@ class Subject:
         self.exact = deploy.fold(run.net, run.variables, run.image_shape)
         self.truncated = deploy.truncate(self.exact, config.tolerance)
         words = config.images if run.config.dataset == "folder" else ""
-        network = f"{run.config.architecture} {run.config.width}"
+        network = f"{run.config.architecture} {run.config.width_name}"
         self.about = {"workdir": str(workdir), "network": network, "dataset": words or run.config.dataset}
 
     def forms(self) -> Iterator[Row]:

@@ -28,7 +28,8 @@ def main(arguments: SpectraConfig) -> None:
     config = run.config
     if config.seeds > 1:
         print(f"the first of {config.seeds} networks, seed {config.seed}")
-    print(f"{config.architecture} {config.width} on {config.dataset} after {run.card['steps']} steps, h = {config.h}")
+    network = f"{config.architecture} {config.width_name} on {config.dataset}"
+    print(f"{network} after {run.card['steps']} steps, h = {config.h}")
     print(stability_report(run.net, run.variables, run.image_shape))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import f1_score, r2_score
 
-from experiments import evaluate, export, predict
+from experiments import deploy, evaluate, export, predict, robustness
 from experiments.common import runs, training
 from experiments.common.config import TrainConfig
 
@@ -67,6 +67,9 @@ def test_from_a_table_of_labels_to_a_file(task, tmp_path, capsys):
     assert f"mean F1 {np.mean(quality):.2%}" in shown if task == "tags" else f"mean R² {np.mean(quality):.3f}" in shown
     assert np.mean(quality) > 0.3  # better than the mean; of tags better than a guess
 
+    for program in (robustness, deploy):
+        with pytest.raises(ValueError, match=f"must hold a network for classes, got {task}; choose another"):
+            program.Subject(workdir, program.Config((workdir,)))
     export.main(export.ExportConfig(workdir, model))
     ready, state = runs.reopen(workdir, root)
     images = ready.dataset.test.images / np.float32(255)
