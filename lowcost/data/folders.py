@@ -15,8 +15,8 @@ from lowcost.data.dataset import Dataset, Split, Task, check_kept, check_task, w
 from lowcost.data.decoding import MAX_PIXELS, file_digests, read_images
 from lowcost.data.labels import LABELS, Labelled, read_tables, standardise
 from lowcost.data.listing import SUFFIXES, Entries, list_images, report_left_out
-from lowcost.data.splitting import check_share, fractions
-from lowcost.terminal import printable
+from lowcost.data.splitting import check_share, fractions, pixel_fractions
+from lowcost.terminal import printable, warn
 
 PARTS = {"train": "train", "test": "test", "val": "validation"}
 """Folder → split."""
@@ -87,7 +87,9 @@ def _load(
     files = [file for members, _ in parts.values() for file in members]
 
     def read(allocate: Allocate) -> NDArray[np.uint8]:
-        return read_images(files, image_size, allocate, max_pixels)
+        images = read_images(files, image_size, allocate, max_pixels)
+        _warn_copies(root, images, {PARTS[part]: len(labels) for part, (_, labels) in parts.items()})
+        return images
 
     path = _file(cache, "folder", root, files, image_size)
     images, splits = cached(path, read, dtype=np.uint8, length=len(files)), {}
@@ -98,6 +100,14 @@ def _load(
         warn_absent(str(root), PARTS[part], labels, classes, task)
     origin = str(path or root)
     return Dataset("folder", classes=classes, flip=True, origin=origin, task=task, scale=scale, **splits)
+
+
+def _warn_copies(root: Path, images: NDArray[np.uint8], lengths: dict[str, int]) -> None:
+    """Prints one line on stderr for each part that shares images with train, the first part."""
+    train, *others = np.split(pixel_fractions(images), np.cumsum([*lengths.values()])[:-1])
+    for part, fractions_of_part in zip([*lengths][1:], others, strict=True):
+        if copies := int(np.isin(fractions_of_part, train).sum()):
+            warn(f"warning: {printable(root)}: {copies:,} {part} images are copies of training images; remove them")
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -586,3 +586,16 @@ def test_a_link_that_cannot_be_read_is_named_before_the_split(tmp_path):
     (tmp_path / "a" / "z.png").symlink_to(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r"a/z\.png must be a readable image .*not a regular file"):
         folder(tmp_path)
+
+
+def test_copies_in_a_users_own_split_are_counted(tmp_path, capsys):
+    """By their pixels, whatever their names, classes and formats; once, when they are decoded."""
+    for part, ids in (("train", range(8)), ("test", (1, 2, 20, 30)), ("val", (40, 50))):
+        write_tree(tmp_path / "photos" / part, ids, shift=len(part))
+    Image.new("RGB", (8, 8), (3, 0, 0)).save(tmp_path / "photos" / "val" / "a" / "other.bmp")
+    for lines in (2, 0):
+        folder(tmp_path / "photos", cache_dir=tmp_path / "cache")
+        reported = [line for line in capsys.readouterr().err.splitlines() if "copies of training images" in line]
+        assert len(reported) == lines
+        assert not lines or "2 test images" in reported[0]
+        assert not lines or "1 validation images" in reported[1]
