@@ -74,6 +74,8 @@ class Subject:
 
     def __init__(self, workdir: Path, config: Config):
         self.ready, state = runs.reopen(workdir, config.data_dir, to_the_end=True)
+        if self.ready.config.task != "classes":
+            raise ValueError(f"{workdir} must hold a network for classes, got {self.ready.config.task}; choose another")
         if self.ready.config.seeds > 1:
             raise ValueError(f"{workdir} must hold one network, got {self.ready.config.seeds}; train a single seed")
         self.net, self.variables = self.ready.net, state.chosen

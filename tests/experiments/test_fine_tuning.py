@@ -142,6 +142,7 @@ def test_a_run_ends_after_its_patience_and_reports_its_best_epoch(finished):
     assert result["validation_images"] == len(ready.dataset.validation)
     assert result["train_images"] + result["validation_images"] == 200
     assert result["steps"] == len(rows) * ready.steps_per_epoch
+    assert result["epochs"] == len(rows)
     assert len(result["temperatures"]) == 1
     validation = ready.outputs(state.chosen, ready.dataset.validation.images)[0].argmax(-1)
     assert np.mean(validation == ready.dataset.validation.labels) == pytest.approx(max(scores))
@@ -184,3 +185,15 @@ def test_a_run_is_a_source_too(finished):
     assert_trees_all_equal(loaded, jax.device_get(state.chosen))
     others = fine_tuning.weights(again, ready.net, dataset("abcdefghij"))
     assert others["params"].keys() == loaded["params"].keys() - {"classifier"}
+
+
+def test_figures_that_are_not_finite_have_a_result(finished, tmp_path, monkeypatch):
+    """The losses are null in the file, and no temperature is fitted; the run is finished nevertheless."""
+    config, _ = finished
+    shutil.copytree(config.workdir, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    monkeypatch.setattr(runs.Setup, "outputs", lambda *_: np.full((1, 60, 10), np.nan, np.float32))
+    monkeypatch.setattr(runs.Setup, "evaluate", lambda *_, **__: {"loss": np.inf, "accuracy": 0.5})
+    assert training.run(dataclasses.replace(config, workdir=tmp_path / "run")) == 0
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (again["test_losses"], again["temperatures"], again["test_accuracy"]) == ([None], [1.0], 0.5)
