@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,9 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     write_whole(path, image.getvalue())
 
 
-def draw_curves(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Plots the rows of metrics.jsonl, training, validation and test: the loss, and the accuracy if there is one."""
-    from matplotlib.ticker import PercentFormatter
+def draw_curves(rows: list[dict[str, Any]], path: Path, *, title: str, chosen: Iterable[int] = ()) -> None:
+    """Plots the rows of metrics.jsonl: the losses, and the accuracies if there are any; `chosen` epochs are marked."""
+    from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
     quantities = ["loss", *(["accuracy"] if "train_accuracy" in rows[0] else [])]
     figure, panel = panels(len(quantities), 4.5 * len(quantities), 3.6)
@@ -61,9 +62,15 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
             points = {row["epoch"]: row[name] for row in rows if (name := f"{part}_{quantity}") in row}
             if points:
                 axes.plot(*zip(*points.items(), strict=True), marker=marker, markersize=3, label=part)
+        for epoch in chosen:
+            axes.axvline(epoch, color="0.5", linestyle=":", label="chosen epoch")
         axes.set(xlabel="epoch", ylabel=quantity)
         axes.locator_params("x", integer=True)
         if quantity == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     panel[0].set_yscale("log")
-    finish(figure, path, ncols=3)
+    panel[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    low, high = panel[0].get_ylim()
+    if high < 10 * low:  # within a decade every tick has a label
+        panel[0].yaxis.set_minor_formatter(StrMethodFormatter("{x:.3g}"))
+    finish(figure, path, ncols=4)

@@ -179,17 +179,18 @@ def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, optio
         raise RuntimeError("training failed; this is a mistake in the program") from error
 
 
-def _draw(ready: runs.Setup, log: MetricsLog) -> None:
+def _draw(ready: runs.Setup, state: TrainState, log: MetricsLog) -> None:
     if processes.is_process_0() and log.rows:
         title = f"{ready.config.architecture} {ready.config.width_name} on {ready.dataset.name}"
-        plots.draw_curves(log.rows, ready.config.directory() / "curves.png", title=title)
+        chosen = [int(state.best["epoch"])] if state.best and ready.config.seeds == 1 else []
+        plots.draw_curves(log.rows, ready.config.directory() / "curves.png", title=title, chosen=chosen)
 
 
 def _stopped(
     ready: runs.Setup, state: TrainState, log: MetricsLog, interruption: Interruption, console: Console
 ) -> int:
     """Draws the curves, says where the run stopped, and returns the exit status."""
-    _draw(ready, log)
+    _draw(ready, state, log)
     saved = "" if loop.skipped_in_a_row(state) else f", saved in {printable(ready.config.directory())}"
     where = f"stopped at step {loop.first_step(state)}{saved}"
     console.print(f"{where}; the same command resumes from the last checkpoint")
@@ -201,7 +202,7 @@ def _report(
     ready: runs.Setup, state: TrainState, log: MetricsLog, measured: dict[str, Any] | None, console: Console
 ) -> None:
     """Draws the curves, and writes and prints the result, unless it was there before."""
-    _draw(ready, log)
+    _draw(ready, state, log)
     workdir, last = ready.config.directory(), log.last_epoch()
     path = workdir / "result.json"
     if measured is None:  # a new result would hold other figures of time and memory
