@@ -53,7 +53,7 @@ def draw_reliability(probabilities: dict[str, np.ndarray], labels: np.ndarray, p
     for (name, p), (colour, marker, line) in zip(probabilities.items(), styles, strict=False):
         counts, accuracy, confidence = reliability(p, labels)
         label = f"{name}: expected calibration error {calibration_error(p, labels):.1%}"
-        some = counts > 0
+        some = counts >= max(1, len(labels) / 200)  # the accuracy of very few images is noise
         above.plot(confidence[some], accuracy[some], color=colour, marker=marker, linestyle=line, label=label)
         below.stairs(counts / len(labels), np.linspace(0, 1, len(counts) + 1), color=colour, linestyle=line)
     above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
