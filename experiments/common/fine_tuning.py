@@ -33,14 +33,14 @@ def slowed(optimizer: optax.GradientTransformation, config: TrainConfig) -> opta
     """
 
     def init(params: Any) -> optax.OptState:
-        for name in config.freeze:
+        for name in _frozen(config):
             if not any(_begins(layer, name) for layer in params):
                 got = f"got {name!r}; the layers are {', '.join(params)}"
                 raise ValueError(f"--freeze must name layers by the beginnings of their names, {got}")
         return optax.EmptyState()
 
     def factor(layer: str) -> float:
-        if any(_begins(layer, name) for name in config.freeze):
+        if any(_begins(layer, name) for name in _frozen(config)):
             return 0.0
         return 1.0 if layer == NEW else config.loaded_rate
 
@@ -48,6 +48,11 @@ def slowed(optimizer: optax.GradientTransformation, config: TrainConfig) -> opta
         return {layer: optax.tree.scale(factor(layer), tree) for layer, tree in updates.items()}, state
 
     return optax.chain(optimizer, optax.GradientTransformation(init, update))
+
+
+def _frozen(config: TrainConfig) -> list[str]:
+    """Returns the names after --freeze, which commas or spaces separate."""
+    return [name for words in config.freeze for name in words.split(",")]
 
 
 def _begins(layer: str, name: str) -> bool:
@@ -69,7 +74,7 @@ def source(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> str:
 def summary(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> str:
     """Returns a line about what is loaded and what is frozen."""
     layers = weights(config, net, dataset)["params"]
-    frozen = [layer for layer in layers if any(_begins(layer, name) for name in config.freeze)]
+    frozen = [layer for layer in layers if any(_begins(layer, name) for name in _frozen(config))]
     new = "" if NEW in layers else "; the classifier starts anew"
     line = f"starting from {printable(config.init_from)}: {len(layers)} layers loaded{new}"
     return f"{line}; frozen: {', '.join(frozen)}" if frozen else line

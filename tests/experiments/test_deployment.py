@@ -136,7 +136,9 @@ def test_evaluate_refuses_in_one_line(calibrated, capsys, monkeypatch, tmp_path)
         with pytest.raises(ValueError, match=r"temperatures in .* must be a list of 1 numbers above 0, got .*; put"):
             temperatures(calibrated, 1)
     change_result(calibrated, temperatures=None)
-    with pytest.raises(ValueError, match="--part must be a part of the run's images, got validation; choose test"):
+    with pytest.raises(
+        ValueError, match="--part must be test or train for a run without validation images, got validation"
+    ):
         evaluate.main(EvaluateConfig(calibrated, part="validation"))
     with pytest.raises(FileNotFoundError, match="choose another --csv"):
         evaluate.main(EvaluateConfig(calibrated, csv=tmp_path / "none" / "table.csv"))

@@ -1,6 +1,7 @@
 """The figures, reports and pictures of `evaluate`, against scikit-learn's and SciPy's."""
 
 import csv
+import json
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -133,7 +134,7 @@ def test_pictures_are_drawn_without_a_warning(classes, shown, tmp_path):
 
 @pytest.mark.parametrize("task", ["tags", "values"])
 def test_evaluate_of_tags_and_values(task, capsys, monkeypatch, tmp_path):
-    """The table holds what was true and what two networks answer together, values in their units."""
+    """The table holds what was true and what two networks answer together, values in the units of their training."""
     outputs = np.random.default_rng(0).normal(size=(2, 5, 2)).astype(np.float32)
     labels = np.array([[0, 1], [1, 1], [1, 0], [0, 0], [1, 1]], np.float32)
     split = Images(labels, [f"{i}.png" for i in range(5)])
@@ -144,18 +145,21 @@ def test_evaluate_of_tags_and_values(task, capsys, monkeypatch, tmp_path):
     ready = SimpleNamespace(config=config, dataset=dataset, outputs=lambda variables, images: outputs)
     state = SimpleNamespace(params={"w": np.zeros(8)}, step=np.array([7, 7]), chosen={})
     monkeypatch.setattr(runs, "reopen", lambda workdir, data_dir: (ready, state))
+    of_run = {"scale": [[6, 0], [20, 4]]}
+    config_json = {"ingredients": {}, "data": of_run, "settings": {}, "data_dir": None, "seed": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config_json))
     evaluate.main(EvaluateConfig(tmp_path, csv=tmp_path / "table.csv"))
     out = capsys.readouterr().out
     assert out.startswith("implicit_rd A (4 weights) after 7 steps, on all 5 test images of folder:\nseed 0: mean ")
     assert "\nb\\x1b  " in out
-    answers = expit(outputs).mean(0) if task == "tags" else outputs.mean(0) * (10, 2) + (5, -1)
+    answers = expit(outputs).mean(0) if task == "tags" else outputs.mean(0) * (20, 4) + (6, 0)
     labels = labels if task == "tags" else labels * (10, 2) + (5, -1)
     with (tmp_path / "table.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["image", "a true", "b\x1b true", "a predicted", "b\x1b predicted"]
     assert [row[0] for row in rows] == split.files
     np.testing.assert_allclose([[float(x) for x in row[1:]] for row in rows], np.hstack([labels, answers]), rtol=1e-5)
-    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "table.csv"}
 
 
 class Images(NamedTuple):

@@ -128,11 +128,12 @@ def test_a_newer_run_takes_the_place_of_an_older_one(tmp_path, trained):
 def test_a_run_of_moved_images_resumes(tmp_path):
     """A run is compared without their folder, and is found finished."""
     run = TrainConfig(dataset="folder", data_dir=tmp_path / "a", epochs=1, workdir=tmp_path)
-    write_or_compare(run, {}, {}, {})
+    recipe = dataclasses.asdict(RECIPES["paper"])
+    write_or_compare(run, recipe, {}, {})
     moved = dataclasses.replace(run, data_dir=tmp_path / "b")
-    write_or_compare(moved, {}, {}, {})
+    write_or_compare(moved, recipe, {}, {})
     (tmp_path / "result.json").write_text("{}")
-    assert finished(moved, {}) == {}
+    assert finished(moved, recipe) == {}
 
 
 def test_a_network_that_diverges_keeps_no_other_from_its_run(tmp_path, trained, monkeypatch):
