@@ -77,7 +77,7 @@ class TrainConfig:
     """Start from trained weights: a work directory, a file of `experiments.export --format safetensors`, or the name of
     a released network. The classifier starts anew unless the classes are the same."""
     freeze: tuple[str, ...] = ()
-    """--init-from: layers whose weights do not change, such as opening,block1,block2_step3; block1 means all its layers."""
+    """--init-from: layers whose weights do not change, such as opening,block1,block2_step3; block1 is all of it."""
     loaded_rate: float = 1.0
     """--init-from: factor on the learning rate of the loaded weights; the classifier that starts anew keeps its own."""
     epochs: int | None = None
