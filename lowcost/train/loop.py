@@ -164,8 +164,8 @@ class _Run:
         if step is None or self.estimated or not left:
             return
         self.estimated = True
-        minutes = left * self.steps_per_epoch * step / 60
-        duration = f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+        seconds = left * self.steps_per_epoch * step
+        duration = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
         epochs = "the other epoch" if left == 1 else f"the other {left} epochs"
         self.console.print(f"about {duration} for the training steps of {epochs}", highlight=False)
 
