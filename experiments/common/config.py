@@ -79,7 +79,7 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """--init-from: layers whose weights do not change, such as opening,block1,block2_step3; block1 is all of it."""
     loaded_rate: float = 1.0
-    """--init-from: factor on the learning rate of the loaded weights; the classifier that starts anew keeps its own."""
+    """--init-from: factor on the learning rate of all weights but those of the classifier."""
     epochs: int | None = None
     """Passes over the training images. None: 300 with the recipe paper, 30 with fast."""
     train_images: int | None = None

@@ -21,7 +21,6 @@ def report(ready: Setup) -> int:
     """Prints images, weights, memory, seconds per epoch and the time of the whole run; returns 0."""
     first, step, evaluation = _times(ready)
     config, dataset = ready.config, ready.dataset
-    evaluation /= config.evaluate_every
     epoch = ready.steps_per_epoch * step + evaluation
     table = Table(show_header=False, title=f"{config.architecture} {config.width_name} on {dataset.name}")
     shape = " x ".join(map(str, dataset.image_shape))
@@ -41,7 +40,7 @@ def report(ready: Setup) -> int:
 
 
 def _times(ready: Setup) -> tuple[float, float, float]:
-    """Returns the seconds of the first step, of another one, and of an evaluation."""
+    """Returns the seconds of the first step, of another one, and of the evaluations of an epoch."""
     train, steps_max = ready.dataset.train, loop.dispatch_max(ready.mesh)
     resident = fits(train.images, ready.mesh)
     batches = feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
@@ -60,4 +59,5 @@ def _times(ready: Setup) -> tuple[float, float, float]:
         begin = time.monotonic()
         ready.evaluate(state.variables, test.images[some], test.labels[some])
     per_image = (time.monotonic() - begin) / len(test.labels[some])
-    return seconds[0], seconds[-1], per_image * sum(map(len, filter(None, (ready.dataset.validation, test))))
+    images = len(ready.dataset.validation or ()) + len(test) / ready.config.evaluate_every
+    return seconds[0], seconds[-1], per_image * images

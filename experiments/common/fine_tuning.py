@@ -59,21 +59,24 @@ def _begins(layer: str, name: str) -> bool:
     return layer == name or layer.startswith(f"{name}_")
 
 
-def source(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> str:
-    """Returns the sha256 of the weights to start from; of a run with checkpoints, as its config.json has it.
+def source(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> tuple[str, dict[str, Any] | None]:
+    """Returns the sha256 of the weights to start from, and the weights; in process 0.
+
+    A run with checkpoints no longer needs them: they are None, and their sha256 is that in its config.json.
 
     Raises:
         ValueError: as in `weights`.
     """
     workdir = config.directory()
-    if any((workdir / "checkpoints").glob("[0-9]*")):  # which no longer needs the source
-        return configuration(workdir)["data"].get("init_from", "")
-    return checkpoint.digest(jax.tree.map(jnp.asarray, weights(config, net, dataset)))
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        return configuration(workdir)["data"].get("init_from", ""), None
+    loaded = weights(config, net, dataset)
+    return checkpoint.digest(jax.tree.map(jnp.asarray, loaded)), loaded
 
 
-def summary(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> str:
+def summary(config: TrainConfig, loaded: dict[str, Any]) -> str:
     """Returns a line about what is loaded and what is frozen."""
-    layers = weights(config, net, dataset)["params"]
+    layers = loaded["params"]
     frozen = [layer for layer in layers if any(_begins(layer, name) for name in _frozen(config))]
     new = "" if NEW in layers else "; the classifier starts anew"
     line = f"starting from {printable(config.init_from)}: {len(layers)} layers loaded{new}"

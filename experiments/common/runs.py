@@ -53,6 +53,7 @@ class Setup(NamedTuple):
         keep_best: jitted, see `state.keep_best`.
         initial_state: jitted, () → the state before the first step, on all devices.
         extra: what identifies the run besides the data set, see `describe`.
+        loaded: the weights to start from, see `fine_tuning.weights`.
     """
 
     config: TrainConfig
@@ -67,6 +68,7 @@ class Setup(NamedTuple):
     keep_best: Callable[..., TrainState]
     initial_state: Callable[[], TrainState]
     extra: dict[str, Any]
+    loaded: dict[str, Any] | None = None
 
     @property
     def epochs(self) -> int:
@@ -87,10 +89,9 @@ class Setup(NamedTuple):
     def start(self) -> TrainState:
         """Returns the state before the first step, with the weights of --init-from if there are any."""
         state = self.initial_state()
-        if self.config.init_from is None:
+        if self.loaded is None:
             return state
-        loaded = fine_tuning.weights(self.config, self.net, self.dataset)
-        return jax.jit(fine_tuning.start, out_shardings=replicated(self.mesh))(state, loaded)
+        return jax.jit(fine_tuning.start, out_shardings=replicated(self.mesh))(state, self.loaded)
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and shardings of the state."""

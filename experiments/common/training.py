@@ -83,19 +83,26 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
     ready, failure = None, ""
     try:
         ready = runs.prepare(config, recipe)
-        if config.init_from is not None:
-            ready.extra["init_from"] = fine_tuning.source(config, ready.net, ready.dataset)
     except (ValueError, OSError, ImportError) as error:
         failure = str(error)
     try:
         if not (processes.unequal_devices() or processes.process_max(bool(failure))):
             assert ready is not None
             if not (names := runs.differing_fields(ready)):
-                return ready
+                return _with_source(ready)
             failure = f"all processes must have the same {', '.join(names)}, got several; start them alike"
     except OSError as error:  # no devices, or another process has ended
         failure = failure or str(error)
     raise ValueError(failure or "another process could not start; see what it printed")
+
+
+def _with_source(ready: runs.Setup) -> runs.Setup:
+    """Returns the set-up with the weights of --init-from, which process 0 reads for all."""
+    if ready.config.init_from is None:
+        return ready
+    ingredients = (ready.config, ready.net, ready.dataset)
+    digest, loaded = processes.from_process_0(lambda: fine_tuning.source(*ingredients))
+    return ready._replace(extra={**ready.extra, "init_from": digest}, loaded=loaded)
 
 
 def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -120,13 +127,13 @@ def _train(ready: runs.Setup, claim: dict[str, Any], interruption: Interruption)
         begin, state, meta = restored[:3] if restored else (0, ready.start(), {"seconds": 0.0})
         if restored:
             console.print(f"resuming from step {begin} in {printable(workdir)}")
-        elif ready.config.init_from is not None:
-            console.print(fine_tuning.summary(ready.config, ready.net, ready.dataset), highlight=False)
+        elif ready.loaded is not None:
+            console.print(fine_tuning.summary(ready.config, ready.loaded), highlight=False)
         log = _open_log(ready, begin)
         outputs = {"log": log, "checkpoints": checkpoints, "console": console, "seconds": meta["seconds"]}
         state = _fit(ready, state, interruption, outputs)
         ended = _ended(ready, state, log, interruption)
-        done = begin == loop.first_step(state) and processes.process_max((workdir / "result.json").exists())
+        done = begin == loop.first_step(state) and processes.from_process_0((workdir / "result.json").exists)
         measured = _measured(ready, state, log) if ended and not done else None
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
@@ -164,7 +171,7 @@ def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, optio
     def evaluate(state: TrainState) -> Metrics | None:
         epoch = loop.first_step(state) // ready.steps_per_epoch
         if epoch % ready.config.evaluate_every and epoch < ready.epochs:
-            return {}
+            return None if interruption.stop_requested() else {}
         return ready.evaluate(state.variables, interruption=interruption)
 
     validate = None if ready.dataset.validation is None else ready.validate
@@ -202,7 +209,6 @@ def _report(
     ready: runs.Setup, state: TrainState, log: MetricsLog, measured: dict[str, Any] | None, console: Console
 ) -> None:
     """Draws the curves, and writes and prints the result, unless it was there before."""
-    _draw(ready, state, log)
     workdir, last = ready.config.directory(), log.last_epoch()
     path = workdir / "result.json"
     if measured is None:  # a new result would hold other figures of time and memory
@@ -215,6 +221,7 @@ def _report(
             )
         result = _result(ready, state, log, measured)
         files.write_whole(path, (json.dumps(_finite(result), indent=2, allow_nan=False) + "\n").encode())
+    _draw(ready, state, log)
     print_result(console, result, workdir)
 
 

@@ -197,8 +197,10 @@ def check_kept(
     if taken.all() or not taken.any():
         got = f"{share}, which takes {taken.sum()} of {len(taken)}"
         raise ValueError(f"{name} must leave images on both sides, got {got}; choose another share or add images")
-    if task == "classes" and (lost := absent(labels[~taken], classes, task)) != absent(labels, classes, task):
-        raise ValueError(f"{name} must leave training images of {lost}, got {share}; decrease it or add images")
+    lost = np.setdiff1d(labels, labels[~taken]) if task == "classes" else ()
+    if len(lost):
+        names = printable(", ".join(classes[i] for i in lost[:10]) + ", ..." * (len(lost) > 10))
+        raise ValueError(f"{name} must leave training images of {names}, got {share}; decrease it or add images")
 
 
 def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...], task: Task) -> None:

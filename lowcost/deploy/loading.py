@@ -16,6 +16,7 @@ from lowcost import __version__
 from lowcost.deploy.packaged import Loaded, as_tuples, decode, preprocessing, variable_shapes
 from lowcost.nn.networks import Network, network
 from lowcost.train import checkpoint, processes
+from lowcost.train.mesh import place
 from lowcost.train.state import TrainState, count_weights
 
 Json = dict[str, Any]
@@ -81,13 +82,15 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
     if config.get("seeds", 1) > 1:
         variables = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[0], variables))
     about: Json = Result(result) if result.exists() else {}
+    if about.get("steps", steps) != restored.step:  # it is of a later checkpoint, which is damaged
+        about = {}
     return Loaded(
         net=net,
         variables=variables,
         classes=tuple(config["data.classes"]),
         image_shape=tuple(config["data.image_shape"]),
         task=config.get("task", "classes"),
-        temperature=(temperatures(workdir, config.get("seeds", 1)) or [1.0])[0],
+        temperature=((about and temperatures(workdir, config.get("seeds", 1))) or [1.0])[0],
         scale=as_tuples(config.get("data.scale")),
         preprocessing=preprocessing(config["data.image_shape"]),
         card=_card(config, about, restored.step, count_weights(variables["params"])),
@@ -136,11 +139,13 @@ def newest(workdir: Path, like: TrainState, steps: int, *, finished: bool = Fals
     """
     saved = checkpoint.Checkpoints(workdir / "checkpoints", run=identity(workdir), owned=False)
     try:
-        restored = saved.restore_newest(like.replace(**_NOTHING))
+        restored = saved.read_newest(like.replace(**_NOTHING))
     finally:
         saved.close()
     if restored is None:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
+    state = jax.tree.map(lambda x, y: place(x, y.sharding), restored.state, like.replace(**_NOTHING))
+    restored = restored._replace(state=state)
     path = workdir / "result.json"
     result = Result(path) if path.exists() else None
     steps = steps if result is None else result.get("steps", steps)

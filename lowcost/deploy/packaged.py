@@ -22,6 +22,8 @@ from lowcost.data.dataset import Task
 from lowcost.nn.networks import ARCHITECTURES, Network, block_channels, network
 from lowcost.terminal import first_line
 
+LONGEST = 2**16
+"""Points of an axis up to which a file's image shape is believed."""
 FORMAT = 1
 """Number of the newest format of files that this version writes and reads."""
 Metadata = dict[str, str]
@@ -66,8 +68,9 @@ class Loaded:
             raise ValueError(f"classes must be {outputs} names, one per output, got {list(self.classes)}; name each")
         if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
             raise ValueError(f"temperature must be finite and above 0, got {self.temperature}; the default is 1.0")
-        if self.scale is not None and [*map(len, self.scale)] != [outputs, outputs]:
-            raise ValueError(f"scale must be {outputs} means and deviations, got {self.scale}; pass one per value")
+        if self.scale is not None and not _is_scale(self.scale, outputs):
+            expected = f"{outputs} finite means and deviations above 0"
+            raise ValueError(f"scale must be {expected}, got {self.scale}; pass one of each per value")
 
     def metadata(self) -> Metadata:
         """Returns what exported files state about inputs and outputs."""
@@ -184,8 +187,11 @@ def decode(content: bytes, name: str) -> Loaded:
         raise ValueError(f"{name} must match its sha256, got a damaged file; put back a copy, or save it again")
     try:
         loaded = _of_metadata(metadata, unflatten_dict(tensors, sep="."))
+        # Both would take long before the tensors are found to be of another network.
+        if loaded.net.steps_per_block * len(loaded.net.channels) > len(tensors) or max(loaded.image_shape) > LONGEST:
+            raise ValueError("a network with more steps than tensors, or too large images")
         shapes = variable_shapes(loaded.net, loaded.image_shape)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         problem = f"{name} must describe a network of lowcost.nn.network, got {type(error).__name__}"
         raise ValueError(f"{problem}: {first_line(error)}; save it again") from error
     _check_tensors(name, tensors, shapes)
@@ -225,6 +231,12 @@ def _options(net: Network) -> dict[str, Any]:
         problem = f"net must be made by lowcost.nn.network, got steps {net.step!r}"
         raise ValueError(f"{problem}; save keeps no networks with steps of your own")
     return options
+
+
+def _is_scale(scale: Any, outputs: int) -> bool:
+    numbers = np.asarray(scale)
+    shape_fits = numbers.shape == (2, outputs) and np.issubdtype(numbers.dtype, np.number)
+    return bool(shape_fits and np.isfinite(numbers).all() and (numbers[1] > 0).all())
 
 
 def variable_shapes(net: Network, image_shape: Sequence[int]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Checkpoints:
             OSError: a checkpoint cannot be read, which does not prove damage; nothing was renamed.
         """
         self._wait()
-        restored = from_process_0(lambda: self._newest_valid(like))
+        restored = from_process_0(lambda: self.read_newest(like))
         if restored is None:
             return None
         # Outside of the verification, since a lack of device memory is no damage.
@@ -126,7 +126,11 @@ class Checkpoints:
         paths = self._directory.iterdir() if self._directory.exists() else ()
         return sorted((int(path.name) for path in paths if path.name.isdecimal()), reverse=True)
 
-    def _newest_valid(self, like: Any) -> Restored | None:
+    def read_newest(self, like: Any) -> Restored | None:
+        """As `restore_newest`, in one process: process 0, which alone can read; returns arrays of NumPy.
+
+        Args, Raises: as there.
+        """
         damaged: dict[Path, DamageError] = {}
         steps = self._steps()
         for step in steps:
@@ -143,7 +147,7 @@ class Checkpoints:
             self._set_aside(damaged, f"resuming from step {step}")
             return restored
         if self._steps() != steps:  # the run that writes them has replaced some meanwhile
-            return self._newest_valid(like)
+            return self.read_newest(like)
         self._set_aside(damaged, "no older one is left")
         if damaged or any(self._directory.glob("damaged-*")):
             remedy = "put back a copy of one, or train from step 0 in another directory"

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowcost.data import Dataset, Split
+from lowcost.data.splitting import pixel_fractions
 
 IMAGES = np.zeros((3, 8, 6, 1), np.uint8)
 LABELS = np.array([0, 1, 1], np.int32)
@@ -271,3 +272,19 @@ def test_a_digest_does_not_read_a_memory_map_at_once(tmp_path):
     assert np.shares_memory(small.chunks()[0], images)
     assert max(chunk.nbytes for chunk in small.chunks()) <= 2**22
     np.testing.assert_array_equal(np.concatenate(small.chunks()), small.images)
+
+
+def test_a_class_must_not_lose_all_its_training_images_even_if_many_have_none():
+    """The 40 classes have images only from the 20th on; the single image of one class would be held out."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 4, 4, 1), np.uint8)
+    held = pixel_fractions(images) < 0.5
+    labels = 20 + np.arange(60, dtype=np.int32) % 19
+    one = np.flatnonzero(held)[:1]
+    images, labels = images.take([*one, *np.flatnonzero(~held)], axis=0), labels[: 1 + np.sum(~held)].copy()
+    labels[0], classes = 39, tuple(f"c{i}" for i in range(40))
+    more = rng.integers(0, 256, (200, 4, 4, 1), np.uint8)  # of other classes, so that both parts have images
+    train = Split(np.concatenate([images, more]), np.concatenate([labels, 20 + np.arange(200, dtype=np.int32) % 19]))
+    dataset = Dataset("many", train, train, classes, flip=False)
+    with pytest.raises(ValueError, match=r"must leave training images of c39, got 0\.5"):
+        dataset.hold_out(0.5)

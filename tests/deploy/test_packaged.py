@@ -180,6 +180,7 @@ def test_files_of_other_networks_are_refused(trained, content, refuse):
     for change, got in ((None, "nothing"), (values[:3], r"float32\[3, 5, 3, 4\]"), (values.astype("f8"), "float64")):
         refuse(forged(content, {name: change}), rf"must hold {name} as float32\[5, 5, 3, 4\], got {got}")
     refuse(forged(content, {"params.more": values}), "must hold params.more as nothing, got float32")
+    refuse(forged(content, {"params": values}), "must describe a network of lowcost.nn.network, got")
     options = json.loads(parts(content)[1]["network"])
     for change, message in (
         ({"architecture": "circulant_rd"}, "got nothing; these are the variables of another network"),
@@ -211,6 +212,13 @@ def test_files_of_other_networks_are_refused(trained, content, refuse):
         {"temperature": "NaN"},
         {"temperature": '"1"'},
         {"scale": "[[1], [2]]"},
+        {"scale": '[["a", "b", "c", "d", "e"], [1, 1, 1, 1, 1]]'},
+        {"scale": "[[NaN, 0, 0, 0, 0], [1, 1, 1, 1, 1]]"},
+        {"scale": "[[0, 0, 0, 0, 0], [0, 1, 1, 1, 1]]"},
+        {"image_shape": f"[{10**20}, 8, 3]"},
+        {"image_shape": f"[{2**40}, {2**40}, 3]"},
+        *[{"network": json.dumps(options | change)} for change in ({"h": 10**400}, {"width": [10**30]})],
+        {"network": json.dumps(options | {"steps_per_block": 10**6})},
         {"card": "[1]"},
         {"preprocessing": None},
     ):
@@ -233,7 +241,7 @@ def test_what_cannot_be_saved_is_refused(trained, tmp_path):
         ((net, variables), {"task": "class"}, "task must be one of 'classes', 'tags', 'values'"),
         ((net, variables), {"temperature": 0}, r"temperature must be finite and above 0, got 0\.0"),
         ((net, variables), {"temperature": np.inf}, "temperature must be finite and above 0, got inf"),
-        ((net, variables), {"scale": ([1.0], [2.0])}, "scale must be 5 means and deviations"),
+        ((net, variables), {"scale": ([1.0], [2.0])}, "scale must be 5 finite means and deviations"),
     ):
         with pytest.raises(ValueError, match=message):
             lowcost.save(file, *arguments, **{**ABOUT, **options})
