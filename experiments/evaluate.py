@@ -35,13 +35,13 @@ class EvaluateConfig:
     part: Literal["test", "validation", "train"] = "test"
     """Part of the images to evaluate on."""
     out: Path | None = None
-    """Folder for the pictures. None: WORKDIR/evaluation."""
+    """Folder for the plots. None: WORKDIR/evaluation."""
     csv: Path | None = None
     """Also write a table to this file: for each image its file or index, the true and the predicted class."""
 
 
 def main(arguments: EvaluateConfig) -> None:
-    """Prints the figures of a run, and writes its table and its pictures.
+    """Prints the figures of a run, and writes its table and its plots.
 
     Raises:
         ValueError, OSError: what the user can fix, in one line.
@@ -63,7 +63,9 @@ def main(arguments: EvaluateConfig) -> None:
     say = partial(print, file=messages(arguments.csv))
     say(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}:")
     outputs = ready.outputs(state.chosen, split.images).astype(np.float64)
-    labels, fitted = split.labels, temperatures(arguments.workdir, config.seeds) if task == "classes" else None
+    labels, fitted = split.labels, None
+    if task == "classes":
+        fitted = temperatures(arguments.workdir, config.seeds, first_step(state))
     if dataset.scale is not None:
         of_run = configuration(arguments.workdir)["data"]["scale"]  # the folder may hold other images than in training
         outputs, labels = outputs * of_run[1] + of_run[0], labels * dataset.scale[1] + dataset.scale[0]
@@ -83,9 +85,9 @@ def main(arguments: EvaluateConfig) -> None:
         folder = arguments.out or arguments.workdir / "evaluation"
         if arguments.out or os.access(arguments.workdir, os.W_OK):
             draw(folder, split, curves, names, files)
-            say(f"pictures: {printable(folder)}")
+            say(f"plots: {printable(folder)}")
         else:
-            say(f"no pictures: {printable(arguments.workdir)} cannot be written to; choose another folder with --out")
+            say(f"no plots: {printable(arguments.workdir)} cannot be written to; choose another folder with --out")
 
 
 def by_network(task: str, outputs: np.ndarray, answers: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:

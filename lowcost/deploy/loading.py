@@ -90,7 +90,7 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         classes=tuple(config["data.classes"]),
         image_shape=tuple(config["data.image_shape"]),
         task=config.get("task", "classes"),
-        temperature=((about and temperatures(workdir, config.get("seeds", 1))) or [1.0])[0],
+        temperature=(temperatures(workdir, config.get("seeds", 1), restored.step) or [1.0])[0],
         scale=as_tuples(config.get("data.scale")),
         preprocessing=preprocessing(config["data.image_shape"]),
         card=_card(config, about, restored.step, count_weights(variables["params"])),
@@ -193,15 +193,21 @@ def _check_finished(workdir: Path, step: int, steps: int) -> None:
         raise ValueError(f"the last checkpoint of {workdir}, {newest}; {remedy}")
 
 
-def temperatures(workdir: Path, seeds: int) -> list[float] | None:
-    """Returns the temperature of each network of a run, or None if its result.json is missing or holds none.
+def temperatures(workdir: Path, seeds: int, step: int) -> list[float] | None:
+    """Returns the temperature of each network of a run, or None if its result.json holds none of this step.
+
+    Args:
+        workdir: of the run, whose result.json may be missing.
+        seeds: number of its networks.
+        step: of the checkpoint that is used; the last one may be damaged.
 
     Raises:
         ValueError: result.json is damaged.
     """
     path = workdir / "result.json"
-    found = Result(path).get("temperatures") if path.exists() else None
-    if found is None:
+    result: Json = Result(path) if path.exists() else {}
+    found = result.get("temperatures")
+    if found is None or result.get("steps", step) != step:
         return None
     numbers = isinstance(found, list) and all(type(t) in (int, float) and 0 < t < math.inf for t in found)
     if numbers and len(found) == seeds:

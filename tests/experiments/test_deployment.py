@@ -105,7 +105,7 @@ def read_table(path):
 
 
 def test_evaluate_and_predict_agree(run, calibrated, image_folder, capsys, tmp_path):
-    """The same class and probability of each test image, by the temperature of the run; figures and pictures of it."""
+    """The same class and probability of each test image, by the temperature of the run; figures and plots of it."""
     result = json.loads((run / "result.json").read_text())
     sure = []
     for workdir, out in (run, None), (calibrated, tmp_path / "out"):
@@ -131,10 +131,14 @@ def test_evaluate_and_predict_agree(run, calibrated, image_folder, capsys, tmp_p
 
 
 def test_evaluate_refuses_in_one_line(calibrated, capsys, monkeypatch, tmp_path):
+    step = json.loads((calibrated / "result.json").read_text())["steps"]
     for bad in ([], [1, 2], [0.0], ["1"], 1.0, [float("nan")]):
         change_result(calibrated, temperatures=bad)
         with pytest.raises(ValueError, match=r"temperatures in .* must be a list of 1 numbers above 0, got .*; put"):
-            temperatures(calibrated, 1)
+            temperatures(calibrated, 1, step)
+    change_result(calibrated, temperatures=[2.0])
+    assert temperatures(calibrated, 1, step) == [2.0]
+    assert temperatures(calibrated, 1, step - 1) is None  # an older checkpoint has other weights
     change_result(calibrated, temperatures=None)
     with pytest.raises(
         ValueError, match="--part must be test or train for a run without validation images, got validation"
@@ -144,10 +148,10 @@ def test_evaluate_refuses_in_one_line(calibrated, capsys, monkeypatch, tmp_path)
         evaluate.main(EvaluateConfig(calibrated, csv=tmp_path / "none" / "table.csv"))
     capsys.readouterr()
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    evaluate.main(EvaluateConfig(calibrated, part="train"))  # as before there were pictures
+    evaluate.main(EvaluateConfig(calibrated, part="train"))  # as before there were plots
     out = capsys.readouterr().out
     assert "on all 48 train images of folder:" in out
-    assert out.endswith(f"\nno pictures: {calibrated} cannot be written to; choose another folder with --out\n")
+    assert out.endswith(f"\nno plots: {calibrated} cannot be written to; choose another folder with --out\n")
 
 
 def test_predict_reads_task_and_temperature_of_a_file(exported, image_folder, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""The figures, reports and pictures of `evaluate`, against scikit-learn's and SciPy's."""
+"""The figures, reports and plots of `evaluate`, against scikit-learn's and SciPy's."""
 
 import csv
 import json
@@ -120,7 +120,7 @@ def test_reports_of_classes():
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(2, 0), (21, 9)])
-def test_pictures_are_drawn_without_a_warning(classes, shown, tmp_path):
+def test_plots_are_drawn_without_a_warning(classes, shown, tmp_path):
     """Warnings are errors in tests; class names may be long or hold what matplotlib takes for a formula."""
     (outputs, *_), labels = random_answers(2, classes=classes)
     names = [f"${i}$ \\frac" + 30 * "x" for i in range(classes)]
