@@ -179,7 +179,7 @@ def _changed(recipe: Recipe, config: TrainConfig) -> Recipe:
 
 
 def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
-    """Returns the data set with the parts and the flips that the flags ask for."""
+    """Returns the data set with the parts and the permission to flip that the flags ask for."""
     if config.train_images is not None:
         dataset = dataset.sample(config.train_images)
     if config.validation_share:
@@ -187,14 +187,18 @@ def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
     if config.keeps_best and dataset.validation is None:
         problem = "--keep-best and --patience need validation images, got none"
         raise ValueError(f"{problem}; add --validation-share 0.1, or images in DIR/val")
-    return dataset if config.flip is None else dataclasses.replace(dataset, flip=config.flip == "horizontal")
+    if config.flip is None:
+        return dataset
+    others = tuple(change for change in dataset.keeps if change != "flip")
+    return dataclasses.replace(dataset, keeps=("flip", *others) if config.flip == "horizontal" else others)
 
 
 def load(config: TrainConfig) -> data.Dataset:
     """Returns all images of a run's data set, decoded or from the cache beside its work directory."""
-    if config.dataset != "folder" and config.test_share != TrainConfig.test_share:
-        raise ValueError(f"--test-share needs the data set folder, got {config.dataset}; leave it out")
+    if config.dataset not in ("folder", "arrays") and config.test_share != TrainConfig.test_share:
+        raise ValueError(f"--test-share needs the data set folder or arrays, got {config.dataset}; leave it out")
     options = values(config, "data_dir", "image_size", "download", "max_pixels", "test_share", "task")
+    options |= values(config, "grid_axes", "length")
     return data.load(config.dataset, cache_dir=image_cache(config.directory()), **options)
 
 
@@ -213,7 +217,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     loss, extra = loss_of(config, dataset)
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
-    augment = recipe.augmentation(dataset.flip)
+    augment = recipe.augmentation(dataset.keeps, dataset.moments, dataset.masked)
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average, loss=loss)
     eval_step, apply = make_eval_step(net, loss), lambda variables, x: net.apply(variables, to_unit_range(x))
     if config.seeds > 1:
@@ -272,6 +276,12 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
         about["validation"] = len(dataset.validation)
     if dataset.scale is not None:
         about["scale"] = [list(numbers) for numbers in dataset.scale]
+    if (dtype := dataset.train.images.dtype) != np.uint8:
+        about["dtype"] = dtype.name
+    if dataset.moments is not None:
+        about["moments"] = [list(numbers) for numbers in dataset.moments]
+    if dataset.masked:
+        about["masked"] = True
     return about
 
 

@@ -21,14 +21,14 @@ SCALE = ((5.0, -1.0), (0.5, 2.0))
 
 def dataset(train=None, test=None, labels=LABELS, **options):
     good = Split(IMAGES, labels)
-    return Dataset("toy", train=train or good, test=test or good, classes=("a", "b"), flip=False, **options)
+    return Dataset("toy", train=train or good, test=test or good, classes=("a", "b"), keeps=(), **options)
 
 
 def counted(images, classes=3, **options):
     """A data set whose training images tell their numbers in two pixels, with i % classes as their labels."""
     rows = np.asarray(images, "<u2")
     split = Split(rows.view(np.uint8).reshape(-1, 2, 1, 1), (rows % classes).astype(np.int32))
-    return Dataset("counted", split, split, tuple("abcdef"[:classes]), flip=False, **options)
+    return Dataset("counted", split, split, tuple("abcdef"[:classes]), (), **options)
 
 
 def numbers(split):
@@ -44,8 +44,15 @@ def test_a_well_formed_data_set():
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES.astype(np.float32), LABELS, r"Split.images must be uint8 \[N, H, W, C\] with N ≥ 1, got float32"),
-        (IMAGES[..., 0], LABELS, r"got uint8 \[3, 8, 6\]"),
+        (
+            IMAGES.astype(np.float64),
+            LABELS,
+            r"Split.images must be uint8, .*, float32 \[N, \*grid, C\] with 1 to 3 grid axes and N ≥ 1, got float64",
+        ),
+        (IMAGES.astype(np.int32), LABELS, r"got int32 \[3, 8, 6, 1\]; cast other numbers to float32"),
+        (IMAGES.astype(">u2"), LABELS, r"got >u2 \[3, 8, 6, 1\]"),
+        (IMAGES[..., 0, 0], LABELS, r"got uint8 \[3, 8\]"),
+        (IMAGES[:, None, None], LABELS, r"got uint8 \[3, 1, 1, 8, 6, 1\]"),
         (
             IMAGES,
             LABELS.astype(np.int64),
@@ -198,7 +205,7 @@ def test_a_sample_is_drawn_once_and_for_all():
     """Some of the training images with their labels, each once, in their order; all test images."""
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     labels = (images.ravel() % 3).astype(np.int32)
-    whole = Dataset("counted", Split(images, labels), Split(images[:5], labels[:5]), ("a", "b", "c"), False)
+    whole = Dataset("counted", Split(images, labels), Split(images[:5], labels[:5]), ("a", "b", "c"), ())
     some = whole.sample(10)
     rows = some.train.images.ravel()
     assert len(some.train) == 10
@@ -231,9 +238,9 @@ def test_the_digest_of_a_data_set_tells_what_training_sees():
     other, swapped = images.copy(), images[[1, 0, *range(2, 12)]]
     other[-1, -1, -1, -1] ^= 1
     split, turned = Split(images, labels), Split(images.reshape(12, 6, 8, 1), labels)
-    data = Dataset("toy", split, Split(images[:4], labels[:4]), ("a", "b\udcff"), flip=False)
+    data = Dataset("toy", split, Split(images[:4], labels[:4]), ("a", "b\udcff"), ())
     marked = np.stack([labels, 1 - labels], 1).astype(np.float32)
-    tags = Dataset("toy", Split(images, marked), Split(images[:4], marked[:4]), data.classes, flip=False, task="tags")
+    tags = Dataset("toy", Split(images, marked), Split(images[:4], marked[:4]), data.classes, (), task="tags")
     digests = [
         changed.digest
         for changed in (
@@ -257,7 +264,7 @@ def test_the_digest_of_a_data_set_tells_what_training_sees():
     assert len(set(digests)) == len(digests)
     known = ascii((data.train.digest, data.test.digest, (8, 6, 1), data.classes)).encode()
     assert data.digest == hashlib.sha256(known).hexdigest()  # as in the configurations of old runs
-    same = Dataset("other", Split(images.copy(), labels), data.test, data.classes, flip=True, origin="elsewhere")
+    same = Dataset("other", Split(images.copy(), labels), data.test, data.classes, ("flip",), origin="elsewhere")
     assert same.digest == data.digest
     assert data.sample(11).digest == same.sample(11).digest
 
@@ -285,6 +292,6 @@ def test_a_class_must_not_lose_all_its_training_images_even_if_many_have_none():
     labels[0], classes = 39, tuple(f"c{i}" for i in range(40))
     more = rng.integers(0, 256, (200, 4, 4, 1), np.uint8)  # of other classes, so that both parts have images
     train = Split(np.concatenate([images, more]), np.concatenate([labels, 20 + np.arange(200, dtype=np.int32) % 19]))
-    dataset = Dataset("many", train, train, classes, flip=False)
+    dataset = Dataset("many", train, train, classes, ())
     with pytest.raises(ValueError, match=r"must leave training images of c39, got 0\.5"):
         dataset.hold_out(0.5)

@@ -96,7 +96,7 @@ def test_the_sheet_shows_every_class(classes, tmp_path, pages):
     images = np.zeros((len(labels), 4, 6, 3), np.uint8)
     images[..., 0] = 1 + 2 * labels[:, None, None]
     split = Split(images, labels)
-    data = Dataset("any", split, split, tuple(map(str, range(classes))), flip=False)
+    data = Dataset("any", split, split, tuple(map(str, range(classes))), ())
     draw(examples(data), tmp_path / "sheet.png")
     assert len(pages) == -(-classes // 20)
     rows = np.concatenate([page[2::5, :14, 0].reshape(-1, 2, 7) for page in pages])[:classes]

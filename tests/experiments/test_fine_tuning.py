@@ -38,7 +38,7 @@ def dataset(names, task="classes"):
     """Black images of the digits' shape, one of each class or with each tag."""
     labels = np.arange(len(names), dtype=np.int32) if task == "classes" else np.eye(len(names), dtype=np.float32)
     split = Split(np.zeros((len(names), 12, 12, 1), np.uint8), labels)
-    return Dataset("folder", split, split, tuple(names), flip=False, task=task)
+    return Dataset("folder", split, split, tuple(names), (), task=task)
 
 
 NET = network("implicit_rd", (4, 8), 3, steps_per_block=1)

@@ -56,7 +56,7 @@ def dataset(labels=(0, 0, 0, 1), task="classes", names=("cat", "dog")):
     if task != "classes":
         split = dataclasses.replace(split, labels=np.eye(len(names), dtype=np.float32)[split.labels])
     scale = ((0.0,) * len(names), (1.0,) * len(names)) if task == "values" else None
-    return data.Dataset("folder", split, split, names, flip=False, task=task, scale=scale)
+    return data.Dataset("folder", split, split, names, (), task=task, scale=scale)
 
 
 @pytest.mark.parametrize("name", OF_THE_RUN)
@@ -197,7 +197,7 @@ def test_flags_of_network_data_and_recipe(tmp_path):
     shapes = {name: layer["stencil"].shape for name, layer in params(ready).items() if "stencil" in layer}
     assert {shape[:2] for shape in shapes.values()} == {(5, 5)}
     assert params(ready)["classifier"]["kernel"].shape == (2 * 8, 10)
-    assert (ready.dataset.flip, runs.load(ready.config).flip) == (True, False)
+    assert ready.dataset.keeps == ("flip", *runs.load(ready.config).keeps) == ("flip", "shift", "hide")
     held = runs.load(ready.config).sample(200).hold_out(0.3)
     assert ready.dataset.digest == held.digest
     assert ready.steps_per_epoch == len(held.train) // 20

@@ -14,6 +14,8 @@ from experiments.common.recipes import RECIPES, Recipe
 from lowcost.nn import network
 from lowcost.train.step import Draw
 
+KEEPS = ("shift", "hide")
+
 
 def rates(recipe, steps):
     """The learning rate of each step: what Adam does to a weight whose gradient never changes."""
@@ -112,7 +114,7 @@ def test_matrices_alone_decay_late(optimizer):
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_alternating_flips_show_both_versions_in_two_epochs(mirror):
-    augment = jax.jit(RECIPES["fast"].augmentation(mirror))
+    augment = jax.jit(RECIPES["fast"].augmentation(("flip", *KEEPS) if mirror else KEEPS))
     ramp = jnp.broadcast_to(jnp.arange(12.0)[None, None, :, None], (64, 12, 12, 1))
     key, rows = jax.random.key(0), jnp.arange(64)
     first, second = (
@@ -127,13 +129,15 @@ def test_a_square_is_hidden_once_the_images_are_known(shift):
     """Until then all is as without; afterwards an image without contrast shows a square of a quarter of its side."""
     key, rows = jax.random.key(0), jnp.arange(64)
     recipe = Recipe(shift=shift, late=5, hidden=0.25)
-    plain, heavier = (jax.jit(r.augmentation(mirror=True)) for r in (dataclasses.replace(recipe, hidden=0.0), recipe))
+    plain, heavier = (
+        jax.jit(r.augmentation(("flip", *KEEPS))) for r in (dataclasses.replace(recipe, hidden=0.0), recipe)
+    )
     noise = jax.random.uniform(key, (64, 16, 16, 3))
     draws = [Draw(key, jax.random.fold_in(key, epoch), rows, jnp.int32(epoch)) for epoch in (4, 5)]
     np.testing.assert_array_equal(heavier(noise, draws[0]), plain(noise, draws[0]))
     assert not np.array_equal(heavier(noise, draws[1]), plain(noise, draws[1]))
 
-    holes = np.asarray(recipe.augmentation(mirror=True)(jnp.full((64, 16, 16, 1), 0.25), draws[1]) == 0.5)
+    holes = np.asarray(recipe.augmentation(("flip", *KEEPS))(jnp.full((64, 16, 16, 1), 0.25), draws[1]) == 0.5)
     assert holes.sum((1, 2, 3)).max() == 16
     assert (holes.sum((1, 2, 3)) > 0).all()
 
@@ -142,7 +146,7 @@ def test_a_square_is_hidden_once_the_images_are_known(shift):
 def test_translations_reach_twice_as_far_once_the_images_are_known(side, far):
     """But not in small images, most of which would be gone."""
     key, rows = jax.random.key(0), jnp.arange(256)
-    augment = Recipe(shift="translate", late=5, hidden=0.25).augmentation(mirror=False)
+    augment = Recipe(shift="translate", late=5, hidden=0.25).augmentation(KEEPS)
     middle = side // 2
     column = jnp.zeros((256, side, side, 1)).at[:, :, middle].set(1.0)
     for epoch, reach in (4, 2), (5, far):
