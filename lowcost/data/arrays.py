@@ -116,6 +116,7 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
     parts, names = _parts(path, contents), _strings(path, contents, "classes")
     for part, arrays in parts.items():
         arrays["images"] = with_channels(f"{printable(path)}: {part} images", arrays["images"], grid_axes)
+        _check_images(f"{printable(path)}: {part}", arrays, length)
     labelled = {part: (f"{printable(path)}: {part} labels", arrays["labels"]) for part, arrays in parts.items()}
     classes, labels = (_class_labels if task == "classes" else _numbers)(labelled, names, task)
     for part, arrays in parts.items():
@@ -146,9 +147,12 @@ def _contents(path: Path) -> dict[str, NDArray]:
             names = {file.stem for file in path.glob("*.npy")}
             contents = {n: np.load(path / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in names & known}
         else:
-            with np.load(path, allow_pickle=False) as file:
-                names = set(file.files)
-                contents = {name: file[name] for name in names & known}
+            with path.open("rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                if not isinstance(loaded, np.lib.npyio.NpzFile):
+                    raise ValueError("a single array")
+                names = set(loaded.files)
+                contents = {name: loaded[name] for name in names & known}
         if others := [name for name, array in contents.items() if not isinstance(array, np.ndarray)]:
             raise ValueError(f"{others[0]} is no array")
     except Exception as error:  # a damaged file raises errors of many types
@@ -208,21 +212,22 @@ def _class_labels(
     train = columns["train"]
     if train.dtype.kind == "U":
         classes = classes or tuple(np.unique(train).tolist())
-    elif not classes and train.min() >= 0 and train.max() < len(train):
-        classes = tuple(map(str, range(int(train.max()) + 1)))
+    elif not classes:
+        low, high = int(train.min()), int(train.max())
+        if low < 0 or high >= len(train):
+            expected = f"{labelled['train'][0]} must be from 0 to K - 1, for at most {len(train)} classes"
+            raise ValueError(f"{expected}, got {low}..{high}; renumber them, or use strings")
+        classes = tuple(map(str, range(high + 1)))
     numbers = {name: i for i, name in enumerate(classes)}
     result = {}
     for part, column in columns.items():
-        found, inverse = np.unique(column, return_inverse=True)
-        text = column.dtype.kind == "U"
-        indices = [numbers.get(x, -1) if text else x if 0 <= x < len(classes) else -1 for x in found.tolist()]
-        if -1 in indices:
-            some = (
-                f"one of the {len(classes)} classes" if classes else "from 0 to K - 1, and below the number of images"
-            )
-            remedy = "renumber them, or use strings"
-            raise ValueError(f"{labelled[part][0]} must be {some}, got {found[indices.index(-1)]!r}; {remedy}")
-        result[part] = np.array(indices, np.int32)[inverse]
+        unique, inverse = np.unique(column, return_inverse=True)
+        found = unique.tolist()
+        places = numbers if column.dtype.kind == "U" else {i: i for i in range(len(classes))}
+        if unknown := [label for label in found if label not in places]:
+            expected = f"{labelled[part][0]} must be of the {len(classes)} classes"
+            raise ValueError(f"{expected}, got {printable(repr(unknown[0]))}; correct them, or the array classes")
+        result[part] = np.array([places[label] for label in found], np.int32)[inverse]
     if len(classes) < 2:
         raise ValueError(f"{labelled['train'][0]} must be of at least two classes, got {classes}")
     return classes, result
@@ -256,20 +261,24 @@ def _split(arrays: dict[str, NDArray], share: float, classes: tuple[str, ...], t
     return {part: {role: array[rows] for role, array in arrays.items()} for part, rows in parts.items()}
 
 
-def _prepared(where: str, arrays: dict[str, NDArray], length: int | None) -> Split:
-    """Returns images of one of `dataset.DTYPES`, resampled or masked if they have lengths, with their labels."""
+def _check_images(where: str, arrays: dict[str, NDArray], length: int | None) -> None:
+    """Raises ValueError unless the images are numbers, and signals with lengths in their range if there are lengths."""
     images, lengths = arrays["images"], arrays.get("lengths")
     if images.dtype.kind not in "fiub":
         raise ValueError(f"{where} images must be integers or floats, got {images.dtype}; cast them")
     if (length is not None or lengths is not None) and images.ndim != 3:
-        raise ValueError(
-            f"{where} images must be signals [N, points, C] for length or lengths, got {list(images.shape)}"
-        )
+        expected = f"{where} images must be signals [N, points, C] for length or lengths"
+        raise ValueError(f"{expected}, got {list(images.shape)}; leave these out")
     if lengths is not None:
-        low, high = 1, images.shape[1]
-        if lengths.dtype.kind not in "iu" or lengths.ndim != 1 or lengths.min() < low or lengths.max() > high:
-            got = f"{lengths.dtype} {list(lengths.shape)} from {lengths.min()} to {lengths.max()}"
-            raise ValueError(f"{where} lengths must be integers [N] from {low} to {high}, got {got}")
+        low, high, points = lengths.min(), lengths.max(), images.shape[1]
+        if lengths.dtype.kind not in "iu" or lengths.ndim != 1 or low < 1 or high > points:
+            got = f"{lengths.dtype} {list(lengths.shape)} from {low} to {high}"
+            raise ValueError(f"{where} lengths must be integers [N] from 1 to {points}, got {got}; correct them")
+
+
+def _prepared(where: str, arrays: dict[str, NDArray], length: int | None) -> Split:
+    """Returns images of one of `dataset.DTYPES`, resampled or masked if they have lengths, with their labels."""
+    images, labels, lengths = arrays["images"], arrays["labels"], arrays.get("lengths")
     small = images.dtype.kind in "iu" and images.dtype.itemsize <= 2 and length is None and lengths is None
     with np.errstate(over="ignore"):  # the result is checked
         images = images.astype(images.dtype.newbyteorder("=") if small else np.float32, copy=False)
@@ -277,13 +286,12 @@ def _prepared(where: str, arrays: dict[str, NDArray], length: int | None) -> Spl
         images = resample(images, length, lengths)
     elif lengths is not None:
         images = with_mask(images, lengths)
-    labels = arrays["labels"]
     split = Split(images, labels if labels.ndim == 1 else labels.astype(np.float32))
     for number, chunk in enumerate([] if small else split.chunks()):
         finite = np.isfinite(chunk).reshape(len(chunk), -1).all(1)
         if not finite.all():
             example = number * len(split.chunks()[0]) + int(np.argmin(finite))
             got = f"NaN, an infinity or a larger number in example {example}"
-            remedy = "replace it, or give the lengths of padded signals"
+            remedy = "replace it, or state the lengths of padded signals"
             raise ValueError(f"{where} images must be finite in float32, got {got}; {remedy}")
     return split

@@ -144,6 +144,8 @@ class Dataset:
                 raise ValueError(f"{self.name}: {part} images must be {self.image_shape} as in training, got {shape}")
             if split.images.dtype != dtype:
                 raise ValueError(f"{self.name}: {part} images must be {dtype} as in training, got {split.images.dtype}")
+            if self.masked and not split.images[..., -1].any(1).all():
+                raise ValueError(f"{self.name}: masked {part} signals must have valid points, got a mask of zeros")
             self._check_labels(part, split.labels)
         if np.array(self.scale).shape != ((2, len(self.classes)) if self.task == "values" else ()):  # None has shape ()
             expected = f"(means, standard deviations) of {len(self.classes)} values, and None for other tasks"

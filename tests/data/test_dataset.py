@@ -98,6 +98,77 @@ def test_the_splits_must_agree_in_shape():
         dataset(validation=Split(IMAGES.transpose(0, 2, 1, 3), LABELS))
 
 
+def test_the_splits_must_agree_in_dtype():
+    with pytest.raises(ValueError, match="toy: test images must be uint8 as in training, got int8"):
+        dataset(test=Split(IMAGES.view(np.int8), LABELS))
+
+
+def test_only_known_changes_keep_a_label():
+    with pytest.raises(ValueError, match=r"toy: keeps must be of flip, shift, hide, scale, noise, got \('turn',\)"):
+        Dataset("toy", Split(IMAGES, LABELS), Split(IMAGES, LABELS), ("a", "b"), ("turn",))
+
+
+SIGNALS = np.ones((3, 9, 2), np.float32)
+
+
+@pytest.mark.parametrize("images", [SIGNALS.astype(np.uint8), SIGNALS[..., 1:], SIGNALS[:, None]])
+def test_only_float_signals_are_masked(images):
+    split = Split(images, LABELS)
+    with pytest.raises(
+        ValueError, match=r"masked signals must be float32 \[N, points, C\] with a mask .*, got (ui|fl)"
+    ):
+        dataset(split, split, masked=True)
+    hollow = Split(SIGNALS * np.array([1, 0, 1], np.float32)[:, None, None], LABELS)
+    with pytest.raises(ValueError, match="toy: masked test signals must have valid points, got a mask of zeros"):
+        dataset(Split(SIGNALS, LABELS), hollow, masked=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    grid=st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    channels=st.integers(1, 3),
+    offset=st.sampled_from([0, 1e4, -1e6]),
+    masked=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_moments_of_floats(grid, channels, offset, masked, seed):
+    """As NumPy's in float64 over the training images, of masked signals over the valid points, rounded to float32."""
+    rng = np.random.default_rng(seed)
+    images = (offset + rng.normal(size=(5, *grid, channels))).astype(np.float32)
+    images[..., 0] = 0.1
+    values = images.reshape(-1, channels)
+    if masked := masked and len(grid) == 1:
+        valid = (np.arange(grid[0]) < rng.integers(1, grid[0] + 1, 5)[:, None])[..., None]
+        values = images[valid[..., 0]]
+        images = np.concatenate([images * valid, valid], -1).astype(np.float32)
+    train = Split(images, np.arange(5, dtype=np.int32) % 2)
+    data = dataset(train, Split(1 + images[:1], LABELS[:1]), masked=masked)
+    mean, deviation = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    deviation[np.ptp(values, 0) == 0] = 1
+    np.testing.assert_allclose(data.moments, [mean, deviation], rtol=1e-6)
+    assert data.moments == tuple(tuple(np.float32(x).item() for x in numbers) for numbers in data.moments)
+    assert data.moments[1][0] == 1
+    assert data.image_shape == (*grid, channels + masked)
+
+
+def test_moments_are_read_part_by_part(monkeypatch):
+    images = np.random.default_rng(0).normal(3, 2, (50, 100, 2)).astype(np.float32)
+    split = Split(images, np.zeros(50, np.int32))
+    whole = split.moments()
+    monkeypatch.setattr(Split, "chunks", lambda self: np.array_split(self.images, 7))
+    np.testing.assert_allclose(split.moments(), whole, rtol=1e-12)
+    np.testing.assert_allclose(whole, [images.mean((0, 1), float), images.std((0, 1), float)], rtol=1e-12)
+
+
+def test_the_digest_tells_dtype_and_mask():
+    """Even where all bytes are the same; integers have no moments."""
+    splits = [Split(IMAGES.view(dtype), LABELS) for dtype in (np.uint8, np.int8)]
+    signals = Split(SIGNALS, LABELS)
+    data = [dataset(split, split) for split in (*splits, signals)] + [dataset(signals, signals, masked=True)]
+    assert len({each.digest for each in data}) == 4
+    assert [each.moments is None for each in data] == [True, True, False, False]
+
+
 def test_tags_and_values():
     assert dataset(labels=SEVERAL, task="tags").task == "tags"
     assert dataset(labels=SEVERAL - 0.3, task="values", scale=SCALE).scale == SCALE
