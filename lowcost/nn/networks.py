@@ -71,9 +71,9 @@ def network(
             `initializers.patch_whitening(images)`.
 
     Returns:
-        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes.
-        Each axis must have at least 5 points, the size of the opening's stencil. Its number of points must be divisible
-        by 2^(blocks - 1), and the quotient must be at least `kernel_size`.
+        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes, each
+        of at least max(5, (kernel_size - 1)·2^(blocks - 1) + 1) points: the opening's stencil has 5 points, and each
+        block after the first has half of the points of the block before it, rounded up.
 
     Raises:
         TypeError: dtype is not real floating point.
@@ -153,14 +153,8 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]."""
-        check_floating("images", images)
         channels = block_channels(self.channels)
-        grid = images.shape[1:-1]
-        halvings = 2 ** (len(channels) - 1)
-        if not grid or any(n % halvings for n in grid):
-            expected = f"images must be [B, *grid, C] with every grid axis divisible by {halvings}"
-            reason = f"because {len(channels)} blocks halve it {len(channels) - 1} times"
-            raise ValueError(f"{expected}, {reason}, got shape {list(images.shape)}")
+        _check_images(images, channels, self.kernel_size)
 
         def block(net: Network, y: jax.Array, number: int) -> jax.Array:
             for j in range(net.steps_per_block):
@@ -174,6 +168,22 @@ class Network(nn.Module):
         for number in range(1, len(channels) + 1):
             y = run(self, y, number)
         return Classifier(self.num_classes, name="classifier")(y)
+
+
+def _check_images(images, channels, kernel_size):
+    """Raises TypeError or ValueError unless the stencils fit the grid in every block."""
+    check_floating("images", images)
+    grid, blocks = images.shape[1:-1], len(channels)
+    least = max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1)
+    if 1 <= len(grid) <= 3 and min(grid) >= least:
+        return
+    expected = f"images must be [B, *grid, C] with one to three grid axes of at least {least} points"
+    reason = f"because {blocks} blocks halve the grid {blocks - 1} times and their stencils have {kernel_size} points"
+    remedy = "use larger images"
+    if len(grid) in (1, 2, 3) and min(grid) >= max(Opening.kernel_size, kernel_size):
+        fitting = ((min(grid) - 1) // (kernel_size - 1)).bit_length()
+        remedy = f"{remedy}, or at most {fitting} blocks, e.g. a width of {channels[:fitting]}"
+    raise ValueError(f"{expected}, {reason}, got shape {list(images.shape)}; {remedy}")
 
 
 class Layer(NamedTuple):

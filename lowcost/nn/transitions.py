@@ -58,7 +58,7 @@ class Connecting(Normalized):
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → [B, *(grid / 2), 2C], or [B, 2C]."""
+        """[B, *grid, C] → [B, *⌈grid / 2⌉, 2C], or [B, 2C]."""
         stencil = self.param("stencil", stable_stencil(), (*(self.kernel_size,) * (y.ndim - 2), y.shape[-1]))
         halves = [y, depthwise(stencil, y)]
 
