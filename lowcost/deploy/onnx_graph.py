@@ -31,7 +31,7 @@ OPSETS = range(13, 22)
 def to_onnx(
     folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: int = 32, opset: int = OPSETS[-1]
 ) -> "onnx.ModelProto":
-    """`images` [batch, *grid, C] in [0, 1] → `logits` [batch, num_classes]: returns Section 4's network as ONNX model.
+    """`images` [batch, *grid, C] → `logits` [batch, num_classes]: returns Section 4's network as ONNX model.
 
     Args:
         folded: from `fold` or `truncate`.
