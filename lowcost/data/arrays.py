@@ -34,17 +34,17 @@ def read_arrays(
 ) -> Dataset:
     """Returns signals, images or volumes from an .npz file, or from a folder of .npy files, which are memory-mapped.
 
-    The arrays are train_images [N, *grid] or [N, *grid, C] and train_labels, and optionally test_ and val_images and
-    _labels; or x_train, y_train and so on. Without test arrays, the training arrays are split by the sha256 of each
+    The arrays are `train_images` [N, *grid] or [N, *grid, C] and `train_labels`, and optionally the same for test and
+    val; or `x_train`, `y_train` and so on. Without test arrays, the training arrays are split by the sha256 of each
     image, so that copies stay together. Integers of 8 and 16 bits keep their dtype; all other numbers become float32.
 
     Labels of the task "classes" are integers from 0, or strings, [N] or [N, 1]; of "tags" 0 or 1 [N, K]; of "values"
-    numbers [N, K] or [N], which are standardised with mean and deviation of the training images. An array classes holds
-    K names. An array keeps holds the changes that keep a label, see `lowcost.data.Dataset`; the default is shift and
-    hide, and for signals also scale and noise.
+    numbers [N, K] or [N], which are standardised with mean and deviation of the training images. An array `classes`
+    holds K names. An array `keeps` holds the changes that keep a label, see `lowcost.data.Dataset`; the default is
+    shift and hide, and for signals also scale and noise.
 
-    Signals of different lengths are padded at the end to one length, with any values, and train_lengths (or
-    lengths_train) holds the number of valid points of each. They become float32 and get a mask as their last channel,
+    Signals of different lengths are padded at the end to one length, with any values, and `train_lengths` (or
+    `lengths_train`) holds the number of valid points of each. They become float32 and get a mask as their last channel,
     unless `length` resamples them.
 
     Args:
