@@ -61,9 +61,10 @@ def read_arrays(
     """
     check_share("test_share", test_share)
     check_task(task)
-    for name, number, largest in (("grid_axes", grid_axes, 3), ("length", length, np.inf)):
-        if number is not None and not 1 <= number <= largest:
-            raise ValueError(f"{name} must be from 1 to {largest} or None, got {number}")
+    if grid_axes not in (None, *KINDS):
+        raise ValueError(f"grid_axes must be 1, 2, 3 or None, got {grid_axes}")
+    if length is not None and length < 1:
+        raise ValueError(f"length must be at least 1 or None, got {length}")
     return _load(Path(data_dir), test_share, task, grid_axes, length)
 
 
