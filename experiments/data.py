@@ -195,8 +195,9 @@ def augmented(
     inputs = to_unit_range(images)
     if moments is not None:
         means, deviations = (np.array(numbers, np.float32) for numbers in moments)
-        inputs = inputs.copy()
-        inputs[..., : len(means)] = (inputs[..., : len(means)] - means) / deviations
+        values, mask = np.split(inputs, [len(means)], axis=-1)
+        values = (values - means) / deviations
+        inputs = np.concatenate([values * mask if mask.size else values, mask], axis=-1)
     apply = jax.jit(lambda key, x: [function(key, x) for function in functions.values()])
     results = [np.asarray(x) for x in apply(jax.random.key(seed), inputs)]
     if images.dtype == np.uint8:
