@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_choice, check_floating, check_time_step
+from lowcost.arguments import check_choice, check_floating, check_time_step, promote
 from lowcost.nn import steps
 from lowcost.nn.initializers import Initializer, opening_normal
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
+from lowcost.nn.steps import on_valid
 from lowcost.nn.transitions import Classifier, Connecting, Opening, Standardization
 
 Architecture = Literal[
@@ -55,6 +56,7 @@ def network(
     remat: bool = False,
     opening_init: Initializer = opening_normal,
     moments: Moments | None = None,
+    masked: bool = False,
 ) -> "Network":
     """Returns the network of Section 4: a Flax module with the map images → logits.
 
@@ -76,6 +78,11 @@ def network(
             `initializers.patch_whitening(images)`.
         moments: (means, deviations) of the channels of the training images. The network then first standardises its
             images, (image - mean) / deviation; for images that are not scaled to [0, 1].
+        masked: whether the last channel of the images is a mask, for signals of several lengths: above 0 on valid
+            points and 0 on padding. Statistics and averages are then over valid points, and moments have no entries for
+            the mask. Outputs do not depend on the amount of padding if each signal has at least
+            kernel_size·2^(blocks - 1) points of it, and 2, because grids are periodic. The implicit steps are an
+            exception: they reach every point of the padded grid.
 
     Returns:
         A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes, each
@@ -105,7 +112,7 @@ def network(
         raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     sizes = (channels, num_classes, kernel_size, steps_per_block)
-    return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments))
+    return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked)
 
 
 def _checked(moments):
@@ -159,7 +166,7 @@ class Network(nn.Module):
     Attributes:
         step: (name) → the module of a step, e.g. the class of a step of your own (see `lowcost.nn.steps`).
         channels: channels of each block.
-        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments: as in `network`.
+        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments, masked: as in `network`.
     """
 
     step: Callable[..., nn.Module]
@@ -171,32 +178,39 @@ class Network(nn.Module):
     remat: bool = False
     opening_init: Initializer = opening_normal
     moments: Moments | None = None
+    masked: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Images [B, *grid, C_in] → logits [B, num_classes]."""
         channels = block_channels(self.channels)
-        _check_images(images, channels, self.kernel_size)
+        _check_images(images, channels, self.kernel_size, self.masked)
+        y, mask = (images[..., :-1], images[..., -1:] > 0) if self.masked else (images, None)
         if self.moments is not None:
-            images = Standardization(*self.moments, name="standardization")(images)
+            y = Standardization(*self.moments, name="standardization")(y)
 
-        def block(net: Network, y: jax.Array, number: int) -> jax.Array:
+        def block(net: Network, y: jax.Array, number: int, masks: dict[str, jax.Array]) -> jax.Array:
             for j in range(net.steps_per_block):
-                y = net.step(name=f"block{number}_step{j + 1}")(y, train=train)
+                step = net.step(name=f"block{number}_step{j + 1}")
+                y = on_valid(step(y, train=train, **masks), masks.get("mask"))
             pooling = AveragePool() if number < len(channels) else GlobalAveragePool()
-            return Connecting(pooling, net.kernel_size, name=f"block{number}_connecting")(y, train=train)
+            return Connecting(pooling, net.kernel_size, name=f"block{number}_connecting")(y, train=train, **masks)
 
         opening = Opening(channels[0], stencil_init=self.opening_init, name="opening")
-        y = opening(images.astype(self.dtype), train=train)
+        y = opening(on_valid(y, mask).astype(self.dtype), train=train, mask=mask)
         run = nn.remat(block, static_argnums=2) if self.remat else block
         for number in range(1, len(channels) + 1):
-            y = run(self, y, number)
+            y = run(self, y, number, {} if mask is None else {"mask": mask})
+            mask = None if mask is None else AveragePool()(promote(mask)) > 0
         return Classifier(self.num_classes, name="classifier")(y)
 
 
-def _check_images(images, channels, kernel_size):
-    """Raises TypeError or ValueError unless the stencils fit the grid in every block."""
+def _check_images(images, channels, kernel_size, masked):
+    """Raises TypeError or ValueError unless the stencils fit the grid in every block, and a mask has features."""
     check_floating("images", images)
+    if masked and images.shape[-1] < 2:
+        expected = "images of a masked network must have the mask as last channel after at least one other"
+        raise ValueError(f"{expected}, got shape {list(images.shape)}; append the mask to the channels")
     grid, blocks = images.shape[1:-1], len(channels)
     least = max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1)
     if 1 <= len(grid) <= 3 and min(grid) >= least:
