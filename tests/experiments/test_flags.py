@@ -111,8 +111,8 @@ def test_a_flag_is_documented(name, capsys):
             for x in (-0.1, 1.0, np.nan)
         ],
         ({"class_weights": "none.json"}, "No such file or directory: 'none.json'"),
-        ({"task": "tags"}, "task must be classes for digits, got 'tags'; only a folder may have another"),
-        ({"test_share": 0.3}, "--test-share needs the data set folder, got digits; leave it out"),
+        ({"task": "tags"}, "task must be classes for digits, got 'tags'; only folder and arrays may have another"),
+        ({"test_share": 0.3}, "--test-share needs the data set folder or arrays, got digits; leave it out"),
         ({"dataset": "folder", "data_dir": Path("any"), "test_share": 2.0}, "test_share must be above 0 and below 1"),
         *[
             ({"validation_share": x}, f"--validation-share must be from 0 to below 1, got {x}")
