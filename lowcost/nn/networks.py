@@ -220,7 +220,7 @@ def _check_images(images, channels, kernel_size, masked):
     remedy = "use larger images"
     if len(grid) in (1, 2, 3) and min(grid) >= max(Opening.kernel_size, kernel_size):
         fitting = ((min(grid) - 1) // (kernel_size - 1)).bit_length()
-        remedy = f"{remedy}, or at most {fitting} blocks, e.g. a width of {channels[:fitting]}"
+        remedy = f"{remedy}, or fewer blocks, e.g. a width of {channels[:fitting]}"
     raise ValueError(f"{expected}, {reason}, got shape {list(images.shape)}; {remedy}")
 
 
