@@ -274,7 +274,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path
 
     config = TrainConfig(workdir=tmp_path / "run", batch_size=8, width="B")
     (tmp_path / "run").mkdir()
-    write_or_compare(config, {"schedule": "halving", "flip": "never"}, {"train": 1}, {})
+    write_or_compare(config, {"schedule": "halving", "flip": "never"}, {"train": 1}, {}, {})
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*")} | {tmp_path / "run" / "lock": ANY}
     message = error()
     for difference in (
