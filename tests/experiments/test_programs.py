@@ -266,7 +266,7 @@ def test_batch_larger_than_the_data(error):
 
 def test_stencil_larger_than_the_grid(error, image_folder):
     message = error(dataset="folder", data_dir=image_folder, image_size=8)
-    assert "stencil must have from 1 to 2x2 points, the size of the grid, got 3x3" in message
+    assert "at least 9 points, because 3 blocks halve the grid" in message
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path):
