@@ -111,7 +111,7 @@ def _bound(operation, grid):
         case ops.Relu():
             return 1
         case ops.AveragePool():
-            return 2 ** (-len(grid) / 2)
+            return 2 ** (-sum(n % 2 == 0 for n in grid) / 2)  # the last window of an odd axis has one point
         case ops.GlobalAveragePool():
             return math.prod(grid) ** -0.5
         case ops.Filter():

@@ -1,4 +1,4 @@
-"""The layers of Section 4's network before, between and after its blocks: opening, connecting, classifier."""
+"""The layers of Section 4's network around its blocks: standardization, opening, connecting, classifier."""
 
 from collections.abc import Sequence
 
@@ -14,6 +14,29 @@ from lowcost.nn.steps import Normalized, constants, mean_and_variance
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
 from lowcost.spectral import symbol
+
+
+class Standardization(nn.Module):
+    """(y - μ) / d of each channel: constants of the training images, which are part of the network; not in the paper.
+
+    Attributes:
+        means: μ, one per channel.
+        deviations: d, one per channel.
+    """
+
+    means: Sequence[float]
+    deviations: Sequence[float]
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → the same shape, in float32 at least."""
+        if y.shape[-1] != len(self.means):
+            remedy = "make the network with one mean and deviation per channel"
+            raise ValueError(f"images must have {len(self.means)} channels, got {y.shape[-1]}; {remedy}")
+        return ops.run(self.operations(y.shape[1:-1]), promote(y))
+
+    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
+        """y - μ, then / d: in this order, a mean that is large compared with d costs no digits."""
+        return ops.Scale(np.ones(len(self.means)), -np.array(self.means)), ops.Scale(1 / np.array(self.deviations))
 
 
 class Opening(Normalized):
@@ -58,7 +81,7 @@ class Connecting(Normalized):
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → [B, *(grid / 2), 2C], or [B, 2C]."""
+        """[B, *grid, C] → [B, *⌈grid / 2⌉, 2C], or [B, 2C]."""
         stencil = self.param("stencil", stable_stencil(), (*(self.kernel_size,) * (y.ndim - 2), y.shape[-1]))
         halves = [y, depthwise(stencil, y)]
 
