@@ -171,8 +171,9 @@ def _of_values(function: Callable[[jax.Array], jax.Array], images: jax.Array, ma
 def _masked_crop(key: jax.Array, signals: jax.Array) -> jax.Array:
     """Crops each signal within its own length; a new point is valid if more than half of its weights are."""
     moved = data.random_resized_crop(key, signals, extent=signals[..., -1].sum(1, keepdims=True))
-    weight = moved[..., -1:]
-    return jnp.where(weight > 0.5, moved / jnp.where(weight > 0.5, weight, 1), 0)
+    weights, valid = moved[..., -1:], moved[..., -1:] > 0.5
+    values = jnp.where(valid, moved[..., :-1] / jnp.where(valid, weights, 1), 0)
+    return jnp.concatenate([values, valid.astype(moved.dtype)], axis=-1)
 
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))

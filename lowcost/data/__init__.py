@@ -2,7 +2,7 @@
 
     data = load("folder", data_dir="images", cache_dir="cache")
     indices = batch_indices(seed, step, len(data.train), batch_size)
-    images = random_resized_crop(key, data.train.images[indices] / np.float32(255))
+    images = random_resized_crop(key, data.train.images[indices] / np.float32(255))  # of uint8 images
 
 Depends on neither networks nor training.
 """

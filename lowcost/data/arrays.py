@@ -34,17 +34,17 @@ def read_arrays(
 ) -> Dataset:
     """Returns signals, images or volumes from an .npz file, or from a folder of .npy files, which are memory-mapped.
 
-    The arrays are train_images [N, *grid] or [N, *grid, C] and train_labels, and optionally test_ and val_images and
-    _labels; or x_train, y_train and so on. Without test arrays, the training arrays are split by the sha256 of each
+    The arrays are `train_images` [N, *grid] or [N, *grid, C] and `train_labels`, and optionally the same for test and
+    val; or `x_train`, `y_train` and so on. Without test arrays, the training arrays are split by the sha256 of each
     image, so that copies stay together. Integers of 8 and 16 bits keep their dtype; all other numbers become float32.
 
     Labels of the task "classes" are integers from 0, or strings, [N] or [N, 1]; of "tags" 0 or 1 [N, K]; of "values"
-    numbers [N, K] or [N], which are standardised with mean and deviation of the training images. An array classes holds
-    K names. An array keeps holds the changes that keep a label, see `lowcost.data.Dataset`; the default is shift and
-    hide, and for signals also scale and noise.
+    numbers [N, K] or [N], which are standardised with mean and deviation of the training images. An array `classes`
+    holds K names. An array `keeps` holds the changes that keep a label, see `lowcost.data.Dataset`; the default is
+    shift and hide, and for signals also scale and noise.
 
-    Signals of different lengths are padded at the end to one length, with any values, and train_lengths (or
-    lengths_train) holds the number of valid points of each. They become float32 and get a mask as their last channel,
+    Signals of different lengths are padded at the end to one length, with any values, and `train_lengths` (or
+    `lengths_train`) holds the number of valid points of each. They become float32 and get a mask as their last channel,
     unless `length` resamples them.
 
     Args:
@@ -61,9 +61,10 @@ def read_arrays(
     """
     check_share("test_share", test_share)
     check_task(task)
-    for name, number, largest in (("grid_axes", grid_axes, 3), ("length", length, np.inf)):
-        if number is not None and not 1 <= number <= largest:
-            raise ValueError(f"{name} must be from 1 to {largest} or None, got {number}")
+    if grid_axes not in (None, *KINDS):
+        raise ValueError(f"grid_axes must be 1, 2, 3 or None, got {grid_axes}")
+    if length is not None and length < 1:
+        raise ValueError(f"length must be at least 1 or None, got {length}")
     return _load(Path(data_dir), test_share, task, grid_axes, length)
 
 

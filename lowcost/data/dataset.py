@@ -77,23 +77,24 @@ class Split:
         rows = max(1, 2**22 // self.images[0].nbytes)
         return [self.images[start : start + rows] for start in range(0, len(self), rows)]
 
-    def moments(self, *, masked: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Returns the mean and the standard deviation of each channel, reading a part at a time.
+    def points(self, *, masked: bool = False) -> Iterator[NDArray]:
+        """Yields the values [points, C] of each part of the images, a part at a time.
 
         Args:
-            masked: take only the points where the last channel is positive, and leave that channel out.
+            masked: only those where the last channel is positive, without that channel.
         """
+        for images in self.chunks():
+            values = images.reshape(-1, images.shape[-1])
+            yield values[values[:, -1] > 0, :-1] if masked else values
 
-        def points() -> Iterator[NDArray[np.float64]]:
-            for images in self.chunks():
-                values = images.reshape(-1, images.shape[-1]).astype(np.float64)
-                yield values[values[:, -1] > 0, :-1] if masked else values
+    def moments(self, *, masked: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Returns the mean and the standard deviation of each channel over all `points`."""
 
         def mean(of: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Any:
-            sums = [(of(part).sum(0), len(part)) for part in points()]
+            sums = [(of(part.astype(np.float64)).sum(0), len(part)) for part in self.points(masked=masked)]
             return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
-        first = next(part[0] for part in points() if len(part))
+        first = next(part[0] for part in self.points(masked=masked) if len(part)).astype(np.float64)
         means = first + mean(lambda x: x - first)  # exact for a constant channel, whose deviation is then 0
         return means, np.sqrt(mean(lambda x: (x - means) ** 2))
 

@@ -136,17 +136,13 @@ def load(
     """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
-    for option, value, of in (
-        ("image_size", image_size, "folder"),
-        ("grid_axes", grid_axes, "arrays"),
-        ("length", length, "arrays"),
-    ):
+    given = {"image_size": (image_size, "folder"), "grid_axes": (grid_axes, "arrays"), "length": (length, "arrays")}
+    for option, (value, of) in given.items():
         if value is not None and name != of:
             raise ValueError(f"{option} must be None for {name}, got {value}; only {of} has it")
     if name == "folder" or name == "arrays":
         if data_dir is None:
-            what = "folder that holds the images" if name == "folder" else "file or folder that holds the arrays"
-            raise ValueError(f"data_dir must be the {what}, got None; name it")
+            raise ValueError(f"data_dir must be where the images of {name} are, got None; name it")
         if name == "arrays":
             return read_arrays(data_dir, test_share=test_share, task=task, grid_axes=grid_axes, length=length)
         return folder(

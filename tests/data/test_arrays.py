@@ -221,7 +221,7 @@ def test_which_axes_are_the_grid(shape, grid_axes, expected, tmp_path):
         ((2, 3, 4, 5, 6), None, r"with 1 to 3 grid axes, got \[40, 2, 3, 4, 5, 6\]"),
         ((30,), 2, r"with grid_axes 2, got \[40, 30\]; reshape them"),
         ((4, 5, 6), 1, r"with grid_axes 1, got \[40, 4, 5, 6\]"),
-        ((4, 5), 4, "grid_axes must be from 1 to 3 or None, got 4"),
+        ((4, 5), 4, "grid_axes must be 1, 2, 3 or None, got 4"),
     ],
 )
 def test_grids_that_are_not_clear(shape, grid_axes, message, tmp_path):
@@ -445,3 +445,8 @@ def test_what_is_reported(tmp_path, capsys):
     assert lines[1].endswith("data.npz: 3 test images are copies of training images; remove them")
     assert lines[2].endswith("data.npz: no test images of 3")
     assert len(lines) == 3
+
+
+def test_a_length_below_one_is_refused(tmp_path):
+    refused(tmp_path, {"train_images": SIGNALS, "train_labels": LABELS}, "length must be at least 1 or None", length=0)
+    refused(tmp_path, ONE, r"train images must be signals \[N, points, C\] for length or lengths, got", length=5)

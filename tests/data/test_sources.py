@@ -44,8 +44,8 @@ def test_a_folder_by_name(tmp_path):
     ("name", "options", "message"),
     [
         ("mnist", {}, "name must be one of digits, folder, arrays, cifar10, cifar100, stl10, got 'mnist'"),
-        ("folder", {}, "data_dir must be the folder that holds"),
-        ("arrays", {}, "data_dir must be the file or folder that holds the arrays, got None"),
+        ("folder", {}, "data_dir must be where the images of folder are, got None"),
+        ("arrays", {}, "data_dir must be where the images of arrays are, got None"),
         ("digits", {"image_size": 32}, "image_size must be None for digits"),
         ("arrays", {"image_size": 32}, "image_size must be None for arrays, got 32; only folder has it"),
         ("folder", {"grid_axes": 2}, "grid_axes must be None for folder, got 2; only arrays has it"),

@@ -31,6 +31,8 @@ OF_THE_RUN = {
     "class_weights": "auto",
     "task": "tags",
     "test_share": 0.3,
+    "grid_axes": 3,
+    "length": 50,
     "validation_share": 0.1,
     "keep_best": True,
     "patience": 3,
