@@ -378,4 +378,4 @@ def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -
     for field in ("classes", "image_shape", "dtype", "masked"):
         if got[field] != expected.get(field, got[field]):
             problem = f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
-            raise ValueError(f"{problem}; name the folder that belongs to it with --data-dir")
+            raise ValueError(f"{problem}; name its own data with --data-dir")

@@ -51,7 +51,8 @@ def chosen(points: Iterable[Point]) -> dict[str, str]:
     a table, or with LOWCOST_MEASURE=0.
     """
     named = os.environ.get("LOWCOST_METHODS", "") + os.environ.get("LOWCOST_CHIP", "")
-    machine, methods, new = _machine(), {}, {}
+    machine, methods = _machine(), {}
+    new: dict[str, Seconds] = {}
     folder: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     path = Path(folder or os.devnull, f"methods-{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json")
     stored = _read(path)
@@ -61,20 +62,24 @@ def chosen(points: Iterable[Point]) -> dict[str, str]:
         if len(close) > 1 and not named and os.environ.get("LOWCOST_MEASURE") != "0":
             seconds = stored.get(str(point), {})
             if not seconds.keys() >= {*close}:
+                if not new:
+                    print(
+                        "measuring operators on this CPU, once for this network; LOWCOST_MEASURE=0 skips it", flush=True
+                    )
                 seconds = new[str(point)] = measure(point, close)[1]
         methods[str(point)] = min(close, key=seconds.__getitem__)
     if new:
         content = {"machine": machine, "seconds": _read(path) | new}  # another run may have added some meanwhile
         with contextlib.suppress(OSError):  # nothing is kept here, and the next run measures again
-            disk.replace(path, json.dumps(content, indent=1).encode(), 0o600)
+            disk.replace(path, json.dumps(content, indent=1).encode())
     return methods
 
 
 def _read(path: Path) -> dict[str, Seconds]:
     """Returns the seconds of each point by method; none if the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
-        seconds = json.loads(path.read_bytes())["seconds"]
-        return {point: {way: float(time) for way, time in times.items()} for point, times in seconds.items()}
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        seconds = json.loads(path.read_bytes())["seconds"].items()
+        return {point: {way: float(t) for way, t in times.items() if 0 < t < math.inf} for point, times in seconds}
     return {}
 
 

@@ -60,13 +60,15 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
         recipe: its ingredients.
 
     Raises:
-        ValueError: the directory holds a finished run of another configuration, or of another folder of images.
+        ValueError: the directory holds a finished run of another configuration, or of another folder or file of images.
     """
     path = config.directory() / "result.json"
     if not path.exists():
         return None
     saved, given = _with_defaults(configuration(path.parent)), _content(config, recipe, {}, {}, {})
-    elsewhere = () if config.dataset == "folder" else ("data_dir",)  # an archive is the same wherever it lies
+    elsewhere = (
+        () if config.dataset in ("folder", "arrays") else ("data_dir",)
+    )  # an archive is the same wherever it lies
     _compare(path, saved, given, without=("data", "settings", "methods", *elsewhere))
     return Result(path)
 

@@ -217,7 +217,7 @@ def test_signals_of_different_lengths_are_described(tmp_path, capsys):
     for _, shown in displayed(examples(dataset), masked=True):
         assert shown.shape[2] == 2
         assert np.isnan(shown).any()
-        assert (np.nanmin(shown), np.nanmax(shown)) >= (0, 0)
+        assert np.nanmin(shown) >= 0
         assert np.nanmax(shown) <= 1
     main(DataConfig(**config, grid_axes=1, augmented=True))
     assert "training images" in capsys.readouterr().out

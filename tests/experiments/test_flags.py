@@ -141,7 +141,7 @@ def test_a_flag_is_documented(name, capsys):
             "--freeze must name layers .*, got 'block'; the layers are ",
         ),
         ({"kernel_size": 0}, "kernel_size must be a whole number of at least 1, got 0"),
-        ({"kernel_size": 7}, "with one to three grid axes of at least 13 points, because 2 blocks halve"),
+        ({"kernel_size": 7}, "with grid axes of at least 13 points, because 2 blocks halve"),
         ({"width": (4, 9)}, r"width must double from block to block, .* got \(4, 9\)"),
         ({"width": (0,)}, r"width must double from block to block, .* got \(0,\)"),
         ({"recipe": "slow"}, "--recipe must be paper, fast or a file FILE.json, got 'slow'"),
