@@ -221,7 +221,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     options: dict[str, Any] = {"moments": moments, "masked": dataset.masked}
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
-        options["opening_init"] = nn.initializers.patch_whitening(_standardised(to_unit_range(some), **options))
+        options["opening_init"] = nn.initializers.patch_whitening(_values(to_unit_range(some), **options))
     loss, extra = loss_of(config, dataset)
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
@@ -243,13 +243,10 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     return setup
 
 
-def _standardised(images: np.ndarray, moments: Moments | None, masked: bool) -> np.ndarray:
+def _values(images: np.ndarray, moments: Moments | None, masked: bool) -> np.ndarray:
     """Returns the images as the opening layer sees them: without the mask channel, standardised, 0 on padding."""
-    values, valid = (images[..., :-1], images[..., -1:]) if masked else (images, np.float32(1))
-    if moments is None:
-        return values
-    means, deviations = np.asarray(moments, np.float32)
-    return (values - means) / deviations * valid
+    standard = images if moments is None else data.to_standard_units(images, moments, masked)
+    return standard[..., :-1] if masked else standard
 
 
 def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options: Any) -> _Model:
