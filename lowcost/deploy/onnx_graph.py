@@ -179,9 +179,10 @@ class _Graph:
     def average_pool(self, y: str) -> str:
         c, two = self.views[y][-1], [2] * len(self.grid)
         y = self.channels_first(self.viewed(y, (*self.grid, c)))
-        padding = [*(0 for _ in self.grid), *(n % 2 for n in self.grid)]  # which the averages do not count
+        odd = [n % 2 for n in self.grid]
+        padding = {"pads": [0] * len(odd) + odd} if any(odd) else {}  # which the averages do not count
         self.grid = tuple((n + 1) // 2 for n in self.grid)
-        return self.channels_last(self.node("AveragePool", y, kernel_shape=two, strides=two, pads=padding), c)
+        return self.channels_last(self.node("AveragePool", y, kernel_shape=two, strides=two, **padding), c)
 
     def filter(self, operation: ops.Filter, y: str) -> str:
         """Rᵀ Σ_S A_S ⊙ flip_S(R y)."""
