@@ -127,7 +127,11 @@ def _arrays(path: Path, takes: Inputs) -> Iterator[tuple[str, np.ndarray]]:
     several, rows = _rows(path, array, takes)
     if lengths is None or not takes.varies:
         lengths = np.full(len(rows), rows.shape[1])
-    elif lengths.shape != rows.shape[:1] or not np.isin(lengths, range(1, rows.shape[1] + 1)).all():
+    elif (
+        lengths.dtype.kind not in "iu"
+        or lengths.shape != rows.shape[:1]
+        or not np.isin(lengths, range(1, rows.shape[1] + 1)).all()
+    ):
         expected = f"a number of points from 1 to {rows.shape[1]} for each of {len(rows)} signals"
         raise ValueError(f"{path} must hold {expected}, got {lengths.dtype} {list(lengths.shape)}; correct its lengths")
     with np.errstate(over="ignore"):  # the result is checked

@@ -125,7 +125,8 @@ class Recipe:
             if "hide" not in keeps:
                 return shifted
             hide = partial(data.cutout, hole_key, pixels=round(self.hidden * side))
-            return of_values(lambda x: hide(x - grey) + grey, shifted, masked)
+            hidden = of_values(lambda x: hide(x - grey) + grey, shifted, masked)
+            return jnp.where(hide(shifted[..., -1:]).any(1, keepdims=True), hidden, shifted) if masked else hidden
 
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)

@@ -309,6 +309,8 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
         about["moments"] = [list(numbers) for numbers in dataset.moments]
     if dataset.masked:
         about["masked"] = True
+    if dataset.name == "arrays":  # whose file states them
+        about["keeps"] = sorted(dataset.keeps)
     return about
 
 

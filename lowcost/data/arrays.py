@@ -1,6 +1,8 @@
 """Reads arrays as a data set: signals, images or volumes in an .npz file, or in a folder of .npy files."""
 
 import hashlib
+import itertools
+import numbers
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -63,8 +65,8 @@ def read_arrays(
     check_task(task)
     if grid_axes not in (None, *KINDS):
         raise ValueError(f"grid_axes must be 1, 2, 3 or None, got {grid_axes}")
-    if length is not None and length < 1:
-        raise ValueError(f"length must be at least 1 or None, got {length}")
+    if length is not None and (not isinstance(length, numbers.Integral) or length < 1):
+        raise ValueError(f"length must be a whole number of at least 1 or None, got {length}")
     return _load(Path(data_dir), test_share, task, grid_axes, length)
 
 
@@ -89,7 +91,8 @@ def with_channels(where: str, images: NDArray, grid_axes: int | None) -> NDArray
 def resample(signals: NDArray[np.float32], points: int, lengths: NDArray | None = None) -> NDArray[np.float32]:
     """signal(p·(n − 1)/(points − 1)) for p = 0 … points − 1, linear between the n valid points of each signal.
 
-    The first and the last point stay, and points = n is the identity. There is no low-pass filter before a reduction.
+    The first and, unless points = 1, the last point stay, and points = n is the identity. There is no low-pass filter
+    before a reduction.
 
     Args:
         signals: [N, P, C].
@@ -216,6 +219,9 @@ def _class_labels(
         columns[part] = labels.ravel()
     train = columns["train"]
     if train.dtype.kind == "U":
+        for part in [] if classes else [part for part, column in columns.items() if column.dtype.kind != "U"]:
+            got = columns[part].dtype
+            raise ValueError(f"{labelled[part][0]} must be strings as in training, got {got}; add the array classes")
         classes = classes or tuple(np.unique(train).tolist())
     elif not classes:
         low, high = int(train.min()), int(train.max())
@@ -223,12 +229,12 @@ def _class_labels(
             expected = f"{labelled['train'][0]} must be from 0 to K - 1, for at most {len(train)} classes"
             raise ValueError(f"{expected}, got {low}..{high}; renumber them, or use strings")
         classes = tuple(map(str, range(high + 1)))
-    numbers = {name: i for i, name in enumerate(classes)}
+    by_name = {name: i for i, name in enumerate(classes)}
     result = {}
     for part, column in columns.items():
         unique, inverse = np.unique(column, return_inverse=True)
         found = unique.tolist()
-        places = numbers if column.dtype.kind == "U" else {i: i for i in range(len(classes))}
+        places = by_name if column.dtype.kind == "U" else {i: i for i in range(len(classes))}
         if unknown := [label for label in found if label not in places]:
             expected = f"{labelled[part][0]} must be of the {len(classes)} classes"
             raise ValueError(f"{expected}, got {printable(repr(unknown[0]))}; correct them, or the array classes")
@@ -259,8 +265,11 @@ def _numbers(
 
 
 def _split(arrays: dict[str, NDArray], share: float, classes: tuple[str, ...], task: Task) -> Parts:
-    """Returns train and test, where the test images are those whose content falls below the share."""
-    tested = fractions(hashlib.sha256(image.tobytes()).digest() for image in arrays["images"]) < share
+    """Returns train and test; the sha256 of an image's numbers, without padding, decides whether it is a test image."""
+    lengths = arrays.get("lengths", itertools.repeat(None))
+    with np.errstate(over="ignore"):  # refused later
+        valid = (image[:n].astype("<f4") for image, n in zip(arrays["images"], lengths, strict=False))
+        tested = fractions(hashlib.sha256(image.tobytes()).digest() for image in valid) < share
     check_kept("test_share", share, tested, arrays["labels"], classes, task)
     parts = {"train": ~tested, "test": tested}
     return {part: {role: array[rows] for role, array in arrays.items()} for part, rows in parts.items()}
@@ -275,24 +284,25 @@ def _check_images(where: str, arrays: dict[str, NDArray], length: int | None) ->
         expected = f"{where} images must be signals [N, points, C] for length or lengths"
         raise ValueError(f"{expected}, got {list(images.shape)}; leave these out")
     if lengths is not None:
-        low, high, points = lengths.min(), lengths.max(), images.shape[1]
-        if lengths.dtype.kind not in "iu" or lengths.ndim != 1 or low < 1 or high > points:
-            got = f"{lengths.dtype} {list(lengths.shape)} from {low} to {high}"
+        points, integers = images.shape[1], lengths.dtype.kind in "iu" and lengths.ndim == 1
+        if not integers or lengths.min() < 1 or lengths.max() > points:
+            range_ = f" from {lengths.min()} to {lengths.max()}" if integers else ""
+            got = f"{lengths.dtype} {list(lengths.shape)}{range_}"
             raise ValueError(f"{where} lengths must be integers [N] from 1 to {points}, got {got}; correct them")
 
 
 def _prepared(where: str, arrays: dict[str, NDArray], length: int | None) -> Split:
     """Returns images of one of `dataset.DTYPES`, resampled or masked if they have lengths, with their labels."""
     images, labels, lengths = arrays["images"], arrays["labels"], arrays.get("lengths")
-    small = images.dtype.kind in "iu" and images.dtype.itemsize <= 2 and length is None and lengths is None
+    unchanged = images.dtype.kind in "iu" and images.dtype.itemsize <= 2 and length is None and lengths is None
     with np.errstate(over="ignore"):  # the result is checked
-        images = images.astype(images.dtype.newbyteorder("=") if small else np.float32, copy=False)
+        images = images.astype(images.dtype.newbyteorder("=") if unchanged else np.float32, copy=False)
     if length is not None:
         images = resample(images, length, lengths)
     elif lengths is not None:
         images = with_mask(images, lengths)
     split = Split(images, labels if labels.ndim == 1 else labels.astype(np.float32))
-    for number, chunk in enumerate([] if small else split.chunks()):
+    for number, chunk in enumerate([] if unchanged else split.chunks()):
         finite = np.isfinite(chunk).reshape(len(chunk), -1).all(1)
         if not finite.all():
             example = number * len(split.chunks()[0]) + int(np.argmin(finite))

@@ -199,7 +199,7 @@ class Dataset:
         fill that range; other integers may fill little of it, and the network standardises them like floats.
 
         The deviation of a constant channel is replaced by 1. Masked signals count at their valid points, without the
-        mask. The numbers are rounded to float32, so that they are the same on every machine.
+        mask. The numbers are rounded to float32, because their last digits depend on the machine.
         """
         dtype = self.train.images.dtype
         if dtype == np.uint8:

@@ -83,8 +83,7 @@ def read_images(
     Args:
         paths: the files, at least one.
         image_size: side of the square images. With None, images that share one size keep it if both sides are at most
-            128 and divisible by 8, so that a network can halve the grid. Otherwise the side is 32 if the median shorter
-            side is below 64, else 64.
+            128 and divisible by 8. Otherwise the side is 32 if the median shorter side is below 64, else 64.
         allocate: returns the array to fill; may be called twice.
         max_pixels: limit for each image, as in `read_image`.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
+from numpy.typing import DTypeLike
 
 from lowcost import disk
 from lowcost.arguments import check_choice
@@ -24,7 +25,7 @@ from lowcost.terminal import first_line
 
 LONGEST = 2**20
 """Points of an axis up to which a file's image shape is believed."""
-FORMAT = 1
+FORMAT = 2
 """Number of the newest format of files that this version writes and reads."""
 Metadata = dict[str, str]
 RESAMPLING = "linear interpolation between the points of the signal, whose first and last points stay"
@@ -167,7 +168,7 @@ def save(
     task: str = "classes",
     temperature: float = 1.0,
     scale: tuple[Sequence[float], Sequence[float]] | None = None,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     card: Mapping[str, str] | None = None,
 ) -> None:
     """(net, variables) → file: writes a trained network to one .safetensors file, which `lowcost.load` reads.
@@ -185,7 +186,7 @@ def save(
         temperature: divides the logits of classes for calibrated probabilities.
         scale: (means, standard deviations) of the values.
         dtype: of images, signals or volumes before they are scaled, one of `lowcost.data.dataset.DTYPES`. None: float32
-            for a network with moments, else uint8.
+            for a network with moments or a mask, else uint8.
         card: how the network was trained, how accurate it is, and what it must not be used for.
 
     Raises:
@@ -193,7 +194,7 @@ def save(
         OSError: the file cannot be written.
     """
     outputs = {"classes": tuple(classes), "task": task, "temperature": float(temperature), "scale": as_tuples(scale)}
-    dtype = dtype or ("uint8" if net.moments is None else "float32")
+    dtype = np.dtype(dtype or ("float32" if net.moments or net.masked else "uint8")).name
     about: dict[str, Any] = {**outputs, "image_shape": tuple(image_shape), "dtype": dtype, "card": dict(card or {})}
     steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked)
     loaded = Loaded(net=net, variables=dict(variables), preprocessing=steps, **about)
@@ -209,7 +210,8 @@ def encode(loaded: Loaded) -> bytes:
     tensors = {name: np.asarray(x) for name, x in flatten_dict(loaded.variables, sep=".").items()}
     _check_tensors("variables", tensors, variable_shapes(loaded.net, loaded.image_shape))
     options, card = json.dumps(_options(loaded.net), default=float), json.dumps(loaded.card)
-    metadata = {"format": str(FORMAT), "network": options, **loaded.metadata(), "card": card}
+    older = not (loaded.moments or loaded.masked or loaded.dtype != "uint8")  # what earlier versions can read
+    metadata = {"format": "1" if older else str(FORMAT), "network": options, **loaded.metadata(), "card": card}
     content = safetensors.numpy.save(tensors, {**metadata, "sha256": _sha256(tensors, metadata)})
     length = 8 + int.from_bytes(content[:8], "little")
     # The package writes metadata in random order.

@@ -83,7 +83,7 @@ def test_the_split_is_by_content(tmp_path):
     images[200:300] = images[:100]
     arrays = {"train_images": images, "train_labels": np.arange(400) % 2}
     data = read(tmp_path, arrays, test_share=0.3)
-    tested = fractions(hashlib.sha256(image.tobytes()).digest() for image in images) < 0.3
+    tested = fractions(hashlib.sha256(image.astype("<f4").tobytes()).digest() for image in images) < 0.3
     np.testing.assert_array_equal(data.test.images[..., 0], images[tested])
     np.testing.assert_array_equal(data.train.labels, arrays["train_labels"][~tested])
     held = data.hold_out(0.3)
@@ -91,6 +91,19 @@ def test_the_split_is_by_content(tmp_path):
     order = RNG.permutation(400)
     again = read(tmp_path, {name: array[order] for name, array in arrays.items()}, test_share=0.3)
     assert sorted(map(bytes, again.test.images)) == sorted(map(bytes, data.test.images))
+
+
+def test_copies_stay_together_whatever_their_type_and_padding_is(tmp_path):
+    """The same numbers in another dtype give the same parts; the points after the end of a signal play no role."""
+    arrays = {"train_images": RNG.normal(size=(80, 30)).astype("<f4"), "train_labels": np.arange(80) % 2}
+    lengths = np.full(80, 12)
+    want = read(tmp_path, arrays).test.images
+    for dtype in ("<f8", ">f4"):
+        again = read(tmp_path, {**arrays, "train_images": arrays["train_images"].astype(dtype)})
+        np.testing.assert_array_equal(again.test.images, want)
+    want = read(tmp_path, {**arrays, "train_lengths": lengths}).test.images
+    arrays["train_images"][:, 12:] = np.nan
+    np.testing.assert_array_equal(read(tmp_path, {**arrays, "train_lengths": lengths}).test.images, want)
 
 
 def test_strings_are_classes(tmp_path):
@@ -296,6 +309,10 @@ HOLE[7, 3, 2, 1] = np.nan
         (changed(test_labels=LABELS + 1), "test labels must be of the 4 classes, got 4; correct them"),
         (changed(test_labels=LABELS.astype(str)), None),
         (
+            changed(train_labels=LABELS.astype(str)),
+            "test labels must be strings as in training, got int64; add the array classes",
+        ),
+        (
             changed(train_labels=LABELS.astype(str), test_labels=(LABELS + 1).astype(str)),
             "of the 4 classes, got '4'",
         ),
@@ -450,5 +467,10 @@ def test_what_is_reported(tmp_path, capsys):
 
 
 def test_a_length_below_one_is_refused(tmp_path):
-    refused(tmp_path, {"train_images": SIGNALS, "train_labels": LABELS}, "length must be at least 1 or None", length=0)
+    refused(
+        tmp_path,
+        {"train_images": SIGNALS, "train_labels": LABELS},
+        "length must be a whole number of at least 1 or None",
+        length=0,
+    )
     refused(tmp_path, ONE, r"train images must be signals \[N, points, C\] for length or lengths, got", length=5)

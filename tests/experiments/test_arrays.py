@@ -180,7 +180,7 @@ def test_moments_are_those_of_the_run(signals, tmp_path, capsys):
     np.savez(
         tmp_path / "integers.npz", **arrays | {n: arrays[n].astype(np.int16) for n in ("train_images", "test_images")}
     )
-    with pytest.raises(ValueError, match=r"was trained on dtype float32, the data has int16; name the folder"):
+    with pytest.raises(ValueError, match=r"was trained on dtype float32, the data has int16; name its own data"):
         evaluated(workdir, tmp_path, data_dir=tmp_path / "integers.npz")
     copy = shutil.copytree(workdir, tmp_path / "run")
     capsys.readouterr()
