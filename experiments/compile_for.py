@@ -20,6 +20,7 @@ from experiments.common import entry, flax_networks, recipes, runs, topologies
 from experiments.common.config import Architecture, values
 from experiments.common.results import Results, Row, commit, filled, page
 from lowcost import nn
+from lowcost.data.dataset import PHOTOGRAPHS
 from lowcost.train.mesh import over_batch, replicated
 from lowcost.train.state import create_state
 from lowcost.train.step import make_train_step, repeat, to_unit_range
@@ -102,7 +103,7 @@ def measure(
 def _training(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: int) -> tuple[Any, list[Any]]:
     recipe = recipes.RECIPES["paper"]
     optimizer = recipe.transformation(300, 390)
-    step = make_train_step(net, optimizer, recipe.augmentation(True), 390)
+    step = make_train_step(net, optimizer, recipe.augmentation(PHOTOGRAPHS), 390)
     state = runs.abstract(lambda: create_state(net, optimizer, jax.random.key(0), shape), replicated(mesh))
     kinds = [(shape, np.uint8), ((), np.int32), ((), np.int32)]
     lead = (steps,) if steps else ()

@@ -1,15 +1,16 @@
 """Shows what is in a data set: `python -m experiments.data DATASET`.
 
-Prints the number of images of each class or tag, or the mean and deviation of each value, where the data were read from
-and their checksums, and draws examples. With --augmented it draws eight training images, and below them what each
-function of `lowcost.data.augment` makes of them.
+Prints the number of images of each class or tag, or the mean and deviation of each value, the range and the moments of
+the channels, where the data were read from and their checksums, and draws examples: images, the central slices of
+volumes, or signals with one colour per channel. With --augmented it draws eight training images, and below them what
+each function of `lowcost.data.augment` makes of them.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,14 @@ from experiments.common.config import DatasetName, values
 from lowcost import data, terminal
 from lowcost.data import augment, catalogue, decoding
 from lowcost.train.processes import devices
+from lowcost.train.step import to_unit_range
 
 COLUMNS, ROWS = 8, 20
 """Images beside each other, and rows below each other, on a sheet."""
 PARTS = {"train": "training", "validation": "validation", "test": "test"}
 """Name of a split → what its images are called."""
-Images = NDArray[np.uint8]
-"""[B, H, W, C]."""
+Images = NDArray
+"""[B, *grid, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class DataConfig:
     dataset: Annotated[DatasetName, tyro.conf.Positional] = "digits"
     """Name of the data set, as in training."""
     data_dir: Path | None = None
-    """Folder of the images or archives."""
+    """Folder of the images or archives. arrays: the file."""
     download: bool = False
     """Download the archive of cifar10, cifar100 or stl10 if it is not found."""
     image_size: int | None = None
@@ -48,9 +50,13 @@ class DataConfig:
     max_pixels: int = decoding.MAX_PIXELS
     """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
     task: data.Task = "classes"
-    """folder: classes, or the tags or values of labels.csv."""
+    """folder, arrays: classes, or the tags or values of labels.csv or the labels."""
     test_share: float = 0.2
-    """folder: share of the images that become test images, where there is no folder test."""
+    """folder, arrays: share of the images that become test images, where there are none."""
+    grid_axes: int | None = None
+    """arrays: number of axes of the grid, 1 for signals, 2 for images, 3 for volumes. None: if clear from the shape."""
+    length: int | None = None
+    """arrays: resample every signal linearly to this number of points. None: keep them."""
     validation_share: float = 0.0
     """Share of the training images that become validation images."""
     augmented: bool = False
@@ -69,15 +75,17 @@ def main(config: DataConfig) -> None:
     """
     sheet = config.out or Path("runs") / f"{config.dataset}{'-augmented' if config.augmented else ''}.png"
     options = values(config, "data_dir", "image_size", "download", "max_pixels", "task", "test_share")
+    options |= values(config, "grid_axes", "length")
     dataset = data.load(config.dataset, cache_dir=sheet.parent / runs.CACHE, **options)
     if config.validation_share:
         dataset = dataset.hold_out(config.validation_share)
     if config.augmented:
         chosen = choose(dataset.train.labels, config.seed)
-        draw(augmented(dataset.train.images[chosen], chosen, config.seed), sheet, inches=0.8)
+        rows = augmented(dataset.train.images[chosen], chosen, config.seed, dataset.moments)
+        draw(rows, sheet, inches=0.8, masked=dataset.masked)
         print(f"{terminal.printable(sheet)}: training images {', '.join(map(str, chosen))} of {config.dataset}")
         return
-    draw(examples(dataset), sheet)
+    draw(examples(dataset), sheet, masked=dataset.masked)
     splits = {f"{PARTS[part]} images": split for part, split in parts(dataset)}
     columns = [Column(name, f"{len(split):,}", justify="right") for name, split in splits.items()]
     counts = Table({"classes": "class", "tags": "tag"}.get(config.task, "value"), *columns, show_footer=True)
@@ -112,28 +120,30 @@ def _members(dataset: data.Dataset, split: data.Split) -> list[NDArray[np.bool_]
     return [split.labels == i if dataset.task == "classes" else split.labels[:, i] > 0.5 for i in columns]
 
 
-def moments(split: data.Split) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns mean and standard deviation of each channel over all images, in [0, 1], reading a part at a time."""
-    counts = np.zeros((split.images.shape[-1], 256), np.int64)  # integers: exact in any order
-    for images in split.chunks():
-        for channel, levels in enumerate(np.moveaxis(images, -1, 0)):
-            counts[channel] += np.bincount(levels.ravel(), minlength=256)
-    weights, levels = counts / counts.sum(1, keepdims=True), np.arange(256)[None] / 255
-    mean = (weights * levels).sum(1)
-    return mean, np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(1))
-
-
 def describe(dataset: data.Dataset) -> dict[str, str]:
-    """Returns size, mean and deviation of the images, where they were read from, and checksums."""
-    height, width, channels = dataset.image_shape
-    mean, deviation = moments(dataset.train)
+    """Returns size, range, mean and deviation of the images, where they were read from, and checksums."""
+    (*grid, channels), masked, dtype = dataset.image_shape, dataset.masked, dataset.train.images.dtype
+    numbers, low, scale, form = "float32, which the network standardises", 0, 1, ".4g"
+    if dtype != np.float32:
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        numbers, scale, form = f"{dtype}, scaled from {low}..{high} to 0..1", high - low, ".4f"
+    extremes = [(part.min(0), part.max(0)) for part in dataset.train.points(masked=masked) if len(part)]
+    lows, highs = np.min([x for x, _ in extremes], 0), np.max([x for _, x in extremes], 0)
+    means, deviations = dataset.train.moments(masked=masked)
+    size, channels = " x ".join(map(str, grid)), channels - masked
+    kind, unit = {1: ("signals", "points"), 2: ("images", "pixels")}.get(len(grid), ("volumes", "points"))
     facts = {
-        "images": f"{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}",
-        "mean": " ".join(f"{x:.4f}" for x in mean),
-        "deviation": " ".join(f"{x:.4f}" for x in deviation),
+        kind: f"{size} {unit}, {channels} channel{'s' * (channels > 1)}",
+        "numbers": numbers,
+        "range": " ".join(f"{x:.4g}..{y:.4g}" for x, y in zip(lows, highs, strict=True)),
+        "mean": " ".join(f"{(x - low) / scale:{form}}" for x in means),
+        "deviation": " ".join(f"{x / scale:{form}}" for x in deviations),
         "read from": dataset.origin,
         **{f"sha256 of {PARTS[part]} images and labels": split.digest for part, split in parts(dataset)},
     }
+    if masked:
+        lengths = np.concatenate([split.images[..., -1].sum(1) for split in dataset.splits.values()])
+        facts["lengths"] = f"{lengths.min():.0f}..{lengths.max():.0f} points, with a mask"
     if archive := catalogue.ENTRIES.get(dataset.name):
         facts |= {"archive": archive.url, "sha256 of the archive": archive.sha256}
     return facts
@@ -157,57 +167,113 @@ def choose(labels: NDArray, seed: int) -> NDArray[np.integer]:
     return np.concatenate([order[first], np.delete(order, first)])[:COLUMNS]
 
 
-def augmented(images: Images, indices: NDArray[np.integer], seed: int) -> list[tuple[str, Images]]:
+def augmented(
+    images: Images, indices: NDArray[np.integer], seed: int, moments: data.Moments | None = None
+) -> list[tuple[str, Images]]:
     """Returns the images, and what each augmentation makes of them, with its arguments in the second line of the name.
 
     Args:
-        images: [B, H, W, C].
+        images: [B, *grid, C].
         indices: [B], the images' places in the data set.
         seed: of all random changes.
+        moments: by which floats are standardised first; a further channel, the mask, is not.
     """
     devices()  # raises if there are none
-    hole, places = min(images.shape[1:3]) // 4, jnp.asarray(indices)
+    side, places = min(images.shape[1:-1]), jnp.asarray(indices)
+    shift, hole = min(2, side - 1), side // 4
     functions: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
         "images\nas they are": lambda key, x: x,
         "random_resized_crop\nlow=0.8, high=1.2": augment.random_resized_crop,
-        "random_translate\npixels=2": augment.random_translate,
+        f"random_translate\npixels={shift}": partial(augment.random_translate, pixels=shift),
         "random_flip\nprobability 1/2": augment.random_flip,
         "alternating_flip\nepoch 0": lambda key, x: augment.alternating_flip(key, x, places, 0),
         "alternating_flip\nepoch 1": lambda key, x: augment.alternating_flip(key, x, places, 1),
         f"cutout\npixels={hole}": partial(augment.cutout, pixels=hole),
+        "random_scale\nspread=0.1": augment.random_scale,
+        "jitter\ndeviation=0.1": augment.jitter,
     }
+    inputs = to_unit_range(images)
+    if moments is not None:
+        means, deviations = (np.array(numbers, np.float32) for numbers in moments)
+        values, mask = np.split(inputs, [len(means)], axis=-1)
+        values = (values - means) / deviations
+        inputs = np.concatenate([values * mask if mask.size else values, mask], axis=-1)
     apply = jax.jit(lambda key, x: [function(key, x) for function in functions.values()])
-    results = apply(jax.random.key(seed), images / np.float32(255))
-    pixels = [np.rint(255 * np.asarray(x).clip(0, 1)).astype(np.uint8) for x in results]
-    return list(zip(functions, pixels, strict=True))
+    results = [np.asarray(x) for x in apply(jax.random.key(seed), inputs)]
+    if images.dtype == np.uint8:
+        results = [np.rint(255 * x.clip(0, 1)).astype(np.uint8) for x in results]
+    return list(zip(functions, results, strict=True))
 
 
-def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4) -> None:
+def draw(rows: Sequence[tuple[str, Images]], path: Path, *, inches: float = 0.4, masked: bool = False) -> None:
     """Draws each row of at most eight images beside its name, twenty rows below each other.
 
     Args:
-        rows: names and images.
+        rows: names and images, of volumes the central slices, or signals, which are twice as wide.
         path: the file.
         inches: width of an image.
+        masked: whether the last channel is a mask; the padding is not drawn.
     """
-    _, height, width, channels = rows[0][1].shape
+    signals = rows[0][1].ndim == 3
+    rows = displayed(rows, masked)
+    height, width, inches = (24, 48, 2 * inches) if signals else (*rows[0][1].shape[1:3], inches)
     blocks = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     number, gap = len(blocks[0]), max(1, width // 12)
     scale = inches / width
     size = len(blocks) * (COLUMNS * (width + gap) * scale + 1.8), number * (height + gap) * scale + 0.3
     figure, sheets = plots.panels(len(blocks), *size)
     for axes, block in zip(sheets, blocks, strict=True):
-        page = np.full((number, height + gap, COLUMNS, width + gap, channels), 240, np.uint8)  # white images stand out
-        for row, (_, images) in enumerate(block):
-            page[row, :height, : len(images), :width] = np.moveaxis(images, 0, 1)
-        page = page.reshape(number * (height + gap), COLUMNS * (width + gap), channels)
-        axes.imshow(page[..., :3], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        (_draw_signals if signals else _draw_images)(axes, block, number, height, width, gap)
         middles = [row * (height + gap) + (height - 1) / 2 for row in range(len(block))]
         axes.set_yticks(middles, [name for name, _ in block], parse_math=False)
         axes.set_xticks([])
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
     plots.save_figure(figure, path, dpi=120, bbox_inches="tight")  # long names too
+
+
+def displayed(rows: Sequence[tuple[str, Images]], masked: bool = False) -> list[tuple[str, Images]]:
+    """Returns uint8 images as they are, and others scaled for display, of volumes the central slices along axis 0.
+
+    Each channel is scaled from its range over all rows to [0, 1], images then to uint8. Padding becomes NaN.
+    """
+    images = [x[:, x.shape[1] // 2] if x.ndim == 5 else x for _, x in rows]
+    if images[0].dtype != np.uint8 or images[0].ndim == 3:
+        values = [x.astype(np.float64) for x in images]
+        if masked:
+            values = [np.where(x[..., -1:] > 0.5, x[..., :-1], np.nan) for x in values]
+        points = np.concatenate([x.reshape(-1, x.shape[-1]) for x in values])
+        low, high = np.nanmin(points, 0), np.nanmax(points, 0)
+        images = [(x - low) / np.where(high > low, high - low, 1) for x in values]
+        if images[0].ndim == 4:
+            images = [np.rint(255 * x).astype(np.uint8) for x in images]
+    return [(name, x) for (name, _), x in zip(rows, images, strict=True)]
+
+
+def _draw_images(axes: Any, rows: Sequence[tuple[str, Images]], number: int, height: int, width: int, gap: int) -> None:
+    channels = rows[0][1].shape[-1]
+    page = np.full((number, height + gap, COLUMNS, width + gap, channels), 240, np.uint8)  # white images stand out
+    for row, (_, images) in enumerate(rows):
+        page[row, :height, : len(images), :width] = np.moveaxis(images, 0, 1)
+    page = page.reshape(number * (height + gap), COLUMNS * (width + gap), channels)
+    colours = 3 if channels >= 3 else 1
+    axes.imshow(page[..., :colours], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+
+
+def _draw_signals(
+    axes: Any, rows: Sequence[tuple[str, Images]], number: int, height: int, width: int, gap: int
+) -> None:
+    """Draws one line per channel through all signals, interrupted between them by NaN."""
+    points, channels = rows[0][1].shape[1:]
+    for channel in range(channels):
+        line = [
+            (column * (width + gap) + x, row * (height + gap) + (height - 1) * (1 - y))
+            for row, (_, signals) in enumerate(rows)
+            for column, signal in enumerate(signals)
+            for x, y in [*zip(np.linspace(0, width - 1, points), signal[:, channel], strict=True), (0, np.nan)]
+        ]
+        axes.plot(*zip(*line, strict=True), linewidth=0.6, color=f"C{channel % 10}")
+    axes.set(xlim=(-gap, COLUMNS * (width + gap)), ylim=(number * (height + gap), -gap))
 
 
 if __name__ == "__main__":

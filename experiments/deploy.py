@@ -26,6 +26,7 @@ from experiments.common.results import Results, Row, page, provenance
 from lowcost import deploy
 from lowcost.nn import operations
 from lowcost.train.state import count_weights
+from lowcost.train.step import to_unit_range
 
 FILES: dict[str, dict[str, Any]] = {
     "StableHLO": {"format": "stablehlo"},
@@ -78,8 +79,9 @@ class Subject:
             raise ValueError(f"{workdir} must hold a network for classes, got {run.task}; choose another")
         self.workdir, self.config = workdir, config
         dataset = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
-        runs.check_data(workdir, dataset, {"classes": list(run.classes), "image_shape": list(run.image_shape)})
-        self.images, self.labels = dataset.test.images.astype(np.float32) / 255, dataset.test.labels
+        about = {"classes": list(run.classes), "image_shape": list(run.image_shape), **values(run, "dtype", "masked")}
+        runs.check_data(workdir, dataset, about)
+        self.images, self.labels = to_unit_range(dataset.test.images), dataset.test.labels
         self.network = jax.jit(partial(run.net.apply, run.variables))
         self.exact = deploy.fold(run.net, run.variables, run.image_shape)
         self.truncated = deploy.truncate(self.exact, config.tolerance)

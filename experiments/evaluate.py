@@ -84,7 +84,7 @@ def main(arguments: EvaluateConfig) -> None:
             say(f"{name}: expected calibration error {calibration_error(p, labels):.2%}")
         folder = arguments.out or arguments.workdir / "evaluation"
         if arguments.out or os.access(arguments.workdir, os.W_OK):
-            draw(folder, split, curves, names, files)
+            draw(folder, split, curves, names, files, masked=dataset.masked)
             say(f"plots: {printable(folder)}")
         else:
             say(f"no plots: {printable(arguments.workdir)} cannot be written to; choose another folder with --out")
@@ -146,7 +146,15 @@ def image_table(
     return csv_table(["image", *header], [[file, *row] for file, row in zip(files, rows, strict=True)])
 
 
-def draw(folder: Path, split: Any, curves: dict[str, np.ndarray], names: list[str], files: Sequence[object]) -> None:
+def draw(
+    folder: Path,
+    split: Any,
+    curves: dict[str, np.ndarray],
+    names: list[str],
+    files: Sequence[object],
+    *,
+    masked: bool = False,
+) -> None:
     """Draws confusions and mistakes by the last of the curves (name → probabilities [N, K]), and the reliability."""
     labels, answers = split.labels, [*curves.values()][-1]
     predicted, sure = answers.argmax(-1), answers.max(-1)
@@ -158,7 +166,7 @@ def draw(folder: Path, split: Any, curves: dict[str, np.ndarray], names: list[st
     for i in shown:
         answer = f"predicted {sure[i]:.1%}: {names[predicted[i]]}"
         titles.append((printable(files[i])[-26:], f"true: {names[labels[i]]}", answer))
-    evaluation_plots.draw_mistakes(split.images[shown], titles, len(wrong), folder / "mistakes.png")
+    evaluation_plots.draw_mistakes(split.images[shown], titles, len(wrong), folder / "mistakes.png", masked=masked)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Classifies images: `python -m experiments.predict IMAGE_OR_FOLDER... --workdir DIR` (or `--model FILE`).
+"""Classifies images, signals or volumes: `python -m experiments.predict FILE_OR_FOLDER... --workdir DIR`.
 
-With `--model FILE.onnx` nothing but NumPy, Pillow, tyro and onnxruntime is needed besides this repository.
+`--model FILE` takes an exported file in place of a run. With an .onnx file nothing but NumPy, Pillow, tyro and
+onnxruntime is needed besides this repository.
 """
 
 import dataclasses
 import json
 import math
-import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,19 +20,20 @@ import tyro
 from experiments.common import entry
 from experiments.common.evaluation import sigmoid
 from experiments.common.files import check_target, csv_table, messages, write_whole
+from experiments.common.inputs import Inputs, examples, find
 from lowcost import extras, terminal
-from lowcost.data import decoding, folders
+from lowcost.data import decoding
 from lowcost.train.calibration import softmax
 
 
 class Row(NamedTuple):
-    """What a network answers on one image.
+    """What a network answers on one image, signal or volume.
 
     Attributes:
-        file: the image.
+        file: its file, of several with its row: FILE[3].
         answers: (name, number): the most probable classes with their probabilities, the most probable one first; or all
             tags with their probabilities; or all values.
-        milliseconds: the time that the network takes for this image alone.
+        milliseconds: the time that the network takes for it alone.
     """
 
     file: str
@@ -45,8 +45,9 @@ class Row(NamedTuple):
 class PredictConfig:
     """What to classify, and by which network."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_OR_FOLDER...")]
-    """Image files (PNG, JPEG, WebP, BMP, GIF, TIFF), and folders, which are searched with all folders below."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE_OR_FOLDER...")]
+    """Image files (PNG, JPEG, WebP, BMP, GIF, TIFF), .npy and .npz files with one example or several, of the dtype and
+    shape of the training examples, and folders, which are searched with all folders below."""
     workdir: Path | None = None
     """Work directory of a run."""
     model: Path | None = None
@@ -65,9 +66,9 @@ class Classifier(NamedTuple):
     """A network that is ready to classify.
 
     Attributes:
-        logits: images float32 [B, H, W, C] in [0, 1] → [B, classes].
+        logits: float32 [B, *grid, C] → [B, classes].
         classes: their names, or those of tags or values.
-        image_shape: [H, W, C].
+        takes: shape, dtype and scaling of what it classifies.
         task: what the logits become: probabilities of classes by a softmax, of tags by a sigmoid, or values.
         temperature: the softmax is of logits / temperature.
         scale: (means, standard deviations) of the values if the logits are standardised.
@@ -75,76 +76,39 @@ class Classifier(NamedTuple):
 
     logits: Callable[[Any], Any]
     classes: list[str]
-    image_shape: tuple[int, ...]
+    takes: Inputs
     task: str = "classes"
     temperature: float = 1.0
     scale: tuple[Any, Any] = (0.0, 1.0)
 
 
 def main(config: PredictConfig) -> int:
-    """Prints one line per image: classes, tags or values, and the milliseconds that the network takes for it alone.
+    """Prints one line per example: classes, tags or values, and the milliseconds that the network takes for it alone.
 
     Returns:
-        The exit status: 0, or 2 if an image could not be read.
+        The exit status: 0, or 2 if a file could not be read.
     """
     if config.top < 1:
         raise ValueError(f"--top must be at least 1, got {config.top}")
-    files = list(find(config.images))
     if config.csv is not None:
         check_target(config.csv, "--csv")
-    classifier = load(config)
+    classifier, status = load(config), 0
     rows: list[Row] = []
-    for file in files:
+    for file in list(find(config.images, classifier.takes)):
         try:
-            rows.append(classify(classifier, file, config.max_pixels, config.top))
+            for name, image in examples(file, classifier.takes, config.max_pixels):
+                rows.append(classify(classifier, name, image, config.top))
+                print(terminal.printable(line(classifier.task, rows[-1])), flush=True, file=messages(config.csv))
         except ValueError as error:
             terminal.warn(f"error: {error}")
-        else:
-            print(terminal.printable(line(classifier.task, rows[-1])), flush=True, file=messages(config.csv))
+            status = entry.FIXABLE
     if config.csv is not None:
         write_whole(config.csv, table(classifier, rows, config.top))
-    return 0 if len(rows) == len(files) else entry.FIXABLE
+    return status
 
 
-def find(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yields each file, and of each folder the images in it and in all folders below, each folder once.
-
-    Raises:
-        ValueError, OSError: a path does not exist, or a folder holds no image.
-    """
-    if not paths:
-        raise ValueError("name images, or folders of them")
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(_below(path))
-        elif path.exists():
-            yield path
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
-
-
-def _below(folder: Path) -> list[Path]:
-    left_out, images, waiting, seen = Counter[str](), [], [str(folder)], set()
-    while waiting:
-        path = waiting.pop()
-        if (real := os.path.realpath(path)) not in seen:
-            seen.add(real)
-            files, below = folders.list_images(path, left_out)
-            images += [Path(file.path) for file in files]
-            waiting += [inner.path for inner in below]
-    folders.report_left_out(folder, left_out)
-    if not images:
-        raise ValueError(f"{folder}: no {', '.join(folders.SUFFIXES)} in this folder or below")
-    return images
-
-
-def classify(classifier: Classifier, file: Path, max_pixels: int, top: int) -> Row:
-    """Returns the answers on an image, of classes the `top` most probable ones, for a batch of this image alone.
-
-    Raises:
-        ValueError: the image cannot be read.
-    """
-    image = read(file, classifier.image_shape, max_pixels)
+def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> Row:
+    """Returns the answers on an image, of classes the `top` most probable ones, for a batch of this image alone."""
     started = time.perf_counter()
     numbers = np.asarray(classifier.logits(image[None]))[0].astype(np.float64)
     milliseconds = 1000 * (time.perf_counter() - started)
@@ -156,7 +120,7 @@ def classify(classifier: Classifier, file: Path, max_pixels: int, top: int) -> R
         numbers = sigmoid(numbers)
     else:
         numbers = np.add(classifier.scale[0], np.multiply(classifier.scale[1], numbers))
-    return Row(str(file), [(classifier.classes[i], float(numbers[i])) for i in order], milliseconds)
+    return Row(name, [(classifier.classes[i], float(numbers[i])) for i in order], milliseconds)
 
 
 def line(task: str, row: Row) -> str:
@@ -164,17 +128,6 @@ def line(task: str, row: Row) -> str:
     form = ".4g" if task == "values" else ".1%"
     answers = [f"{name}  {x:{form}}" for name, x in row.answers if task != "tags" or x >= 0.5]
     return "  ".join([row.file, *(answers or ["no tag"]), f"{row.milliseconds:.1f} ms"])
-
-
-def read(path: Path, image_shape: tuple[int, ...], max_pixels: int = decoding.MAX_PIXELS) -> np.ndarray:
-    """Returns an image as training reads it: float32 [H, W, C] in [0, 1]."""
-    height, width, channels = image_shape
-    pixels = decoding.read_image(path, (height, width), max_pixels)
-    if channels == 1:
-        from PIL import Image
-
-        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
-    return (pixels / np.float32(255)).reshape(height, width, channels)
 
 
 def table(classifier: Classifier, rows: Sequence[Row], top: int) -> bytes:
@@ -253,15 +206,19 @@ def _described(metadata: dict[str, str]) -> dict[str, Any]:
     task = metadata.get("task", "classes")
     if task not in ("classes", "tags", "values") or not 0 < temperature < math.inf:
         raise ValueError(f"unknown task {task!r}, or temperature {temperature} not above 0")
-    image_shape, (mean, deviation) = json.loads(metadata["image_shape"]), json.loads(metadata.get("scale", "[0, 1]"))
-    about = {"classes": classes, "image_shape": tuple(image_shape), "task": task}
+    (mean, deviation), dtype = json.loads(metadata.get("scale", "[0, 1]")), metadata.get("dtype", "uint8")
+    if dtype != "float32":
+        np.iinfo(dtype)  # raises for what is no integer
+    length = json.loads(metadata.get("preprocessing", "{}")).get("length")
+    takes = Inputs(tuple(json.loads(metadata["image_shape"])), dtype, metadata.get("masked") == "true", length)
+    about = {"classes": classes, "takes": takes, "task": task}
     return {**about, "temperature": temperature, "scale": (mean, deviation)}
 
 
 def _tried(logits: Callable[[Any], Any], described: dict[str, Any]) -> Classifier:
     """Returns the classifier after a first image, which compiles it and checks the number of its classes."""
     classifier = Classifier(logits, **described)
-    got = np.asarray(logits(np.zeros((1, *classifier.image_shape), np.float32))).shape
+    got = np.asarray(logits(np.zeros((1, *classifier.takes.image_shape), np.float32))).shape
     if got != (1, len(classifier.classes)):
         raise ValueError(f"logits of shape {list(got)} for one image and {len(classifier.classes)} classes")
     return classifier

@@ -19,6 +19,7 @@ from experiments.common.config import TrainConfig, derived, values
 from experiments.common.perturbations import Variables, captured
 from experiments.common.results import Results, Row, page, provenance
 from lowcost.nn import Network, stability_report
+from lowcost.train.step import to_unit_range
 
 LIMIT = 1e3
 """Features that grow by more than this factor count as unbounded."""
@@ -73,7 +74,7 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> Itera
     """
     ready, state = runs.reopen(run.directory(), run.data_dir)
     grow = jax.jit(partial(growth, ready.net), static_argnames="by_batch")
-    sample = ready.dataset.train.images[:images] / 255
+    sample = to_unit_range(ready.dataset.train.images[:images])
     about = values(run, "steps_per_block", "architecture", "epochs", "seed") | {"images": images, **provenance()}
     for weights, statistics, variables in (
         ("initial", "of the batch", ready.initial_state().variables),

@@ -41,15 +41,15 @@ def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes:
     Args:
         name: what the caller's signature calls y.
         y: features, [..., *grid, C].
-        stencil: [*window, *channels], with one to three window axes that fit the grid.
+        stencil: [*window, *channels], with one to four window axes that fit the grid.
         channel_axes: number of axes of the stencil after its window.
         channels: the axis of the stencil that C must equal.
     """
     check_floating("stencil", stencil)
     check_floating(name, y)
     dims = stencil.ndim - channel_axes
-    if not 1 <= dims <= 3:
-        expected = "stencil must have one to three window axes before its channels"
+    if not 1 <= dims <= 4:
+        expected = "stencil must have one to four window axes before its channels"
         remedy = "a stencil of one point still has its axes, e.g. shape [1, 1, C]"
         raise ValueError(f"{expected}, got shape {list(stencil.shape)}; {remedy}")
     if y.ndim < dims + 1:

@@ -41,6 +41,8 @@ class TrainConfig:
     """digits: small handwritten digits, which come with scikit-learn.
     folder: your images (PNG, JPEG, WebP, BMP, GIF, TIFF) in --data-dir DIR, as DIR/CLASS/*, of which --test-share
     become test images, or as DIR/train/CLASS/* and DIR/test/CLASS/*.
+    arrays: your images, signals or volumes in --data-dir FILE.npz, or a folder of .npy files, with train_images,
+    train_labels and test_images, test_labels.
     cifar10, cifar100, stl10: the published archives, searched for in --data-dir, $LOWCOST_DATA and the user's cache."""
     architecture: Architecture = "implicit_rd"
     """The step of the network, with its equation in the paper.
@@ -56,19 +58,21 @@ class TrainConfig:
     learning_rate: float | None = None
     """The largest learning rate. None: the recipe's."""
     flip: Literal["none", "horizontal"] | None = None
-    """Whether training flips images left to right. None: unless the images are digits."""
+    """Whether training flips images left to right, signals in time. None: photographs are flipped, all else is not."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes, from 0 to below 1; for classes and tags."""
     class_weights: str | None = None
     """How much an image counts in the loss, by its class. auto: classes with few images count more, each class alike.
     FILE.json: {"CLASS": weight, …}. None: all alike."""
     task: Task = "classes"
-    """folder: what a network predicts. classes: the folder of an image. tags and values: the columns of labels.csv,
-    beside the images: 0 or 1 for each tag (any number may be 1), or numbers (regression)."""
+    """folder, arrays: what a network predicts. classes: the folder of an image, or its label. tags and values: the
+    columns of labels.csv, beside the images, or of the labels: 0 or 1 for each tag (any number may be 1), or numbers
+    (regression)."""
     test_share: float = 0.2
-    """folder: share of the images that become test images, chosen by their content, where there is no folder test."""
+    """folder, arrays: share of the images that become test images, chosen by their content, where there are none."""
     validation_share: float = 0.0
-    """Share of the training images that become validation images, which training leaves out; folder: or DIR/val."""
+    """Share of the training images that become validation images, which training leaves out; folder: or DIR/val;
+    arrays: or val_images."""
     keep_best: bool = False
     """Keep the weights of the epoch that is best on the validation images, in place of those of the last epoch."""
     patience: int | None = None
@@ -109,11 +113,16 @@ class TrainConfig:
     tensorboard: bool = False
     """Also write the metrics for TensorBoard, to WORKDIR/tensorboard."""
     data_dir: Path | None = None
-    """Folder of the images or archives."""
+    """Folder of the images or archives. arrays: the file."""
     download: bool = False
     """Download the archive of cifar10, cifar100 or stl10 if it is not found."""
     image_size: int | None = None
     """folder: resize the images to squares of this side. None: 64 or 32, unless all share a small size."""
+    grid_axes: int | None = None
+    """arrays: number of axes of the grid, 1 for signals, 2 for images, 3 for volumes. None: if clear from the shape."""
+    length: int | None = None
+    """arrays: resample every signal linearly to this number of points. None: keep them, with a mask if there are
+    lengths."""
     max_pixels: int = MAX_PIXELS
     """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
     dry_run: bool = False

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,8 +62,18 @@ def draw_reliability(probabilities: dict[str, np.ndarray], labels: np.ndarray, p
     finish(figure, path)
 
 
-def draw_mistakes(images: np.ndarray, titles: Sequence[Sequence[str]], mistakes: int, path: Path) -> None:
-    """Draws images uint8 [N, H, W, C] below the lines of their titles; `mistakes` is the number of all mistakes."""
+def draw_mistakes(
+    images: np.ndarray, titles: Sequence[Sequence[str]], mistakes: int, path: Path, *, masked: bool = False
+) -> None:
+    """Draws images, signals or volumes below the lines of their titles.
+
+    Args:
+        images: [N, *grid, C].
+        titles: N of them, each some lines.
+        mistakes: number of all mistakes.
+        path: where to write.
+        masked: whether the last channel is the mask of signals.
+    """
     columns = min(6, max(3, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     figure, axes = panels(columns, 2 * columns, 2.6 * rows + 0.5, rows=rows)
@@ -70,9 +81,27 @@ def draw_mistakes(images: np.ndarray, titles: Sequence[Sequence[str]], mistakes:
     for panel in axes:
         panel.set_axis_off()
     for panel, image, title in zip(axes, images, titles, strict=False):
-        panel.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        _show(panel, image, masked)
         panel.set_title("\n".join(label(line, 28) for line in title), fontsize=8)
     save_figure(figure, path, dpi=110, bbox_inches="tight")
+
+
+def _show(axes: Any, image: np.ndarray, masked: bool) -> None:
+    """Draws a signal, of several channels each scaled to its own range; an image; or a volume's slice at half depth."""
+    if image.ndim == 2:
+        lines = image[image[:, -1] > 0, :-1] if masked else image
+        axes.set_axis_on()
+        axes.tick_params(labelsize=6)
+        if lines.shape[1] > 1:  # they may have different units
+            axes.set_yticks([])
+            lines = lines - lines.min(0, keepdims=True).astype(float)
+            lines /= np.maximum(lines.max(0, keepdims=True), np.finfo(float).tiny)
+        axes.plot(lines, linewidth=0.8)
+        return
+    pixels = (image[len(image) // 2] if image.ndim == 4 else image).astype(float)
+    low, high = (0, 255) if image.dtype == np.uint8 else (pixels.min(), pixels.max())
+    pixels = (pixels if pixels.shape[-1] == 3 else pixels[..., 0]) - low
+    axes.imshow(pixels / ((high - low) or 1), cmap="gray", vmin=0, vmax=1)
 
 
 def label(text: str, longest: int = 24) -> str:

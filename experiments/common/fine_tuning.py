@@ -1,4 +1,7 @@
-"""Fine-tuning: training that starts from the weights of another network, `--init-from`."""
+"""Fine-tuning: training that starts from the weights of another network, `--init-from`.
+
+Moments are no weights: the network standardises floats by the moments of the new training data.
+"""
 
 from typing import Any
 
@@ -114,6 +117,8 @@ def _described(net: nn.Network, image_shape: tuple[int, ...]) -> dict[str, Any]:
         "--steps-per-block": net.steps_per_block,
         "--h": step.keywords.get("h", 1.0),
         "channels of the images": image_shape[-1],
+        "axes of the grid": len(image_shape) - 1,
+        "masked": net.masked,
     }
 
 

@@ -5,6 +5,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_type_hints
 
@@ -14,7 +16,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from experiments.common.config import fits
-from lowcost.data import alternating_flip, cutout, random_flip, random_resized_crop, random_translate
+from lowcost import data
 from lowcost.train.step import Augment, Draw
 
 
@@ -34,12 +36,14 @@ class Recipe:
         late: number of epochs after which `matrix_decay` and `hidden` begin, which are meant to reduce overfitting.
         matrix_decay: late weight decay of the matrices M, added to weight_decay. A normalisation follows M, so that its
             size does not matter; but M grows with every step, and each step then changes M less. Decay keeps M small.
-        hidden: late augmentation, 0 for none: a square of this share of the side is hidden, and translations reach
-            twice as far if the side has at least 32 pixels.
+        hidden: late augmentation, 0 for none: a square of this share of the side is hidden (of a signal an interval of
+            time), and translations reach twice as far if the side has at least 32 pixels.
         whitening: the opening layer starts with the principal components of image patches.
         average: largest decay of a moving average of weights and statistics, which is evaluated; None for none.
         shift: "resized_crop", a window of 0.8 to 1.2 times the image's side, or "translate" by up to 2 pixels.
         flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
+        scaling: images are multiplied by exp(scaling·z), z ~ N(0, 1).
+        jitter: standard deviation of noise that is added.
     """
 
     epochs: int = 300
@@ -55,6 +59,8 @@ class Recipe:
     average: float | None = None
     shift: Literal["resized_crop", "translate"] = "resized_crop"
     flip: Literal["random", "alternating"] = "random"
+    scaling: float = 0.0
+    jitter: float = 0.0
 
     def transformation(self, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optimiser of a run of `epochs` epochs."""
@@ -90,20 +96,37 @@ class Recipe:
         fifths = {steps * i // 5 for i in range(1, 5)} - {0}  # every 60 of the paper's 300 epochs
         return optax.piecewise_constant_schedule(peak, dict.fromkeys(sorted(fifths), 0.5))
 
-    def augmentation(self, mirror: bool) -> Augment:
-        """Returns (images, draw) → images, which flips only if `mirror`: if mirror images keep their label."""
+    def augmentation(
+        self, keeps: tuple[data.Change, ...], moments: data.Moments | None = None, masked: bool = False
+    ) -> Augment:
+        """Returns (images, draw) → images, which makes the recipe's changes that keep an image's label.
+
+        Args:
+            keeps: these changes, see `lowcost.data.Dataset`.
+            moments: (means, deviations) of the channels, by which images are standardised before they are changed, so
+                that strengths do not depend on units and a hidden part has the mean; None for images from 0 to 1.
+            masked: the last channel is a mask, as in `lowcost.data.Dataset`. It moves with its signal, and is neither
+                hidden nor scaled. A signal that a shift would remove stays as it is.
+        """
+        grey = 0.5 if moments is None else 0.0  # the hidden square is neither dark nor bright
 
         def light(key: jax.Array, images: jax.Array, pixels: int = 2) -> jax.Array:
-            if self.shift == "resized_crop":
-                return random_resized_crop(key, images)
-            return random_translate(key, images, pixels=pixels)
+            if "shift" not in keeps:
+                return images
+            if self.shift == "translate":
+                moved = data.random_translate(key, images, pixels=min(pixels, min(images.shape[1:-1]) - 1))
+            else:
+                moved = _masked_crop(key, images) if masked else data.random_resized_crop(key, images)
+            return jnp.where(moved[..., -1:].any(1, keepdims=True), moved, images) if masked else moved
 
         def heavy(key: jax.Array, images: jax.Array) -> jax.Array:
             shift_key, hole_key = jax.random.split(key)
-            grey = 0.5  # the hidden square is neither dark nor bright
-            side = min(images.shape[1:3])
+            side = min(images.shape[1:-1])
             shifted = light(shift_key, images, 4 if side >= 32 else 2)
-            return cutout(hole_key, shifted - grey, pixels=round(self.hidden * side)) + grey
+            if "hide" not in keeps:
+                return shifted
+            hide = partial(data.cutout, hole_key, pixels=round(self.hidden * side))
+            return _of_values(lambda x: hide(x - grey) + grey, shifted, masked)
 
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)
@@ -111,13 +134,46 @@ class Recipe:
                 images = jax.lax.cond(draw.epoch < self.late, light, heavy, shift_key, images)
             else:
                 images = light(shift_key, images)
-            if not mirror:
+            if self.scaling and "scale" in keeps:  # keys from 2 on, since fold_in(key, i) may equal split(key)[i]
+                scale = partial(data.random_scale, jax.random.fold_in(draw.step, 2), spread=self.scaling)
+                images = _of_values(scale, images, masked)
+            if self.jitter and "noise" in keeps:
+                noise = partial(data.jitter, jax.random.fold_in(draw.step, 3), deviation=self.jitter)
+                images = _of_values(noise, images, masked)
+            if "flip" not in keeps:
                 return images
             if self.flip == "random":
-                return random_flip(flip_key, images)
-            return alternating_flip(draw.run, images, draw.indices, draw.epoch)
+                return data.random_flip(flip_key, images)
+            return data.alternating_flip(draw.run, images, draw.indices, draw.epoch)
 
-        return augment
+        return augment if moments is None else _standardised(augment, moments, masked)
+
+
+def _standardised(augment: Augment, moments: data.Moments, masked: bool) -> Augment:
+    """Returns (images, draw) → images in their units, which augments them as (image − mean) / deviation."""
+
+    def augment_in_units(images: jax.Array, draw: Draw) -> jax.Array:
+        means, deviations = jnp.asarray(moments).reshape(2, *[1] * (images.ndim - 1), -1)
+        changed = augment(_of_values(lambda x: (x - means) / deviations, images, masked), draw)
+        return _of_values(lambda x: x * deviations + means, changed, masked)
+
+    return augment_in_units
+
+
+def _of_values(function: Callable[[jax.Array], jax.Array], images: jax.Array, masked: bool) -> jax.Array:
+    """Returns function(images), of masked signals with their own mask and with zeros on the padding."""
+    if not masked:
+        return function(images)
+    mask = images[..., -1:]
+    return jnp.concatenate([function(images[..., :-1]) * mask, mask], axis=-1)
+
+
+def _masked_crop(key: jax.Array, signals: jax.Array) -> jax.Array:
+    """Crops each signal within its own length; a new point is valid if more than half of its weights are."""
+    moved = data.random_resized_crop(key, signals, extent=signals[..., -1].sum(1, keepdims=True))
+    weights, valid = moved[..., -1:], moved[..., -1:] > 0.5
+    values = jnp.where(valid, moved[..., :-1] / jnp.where(valid, weights, 1), 0)
+    return jnp.concatenate([values, valid.astype(moved.dtype)], axis=-1)
 
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))

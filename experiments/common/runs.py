@@ -22,8 +22,9 @@ from experiments.common.objective import figures, loss_of
 from experiments.common.recipes import Recipe, recipe_named
 from experiments.common.workdir import read, shared
 from lowcost import data, nn
-from lowcost.deploy.loading import flat, load_run, newest
-from lowcost.deploy.packaged import Loaded
+from lowcost.data.dataset import Moments
+from lowcost.deploy.loading import configuration, flat, load_run, newest
+from lowcost.deploy.packaged import Loaded, as_tuples
 from lowcost.train import loop, processes
 from lowcost.train.mesh import data_mesh, place, replicated, shard_batch, use_every_core
 from lowcost.train.metrics_log import Metrics
@@ -132,12 +133,13 @@ class Setup(NamedTuple):
         return np.concatenate(parts, axis=1)[:, : len(images)]
 
 
-def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
+def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str, Any] | None = None) -> Setup:
     """Loads the data and builds the network, checking that they fit; trains and compiles nothing.
 
     Args:
         config: the configuration of the run.
         recipe: replaces the recipe that the configuration names.
+        of_run: what config.json holds of the data set of a trained network, which keeps its moments.
 
     Raises:
         ValueError, OSError: what the user can fix, in one line.
@@ -159,7 +161,10 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None) -> Setup:
         largest = f"the {len(dataset.train)} training images of {dataset.name}"
         raise ValueError(f"--batch-size must be at most {largest}, got {config.batch_size}; use a smaller one")
     keep_compiled(config.directory().parent / CACHE / "compiled")
-    return _build(config, recipe, dataset, mesh)
+    if of_run is None:
+        return _build(config, recipe, dataset, mesh, dataset.moments)
+    check_data(config.directory(), dataset, {"dtype": "uint8", "masked": False, **of_run})
+    return _build(config, recipe, dataset, mesh, as_tuples(of_run.get("moments")))
 
 
 def _check_width(config: TrainConfig) -> None:
@@ -179,7 +184,7 @@ def _changed(recipe: Recipe, config: TrainConfig) -> Recipe:
 
 
 def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
-    """Returns the data set with the parts and the flips that the flags ask for."""
+    """Returns the data set with the parts and the permission to flip that the flags ask for."""
     if config.train_images is not None:
         dataset = dataset.sample(config.train_images)
     if config.validation_share:
@@ -187,14 +192,18 @@ def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
     if config.keeps_best and dataset.validation is None:
         problem = "--keep-best and --patience need validation images, got none"
         raise ValueError(f"{problem}; add --validation-share 0.1, or images in DIR/val")
-    return dataset if config.flip is None else dataclasses.replace(dataset, flip=config.flip == "horizontal")
+    if config.flip is None:
+        return dataset
+    others = tuple(change for change in dataset.keeps if change != "flip")
+    return dataclasses.replace(dataset, keeps=("flip", *others) if config.flip == "horizontal" else others)
 
 
 def load(config: TrainConfig) -> data.Dataset:
     """Returns all images of a run's data set, decoded or from the cache beside its work directory."""
-    if config.dataset != "folder" and config.test_share != TrainConfig.test_share:
-        raise ValueError(f"--test-share needs the data set folder, got {config.dataset}; leave it out")
+    if config.dataset not in ("folder", "arrays") and config.test_share != TrainConfig.test_share:
+        raise ValueError(f"--test-share needs the data set folder or arrays, got {config.dataset}; leave it out")
     options = values(config, "data_dir", "image_size", "download", "max_pixels", "test_share", "task")
+    options |= values(config, "grid_axes", "length")
     return data.load(config.dataset, cache_dir=image_cache(config.directory()), **options)
 
 
@@ -205,15 +214,15 @@ def image_cache(workdir: Path) -> Path | None:
     return cache if os.access(existing, os.W_OK) else None
 
 
-def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh) -> Setup:
-    options: dict[str, Any] = {}
+def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh, moments: Moments | None) -> Setup:
+    options: dict[str, Any] = {"moments": moments, "masked": dataset.masked}
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
-        options["opening_init"] = nn.initializers.patch_whitening(to_unit_range(some))
+        options["opening_init"] = nn.initializers.patch_whitening(_standardised(to_unit_range(some), **options))
     loss, extra = loss_of(config, dataset)
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
-    augment = recipe.augmentation(dataset.flip)
+    augment = recipe.augmentation(dataset.keeps, dataset.moments, dataset.masked)
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average, loss=loss)
     eval_step, apply = make_eval_step(net, loss), lambda variables, x: net.apply(variables, to_unit_range(x))
     if config.seeds > 1:
@@ -226,6 +235,15 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, *programs, extra)
     setup.abstract_state()  # raises where the network cannot take the images
     return setup
+
+
+def _standardised(images: np.ndarray, moments: Moments | None, masked: bool) -> np.ndarray:
+    """Returns the images as the opening layer sees them: without the mask channel, standardised, 0 on padding."""
+    values, valid = (images[..., :-1], images[..., -1:]) if masked else (images, np.float32(1))
+    if moments is None:
+        return values
+    means, deviations = np.asarray(moments, np.float32)
+    return (values - means) / deviations * valid
 
 
 def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options: Any) -> _Model:
@@ -272,6 +290,12 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
         about["validation"] = len(dataset.validation)
     if dataset.scale is not None:
         about["scale"] = [list(numbers) for numbers in dataset.scale]
+    if (dtype := dataset.train.images.dtype) != np.uint8:
+        about["dtype"] = dtype.name
+    if dataset.moments is not None:
+        about["moments"] = [list(numbers) for numbers in dataset.moments]
+    if dataset.masked:
+        about["masked"] = True
     return about
 
 
@@ -323,19 +347,18 @@ def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) ->
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
-    config, recipe, expected = read(workdir)
+    config, recipe, _ = read(workdir)
     config = dataclasses.replace(config, class_weights=None)  # which only training needs, and the file may be gone
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
-    ready = prepare(config, recipe)
-    check_data(workdir, ready.dataset, expected)
+    ready = prepare(config, recipe, configuration(workdir)["data"])
     return ready, newest(workdir, ready.abstract_state(), ready.steps, finished=to_the_end).state
 
 
 def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -> None:
-    """Raises ValueError unless the data set has the classes and the image shape of the run."""
-    got = describe(dataset)
-    for field in ("classes", "image_shape"):
-        if got[field] != expected[field]:
+    """Raises ValueError unless the data set has the classes, the image shape, and what else is expected of the run."""
+    got = {"dtype": "uint8", "masked": False, **describe(dataset)}
+    for field in ("classes", "image_shape", "dtype", "masked"):
+        if got[field] != expected.get(field, got[field]):
             problem = f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
             raise ValueError(f"{problem}; name the folder that belongs to it with --data-dir")

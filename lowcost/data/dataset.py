@@ -1,10 +1,11 @@
-"""Data sets: labelled uint8 images in two or three splits."""
+"""Data sets: labelled images, signals or volumes in two or three splits."""
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ from lowcost.terminal import printable, warn
 
 Task = Literal["classes", "tags", "values"]
 """One class per image; any number of tags per image; or several numbers per image (regression)."""
+Change = Literal["flip", "shift", "hide", "scale", "noise"]
+"""A change of an image: flipped; shifted, cropped or resized; partly hidden; multiplied by a number; with noise."""
+PHOTOGRAPHS: tuple[Change, ...] = ("flip", "shift", "hide")
+"""The changes that keep the label of a photograph."""
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""(means, standard deviations)."""
+DTYPES = ("uint8", "int8", "uint16", "int16", "float32")
+"""Of images: integers count as fractions of their range; floats are standardised by the network."""
 
 
 def check_task(task: Task) -> None:
@@ -28,7 +37,8 @@ class Split:
     """Images and their labels, in a fixed order.
 
     Args:
-        images: uint8 [N, H, W, C], N ≥ 1; may be a read-only memory map.
+        images: [N, *grid, C] of one of `DTYPES`, with 1 to 3 grid axes: signals, images or volumes; N ≥ 1. May be a
+            read-only memory map.
         labels: int32 [N] for classes; float32 [N, K] for K tags (0 or 1) or K values.
         files: the path of each image, relative to the folder of the data set; None for other sources.
 
@@ -36,14 +46,15 @@ class Split:
         ValueError: a dtype, a shape or the number of files is wrong.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray
     labels: NDArray
     files: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         images, labels = (f"{array.dtype} {list(array.shape)}" for array in (self.images, self.labels))
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or not len(self.images):
-            raise ValueError(f"Split.images must be uint8 [N, H, W, C] with N ≥ 1, got {images}")
+        if self.images.dtype not in map(np.dtype, DTYPES) or self.images.ndim not in (3, 4, 5) or not self.images.size:
+            expected = f"{', '.join(DTYPES)} [N, *grid, C] with 1 to 3 grid axes and N ≥ 1"
+            raise ValueError(f"Split.images must be {expected}, got {images}; cast other numbers to float32")
         form, n = (self.labels.dtype, self.labels.ndim), len(self.images)
         if form not in ((np.int32, 1), (np.float32, 2)) or len(self.labels) != n or not self.labels.size:
             raise ValueError(f"Split.labels must be int32 [{n}], one per image, or float32 [{n}, K], got {labels}")
@@ -57,14 +68,35 @@ class Split:
     def digest(self) -> str:
         """The sha256 of the images, row by row, and then of the labels, little-endian, in hexadecimal digits."""
         result = hashlib.sha256()
-        for array in (*self.chunks(), self.labels.astype(self.labels.dtype.newbyteorder("<"))):
-            result.update(np.ascontiguousarray(array).data)
+        for array in (*self.chunks(), self.labels):
+            result.update(array.astype(array.dtype.newbyteorder("<"), order="C", copy=False).data)
         return result.hexdigest()
 
-    def chunks(self) -> list[NDArray[np.uint8]]:
+    def chunks(self) -> list[NDArray]:
         """Returns views of the images in order, each of about 4 MiB, since a memory map may exceed the memory."""
         rows = max(1, 2**22 // self.images[0].nbytes)
         return [self.images[start : start + rows] for start in range(0, len(self), rows)]
+
+    def points(self, *, masked: bool = False) -> Iterator[NDArray]:
+        """Yields the values [points, C] of each part of the images, a part at a time.
+
+        Args:
+            masked: only those where the last channel is positive, without that channel.
+        """
+        for images in self.chunks():
+            values = images.reshape(-1, images.shape[-1])
+            yield values[values[:, -1] > 0, :-1] if masked else values
+
+    def moments(self, *, masked: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Returns the mean and the standard deviation of each channel over all `points`."""
+
+        def mean(of: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Any:
+            sums = [(of(part.astype(np.float64)).sum(0), len(part)) for part in self.points(masked=masked)]
+            return sum(total for total, _ in sums) / sum(count for _, count in sums)
+
+        first = next(part[0] for part in self.points(masked=masked) if len(part)).astype(np.float64)
+        means = first + mean(lambda x: x - first)  # exact for a constant channel, whose deviation is then 0
+        return means, np.sqrt(mean(lambda x: (x - means) ** 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,32 +108,45 @@ class Dataset:
         train: training images.
         test: test images, of the same shape.
         classes: K names. With the task "classes", label i means classes[i]; else column i of the labels is classes[i].
-        flip: whether an image that is flipped left to right keeps its label.
+        keeps: the changes that keep an image's label, see `Change`; training makes no other changes.
         origin: where the images were read from: a file, a folder, a URL or a description.
         validation: images of the same shape for choices during training, which must not see the test images, or None.
         task: what the labels are, see `Task`.
         scale: (means, standard deviations) of the K values before they were standardised; None for other tasks.
+        masked: signals of variable length: the last channel is 1 at the valid points and 0 at the padding, where all
+            other channels are 0. Needs float32 [N, points, C] with C ≥ 2, and at least one valid point per signal.
 
     Raises:
-        ValueError: the splits' image shapes differ; a label is not in 0 … K − 1, no tag (0 or 1) or not finite;
-            or `scale` does not belong to the task.
+        ValueError: the splits' image shapes or dtypes differ; a label is not in 0 … K − 1, no tag (0 or 1) or not
+            finite; `scale` does not belong to the task; or an unknown change or a wrong shape of masked signals.
     """
 
     name: str
     train: Split
     test: Split
     classes: tuple[str, ...]
-    flip: bool
+    keeps: tuple[Change, ...]
     origin: str = "memory"
     validation: Split | None = None
     task: Task = "classes"
-    scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    scale: Moments | None = None
+    masked: bool = False
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        if not set(self.keeps) <= set(get_args(Change)):
+            raise ValueError(f"{self.name}: keeps must be of {', '.join(get_args(Change))}, got {self.keeps}")
+        (*grid, channels), dtype = self.image_shape, self.train.images.dtype
+        if self.masked and (len(grid) > 1 or channels < 2 or dtype != np.float32):
+            expected = "float32 [N, points, C] with a mask as the last of C ≥ 2 channels"
+            raise ValueError(f"{self.name}: masked signals must be {expected}, got {dtype} {self.image_shape} each")
         for part, split in self.splits.items():
             if (shape := split.images.shape[1:]) != self.image_shape:
                 raise ValueError(f"{self.name}: {part} images must be {self.image_shape} as in training, got {shape}")
+            if split.images.dtype != dtype:
+                raise ValueError(f"{self.name}: {part} images must be {dtype} as in training, got {split.images.dtype}")
+            if self.masked and not split.images[..., -1].any(1).all():
+                raise ValueError(f"{self.name}: masked {part} signals must have valid points, got a mask of zeros")
             self._check_labels(part, split.labels)
         if np.array(self.scale).shape != ((2, len(self.classes)) if self.task == "values" else ()):  # None has shape ()
             expected = f"(means, standard deviations) of {len(self.classes)} values, and None for other tasks"
@@ -119,10 +164,9 @@ class Dataset:
             raise ValueError(f"{self.name}: {part} labels must be {expected}, got {got}")
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
+    def image_shape(self) -> tuple[int, ...]:
+        """(*grid, C) of every image, where C includes the mask of masked signals."""
+        return self.train.images.shape[1:]
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -134,14 +178,32 @@ class Dataset:
     def digest(self) -> str:
         """The sha256 of the digests of all splits, the images' shape, the classes, the task and the scale, in hex.
 
-        It leaves out the validation split if there is none, and the task and the scale if the task is "classes".
+        It leaves out the validation split if there is none, and the task and the scale if the task is "classes". It
+        includes the dtype if that is not uint8, and whether the signals are masked if they are.
         """
         content: tuple = (self.train.digest, self.test.digest, self.image_shape, self.classes)
         if self.validation is not None:
             content += ("validation", self.validation.digest)
         if self.task != "classes":
             content += (self.task, np.asarray(self.scale or (), float).tolist())
+        if (dtype := self.train.images.dtype) != np.uint8:
+            content += (dtype.name,)
+        if self.masked:
+            content += ("masked",)
         return hashlib.sha256(ascii(content).encode()).hexdigest()
+
+    @cached_property
+    def moments(self) -> Moments | None:
+        """(means, standard deviations) of the channels over the training images if they are floats, else None.
+
+        The deviation of a constant channel is replaced by 1. Masked signals count at their valid points, without the
+        mask. The numbers are rounded to float32, so that they are the same on every machine.
+        """
+        if self.train.images.dtype != np.float32:
+            return None
+        means, deviations = (x.astype(np.float32) for x in self.train.moments(masked=self.masked))
+        deviations[deviations < np.finfo(np.float32).tiny] = 1
+        return tuple(means.tolist()), tuple(deviations.tolist())
 
     def sample(self, count: int) -> "Dataset":
         """Returns the data set with `count` training images, sampled at random with a fixed seed.

@@ -6,17 +6,18 @@ from collections import Counter
 from itertools import compress
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate, cached
-from lowcost.data.dataset import Dataset, Split, Task, check_kept, check_task, warn_absent
+from lowcost.data.dataset import PHOTOGRAPHS, Dataset, Split, Task, check_kept, check_task, warn_absent
 from lowcost.data.decoding import MAX_PIXELS, file_digests, read_images
 from lowcost.data.labels import LABELS, Labelled, read_tables, standardise
 from lowcost.data.listing import SUFFIXES, Entries, list_images, report_left_out
-from lowcost.data.splitting import check_share, fractions, pixel_fractions
-from lowcost.terminal import printable, warn
+from lowcost.data.splitting import check_share, fractions, warn_copies
+from lowcost.terminal import printable
 
 PARTS = {"train": "train", "test": "test", "val": "validation"}
 """Folder → split."""
@@ -60,7 +61,7 @@ def folder(
         task: "classes", "tags" or "values".
 
     Returns:
-        The data set, ordered by class and path, with flip True.
+        The data set, ordered by class and path; flips, shifts and hidden parts keep the labels.
 
     Raises:
         ValueError: an argument is out of its range, there are fewer than two classes, a class has no images or none in
@@ -88,26 +89,19 @@ def _load(
 
     def read(allocate: Allocate) -> NDArray[np.uint8]:
         images = read_images(files, image_size, allocate, max_pixels)
-        _warn_copies(root, images, {PARTS[part]: len(labels) for part, (_, labels) in parts.items()})
+        ends = np.cumsum([len(labels) for _, labels in parts.values()])[:-1]
+        warn_copies(root, dict(zip([PARTS[part] for part in parts], np.split(images, ends), strict=True)))
         return images
 
     path = _file(cache, "folder", root, files, image_size)
-    images, splits = cached(path, read, dtype=np.uint8, length=len(files)), {}
+    images, splits = cached(path, read, dtype=np.uint8, length=len(files)), dict[str, Any]()
     for part, (members, labels) in parts.items():
         chosen, images = np.split(images, [len(labels)])
         names = tuple(os.path.relpath(file, root) for file in members)
         splits[PARTS[part]] = Split(chosen, labels if labels.ndim == 1 else labels.astype(np.float32), names)
         warn_absent(str(root), PARTS[part], labels, classes, task)
     origin = str(path or root)
-    return Dataset("folder", classes=classes, flip=True, origin=origin, task=task, scale=scale, **splits)
-
-
-def _warn_copies(root: Path, images: NDArray[np.uint8], lengths: dict[str, int]) -> None:
-    """Prints one line on stderr for each part that shares images with train, the first part."""
-    train, *others = np.split(pixel_fractions(images), np.cumsum([*lengths.values()])[:-1])
-    for part, fractions_of_part in zip([*lengths][1:], others, strict=True):
-        if copies := int(np.isin(fractions_of_part, train).sum()):
-            warn(f"warning: {printable(root)}: {copies:,} {part} images are copies of training images; remove them")
+    return Dataset("folder", classes=classes, keeps=PHOTOGRAPHS, origin=origin, task=task, scale=scale, **splits)
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -11,16 +11,19 @@ Entries = list[os.DirEntry[str]]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[Entries, Entries]:
+def list_images(
+    folder: str | PathLike[str], left_out: Counter[str], suffixes: tuple[str, ...] = SUFFIXES
+) -> tuple[Entries, Entries]:
     """Returns the images and the folders in a folder, each sorted by name, and counts all other entries by kind.
 
-    An image is a regular file with one of `SUFFIXES`, in lower or upper case, or a link with such a name. Reading the
+    An image is a regular file with one of the suffixes, in lower or upper case, or a link with such a name. Reading the
     image checks the target of the link, so that a broken link is an error. A link to a folder counts as a folder.
     Hidden entries are left out.
 
     Args:
         folder: the folder.
         left_out: kind → number of entries left out, to which this folder's are added.
+        suffixes: of the images, in lower case.
 
     Returns:
         (images, folders).
@@ -36,7 +39,7 @@ def list_images(folder: str | PathLike[str], left_out: Counter[str]) -> tuple[En
                 left_out["hidden"] += 1
             elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 folders.append(entry)
-            elif suffix not in SUFFIXES:
+            elif suffix not in suffixes:
                 left_out[suffix or "without suffix"] += 1
             elif entry.is_symlink() or entry.is_file():
                 images.append(entry)

@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from lowcost.data.archives import read_archive
+from lowcost.data.arrays import read_arrays
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.catalogue import ENTRIES, find_archive, search
-from lowcost.data.dataset import Dataset, Split, Task
+from lowcost.data.dataset import PHOTOGRAPHS, Dataset, Split, Task
 from lowcost.data.decoding import MAX_PIXELS
 from lowcost.data.download import download as download_archive
 from lowcost.data.folders import folder
@@ -17,7 +18,7 @@ from lowcost.data.prepared import find_prepared, read_prepared
 from lowcost.extras import needs_extra
 
 PublishedName = Literal["cifar10", "cifar100", "stl10"]
-DatasetName = Literal["digits", "folder", PublishedName]
+DatasetName = Literal["digits", "folder", "arrays", PublishedName]
 SOURCES: tuple[DatasetName, ...] = get_args(DatasetName)
 CACHE_FORMAT = 1
 """Must increase when the same source results in other arrays."""
@@ -28,7 +29,7 @@ def digits() -> Dataset:
 
     They are the 8 x 8 scans inside scikit-learn, so that nothing is downloaded. Every fifth image is a test image. Grey
     values are scaled from 0..16 to 0..255. A black frame of two pixels leaves room for crops, and leaves a network that
-    halves the grid twice the 3 x 3 points that a 3 x 3 stencil needs. Digits must not be flipped, so flip is False.
+    halves the grid twice the 3 x 3 points that a 3 x 3 stencil needs. Digits must not be flipped.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -41,7 +42,7 @@ def digits() -> Dataset:
     images = np.pad(grey, ((0, 0), (2, 2), (2, 2), (0, 0)))
     tested = np.arange(len(labels)) % 5 == 0
     train, test = (Split(images[rows], labels[rows].astype(np.int32)) for rows in (~tested, tested))
-    return Dataset("digits", train, test, tuple("0123456789"), flip=False, origin="scikit-learn's load_digits")
+    return Dataset("digits", train, test, tuple("0123456789"), ("shift", "hide"), origin="scikit-learn's load_digits")
 
 
 def published(
@@ -63,7 +64,7 @@ def published(
         download: download an archive that is not found.
 
     Returns:
-        The data set, in the order of its files; flip is True.
+        The data set, in the order of its files; flips, shifts and hidden parts keep the labels.
 
     Raises:
         FileNotFoundError: nothing was found; the message explains how to get the archive.
@@ -96,7 +97,7 @@ def published(
     records, origin = cached(path, read, dtype=record, length=length), str(path or prepared or entry.filename)
     parts = np.split(records, [entry.train])
     train, test = (Split(part["image"], np.ascontiguousarray(part["label"])) for part in parts)
-    return Dataset(name, train, test, entry.classes, flip=True, origin=origin)
+    return Dataset(name, train, test, entry.classes, PHOTOGRAPHS, origin=origin)
 
 
 def load(
@@ -109,30 +110,41 @@ def load(
     max_pixels: int = MAX_PIXELS,
     test_share: float = 0.2,
     task: Task = "classes",
+    grid_axes: int | None = None,
+    length: int | None = None,
 ) -> Dataset:
-    """Returns the data set called `name`: "digits", "folder", or a published one ("cifar10", "cifar100" or "stl10").
+    """Returns the data set called `name`: "digits", "folder", "arrays", or "cifar10", "cifar100" or "stl10".
 
     Args:
         name: one of `SOURCES`.
-        data_dir: for "folder", the folder of the images; for a published data set, the first folder to search.
+        data_dir: for "folder", the folder of the images; for "arrays", the file, or the folder of the .npy files; for a
+            published data set, the first folder to search.
         image_size: side of the square images in pixels, only for "folder"; None chooses it as `folder` does.
         cache_dir: folder for the decoded images; None keeps them in memory.
         download: whether to download a published data set that is not found. With False nothing accesses the internet.
         max_pixels: largest width x height of an image that is decoded, for "folder".
-        test_share: share of the test images, for "folder" without a folder test.
-        task: "classes", or, only for "folder", "tags" or "values".
+        test_share: share of the test images, for "folder" without a folder test and "arrays" without test arrays.
+        task: "classes", or, only for "folder" and "arrays", "tags" or "values".
+        grid_axes: number of axes of the grid, only for "arrays", see `read_arrays`.
+        length: number of points that signals are resampled to, only for "arrays"; None keeps them.
 
     Raises:
-        ValueError: no data set has this name, "folder" lacks data_dir, image_size or task is given for another data
-            set, or files are damaged.
+        ValueError: no data set has this name, "folder" or "arrays" lacks data_dir, an argument is given for another
+            data set, or files are damaged.
         OSError: files are missing or cannot be read, a download failed, or cache_dir cannot be written.
         ImportError: the extra `data` is not installed.
     """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
-    if name == "folder":
+    given = {"image_size": (image_size, "folder"), "grid_axes": (grid_axes, "arrays"), "length": (length, "arrays")}
+    for option, (value, of) in given.items():
+        if value is not None and name != of:
+            raise ValueError(f"{option} must be None for {name}, got {value}; only {of} has it")
+    if name == "folder" or name == "arrays":
         if data_dir is None:
-            raise ValueError("data_dir must be the folder that holds the images, got None; name it")
+            raise ValueError(f"data_dir must be where the images of {name} are, got None; name it")
+        if name == "arrays":
+            return read_arrays(data_dir, test_share=test_share, task=task, grid_axes=grid_axes, length=length)
         return folder(
             data_dir,
             image_size=image_size,
@@ -142,9 +154,7 @@ def load(
             task=task,
         )
     if task != "classes":
-        raise ValueError(f"task must be classes for {name}, got {task!r}; only a folder may have another")
-    if image_size is not None:
-        raise ValueError(f"image_size must be None for {name}, whose images have one size, got {image_size}")
+        raise ValueError(f"task must be classes for {name}, got {task!r}; only folder and arrays may have another")
     if name == "digits":
         return digits()
     return published(name, data_dir=data_dir, cache_dir=cache_dir, download=download)

@@ -1,10 +1,12 @@
 """Splits images by their content, so that copies of an image stay together and new images move no old one."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lowcost.terminal import warn
 
 
 def check_share(name: str, share: float) -> None:
@@ -27,6 +29,14 @@ def fractions(digests: Iterable[bytes]) -> NDArray[np.float64]:
     return np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
 
 
-def pixel_fractions(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float64]:
+def pixel_fractions(images: Iterable[NDArray]) -> NDArray[np.float64]:
     """Returns the `fractions` of the images' pixels, after a salt that makes them independent of those of files."""
     return fractions(hashlib.sha256(b"pixels" + image.tobytes()).digest() for image in images)
+
+
+def warn_copies(where: object, parts: Mapping[str, Iterable[NDArray]]) -> None:
+    """Prints one line on stderr for each part that shares images with train, the first part."""
+    (_, train), *others = ((part, pixel_fractions(images)) for part, images in parts.items())
+    for part, fractions_of_part in others:
+        if copies := int(np.isin(fractions_of_part, train).sum()):
+            warn(f"warning: {where}: {copies:,} {part} images are copies of training images; remove them")

@@ -39,7 +39,7 @@ class Folded:
     image_shape: tuple[int, ...]
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Images [B, *grid, C] in [0, 1] → logits [B, num_classes], float32.
+        """Images [B, *grid, C], as the network takes them → logits [B, num_classes], float32.
 
         Raises:
             ValueError: images of another shape.
@@ -76,9 +76,12 @@ def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int])
         The folded network.
 
     Raises:
-        ValueError: the network cannot take images of this shape, or a layer has no method `operations`
+        ValueError: the network cannot take images of this shape, is masked, or a layer has no method `operations`
             (docs/own_steps.md).
     """
+    if net.masked:
+        remedy = "train on signals resampled to one length, --length N"
+        raise ValueError(f"net must have masked=False to be folded, got masked=True; {remedy}")
     layers = []
     for layer in bound_layers(net, variables, image_shape):
         operations = layer.operations()

@@ -15,6 +15,7 @@ from jax.sharding import SingleDeviceSharding
 from lowcost import __version__
 from lowcost.deploy.packaged import Loaded, as_tuples, decode, preprocessing, variable_shapes
 from lowcost.nn.networks import Network, network
+from lowcost.terminal import first_line
 from lowcost.train import checkpoint, processes
 from lowcost.train.mesh import place
 from lowcost.train.state import TrainState, count_weights
@@ -71,12 +72,14 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         ValueError, OSError: as in `load`.
     """
     config, result = flat(configuration(workdir)), workdir / "result.json"
-    options = {name: config[name] for name in ("h", "kernel_size", "steps_per_block", "dtype") if name in config}
+    options: Json = {name: config[name] for name in ("h", "kernel_size", "steps_per_block", "dtype") if name in config}
+    options |= {"moments": as_tuples(config.get("data.moments")), "masked": config.get("data.masked", False)}
     try:
         net = network(config["architecture"], config["width"], len(config["data.classes"]), **options)
         like, steps = _state(net, config), config["epochs"] * (config["data.train"] // config["batch_size"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"config.json in {workdir} is not of this version ({error}); {_REMEDY}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = first_line(error)
+        raise ValueError(f"config.json in {workdir} is not of this version ({reason}); {_REMEDY}") from error
     restored = newest(workdir, like, steps, finished=finished)
     variables = restored.state.chosen
     if config.get("seeds", 1) > 1:
@@ -84,15 +87,18 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
     about: Json = Result(result) if result.exists() else {}
     if about.get("steps", steps) != restored.step:  # it is of a later checkpoint, which is damaged
         about = {}
+    shape, dtype = config["data.image_shape"], config.get("data.dtype", "uint8")
+    inputs: Json = {"standardises": net.moments is not None, "masked": net.masked, "length": config.get("length")}
     return Loaded(
         net=net,
         variables=variables,
         classes=tuple(config["data.classes"]),
-        image_shape=tuple(config["data.image_shape"]),
+        image_shape=tuple(shape),
         task=config.get("task", "classes"),
         temperature=(temperatures(workdir, config.get("seeds", 1), restored.step) or [1.0])[0],
         scale=as_tuples(config.get("data.scale")),
-        preprocessing=preprocessing(config["data.image_shape"]),
+        preprocessing=preprocessing(shape, dtype, **inputs),
+        dtype=dtype,
         card=_card(config, about, restored.step, count_weights(variables["params"])),
     )
 

@@ -31,7 +31,7 @@ OPSETS = range(13, 22)
 def to_onnx(
     folded: Folded, *, metadata: Mapping[str, str] | None = None, bits: int = 32, opset: int = OPSETS[-1]
 ) -> "onnx.ModelProto":
-    """`images` [batch, *grid, C] in [0, 1] → `logits` [batch, num_classes]: returns Section 4's network as ONNX model.
+    """`images` [batch, *grid, C] → `logits` [batch, num_classes]: returns Section 4's network as ONNX model.
 
     Args:
         folded: from `fold` or `truncate`.
@@ -179,8 +179,9 @@ class _Graph:
     def average_pool(self, y: str) -> str:
         c, two = self.views[y][-1], [2] * len(self.grid)
         y = self.channels_first(self.viewed(y, (*self.grid, c)))
-        self.grid = tuple(n // 2 for n in self.grid)
-        return self.channels_last(self.node("AveragePool", y, kernel_shape=two, strides=two), c)
+        padding = [*(0 for _ in self.grid), *(n % 2 for n in self.grid)]  # which the averages do not count
+        self.grid = tuple((n + 1) // 2 for n in self.grid)
+        return self.channels_last(self.node("AveragePool", y, kernel_shape=two, strides=two, pads=padding), c)
 
     def filter(self, operation: ops.Filter, y: str) -> str:
         """Rᵀ Σ_S A_S ⊙ flip_S(R y)."""

@@ -18,18 +18,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lowcost import disk
 from lowcost.arguments import check_choice
-from lowcost.data.dataset import Task
-from lowcost.nn.networks import ARCHITECTURES, Network, block_channels, network
+from lowcost.data.dataset import DTYPES, Task
+from lowcost.nn.networks import ARCHITECTURES, Moments, Network, block_channels, network
 from lowcost.terminal import first_line
 
-LONGEST = 2**16
+LONGEST = 2**20
 """Points of an axis up to which a file's image shape is believed."""
 FORMAT = 1
 """Number of the newest format of files that this version writes and reads."""
 Metadata = dict[str, str]
+RESAMPLING = "linear interpolation between the points of the signal, whose first and last points stay"
+"""Step of `preprocessing` where training resampled every signal to one length."""
+MASK = "append points of zeros up to the length of image_shape, then a channel: 1 on the points, 0 on the zeros"
+"""Step of `preprocessing` for networks whose last channel is a mask."""
 
-_PARSED = ("classes", "image_shape", "temperature", "scale")
-"""Fields of `Loaded` that are JSON in the metadata of files."""
+_PARSED = ("classes", "image_shape", "temperature", "scale", "moments", "masked")
+"""Attributes of `Loaded` that are JSON in the metadata of files; None and False are left out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,15 +44,16 @@ class Loaded:
         net: the network.
         variables: {"params", "batch_stats"}, float32.
         classes: the names of its outputs: classes, tags or values.
-        image_shape: [*grid, C] of its images.
+        image_shape: [*grid, C] of its images, signals or volumes; C includes the mask channel if there is one.
         task: "classes" (softmax of the logits), "tags" (sigmoid) or "values" (the logits are standardised values).
         temperature: divides the logits of classes for calibrated probabilities.
         scale: (means, standard deviations) of the values, or None.
         preprocessing: JSON, see `preprocessing`.
+        dtype: of its images, signals or volumes before they are scaled, one of `lowcost.data.dataset.DTYPES`.
         card: how the network was trained, how accurate it is, and its limits.
 
     Raises:
-        ValueError: names, task, temperature or scale do not fit the network.
+        ValueError: names, task, temperature, scale, dtype or shape do not fit the network.
     """
 
     net: Network
@@ -57,8 +62,9 @@ class Loaded:
     image_shape: tuple[int, ...]
     task: str = "classes"
     temperature: float = 1.0
-    scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    scale: Moments | None = None
     preprocessing: str
+    dtype: str = "uint8"
     card: Metadata = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -71,26 +77,59 @@ class Loaded:
         if self.scale is not None and not _is_scale(self.scale, outputs):
             expected = f"{outputs} finite means and deviations above 0"
             raise ValueError(f"scale must be {expected}, got {self.scale}; pass one of each per value")
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.dtype != "float32" and (self.masked or self.moments is not None):
+            expected = "float32 for a network with moments or a mask"
+            raise ValueError(f"dtype must be {expected}, got {self.dtype}; pass float32")
+        if self.masked and len(self.image_shape) != 2:
+            expected = "[points, channels + 1] for a masked network"
+            raise ValueError(f"image_shape must be {expected}, got {list(self.image_shape)}; only signals have a mask")
+
+    @property
+    def moments(self) -> Moments | None:
+        """(means, standard deviations) of the channels, by which the network standardises float32; None of integers."""
+        return self.net.moments
+
+    @property
+    def masked(self) -> bool:
+        """Whether the last channel is a mask: 1 on the points of a signal, 0 on its padding."""
+        return self.net.masked
 
     def metadata(self) -> Metadata:
         """Returns what exported files state about inputs and outputs."""
-        parsed = {name: json.dumps(getattr(self, name)) for name in _PARSED if getattr(self, name) is not None}
-        return {**parsed, "task": self.task, "preprocessing": self.preprocessing}
+        values = {name: getattr(self, name) for name in _PARSED}
+        parsed = {name: json.dumps(value) for name, value in values.items() if value is not None and value is not False}
+        dtype = {} if self.dtype == "uint8" else {"dtype": self.dtype}
+        return {**parsed, **dtype, "task": self.task, "preprocessing": self.preprocessing}
 
 
-def preprocessing(image_shape: Sequence[int]) -> str:
-    """Returns, as JSON, the steps from an image file to the input of a network, in their order.
+def preprocessing(
+    image_shape: Sequence[int],
+    dtype: str = "uint8",
+    *,
+    standardises: bool = False,
+    masked: bool = False,
+    length: int | None = None,
+) -> str:
+    """Returns, as JSON, the steps from an image file or an array to the input of a network, in their order.
 
     docs/deploy.md has them in NumPy and Pillow, and a test compares both with `lowcost.data.decoding.read_image`.
 
     Args:
-        image_shape: [H, W, C], where C is 1 or 3. Of other shapes only the range is known.
+        image_shape: [*grid, C]. For uint8 [H, W, C], where C is 1 or 3, the steps begin with those for image files.
+        dtype: of the numbers, one of `lowcost.data.dataset.DTYPES`.
+        standardises: whether the network has moments.
+        masked: whether the last channel is a mask.
+        length: number of points to which every signal is resampled, or None.
+
+    Raises:
+        ValueError: an unknown dtype.
     """
-    last = {
-        "range": "divide by 255, to [0, 1]; the network itself normalises",
-        "input": "float32 [batch, *image_shape]",
-    }
-    if len(image_shape) != 3 or image_shape[2] not in (1, 3):
+    check_choice("dtype", dtype, DTYPES)
+    last: dict[str, Any] = {} if length is None else {"length": length, "resampling": RESAMPLING}
+    last |= {"range": _range(dtype, standardises)} | ({"mask": MASK} if masked else {})
+    last["input"] = "float32 [batch, *image_shape]"
+    if len(image_shape) != 3 or image_shape[2] not in (1, 3) or dtype != "uint8":
         return json.dumps(last)
     height, width, channels = image_shape
     side = 2 * max(height, width)
@@ -108,6 +147,15 @@ def preprocessing(image_shape: Sequence[int]) -> str:
     return json.dumps(steps | last)
 
 
+def _range(dtype: str, standardises: bool) -> str:
+    """Returns how numbers are scaled, as `lowcost.train.step.to_unit_range` does."""
+    if dtype == "float32":
+        return f"float32 as they are; the network itself {'standardises' if standardises else 'normalises'}"
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    shift = f"add {-low} and " if low else ""
+    return f"{shift}divide by {high - low}, to [0, 1]; the network itself normalises"
+
+
 def save(
     file: str | os.PathLike[str],
     net: Network,
@@ -118,6 +166,7 @@ def save(
     task: str = "classes",
     temperature: float = 1.0,
     scale: tuple[Sequence[float], Sequence[float]] | None = None,
+    dtype: str | None = None,
     card: Mapping[str, str] | None = None,
 ) -> None:
     """(net, variables) → file: writes a trained network to one .safetensors file, which `lowcost.load` reads.
@@ -130,10 +179,12 @@ def save(
         net: made by `lowcost.nn.network`.
         variables: {"params", "batch_stats"}, float32; of one network, not of several seeds.
         classes: the names of its outputs: classes, tags or values.
-        image_shape: [*grid, C] of its images.
+        image_shape: [*grid, C] of its images, signals or volumes.
         task: "classes", "tags" or "values".
         temperature: divides the logits of classes for calibrated probabilities.
         scale: (means, standard deviations) of the values.
+        dtype: of images, signals or volumes before they are scaled, one of `lowcost.data.dataset.DTYPES`. None: float32
+            for a network with moments, else uint8.
         card: how the network was trained, how accurate it is, and what it must not be used for.
 
     Raises:
@@ -141,8 +192,10 @@ def save(
         OSError: the file cannot be written.
     """
     outputs = {"classes": tuple(classes), "task": task, "temperature": float(temperature), "scale": as_tuples(scale)}
-    about: dict[str, Any] = {**outputs, "image_shape": tuple(image_shape), "card": dict(card or {})}
-    loaded = Loaded(net=net, variables=dict(variables), preprocessing=preprocessing(image_shape), **about)
+    dtype = dtype or ("uint8" if net.moments is None else "float32")
+    about: dict[str, Any] = {**outputs, "image_shape": tuple(image_shape), "dtype": dtype, "card": dict(card or {})}
+    steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked)
+    loaded = Loaded(net=net, variables=dict(variables), preprocessing=steps, **about)
     disk.replace(Path(file), encode(loaded))
 
 
@@ -174,7 +227,7 @@ def decode(content: bytes, name: str) -> Loaded:
         ValueError: the file is damaged, of a newer format, or of another network than it states.
     """
     try:
-        tensors = safetensors.numpy.load(content)  # checks the header and all sizes
+        tensors = dict(sorted(safetensors.numpy.load(content).items()))  # checks the header and all sizes
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         newer = int(metadata["format"]) > FORMAT
     except Exception as error:  # of types of the package's own
@@ -200,11 +253,13 @@ def decode(content: bytes, name: str) -> Loaded:
 
 def _of_metadata(metadata: Metadata, variables: dict[str, Any]) -> Loaded:
     parsed = {name: json.loads(metadata.get(name, "null")) for name in ("network", *_PARSED, "card")}
+    inputs = {"moments": as_tuples(parsed.pop("moments")), "masked": parsed.pop("masked") is True}
     return Loaded(
-        net=network(**parsed.pop("network")),
+        net=network(**parsed.pop("network"), **inputs),
         variables=variables,
         task=metadata["task"],
         preprocessing=metadata["preprocessing"],
+        dtype=metadata.get("dtype", "uint8"),
         card=dict(parsed.pop("card")),
         **{name: as_tuples(value) for name, value in parsed.items()},
     )

@@ -79,7 +79,7 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
 
     Args:
         truncated: from `truncate`.
-        images: [B, *grid, C] in [0, 1].
+        images: [B, *grid, C], as the network takes them.
 
     Returns:
         Logits and bounds.

@@ -102,7 +102,8 @@ def patch_whitening(images: ArrayLike) -> Initializer:
     2p such filters; `opening_normal` samples any further ones.
 
     Args:
-        images: a sample of the training images, [N, *grid, C], in [0, 1], on the paper's periodic grid.
+        images: a sample of the training images, [N, *grid, C], as they reach the opening layer: in [0, 1] or
+            standardised, on the paper's periodic grid.
 
     Returns:
         An initialiser (key, shape [*window, C, features], dtype) → θ, for an opening layer of these images.

@@ -1,6 +1,7 @@
 """The base architecture of Section 4: an opening, blocks of steps, connecting layers, a linear classifier."""
 
 import itertools
+import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,11 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_choice, check_floating, check_time_step
+from lowcost.arguments import check_choice, check_floating, check_time_step, promote
 from lowcost.nn import steps
 from lowcost.nn.initializers import Initializer, opening_normal
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
-from lowcost.nn.transitions import Classifier, Connecting, Opening
+from lowcost.nn.steps import on_valid
+from lowcost.nn.transitions import Classifier, Connecting, Opening, Standardization
 
 Architecture = Literal[
     "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd", "implicit_circulant_rd"
@@ -38,6 +40,9 @@ Width = Literal["A", "B", "C"]
 WIDTHS: dict[Width, tuple[int, ...]] = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 """The channels of each block, by width."""
 
+Moments = tuple[Sequence[float], Sequence[float]]
+"""Means and standard deviations, one of each per channel."""
+
 
 def network(
     architecture: Architecture,
@@ -50,6 +55,8 @@ def network(
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
     opening_init: Initializer = opening_normal,
+    moments: Moments | None = None,
+    masked: bool = False,
 ) -> "Network":
     """Returns the network of Section 4: a Flax module with the map images → logits.
 
@@ -69,15 +76,23 @@ def network(
             little memory.
         opening_init: initialiser of the stencil of the first layer (the opening), [*window, C_in, features], e.g.
             `initializers.patch_whitening(images)`.
+        moments: (means, deviations) of the channels of the training images. The network then first standardises its
+            images, (image - mean) / deviation; for images that are not scaled to [0, 1].
+        masked: whether the last channel of the images is a mask, for signals of several lengths: above 0 on valid
+            points and 0 on padding. Statistics and averages are then over valid points, and moments have no entries for
+            the mask. Outputs do not depend on the amount of padding if each signal has at least
+            kernel_size·2^(blocks - 1) points of it, and 2, because grids are periodic. The implicit steps are an
+            exception: they reach every point of the padded grid.
 
     Returns:
-        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes.
-        Each axis must have at least 5 points, the size of the opening's stencil. Its number of points must be divisible
-        by 2^(blocks - 1), and the quotient must be at least `kernel_size`.
+        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes, each
+        of at least max(5, (kernel_size - 1)·2^(blocks - 1) + 1) points: the opening's stencil has 5 points, and each
+        block after the first has half of the points of the block before it, rounded up.
 
     Raises:
         TypeError: dtype is not real floating point.
-        ValueError: unknown architecture or width, a count below one, h negative or given to "mobilenet".
+        ValueError: unknown architecture or width, a count below one, h negative or given to "mobilenet", moments that
+            are not finite, or a deviation that is not above 0.
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -96,7 +111,20 @@ def network(
     if not options and h != 1:
         raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
-    return Network(step, channels, num_classes, kernel_size, steps_per_block, jnp.dtype(dtype), remat, opening_init)
+    sizes = (channels, num_classes, kernel_size, steps_per_block)
+    return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked)
+
+
+def _checked(moments):
+    """Returns the moments as tuples of floats, or raises ValueError."""
+    if moments is None:
+        return None
+    means, deviations = (tuple(map(float, numbers)) for numbers in moments)
+    finite = all(map(math.isfinite, means + deviations))
+    if not finite or not means or len(means) != len(deviations) or min(deviations) <= 0:
+        expected = "moments must be finite means and as many finite deviations above 0, one per channel"
+        raise ValueError(f"{expected}, got {(means, deviations)}; a constant channel takes a deviation of 1")
+    return means, deviations
 
 
 def _whole_numbers(**counts):
@@ -138,7 +166,7 @@ class Network(nn.Module):
     Attributes:
         step: (name) → the module of a step, e.g. the class of a step of your own (see `lowcost.nn.steps`).
         channels: channels of each block.
-        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init: as in `network`.
+        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments, masked: as in `network`.
     """
 
     step: Callable[..., nn.Module]
@@ -149,31 +177,51 @@ class Network(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
     remat: bool = False
     opening_init: Initializer = opening_normal
+    moments: Moments | None = None
+    masked: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]."""
-        check_floating("images", images)
+        """Images [B, *grid, C_in] → logits [B, num_classes]."""
         channels = block_channels(self.channels)
-        grid = images.shape[1:-1]
-        halvings = 2 ** (len(channels) - 1)
-        if not grid or any(n % halvings for n in grid):
-            expected = f"images must be [B, *grid, C] with every grid axis divisible by {halvings}"
-            reason = f"because {len(channels)} blocks halve it {len(channels) - 1} times"
-            raise ValueError(f"{expected}, {reason}, got shape {list(images.shape)}")
+        _check_images(images, channels, self.kernel_size, self.masked)
+        y, mask = (images[..., :-1], images[..., -1:] > 0) if self.masked else (images, None)
+        if self.moments is not None:
+            y = Standardization(*self.moments, name="standardization")(y)
 
-        def block(net: Network, y: jax.Array, number: int) -> jax.Array:
+        def block(net: Network, y: jax.Array, number: int, masks: dict[str, jax.Array]) -> jax.Array:
             for j in range(net.steps_per_block):
-                y = net.step(name=f"block{number}_step{j + 1}")(y, train=train)
+                step = net.step(name=f"block{number}_step{j + 1}")
+                y = on_valid(step(y, train=train, **masks), masks.get("mask"))
             pooling = AveragePool() if number < len(channels) else GlobalAveragePool()
-            return Connecting(pooling, net.kernel_size, name=f"block{number}_connecting")(y, train=train)
+            return Connecting(pooling, net.kernel_size, name=f"block{number}_connecting")(y, train=train, **masks)
 
         opening = Opening(channels[0], stencil_init=self.opening_init, name="opening")
-        y = opening(images.astype(self.dtype), train=train)
+        y = opening(on_valid(y, mask).astype(self.dtype), train=train, mask=mask)
         run = nn.remat(block, static_argnums=2) if self.remat else block
         for number in range(1, len(channels) + 1):
-            y = run(self, y, number)
+            y = run(self, y, number, {} if mask is None else {"mask": mask})
+            mask = None if mask is None else AveragePool()(promote(mask)) > 0
         return Classifier(self.num_classes, name="classifier")(y)
+
+
+def _check_images(images, channels, kernel_size, masked):
+    """Raises TypeError or ValueError unless the stencils fit the grid in every block, and a mask has features."""
+    check_floating("images", images)
+    if masked and images.shape[-1] < 2:
+        expected = "images of a masked network must have the mask as last channel after at least one other"
+        raise ValueError(f"{expected}, got shape {list(images.shape)}; append the mask to the channels")
+    grid, blocks = images.shape[1:-1], len(channels)
+    least = max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1)
+    if 1 <= len(grid) <= 3 and min(grid) >= least:
+        return
+    expected = f"images must be [B, *grid, C] with one to three grid axes of at least {least} points"
+    reason = f"because {blocks} blocks halve the grid {blocks - 1} times and their stencils have {kernel_size} points"
+    remedy = "use larger images"
+    if len(grid) in (1, 2, 3) and min(grid) >= max(Opening.kernel_size, kernel_size):
+        fitting = ((min(grid) - 1) // (kernel_size - 1)).bit_length()
+        remedy = f"{remedy}, or at most {fitting} blocks, e.g. a width of {channels[:fitting]}"
+    raise ValueError(f"{expected}, {reason}, got shape {list(images.shape)}; {remedy}")
 
 
 class Layer(NamedTuple):

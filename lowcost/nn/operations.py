@@ -201,10 +201,15 @@ class Relu:
 
 @dataclass(frozen=True, eq=False)
 class AveragePool:
-    """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels: the pooling between blocks, Section 4."""
+    """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels: the pooling between blocks, Section 4.
+
+    If an axis has an odd number of points, its last window has one point instead of two, and averages that one.
+    """
 
     def __call__(self, y: jax.Array) -> jax.Array:
-        """[B, *grid, C] → [B, *(grid / 2), C]."""
+        """[B, *grid, C] → [B, *⌈grid / 2⌉, C]."""
+        if any(n % 2 for n in y.shape[1:-1]):  # a repeated last point does not change the average of its window
+            y = jnp.pad(y, [(0, 0), *((0, n % 2) for n in y.shape[1:-1]), (0, 0)], mode="edge")
         # XLA's CPU backend fuses sums of strided slices with the neighbouring operations, but not a window reduction.
         corners = itertools.product(*[(slice(0, None, 2), slice(1, None, 2))] * (y.ndim - 2))
         total = reduce(jnp.add, [promote(y[:, *corner]) for corner in corners])

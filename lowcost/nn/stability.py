@@ -74,7 +74,8 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
         image_shape: [*grid, C]; the symbols depend on the grid.
 
     Returns:
-        The bound of each layer at inference, in the Euclidean norm. Their product is a Lipschitz bound of the network.
+        The bound of each layer at inference, in the Euclidean norm. Their product is a Lipschitz bound of the network;
+        if it is masked, for signals of equal lengths.
 
     Raises:
         ValueError: the network cannot take images of this shape, or a layer has no method `operations`
@@ -83,6 +84,8 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
     layers = []
     for layer in bound_layers(net, variables, image_shape):
         operations = layer.operations()
+        if net.masked:  # the average of a window with a single valid point has norm 1
+            operations = tuple(x for x in operations if not isinstance(x, ops.AveragePool | ops.GlobalAveragePool))
         bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid))
         if filters := _filters(operations):
             factors = np.concatenate([x.symbol.ravel() for x in filters])
@@ -111,7 +114,7 @@ def _bound(operation, grid):
         case ops.Relu():
             return 1
         case ops.AveragePool():
-            return 2 ** (-len(grid) / 2)
+            return 2 ** (-sum(n % 2 == 0 for n in grid) / 2)  # the last window of an odd axis has one point
         case ops.GlobalAveragePool():
             return math.prod(grid) ** -0.5
         case ops.Filter():

@@ -5,12 +5,15 @@ A step keeps the shape and dtype of its features [B, *grid, C]. Bound to its var
 - `operations(grid)`: what it computes at inference, from which its stability bound, its cost and its exported form
   follow (`lowcost.nn.operations`); a step of your own needs nothing else;
 - `symbol(grid)`: the symbol of its convolution, for `lowcost.analysis`.
+
+In a masked network features are 0 on padding. Its steps also receive `mask`, boolean [B, *grid, 1], which is True on
+valid points, and pass it to their normalisations. The network itself sets their results to 0 on padding.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -36,11 +39,16 @@ MOMENTUM = 0.9
 """Of the running means of the statistics."""
 
 
-def mean_and_variance(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """μ and σ² of each channel of features [..., C], each [C], in float32 at least."""
+def mean_and_variance(y: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """μ and σ² of each channel of features [..., C], over valid points if masked, each [C], in float32 at least."""
     wide, axes = promote(y), range(y.ndim - 1)
-    mean = wide.mean(axes)
-    return mean, jnp.maximum((wide**2).mean(axes) - mean**2, 0)
+    mean = wide.mean(axes, where=mask)
+    return mean, jnp.maximum((wide**2).mean(axes, where=mask) - mean**2, 0)
+
+
+def on_valid(y: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns features [B, *grid, C] with 0 on padding, or as they are if there is no mask."""
+    return y if mask is None else jnp.where(mask, y, 0)
 
 
 class Normalize(nn.Module):
@@ -50,9 +58,9 @@ class Normalize(nn.Module):
     Computed as a·y + b, so that the backward pass needs only y; `flax.linen.BatchNorm` stores y - μ as well.
     """
 
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → the same shape, each channel with mean 0 and variance 1."""
-        return self.scaled(y, partial(mean_and_variance, y), train=train)
+    def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """[B, *grid, C] → the same shape, each channel with mean 0 and variance 1; of valid points, and 0 elsewhere."""
+        return on_valid(self.scaled(y, partial(mean_and_variance, y, mask), train=train), mask)
 
     @nn.compact
     def scaled(self, z: jax.Array, statistics: Callable[[], tuple[jax.Array, jax.Array]], *, train: bool) -> jax.Array:
@@ -94,10 +102,10 @@ class Reaction(Normalized):
     """σ(N(M(θ) y)): the reaction of Eq. (8), between the channels of a pixel, with σ = ReLU."""
 
     @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         matrix = self.param("matrix", lecun_normal(), (y.shape[-1], y.shape[-1]), jnp.float32)
-        return nn.relu(self.normalize(pointwise(matrix.astype(y.dtype), y), train=train))
+        return nn.relu(self.normalize(pointwise(matrix.astype(y.dtype), y), train=train, mask=mask))
 
     def operations(self, grid: Sequence[int], h: float = 1.0) -> tuple[ops.Operation, ...]:
         """h σ(N(M y)) = σ(h N(M y)), as h ≥ 0."""
@@ -112,11 +120,11 @@ class _ResidualStep(Normalized):
     kernel_size: int = 3
 
     @nn.nowrap
-    def _step(self, operator: Map, adjoint: Map, y: jax.Array, *, train: bool) -> jax.Array:
-        """Takes the step with K₁ and K₂ᵀ."""
+    def _step(self, operator: Map, adjoint: Map, y: jax.Array, **how: Any) -> jax.Array:
+        """Takes the step with K₁ and K₂ᵀ; `how` are the options of N."""
 
         def f(y: jax.Array) -> jax.Array:
-            return adjoint(nn.relu(self.normalize(operator(y), train=train)))
+            return adjoint(nn.relu(self.normalize(operator(y), **how)))
 
         return forward_euler(f, y, self.h)
 
@@ -130,12 +138,14 @@ class ResNetStep(_ResidualStep):
     """
 
     @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         shape = (*_window(self, y), y.shape[-1], y.shape[-1])
         stencils = (self.param(f"stencil{i}", lecun_normal(), shape, jnp.float32) for i in (1, 2))
         first, second = (stencil.astype(y.dtype) for stencil in stencils)
-        return self._step(partial(fully_coupled, first), partial(fully_coupled_adjoint, second), y, train=train)
+        return self._step(
+            partial(fully_coupled, first), partial(fully_coupled_adjoint, second), y, train=train, mask=mask
+        )
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K(θ¹) and of K(θ²), [2, *grid, C_in, C_out]: one matrix per frequency."""
@@ -157,7 +167,7 @@ class LinearMixStep(_ResidualStep):
     """
 
     @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         c = y.shape[-1]
 
@@ -166,7 +176,7 @@ class LinearMixStep(_ResidualStep):
             return stencil, self.param(f"matrix{i}", initializers.linear_mix_matrix_normal, (c, c), jnp.float32)
 
         operator, adjoint = partial(linear_mix, *weights(1)), partial(linear_mix_adjoint, *weights(2))
-        return self._step(operator, adjoint, y, train=train)
+        return self._step(operator, adjoint, y, train=train, mask=mask)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_lm(θ¹) and of K_lm(θ²), [2, *grid, C_in, C_out]: M plus the stencils' symbols on its diagonal."""
@@ -197,11 +207,11 @@ class MobileNetStep(nn.Module):
         self.normalize, self.reaction = Normalize(), Reaction()
 
     @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         stencil = self.param("stencil", initializers.near_identity, (*_window(self, y), y.shape[-1]), jnp.float32)
-        y = nn.relu(self.normalize(depthwise(stencil, y), train=train))
-        return self.reaction(y, train=train)
+        y = nn.relu(self.normalize(depthwise(stencil, y), train=train, mask=mask))
+        return self.reaction(y, train=train, mask=mask)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K_dw(θ¹), [*grid, C]."""
@@ -242,9 +252,9 @@ class _ReactionDiffusion(nn.Module):
         return weights / math.sqrt(weights.shape[-1]) if self._circulant else weights
 
     @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        stencil, reaction = self._stencil(y), partial(self.reaction, train=train)
+        stencil, reaction = self._stencil(y), partial(self.reaction, train=train, mask=mask)
         if self._integrator == "imex_euler":
             resolvent = circulant_resolvent if self._circulant else depthwise_resolvent
             return imex_euler(partial(resolvent, stencil), reaction, y, self.h)

@@ -1,4 +1,4 @@
-"""The layers of Section 4's network before, between and after its blocks: opening, connecting, classifier."""
+"""The layers of Section 4's network around its blocks: standardization, opening, connecting, classifier."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,33 @@ import numpy as np
 from lowcost.arguments import promote
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer, opening_normal, stable_stencil
-from lowcost.nn.steps import Normalized, constants, mean_and_variance
+from lowcost.nn.steps import Normalized, constants, mean_and_variance, on_valid
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
 from lowcost.spectral import symbol
+
+
+class Standardization(nn.Module):
+    """(y - μ) / d of each channel: constants of the training images, which are part of the network; not in the paper.
+
+    Attributes:
+        means: μ, one per channel.
+        deviations: d, one per channel.
+    """
+
+    means: Sequence[float]
+    deviations: Sequence[float]
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *grid, C] → the same shape, in float32 at least."""
+        if y.shape[-1] != len(self.means):
+            remedy = "make the network with one mean and deviation per channel"
+            raise ValueError(f"images must have {len(self.means)} channels, got {y.shape[-1]}; {remedy}")
+        return ops.run(self.operations(y.shape[1:-1]), promote(y))
+
+    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
+        """y - μ, then / d: in this order, a mean that is large compared with d costs no digits."""
+        return ops.Scale(np.ones(len(self.means)), -np.array(self.means)), ops.Scale(1 / np.array(self.deviations))
 
 
 class Opening(Normalized):
@@ -30,11 +53,11 @@ class Opening(Normalized):
     stencil_init: Initializer = opening_normal
 
     @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, *grid, C_in] → [B, *grid, features]."""
         window = (self.kernel_size,) * (y.ndim - 2)
         stencil = self.param("stencil", self.stencil_init, (*window, y.shape[-1], self.features), jnp.float32)
-        return nn.relu(self.normalize(fully_coupled(stencil.astype(y.dtype), y), train=train))
+        return nn.relu(self.normalize(fully_coupled(stencil.astype(y.dtype), y), train=train, mask=mask))
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """a ⊙ (K y) + b, then σ."""
@@ -46,7 +69,8 @@ class Connecting(Normalized):
     """pool(N([x; K_dw(θ) x])): doubles the channels and averages over pixels, Section 4.
 
     Once μ and σ² are known, N is affine, so that the average may be taken before N. The 2C normalised channels of the
-    whole grid are then never stored. μ and σ² are computed from all pixels, not from the averages.
+    whole grid are then never stored. μ and σ² are computed from all pixels, not from the averages. If features are
+    masked, all averages are over valid points, and a window without valid points gives 0.
 
     Attributes:
         pooling: `AveragePool()`, of 2x2 pixels, between two blocks; `GlobalAveragePool()` after the last block.
@@ -57,17 +81,22 @@ class Connecting(Normalized):
     kernel_size: int = 3
 
     @nn.compact
-    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
-        """[B, *grid, C] → [B, *(grid / 2), 2C], or [B, 2C]."""
+    def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """[B, *grid, C] → [B, *⌈grid / 2⌉, 2C], or [B, 2C]."""
         stencil = self.param("stencil", stable_stencil(), (*(self.kernel_size,) * (y.ndim - 2), y.shape[-1]))
         halves = [y, depthwise(stencil, y)]
 
         def statistics() -> tuple[jax.Array, jax.Array]:
-            means, variances = zip(*map(mean_and_variance, halves), strict=True)
+            means, variances = zip(*(mean_and_variance(half, mask) for half in halves), strict=True)
             return jnp.concatenate(means), jnp.concatenate(variances)
 
-        averages = jnp.concatenate([self.pooling(promote(half)) for half in halves], axis=-1)
-        result = self.normalize.scaled(averages, statistics, train=train)
+        averages = jnp.concatenate([self.pooling(on_valid(promote(half), mask)) for half in halves], axis=-1)
+        valid = None
+        if mask is not None:
+            share = self.pooling(promote(mask))
+            valid = share > 0
+            averages = averages / jnp.where(valid, share, 1)
+        result = on_valid(self.normalize.scaled(averages, statistics, train=train), valid)
         return result if result.ndim == 2 else result.astype(y.dtype)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:

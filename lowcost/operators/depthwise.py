@@ -12,11 +12,12 @@ def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
     """(K y)_{i,c} = Σ_j θ_{j,c} y_{i+j,c}, the depth-wise convolution K_dw(θ) of Eq. (5); j is 0 at the centre.
 
     Args:
-        stencil: θ, [*window, C]; one to three window axes, each of any size up to the grid's.
+        stencil: θ, [*window, C]; one to four window axes, each of any size up to the grid's.
         y: features, [..., *grid, C].
         boundary: what lies outside the grid: "periodic" as in the paper, "zeros" or "reflect".
-        method: "fft", "matmul" (the DFT as a real matrix product), "direct" (the stencil applied on the grid) or
-            "auto" (the fastest according to measurements). All methods give the same result up to rounding.
+        method: "fft", "matmul" (the DFT as a real matrix product), "direct" (the stencil applied on the grid,
+            of up to three axes) or "auto" (the fastest according to measurements). All methods give the same result up
+            to rounding.
 
     Returns:
         Features with the shape and dtype of y.

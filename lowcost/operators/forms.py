@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lowcost.arguments import Boundary, check_choice, check_features, check_time_step, promote
 from lowcost.batching import per_shard
-from lowcost.methods import choices, on_platform
+from lowcost.methods import SPECTRAL, choices, on_platform
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
 from lowcost.operators.sliding import slide, slide_adjoint
 from lowcost.spectral import squared_modulus
@@ -47,6 +47,9 @@ def apply(form, ways, operator, stencil, y, boundary, method, *more, adjoint=Fal
     check_choice("boundary", boundary, get_args(Boundary))
     window = stencil.shape[: -ways.channel_axes]
     dims = len(window)
+    if dims > 3:  # an accelerator's convolutions have at most three axes
+        check_choice("method on four grid axes", method, ("auto", *SPECTRAL))
+        operator = {"diffusion": "real", "circulant": "circulant_resolvent"}.get(operator, "complex")
     chosen = choices(method, operator, y.shape[-dims - 1 : -1], window, stencil.shape[dims])
     options = {"ways": ways, "boundary": boundary}
     return per_shard(on_platform, dims, y, stencil, *more, function=form, choices=chosen, **options)

@@ -16,7 +16,7 @@ def fully_coupled(stencil: Array, y: Array, *, boundary: Boundary = "periodic", 
     """(K y)_{i,o} = Σ_{j,c} θ_{j,c,o} y_{i+j,c}, the usual convolution K(θ) of Eq. (4); j is 0 at the stencil's centre.
 
     Args:
-        stencil: θ, [*window, C_in, C_out]; one to three window axes, each of any size up to the grid's.
+        stencil: θ, [*window, C_in, C_out]; one to four window axes, each of any size up to the grid's.
         y: features, [..., *grid, C_in].
         boundary: what lies outside the grid: "periodic", "zeros" or "reflect".
         method: "direct" (XLA's convolution, or on a CPU a product with the patches of each image), "fft" or "matmul"

@@ -59,17 +59,19 @@ def make_train_step(
     skipped steps in a row the state does not change any more.
 
     Args:
-        net: module, (images in [0, 1], train) → outputs, with statistics in the collection "batch_stats".
+        net: module, (images, train) → outputs, with statistics in the collection "batch_stats". Images that come as
+            integers are in [0, 1]; floats have their own values, which a network with moments standardises.
         optimizer: optimiser of the weights. Its update also receives `value` (the mean loss), `grad` (its gradient) and
             `value_fn` (params → loss), which `optax.contrib.reduce_on_plateau` and line searches need.
-        augment: (images in [0, 1], draw) → images; `draw` is a `Draw`: random keys, indices of the images, and epoch.
+        augment: (the same images, draw) → images; `draw` is a `Draw`: random keys, indices of the images, and epoch.
         steps_per_epoch: number of steps after which the running metrics restart.
         average: limit d of the decay min(d, (1 + t) / (10 + t)) of a moving average after t steps; None for none.
         loss: L and w of each image, see `lowcost.train.losses`.
 
     Returns:
         (state, images [B, *grid, C], labels [B] or [B, K], indices [B]) → state. The indices are the images' positions
-        in the data set. `to_unit_range` scales the images. The normalisations use statistics of the whole global batch.
+        in the data set. `to_unit_range` scales the images, and raises TypeError for dtypes that it does not know. The
+        normalisations use statistics of the whole global batch.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -128,8 +130,8 @@ def make_eval_step(
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], Sums]:
     """Returns (variables, images, labels, mask [B]) → the sums over this batch; mask 0 leaves an image out, 1 counts.
 
-    The outputs are those of net for images that `to_unit_range` scales, as in `make_train_step`, and the figures are
-    those of `loss`.
+    The outputs are those of net for images that `to_unit_range` scales, as in `make_train_step`: integers of 8 and 16
+    bits to [0, 1], floats not at all, and other dtypes are a TypeError. The figures are those of `loss`.
     """
 
     def eval_step(variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:

@@ -15,8 +15,10 @@ from scipy import stats
 from lowcost.data.augment import (
     alternating_flip,
     cutout,
+    jitter,
     random_flip,
     random_resized_crop,
+    random_scale,
     random_translate,
 )
 
@@ -25,6 +27,9 @@ flip = jax.jit(random_flip)
 alternate = jax.jit(alternating_flip)
 translate = jax.jit(random_translate, static_argnames="pixels")
 cut = jax.jit(cutout, static_argnames="pixels")
+scale = jax.jit(random_scale, static_argnames="spread")
+noise = jax.jit(jitter, static_argnames="deviation")
+GRIDS = pytest.mark.parametrize("grid", [(9,), (5, 7), (4, 3, 5)], ids=str)
 
 
 @jax.jit
@@ -38,7 +43,7 @@ def alternate_in_order(key, images):
 
 
 SELECTING = [flip, alternate_in_order, translate, cut_4]
-EVERY = pytest.mark.parametrize("augment", [crop, *SELECTING], ids=lambda augment: augment.__name__)
+EVERY = pytest.mark.parametrize("augment", [crop, scale, noise, *SELECTING], ids=lambda augment: augment.__name__)
 
 
 @pytest.fixture
@@ -146,6 +151,82 @@ def test_cutout_is_black_in_a_square_that_the_border_may_clip(key, pixels):
     assert_drawn(np.asarray(cut(key, jnp.broadcast_to(image, (4000, 5, 7, 2)), pixels=pixels)), outcomes)
 
 
+@GRIDS
+def test_a_window_of_any_grid(grid, key):
+    """On the ramp of each axis it reads t + s·(i + ½), with one s for all axes; s = 1 is the identity."""
+    ramps = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in grid), indexing="ij"), -1).astype(np.float32)
+    ramps = np.broadcast_to(ramps, (50, *ramps.shape))
+    np.testing.assert_allclose(crop(key, ramps, low=1, high=1), ramps, atol=1e-5)
+    windows = np.asarray(crop(key, ramps, low=0.5, high=0.9))
+    steps = [
+        np.diff(np.moveaxis(windows[..., axis], axis + 1, -1)[..., 1:-1], axis=-1).reshape(50, -1)
+        for axis in range(len(grid))
+        if grid[axis] > 3
+    ]
+    s = np.median(steps[0], axis=1, keepdims=True)
+    assert ((s >= 0.5) & (s <= 0.9)).all()
+    assert len(np.unique(s)) == 50
+    for along in steps:
+        np.testing.assert_allclose(along, np.broadcast_to(s, along.shape), atol=1e-4)
+
+
+def test_a_window_begins_in_the_extent(key):
+    """A signal of 10 points in 40 loses (1 − s)·10 points at most, and all of it is inside a larger window."""
+    ramp = np.where(np.arange(40) < 10, np.arange(40) + 0.5, 0).astype(np.float32)
+    signals, extent = np.broadcast_to(ramp[:, None], (500, 40, 1)), np.full((500, 1), 10)
+    starts = np.asarray(crop(key, signals, low=0.5, high=0.5, extent=extent))[:, 2:5, 0].mean(1) - 0.5 * 3.5
+    assert -0.02 <= starts.min() < 0.3
+    assert 4.7 < starts.max() <= 5.02
+    mask = np.broadcast_to((np.arange(40) < 10).astype(np.float32)[:, None], (500, 40, 1))
+    larger = np.asarray(crop(key, mask, low=1.25, high=1.25, extent=extent))
+    np.testing.assert_allclose(larger.sum((1, 2)), 8, atol=0.5)
+    assert larger[:, 11:].max() < 1e-6
+
+
+@GRIDS
+def test_the_last_axis_of_any_grid_is_mirrored(grid, key):
+    images = np.random.default_rng(0).random((40, *grid, 2), np.float32)
+    mirror = images[..., ::-1, :]
+    for changed in (flip(key, images), alternate(key, images, np.arange(40), 0)):
+        kinds = [tuple(np.array_equal(c, x) for x in pair) for c, *pair in zip(changed, images, mirror, strict=True)]
+        assert set(kinds) == {(True, False), (False, True)}
+
+
+@GRIDS
+def test_a_translation_of_any_grid(grid, key):
+    """Is one of the windows that NumPy cuts out of the reflected image, each equally often."""
+    image = np.random.default_rng(0).random((*grid, 2), np.float32)
+    padded = np.pad(image, [*[(1, 1)] * len(grid), (0, 0)], mode="reflect")
+    windows = [padded[tuple(map(slice, start, np.add(start, grid)))] for start in np.ndindex((3,) * len(grid))]
+    assert_drawn(np.asarray(translate(key, np.broadcast_to(image, (6000, *image.shape)), pixels=1)), windows)
+
+
+@GRIDS
+@pytest.mark.parametrize("pixels", [2, 3])
+def test_cutout_hides_a_cube_of_any_grid(grid, pixels, key):
+    image = 1 + np.random.default_rng(0).random((*grid, 2), np.float32)
+    outcomes = []
+    for centre in np.ndindex(*grid):
+        hidden = image.copy()
+        hidden[tuple(slice(max(0, c - pixels // 2), c - pixels // 2 + pixels) for c in centre)] = 0
+        outcomes.append(hidden)
+    assert_drawn(np.asarray(cut(key, np.broadcast_to(image, (6000, *image.shape)), pixels=pixels)), outcomes)
+
+
+@GRIDS
+def test_scales_and_noise_are_normal(grid, key):
+    """One factor per image, whose logarithm is normal; noise is independent at each point. Zero is the identity."""
+    images = 1 + np.random.default_rng(0).random((2000, *grid, 2), np.float32)
+    logarithms = np.log(np.asarray(scale(key, images, spread=0.3)) / images).reshape(2000, -1)
+    np.testing.assert_allclose(np.ptp(logarithms, axis=1), 0, atol=1e-5)
+    assert stats.kstest(logarithms[:, 0] / 0.3, "norm").pvalue > 1e-6
+    added = (np.asarray(noise(key, images, deviation=0.3)) - images).ravel()[:20_000]
+    assert stats.kstest(added / 0.3, "norm").pvalue > 1e-6
+    assert abs(np.corrcoef(added[1:], added[:-1])[0, 1]) < 0.04
+    np.testing.assert_array_equal(scale(key, images, spread=0), images)
+    np.testing.assert_array_equal(noise(key, images, deviation=0), images)
+
+
 @EVERY
 def test_every_image_goes_its_own_way(augment, key, images):
     """The same picture twelve times comes out in different ways; what the others are, and how many, changes nothing."""
@@ -178,7 +259,9 @@ def test_where_pixels_are_only_selected_bytes_do(augment, key, images):
     np.testing.assert_array_equal(augment(key, grey), result.astype(jnp.float32), strict=True)
 
 
-@pytest.mark.parametrize("augment", [crop, flip, alternate, translate, cut_4], ids=lambda augment: augment.__name__)
+@pytest.mark.parametrize(
+    "augment", [crop, flip, alternate, translate, cut_4, scale, noise], ids=lambda augment: augment.__name__
+)
 def test_sharding_changes_no_bit(augment, key, images):
     """On four devices as on one, each for itself, sending nothing; and compiled as not."""
     others = (np.arange(12), 3) if augment is alternate else ()
@@ -204,18 +287,25 @@ def test_sharding_changes_no_bit(augment, key, images):
 def test_what_is_refused(key, images):
     with pytest.raises(ValueError, match=r"_crop: images must be floating-point .* got uint8 \(12, 12, 10, 3\)"):
         random_resized_crop(key, images.astype(jnp.uint8))
-    with pytest.raises(ValueError, match=r"random_resized_crop: .* got float32 \(12, 10, 3\)"):
-        random_resized_crop(key, images[0])
+    with pytest.raises(ValueError, match=r"random_resized_crop: .* got float32 \(10, 3\)"):
+        random_resized_crop(key, images[0, 0])
     for name, function in {
         "random_flip": random_flip,
         "alternating_flip": partial(alternating_flip, indices=jnp.arange(12), epoch=0),
         "random_translate": random_translate,
         "cutout": partial(cutout, pixels=4),
     }.items():
-        with pytest.raises(
-            ValueError, match=rf"{name}: images must be arrays \[B, H, W, C\], got float32 \(12, 10, 3\)"
-        ):
-            function(key, images[0])
+        expected = rf"{name}: images must be arrays \[B, \*grid, C\] with 1 to 3 grid axes"
+        for wrong in (images[0, 0], images[None, None]):
+            with pytest.raises(ValueError, match=rf"{expected}, got float32 \({wrong.shape[0]}, "):
+                function(key, wrong)
+    for function in (random_scale, jitter):
+        with pytest.raises(ValueError, match=r"images must be floating-point .* got uint8 \(12, 12, 10, 3\)"):
+            function(key, images.astype(jnp.uint8))
+    with pytest.raises(ValueError, match="random_scale: spread must be at least 0, got -1"):
+        random_scale(key, images, spread=-1)
+    with pytest.raises(ValueError, match="jitter: deviation must be at least 0, got nan"):
+        jitter(key, images, deviation=float("nan"))
     with pytest.raises(ValueError, match=r"0 < low ≤ high, got low=1\.1 and high=1\.0"):
         random_resized_crop(key, images, low=1.1, high=1.0)
     for indices in (jnp.arange(7), jnp.arange(12.0), jnp.zeros((12, 1), int)):

@@ -21,14 +21,14 @@ SCALE = ((5.0, -1.0), (0.5, 2.0))
 
 def dataset(train=None, test=None, labels=LABELS, **options):
     good = Split(IMAGES, labels)
-    return Dataset("toy", train=train or good, test=test or good, classes=("a", "b"), flip=False, **options)
+    return Dataset("toy", train=train or good, test=test or good, classes=("a", "b"), keeps=(), **options)
 
 
 def counted(images, classes=3, **options):
     """A data set whose training images tell their numbers in two pixels, with i % classes as their labels."""
     rows = np.asarray(images, "<u2")
     split = Split(rows.view(np.uint8).reshape(-1, 2, 1, 1), (rows % classes).astype(np.int32))
-    return Dataset("counted", split, split, tuple("abcdef"[:classes]), flip=False, **options)
+    return Dataset("counted", split, split, tuple("abcdef"[:classes]), (), **options)
 
 
 def numbers(split):
@@ -44,8 +44,15 @@ def test_a_well_formed_data_set():
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES.astype(np.float32), LABELS, r"Split.images must be uint8 \[N, H, W, C\] with N ≥ 1, got float32"),
-        (IMAGES[..., 0], LABELS, r"got uint8 \[3, 8, 6\]"),
+        (
+            IMAGES.astype(np.float64),
+            LABELS,
+            r"Split.images must be uint8, .*, float32 \[N, \*grid, C\] with 1 to 3 grid axes and N ≥ 1, got float64",
+        ),
+        (IMAGES.astype(np.int32), LABELS, r"got int32 \[3, 8, 6, 1\]; cast other numbers to float32"),
+        (IMAGES.astype(">u2"), LABELS, r"got >u2 \[3, 8, 6, 1\]"),
+        (IMAGES[..., 0, 0], LABELS, r"got uint8 \[3, 8\]"),
+        (IMAGES[:, None, None], LABELS, r"got uint8 \[3, 1, 1, 8, 6, 1\]"),
         (
             IMAGES,
             LABELS.astype(np.int64),
@@ -89,6 +96,77 @@ def test_the_splits_must_agree_in_shape():
         dataset(test=Split(IMAGES.transpose(0, 2, 1, 3), LABELS))
     with pytest.raises(ValueError, match=r"validation images must be \(8, 6, 1\) as in training, got \(6, 8, 1\)"):
         dataset(validation=Split(IMAGES.transpose(0, 2, 1, 3), LABELS))
+
+
+def test_the_splits_must_agree_in_dtype():
+    with pytest.raises(ValueError, match="toy: test images must be uint8 as in training, got int8"):
+        dataset(test=Split(IMAGES.view(np.int8), LABELS))
+
+
+def test_only_known_changes_keep_a_label():
+    with pytest.raises(ValueError, match=r"toy: keeps must be of flip, shift, hide, scale, noise, got \('turn',\)"):
+        Dataset("toy", Split(IMAGES, LABELS), Split(IMAGES, LABELS), ("a", "b"), ("turn",))
+
+
+SIGNALS = np.ones((3, 9, 2), np.float32)
+
+
+@pytest.mark.parametrize("images", [SIGNALS.astype(np.uint8), SIGNALS[..., 1:], SIGNALS[:, None]])
+def test_only_float_signals_are_masked(images):
+    split = Split(images, LABELS)
+    with pytest.raises(
+        ValueError, match=r"masked signals must be float32 \[N, points, C\] with a mask .*, got (ui|fl)"
+    ):
+        dataset(split, split, masked=True)
+    hollow = Split(SIGNALS * np.array([1, 0, 1], np.float32)[:, None, None], LABELS)
+    with pytest.raises(ValueError, match="toy: masked test signals must have valid points, got a mask of zeros"):
+        dataset(Split(SIGNALS, LABELS), hollow, masked=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    grid=st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    channels=st.integers(1, 3),
+    offset=st.sampled_from([0, 1e4, -1e6]),
+    masked=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_moments_of_floats(grid, channels, offset, masked, seed):
+    """As NumPy's in float64 over the training images, of masked signals over the valid points, rounded to float32."""
+    rng = np.random.default_rng(seed)
+    images = (offset + rng.normal(size=(5, *grid, channels))).astype(np.float32)
+    images[..., 0] = 0.1
+    values = images.reshape(-1, channels)
+    if masked := masked and len(grid) == 1:
+        valid = (np.arange(grid[0]) < rng.integers(1, grid[0] + 1, 5)[:, None])[..., None]
+        values = images[valid[..., 0]]
+        images = np.concatenate([images * valid, valid], -1).astype(np.float32)
+    train = Split(images, np.arange(5, dtype=np.int32) % 2)
+    data = dataset(train, Split(1 + images[:1], LABELS[:1]), masked=masked)
+    mean, deviation = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    deviation[np.ptp(values, 0) == 0] = 1
+    np.testing.assert_allclose(data.moments, [mean, deviation], rtol=1e-6)
+    assert data.moments == tuple(tuple(np.float32(x).item() for x in numbers) for numbers in data.moments)
+    assert data.moments[1][0] == 1
+    assert data.image_shape == (*grid, channels + masked)
+
+
+def test_moments_are_read_part_by_part(monkeypatch):
+    images = np.random.default_rng(0).normal(3, 2, (50, 100, 2)).astype(np.float32)
+    split = Split(images, np.zeros(50, np.int32))
+    whole = split.moments()
+    monkeypatch.setattr(Split, "chunks", lambda self: np.array_split(self.images, 7))
+    np.testing.assert_allclose(split.moments(), whole, rtol=1e-12)
+    np.testing.assert_allclose(whole, [images.mean((0, 1), float), images.std((0, 1), float)], rtol=1e-12)
+
+
+def test_the_digest_tells_dtype_and_mask():
+    """Even where all bytes are the same; integers have no moments."""
+    splits = [Split(IMAGES.view(dtype), LABELS) for dtype in (np.uint8, np.int8)]
+    signals = Split(SIGNALS, LABELS)
+    data = [dataset(split, split) for split in (*splits, signals)] + [dataset(signals, signals, masked=True)]
+    assert len({each.digest for each in data}) == 4
+    assert [each.moments is None for each in data] == [True, True, False, False]
 
 
 def test_tags_and_values():
@@ -198,7 +276,7 @@ def test_a_sample_is_drawn_once_and_for_all():
     """Some of the training images with their labels, each once, in their order; all test images."""
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     labels = (images.ravel() % 3).astype(np.int32)
-    whole = Dataset("counted", Split(images, labels), Split(images[:5], labels[:5]), ("a", "b", "c"), False)
+    whole = Dataset("counted", Split(images, labels), Split(images[:5], labels[:5]), ("a", "b", "c"), ())
     some = whole.sample(10)
     rows = some.train.images.ravel()
     assert len(some.train) == 10
@@ -231,9 +309,9 @@ def test_the_digest_of_a_data_set_tells_what_training_sees():
     other, swapped = images.copy(), images[[1, 0, *range(2, 12)]]
     other[-1, -1, -1, -1] ^= 1
     split, turned = Split(images, labels), Split(images.reshape(12, 6, 8, 1), labels)
-    data = Dataset("toy", split, Split(images[:4], labels[:4]), ("a", "b\udcff"), flip=False)
+    data = Dataset("toy", split, Split(images[:4], labels[:4]), ("a", "b\udcff"), ())
     marked = np.stack([labels, 1 - labels], 1).astype(np.float32)
-    tags = Dataset("toy", Split(images, marked), Split(images[:4], marked[:4]), data.classes, flip=False, task="tags")
+    tags = Dataset("toy", Split(images, marked), Split(images[:4], marked[:4]), data.classes, (), task="tags")
     digests = [
         changed.digest
         for changed in (
@@ -257,7 +335,7 @@ def test_the_digest_of_a_data_set_tells_what_training_sees():
     assert len(set(digests)) == len(digests)
     known = ascii((data.train.digest, data.test.digest, (8, 6, 1), data.classes)).encode()
     assert data.digest == hashlib.sha256(known).hexdigest()  # as in the configurations of old runs
-    same = Dataset("other", Split(images.copy(), labels), data.test, data.classes, flip=True, origin="elsewhere")
+    same = Dataset("other", Split(images.copy(), labels), data.test, data.classes, ("flip",), origin="elsewhere")
     assert same.digest == data.digest
     assert data.sample(11).digest == same.sample(11).digest
 
@@ -285,6 +363,6 @@ def test_a_class_must_not_lose_all_its_training_images_even_if_many_have_none():
     labels[0], classes = 39, tuple(f"c{i}" for i in range(40))
     more = rng.integers(0, 256, (200, 4, 4, 1), np.uint8)  # of other classes, so that both parts have images
     train = Split(np.concatenate([images, more]), np.concatenate([labels, 20 + np.arange(200, dtype=np.int32) % 19]))
-    dataset = Dataset("many", train, train, classes, flip=False)
+    dataset = Dataset("many", train, train, classes, ())
     with pytest.raises(ValueError, match=r"must leave training images of c39, got 0\.5"):
         dataset.hold_out(0.5)

@@ -78,7 +78,7 @@ def test_classes_and_files_are_in_the_order_of_their_names(image_folder, tmp_pat
     assert data.test.labels.tolist() == [0, 1]
     assert data.train.files == ("train/ant/x.jpg", "train/cat/a.PNG", "train/cat/b.png", "train/emu/y.Jpeg")
     assert data.test.files == ("test/ant/p.png", "test/cat/q.jpg")
-    assert data.flip
+    assert data.keeps == ("flip", "shift", "hide")
 
 
 def test_every_suffix_is_read_and_what_is_passed_over_is_counted(image_folder, tmp_path, capsys):

@@ -217,11 +217,13 @@ def test_a_table_without_its_task_is_refused(tmp_path, part):
         folder(tmp_path)
 
 
-def test_a_task_must_be_known_and_is_for_folders(tmp_path):
+def test_a_task_must_be_known_and_is_for_folders_and_arrays(tmp_path):
     with pytest.raises(ValueError, match="task must be one of classes, tags, values, got 'boxes'"):
         folder(tmp_path, task="boxes")
-    for name in set(sources.SOURCES) - {"folder"}:
-        with pytest.raises(ValueError, match=f"task must be classes for {name}, got 'tags'; only a folder may have"):
+    for name in set(sources.SOURCES) - {"folder", "arrays"}:
+        with pytest.raises(
+            ValueError, match=f"task must be classes for {name}, got 'tags'; only folder and arrays may have"
+        ):
             load(name, task="tags")
 
 

@@ -22,7 +22,7 @@ def test_digits_are_the_framed_scans():
     data = load("digits")
     assert (len(data.train), len(data.test), data.image_shape) == (1437, 360, (12, 12, 1))
     assert data.classes == tuple("0123456789")
-    assert not data.flip
+    assert data.keeps == ("shift", "hide")
     scans, labels = load_digits(return_X_y=True)
     framed = np.pad(scans.reshape(-1, 8, 8), ((0, 0), (2, 2), (2, 2)))[..., None]
     test = np.arange(len(labels)) % 5 == 0
@@ -43,9 +43,14 @@ def test_a_folder_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnist", {}, "name must be one of digits, folder, cifar10, cifar100, stl10, got 'mnist'"),
-        ("folder", {}, "data_dir must be the folder that holds"),
+        ("mnist", {}, "name must be one of digits, folder, arrays, cifar10, cifar100, stl10, got 'mnist'"),
+        ("folder", {}, "data_dir must be where the images of folder are, got None"),
+        ("arrays", {}, "data_dir must be where the images of arrays are, got None"),
         ("digits", {"image_size": 32}, "image_size must be None for digits"),
+        ("arrays", {"image_size": 32}, "image_size must be None for arrays, got 32; only folder has it"),
+        ("folder", {"grid_axes": 2}, "grid_axes must be None for folder, got 2; only arrays has it"),
+        ("cifar10", {"length": 2}, "length must be None for cifar10, got 2; only arrays has it"),
+        ("digits", {"task": "tags"}, "task must be classes for digits, got 'tags'; only folder and arrays may"),
     ],
 )
 def test_what_load_refuses(name, options, message):
@@ -88,7 +93,7 @@ def cifar10(alone, monkeypatch):
 
 
 def check(data, records):
-    assert (data.name, len(data.train), len(data.test), data.flip) == ("cifar10", 10, 3, True)
+    assert (data.name, len(data.train), len(data.test), data.keeps) == ("cifar10", 10, 3, ("flip", "shift", "hide"))
     images = np.concatenate([data.train.images, data.test.images])
     labels = np.concatenate([data.train.labels, data.test.labels])
     np.testing.assert_array_equal(labels, records[:, 0])

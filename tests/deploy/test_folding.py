@@ -76,8 +76,8 @@ def test_other_images_are_refused(trained):
     folded = fold(*trained("implicit_rd", (8, 8, 3)), (8, 8, 3))
     with pytest.raises(ValueError, match=r"images must be \[B, 8, 8, 3\].*got shape \[1, 16, 16, 3\]"):
         folded(jnp.zeros((1, 16, 16, 3)))
-    with pytest.raises(ValueError, match="divisible by 2"):
-        fold(*trained("implicit_rd", (8, 8, 3)), (7, 8, 3))
+    with pytest.raises(ValueError, match="at least 5 points"):
+        fold(*trained("implicit_rd", (8, 8, 3)), (4, 8, 3))
 
 
 def test_no_stencil_is_computed_twice(trained):

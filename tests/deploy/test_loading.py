@@ -1,6 +1,7 @@
 """A work directory becomes a network again, without data, optimiser or `experiments`, verified as for a resume."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,30 @@ def test_a_run_is_loaded_from_its_files_alone(run, average, changes):
     card = {"network": "implicit_rd 4-8", "dataset": "folder", "recipe": "paper", "epochs": "3", "seed": "7"}
     card |= {"steps": "6", "weights": str(weights), "test_accuracy": "0.5"}
     assert loaded.card == card | {"lowcost": lowcost.__version__, "limits": loading.LIMITS}
+
+
+def test_a_run_of_floats_or_of_masked_signals(run):
+    """Has its moments, its mask and its dtype from config.json; runs without them had images of uint8."""
+    data = CONFIG["data"] | {"moments": [[0.5], [2.0]], "dtype": "float32"}
+
+    def loaded(**changes):
+        workdir, _ = run(data=data | changes)
+        try:
+            return lowcost.load(workdir)
+        finally:
+            shutil.rmtree(workdir)
+
+    one = loaded()
+    assert (one.moments, one.masked, one.dtype) == (((0.5,), (2.0,)), False, "float32")
+    assert "standardises" in one.preprocessing
+    assert loaded(moments=None, dtype="uint16").dtype == "uint16"
+    for changes in (
+        *({"moments": m} for m in ([[0.5, 1], [2, 1]], [[0.5], [0.0]], [["a"], [1]], 3, "ab", {})),
+        *({"masked": True}, {"dtype": "float64"}, {"dtype": 3}, {"dtype": "uint8"}),
+    ):
+        with pytest.raises(ValueError, match=r"config\.json|must") as error:
+            loaded(**changes)
+        assert str(error.value).isprintable(), changes
 
 
 def test_of_several_seeds_the_first_is_loaded(run):

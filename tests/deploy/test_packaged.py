@@ -19,9 +19,11 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 import lowcost
+from lowcost.data.dataset import DTYPES
 from lowcost.deploy import loading, packaged
 from lowcost.nn import ARCHITECTURES, ImplicitRDStep, Network, initializers, network
 from lowcost.train.state import count_weights
+from lowcost.train.step import to_unit_range
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "dog", "bird", "\udcff", "Käfer")
@@ -205,7 +207,7 @@ def test_files_of_other_networks_are_refused(trained, content, refuse):
         {"classes": "[" * 10_000},
         {"image_shape": "[]"},
         {"image_shape": '["8", 8, 3]'},
-        {"image_shape": "[7, 7, 3]"},
+        {"image_shape": "[4, 4, 3]"},
         {"task": "others"},
         {"task": None},
         {"temperature": "0"},
@@ -237,7 +239,7 @@ def test_what_cannot_be_saved_is_refused(trained, tmp_path):
         ((net, double), {}, r"variables must hold \S+ as float32\[3, 3, 4\], got float64\[3, 3, 4\]"),
         ((net, {"params": variables["params"]}), {}, "variables must hold batch_stats.* got nothing"),
         ((net, variables), {"classes": CLASSES[1:]}, "classes must be 5 names, one per output"),
-        ((net, variables), {"image_shape": (7, 8, 3)}, "images must be"),
+        ((net, variables), {"image_shape": (4, 8, 3)}, "images must be"),
         ((net, variables), {"task": "class"}, "task must be one of 'classes', 'tags', 'values'"),
         ((net, variables), {"temperature": 0}, r"temperature must be finite and above 0, got 0\.0"),
         ((net, variables), {"temperature": np.inf}, "temperature must be finite and above 0, got inf"),
@@ -298,6 +300,113 @@ def test_steps_of_preprocessing():
     assert (grey["size"], "32 x 32" in grey["jpeg"]) == ([8, 16], True)
     for shape in ((8, 8, 4), (8, 3), (8, 8, 8, 1)):
         assert set(json.loads(packaged.preprocessing(shape))) == {"range", "input"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_range_in_words_is_that_of_training(dtype):
+    """The numbers in the sentence scale as `to_unit_range` does; floats stay as they are."""
+    words = json.loads(packaged.preprocessing((8, 3), dtype))["range"]
+    if dtype == "float32":
+        assert words == "float32 as they are; the network itself normalises"
+        about = json.loads(packaged.preprocessing((8, 3), dtype, standardises=True, masked=True, length=8))
+        assert about["range"] == "float32 as they are; the network itself standardises"
+        assert list(about) == ["length", "resampling", "range", "mask", "input"]
+        return
+    info = np.iinfo(dtype)
+    numbers = np.array([info.min, info.min + 1, info.min // 3, info.max // 7, info.max], dtype)
+    added, divisor = re.fullmatch(r"(?:add (\d+) and )?divide by (\d+), to \[0, 1\]; .*", words).groups(default="0")
+    np.testing.assert_allclose((numbers + float(added)) / float(divisor), to_unit_range(numbers), rtol=1e-6)
+    if dtype != "uint8":  # no image file has such pixels
+        assert set(json.loads(packaged.preprocessing((8, 8, 3), dtype))) == {"range", "input"}
+
+
+MOMENTS = ((0.5, -3.0, 1e-3), (2.0, 1e-6, 1e6))
+
+
+@pytest.fixture
+def standardised(trained):
+    """(image_shape, **options) → a network with moments, and variables."""
+
+    def make(image_shape, moments=MOMENTS, **options):
+        return trained("explicit_rd", image_shape, moments=moments, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("grid", [(8,), (8, 9), (8, 7, 6)])
+def test_moments_are_part_of_the_network(standardised, grid, tmp_path):
+    """For signals, images and volumes; its metadata repeat them."""
+    net, variables = standardised((*grid, 3))
+    file = tmp_path / "net.safetensors"
+    lowcost.save(file, net, variables, classes=CLASSES, image_shape=(*grid, 3))
+    loaded = lowcost.load(file)
+    assert (loaded.net, loaded.moments, loaded.masked, loaded.dtype) == (net, MOMENTS, False, "float32")
+    about = loaded.metadata()
+    assert (json.loads(about["moments"]), about["dtype"], "masked" in about) == (
+        [*map(list, MOMENTS)],
+        "float32",
+        False,
+    )
+    assert packaged.encode(loaded) == file.read_bytes()
+    y = np.random.default_rng(0).normal(size=(2, *grid, 3)).astype(np.float32)
+    plain = net.clone(moments=None)
+    numbers = y * np.float32(MOMENTS[1]) + np.float32(MOMENTS[0])
+    got, want = loaded.net.apply(loaded.variables, numbers), plain.apply(variables, (numbers - MOMENTS[0]) / MOMENTS[1])
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
+def test_a_mask_and_a_dtype_are_kept(standardised, trained, tmp_path):
+    file = tmp_path / "net.safetensors"
+    net, variables = standardised((16, 4), masked=True)
+    lowcost.save(file, net, variables, classes=CLASSES, image_shape=(16, 4))
+    loaded = lowcost.load(file)
+    assert (loaded.net, loaded.masked, loaded.metadata()["masked"]) == (net, True, "true")
+    assert json.loads(loaded.preprocessing)["mask"] == packaged.MASK
+    net, variables = trained("explicit_rd", (16, 2))
+    lowcost.save(file, net, variables, classes=CLASSES, image_shape=(16, 2), dtype="int16")
+    loaded = lowcost.load(file)
+    assert (loaded.dtype, loaded.metadata()["dtype"], loaded.moments) == ("int16", "int16", None)
+    assert packaged.encode(loaded) == file.read_bytes()
+    lowcost.save(file, net, variables, classes=CLASSES, image_shape=(16, 2))
+    assert not {"dtype", "moments", "masked"} & lowcost.load(file).metadata().keys()  # as files were before
+
+
+def test_forged_inputs_are_refused(standardised, refuse, tmp_path):
+    """Moments of another number of channels, NaN, deviations of 0; masks on other grids; unknown dtypes."""
+    file, message = tmp_path / "net.safetensors", "must describe a network of lowcost.nn.network, got"
+    net, variables = standardised((8, 8, 3))
+    lowcost.save(file, net, variables, classes=CLASSES, image_shape=(8, 8, 3))
+    content = file.read_bytes()
+    for moments in (
+        *("[[0], [1]]", "[[0, 0, 0, 0], [1, 1, 1, 1]]", "[[0, 0, 0]]", "[[0, 0, 0], [1, 1]]", "3", "[]", '"a"', "{}"),
+        *("[[NaN, 0, 0], [1, 1, 1]]", "[[0, 0, 0], [1, 1, Infinity]]", "[[0, 0, 0], [1, 0, 1]]", '["abc", "def"]'),
+        *("[[0, 0, 0], [1, -1, 1]]", '[["a", 0, 0], [1, 1, 1]]', "[[null, 0, 0], [1, 1, 1]]"),
+    ):
+        refuse(forged(content, moments=moments), message)
+    for change in ({"dtype": "uint8"}, {"dtype": None}, {"dtype": "float64"}, {"dtype": "object"}, {"masked": "true"}):
+        refuse(forged(content, **change), message)
+    net, variables = standardised((16, 4), masked=True)
+    lowcost.save(file, net, variables, classes=CLASSES, image_shape=(16, 4))
+    for change in ({"masked": None}, {"masked": "1"}, {"image_shape": "[16, 3]"}, {"image_shape": "[16]"}):
+        with pytest.raises(ValueError, match="must "):
+            packaged.decode(forged(file.read_bytes(), **change), "file")
+
+
+def test_inputs_that_do_not_fit_are_not_saved(standardised, tmp_path):
+    net, variables = standardised((16, 4), masked=True)
+    for shape, options, message in (
+        (
+            (16, 4),
+            {"dtype": "int8"},
+            "dtype must be float32 for a network with moments or a mask, got int8",
+        ),
+        ((16, 4), {"dtype": "float64"}, "dtype must be one of 'uint8', 'int8', 'uint16', 'int16', 'float32'"),
+        ((8, 8, 4), {}, r"image_shape must be \[points, channels \+ 1\] for a masked network, got \[8, 8, 4\]"),
+        ((16, 3), {}, r"images must have 3 channels, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lowcost.save(tmp_path / "net", net, variables, classes=CLASSES, image_shape=shape, **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_loaded_values_are_arrays_on_a_device(content):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import predict
+from experiments.common.inputs import Inputs
+from experiments.common.inputs import read as read_image
 from lowcost.deploy.packaged import preprocessing
 
 PAGE = (Path(__file__).parents[2] / "docs/deploy.md").read_text()
@@ -52,7 +53,7 @@ def test_images_are_read_as_by_predict(read, form, mode, tmp_path):
         exif[0x0112] = 1 + orientation
         picture(mode, size).save(file, form, **({} if form in ("GIF", "BMP") else {"exif": exif}))
         for shape in ((16, 16, 3), (24, 16, 3), (16, 16, 1)):
-            want = predict.read(file, shape)
+            want = read_image(file, Inputs(shape))
             got = read(file, *shape)
             assert (got.shape, got.dtype) == (shape, np.float32)
             assert got.tobytes() == want.tobytes(), (orientation, size, shape)
@@ -65,7 +66,9 @@ def test_transparent_colours_are_white(read, tmp_path):
     colours.convert("P").save(tmp_path / "palette.png", transparency=0)
     colours.convert("P").save(tmp_path / "palette.gif", transparency=5)
     for name in ("rgb.png", "palette.png", "palette.gif"):
-        np.testing.assert_array_equal(read(tmp_path / name, 16, 16, 3), predict.read(tmp_path / name, (16, 16, 3)))
+        np.testing.assert_array_equal(
+            read(tmp_path / name, 16, 16, 3), read_image(tmp_path / name, Inputs((16, 16, 3)))
+        )
 
 
 CHANGES = {
@@ -95,7 +98,7 @@ def test_every_step_changes_some_image(step, tmp_path):
     picture("RGBA", (40, 23)).save(tmp_path / "image.png")
     picture("I;16", (40, 23)).save(tmp_path / "deep.png")
     pairs = [
-        (names["read"](file, *shape), predict.read(file, shape))
+        (names["read"](file, *shape), read_image(file, Inputs(shape)))
         for file in tmp_path.iterdir()
         for shape in ((24, 16, 3), (24, 16, 1))
     ]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments.common import training
 from experiments.common.config import TrainConfig
-from experiments.data import DataConfig, augmented, choose, describe, draw, examples, main, moments, summary
+from experiments.data import DataConfig, augmented, choose, describe, displayed, draw, examples, main, summary
 from lowcost.data import Dataset, Split, augment, load
 
 
@@ -96,7 +96,7 @@ def test_the_sheet_shows_every_class(classes, tmp_path, pages):
     images = np.zeros((len(labels), 4, 6, 3), np.uint8)
     images[..., 0] = 1 + 2 * labels[:, None, None]
     split = Split(images, labels)
-    data = Dataset("any", split, split, tuple(map(str, range(classes))), flip=False)
+    data = Dataset("any", split, split, tuple(map(str, range(classes))), ())
     draw(examples(data), tmp_path / "sheet.png")
     assert len(pages) == -(-classes // 20)
     rows = np.concatenate([page[2::5, :14, 0].reshape(-1, 2, 7) for page in pages])[:classes]
@@ -122,7 +122,8 @@ def test_the_sheet_of_augmented_images(tmp_path, capsys, monkeypatch):
     path = tmp_path / "new" / "digits.png"
     main(DataConfig("digits", augmented=True, seed=3, out=path))
     train = load("digits").train
-    ((images, chosen, seed),) = arguments
+    ((images, chosen, seed, moments),) = arguments
+    assert moments is None
     np.testing.assert_array_equal(chosen, choose(train.labels, 3))
     np.testing.assert_array_equal(images, train.images[chosen])
     assert seed == 3
@@ -179,9 +180,90 @@ def test_what_is_not_there_ends_in_one_line(program, dataset, message, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_moments_are_those_of_all_images():
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
+def test_moments_of_integers_are_shown_from_zero_to_one(dtype):
+    info = np.iinfo(dtype)
+    images = np.random.default_rng(0).integers(info.min, info.max + 1, (2500, 4, 2)) // np.array([1, 2])
+    split = Split(images.astype(dtype), np.arange(2500, dtype=np.int32) % 2)
+    facts = describe(Dataset("any", split, split, ("a", "b"), ()))
+    values = (images - info.min) / (info.max - info.min)
+    assert facts["mean"] == " ".join(f"{x:.4f}" for x in values.mean((0, 1)))
+    assert facts["deviation"] == " ".join(f"{x:.4f}" for x in values.std((0, 1)))
+    assert facts["numbers"] == f"{dtype}, scaled from {info.min}..{info.max} to 0..1"
+    assert facts["signals"] == "4 points, 2 channels"
+
+
+def save(tmp_path, images, **further):
+    labels = np.arange(len(images)) % 3
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, **further)
+    return {"dataset": "arrays", "data_dir": tmp_path / "data.npz", "out": tmp_path / "sheet.png"}
+
+
+def test_signals_of_different_lengths_are_described(tmp_path, capsys):
+    """By range and moments of their valid points, which alone are drawn."""
     rng = np.random.default_rng(0)
-    images = (rng.integers(0, 256, (2500, 2, 3, 3)) // np.array([1, 2, 3])).astype(np.uint8)
-    mean, deviation = moments(Split(images, np.zeros(2500, np.int32)))
-    np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(deviation, (images / 255).std((0, 1, 2)), rtol=1e-12)
+    signals, lengths = rng.normal(5, 3, (60, 20, 2)), rng.integers(4, 18, 60)
+    config = save(tmp_path, signals, lengths_train=lengths)
+    main(DataConfig(**config, grid_axes=1))
+    dataset = load("arrays", data_dir=config["data_dir"], grid_axes=1)
+    facts, output = describe(dataset), capsys.readouterr().out
+    assert facts["signals"] == "20 points, 2 channels"
+    assert facts["lengths"] == f"{lengths.min()}..{lengths.max()} points, with a mask"
+    assert facts["numbers"] == "float32, which the network standardises"
+    assert facts["mean"] == " ".join(f"{x:.4g}" for x in dataset.moments[0])
+    values = np.concatenate(list(dataset.train.points(masked=True)))
+    assert facts["range"] == " ".join(f"{x:.4g}..{y:.4g}" for x, y in zip(values.min(0), values.max(0), strict=True))
+    assert all(f"│ {facts[name]} " in output for name in ("signals", "lengths", "range", "mean"))
+    for _, shown in displayed(examples(dataset), masked=True):
+        assert shown.shape[2] == 2
+        assert np.isnan(shown).any()
+        assert (np.nanmin(shown), np.nanmax(shown)) >= (0, 0)
+        assert np.nanmax(shown) <= 1
+    main(DataConfig(**config, grid_axes=1, augmented=True))
+    assert "training images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_sheet_of_signals_has_one_line_per_channel(masked, tmp_path, monkeypatch):
+    """Each signal in its place, from top to bottom of it over all rows; padding is left out."""
+    lines = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda axes, x, y, **options: lines.append((x, y)))
+    signals = np.random.default_rng(0).normal(size=(2, 3, 10, 2 + masked))
+    if masked:
+        signals[..., 2] = np.arange(10) < 6
+    draw([("one", signals[0]), ("two", signals[1])], tmp_path / "sheet.png", masked=masked)
+    assert len(lines) == 2
+    for channel, (x, y) in enumerate(lines):
+        values, points = signals[..., channel], 6 if masked else 10
+        x, y = (np.array(numbers).reshape(2, 3, 11) for numbers in (x, y))
+        assert np.isnan(y[..., points:]).all()
+        np.testing.assert_allclose(
+            x[..., :10] - 52 * np.arange(3)[:, None], np.linspace(0, 47, 10)[None, None] + 0 * y[..., :1]
+        )
+        valid = values[..., :points]
+        unit = (valid - valid.min()) / np.ptp(valid)
+        np.testing.assert_allclose(y[..., :points] - 28 * np.arange(2)[:, None, None], 23 * (1 - unit))
+
+
+def test_volumes_are_shown_by_their_central_slices(tmp_path, pages):
+    volumes = np.random.default_rng(0).normal(size=(60, 5, 7, 6)).astype(np.float32)
+    config = save(tmp_path, volumes)
+    main(DataConfig(**config, grid_axes=3))
+    dataset = load("arrays", data_dir=config["data_dir"], grid_axes=3)
+    assert describe(dataset)["volumes"] == "5 x 7 x 6 points, 1 channel"
+    slices = np.concatenate([x[:, 2, :, :, 0] for _, x in examples(dataset)])
+    unit = (slices - slices.min()) / np.ptp(slices)
+    tiles = pages[0].reshape(3, 8, 8, 7, 1)[:, :7, :, :6, 0].swapaxes(1, 2).reshape(24, 7, 6)
+    np.testing.assert_allclose(tiles, 255 * unit, atol=0.51)
+
+
+@pytest.mark.parametrize("moments", [None, ((3.0, -2.0), (5.0, 0.5))])
+@pytest.mark.parametrize("grid", [(12,), (8, 9), (6, 7, 8)], ids=str)
+def test_images_of_any_grid_are_augmented(grid, moments):
+    """Floats in units of their deviation."""
+    units = np.array(moments or ((0, 0), (1, 1)), np.float32)
+    images = np.random.default_rng(0).normal(size=(8, *grid, 2)).astype(np.float32)
+    rows = dict(augmented(images * units[1] + units[0], np.arange(8), 5, moments))
+    np.testing.assert_allclose(rows["images\nas they are"], images, atol=1e-5)
+    assert len({row.tobytes() for row in rows.values()}) == len(rows)
+    assert {row.shape for row in rows.values()} == {images.shape}

@@ -18,6 +18,7 @@ import lowcost
 from experiments import deploy, evaluate, export, predict
 from experiments.common import runs, training
 from experiments.common.config import TrainConfig
+from experiments.common.inputs import Inputs, read
 from experiments.evaluate import EvaluateConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
@@ -276,11 +277,11 @@ def test_images_are_read_as_in_training(mode, size, tmp_path):
     exif[0x0112] = 6  # lies on its side
     picture.save(tmp_path / "picture.png", exif=exif)
     want = read_image(tmp_path / "picture.png", (16, 16)) / np.float32(255)
-    np.testing.assert_array_equal(predict.read(tmp_path / "picture.png", (16, 16, 3)), want)
+    np.testing.assert_array_equal(read(tmp_path / "picture.png", Inputs((16, 16, 3))), want)
     Image.fromarray(pixels[..., :3]).resize((200, 150)).save(tmp_path / "picture.jpg")
     want = read_image(tmp_path / "picture.jpg", (16, 16)) / np.float32(255)
-    np.testing.assert_array_equal(predict.read(tmp_path / "picture.jpg", (16, 16, 3)), want)
-    assert predict.read(tmp_path / "picture.jpg", (16, 16, 1)).shape == (16, 16, 1)
+    np.testing.assert_array_equal(read(tmp_path / "picture.jpg", Inputs((16, 16, 3))), want)
+    assert read(tmp_path / "picture.jpg", Inputs((16, 16, 1))).shape == (16, 16, 1)
 
 
 def test_a_damaged_picture_is_told_and_the_others_go_on(exported, image_folder, capsys, tmp_path):

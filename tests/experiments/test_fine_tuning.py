@@ -38,7 +38,7 @@ def dataset(names, task="classes"):
     """Black images of the digits' shape, one of each class or with each tag."""
     labels = np.arange(len(names), dtype=np.int32) if task == "classes" else np.eye(len(names), dtype=np.float32)
     split = Split(np.zeros((len(names), 12, 12, 1), np.uint8), labels)
-    return Dataset("folder", split, split, tuple(names), flip=False, task=task)
+    return Dataset("folder", split, split, tuple(names), (), task=task)
 
 
 NET = network("implicit_rd", (4, 8), 3, steps_per_block=1)
@@ -88,6 +88,7 @@ def test_a_run_starts_from_the_loaded_weights(source):
         ({"kernel_size": 5}, ("--kernel-size", 5, 3)),
         ({"steps_per_block": 2}, ("--steps-per-block", 2, 1)),
         ({"h": 0.5}, ("--h", 0.5, 1.0)),
+        ({"masked": True}, ("masked", True, False)),
     ],
 )
 def test_weights_of_another_network_are_refused(source, change, got):
@@ -97,6 +98,14 @@ def test_weights_of_another_network_are_refused(source, change, got):
     message = f"--init-from .* must hold a network with {flag} {here}, got one with {flag} {there}; use what is there"
     with pytest.raises(ValueError, match=message):
         fine_tuning.weights(TrainConfig(init_from=str(source[0])), net, dataset("xyz"))
+
+
+def test_weights_of_another_grid_are_refused(source):
+    """The source has stencils of two axes, and signals need one."""
+    split = Split(np.zeros((3, 12, 1), np.uint8), np.arange(3, dtype=np.int32))
+    signals = dataclasses.replace(dataset("xyz"), train=split, test=split)
+    with pytest.raises(ValueError, match="with axes of the grid 1, got one with axes of the grid 2"):
+        fine_tuning.weights(TrainConfig(init_from=str(source[0])), NET, signals)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,8 @@ OF_THE_RUN = {
     "class_weights": "auto",
     "task": "tags",
     "test_share": 0.3,
+    "grid_axes": 3,
+    "length": 50,
     "validation_share": 0.1,
     "keep_best": True,
     "patience": 3,
@@ -56,7 +58,7 @@ def dataset(labels=(0, 0, 0, 1), task="classes", names=("cat", "dog")):
     if task != "classes":
         split = dataclasses.replace(split, labels=np.eye(len(names), dtype=np.float32)[split.labels])
     scale = ((0.0,) * len(names), (1.0,) * len(names)) if task == "values" else None
-    return data.Dataset("folder", split, split, names, flip=False, task=task, scale=scale)
+    return data.Dataset("folder", split, split, names, (), task=task, scale=scale)
 
 
 @pytest.mark.parametrize("name", OF_THE_RUN)
@@ -109,8 +111,8 @@ def test_a_flag_is_documented(name, capsys):
             for x in (-0.1, 1.0, np.nan)
         ],
         ({"class_weights": "none.json"}, "No such file or directory: 'none.json'"),
-        ({"task": "tags"}, "task must be classes for digits, got 'tags'; only a folder may have another"),
-        ({"test_share": 0.3}, "--test-share needs the data set folder, got digits; leave it out"),
+        ({"task": "tags"}, "task must be classes for digits, got 'tags'; only folder and arrays may have another"),
+        ({"test_share": 0.3}, "--test-share needs the data set folder or arrays, got digits; leave it out"),
         ({"dataset": "folder", "data_dir": Path("any"), "test_share": 2.0}, "test_share must be above 0 and below 1"),
         *[
             ({"validation_share": x}, f"--validation-share must be from 0 to below 1, got {x}")
@@ -197,7 +199,7 @@ def test_flags_of_network_data_and_recipe(tmp_path):
     shapes = {name: layer["stencil"].shape for name, layer in params(ready).items() if "stencil" in layer}
     assert {shape[:2] for shape in shapes.values()} == {(5, 5)}
     assert params(ready)["classifier"]["kernel"].shape == (2 * 8, 10)
-    assert (ready.dataset.flip, runs.load(ready.config).flip) == (True, False)
+    assert ready.dataset.keeps == ("flip", *runs.load(ready.config).keeps) == ("flip", "shift", "hide")
     held = runs.load(ready.config).sample(200).hold_out(0.3)
     assert ready.dataset.digest == held.digest
     assert ready.steps_per_epoch == len(held.train) // 20

@@ -14,6 +14,8 @@ from experiments.common.recipes import RECIPES, Recipe
 from lowcost.nn import network
 from lowcost.train.step import Draw
 
+KEEPS = ("shift", "hide")
+
 
 def rates(recipe, steps):
     """The learning rate of each step: what Adam does to a weight whose gradient never changes."""
@@ -112,7 +114,7 @@ def test_matrices_alone_decay_late(optimizer):
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_alternating_flips_show_both_versions_in_two_epochs(mirror):
-    augment = jax.jit(RECIPES["fast"].augmentation(mirror))
+    augment = jax.jit(RECIPES["fast"].augmentation(("flip", *KEEPS) if mirror else KEEPS))
     ramp = jnp.broadcast_to(jnp.arange(12.0)[None, None, :, None], (64, 12, 12, 1))
     key, rows = jax.random.key(0), jnp.arange(64)
     first, second = (
@@ -127,13 +129,15 @@ def test_a_square_is_hidden_once_the_images_are_known(shift):
     """Until then all is as without; afterwards an image without contrast shows a square of a quarter of its side."""
     key, rows = jax.random.key(0), jnp.arange(64)
     recipe = Recipe(shift=shift, late=5, hidden=0.25)
-    plain, heavier = (jax.jit(r.augmentation(mirror=True)) for r in (dataclasses.replace(recipe, hidden=0.0), recipe))
+    plain, heavier = (
+        jax.jit(r.augmentation(("flip", *KEEPS))) for r in (dataclasses.replace(recipe, hidden=0.0), recipe)
+    )
     noise = jax.random.uniform(key, (64, 16, 16, 3))
     draws = [Draw(key, jax.random.fold_in(key, epoch), rows, jnp.int32(epoch)) for epoch in (4, 5)]
     np.testing.assert_array_equal(heavier(noise, draws[0]), plain(noise, draws[0]))
     assert not np.array_equal(heavier(noise, draws[1]), plain(noise, draws[1]))
 
-    holes = np.asarray(recipe.augmentation(mirror=True)(jnp.full((64, 16, 16, 1), 0.25), draws[1]) == 0.5)
+    holes = np.asarray(recipe.augmentation(("flip", *KEEPS))(jnp.full((64, 16, 16, 1), 0.25), draws[1]) == 0.5)
     assert holes.sum((1, 2, 3)).max() == 16
     assert (holes.sum((1, 2, 3)) > 0).all()
 
@@ -142,13 +146,91 @@ def test_a_square_is_hidden_once_the_images_are_known(shift):
 def test_translations_reach_twice_as_far_once_the_images_are_known(side, far):
     """But not in small images, most of which would be gone."""
     key, rows = jax.random.key(0), jnp.arange(256)
-    augment = Recipe(shift="translate", late=5, hidden=0.25).augmentation(mirror=False)
+    augment = Recipe(shift="translate", late=5, hidden=0.25).augmentation(KEEPS)
     middle = side // 2
     column = jnp.zeros((256, side, side, 1)).at[:, :, middle].set(1.0)
     for epoch, reach in (4, 2), (5, far):
         images = np.asarray(augment(column, Draw(key, jax.random.fold_in(key, epoch), rows, jnp.int32(epoch))))
         where = (images[..., 0] == 1).any(1).argmax(1)
         assert set(where) == set(range(middle - reach, middle + reach + 1))
+
+
+UNITS = ((100.0, -3.0), (50.0, 0.25))
+EVERYTHING = {"late": 1, "hidden": 0.25, "scaling": 0.2, "jitter": 0.1}
+
+
+def draw(epoch, images):
+    key = jax.random.key(0)
+    return Draw(key, jax.random.fold_in(key, epoch), jnp.arange(images), jnp.int32(epoch))
+
+
+@pytest.mark.parametrize("shape", [(16, 2), (16, 12, 2), (8, 9, 7, 2)], ids=str)
+@pytest.mark.parametrize("shift", ["translate", "resized_crop"])
+def test_only_changes_that_keep_the_label_are_made(shift, shape):
+    """Each has an effect of its own, on any grid; without permission the images stay as they are."""
+    recipe = Recipe(shift=shift, **EVERYTHING)
+    images = jax.random.uniform(jax.random.key(1), (20, *shape))
+    results = {
+        keeps: np.asarray(jax.jit(recipe.augmentation(keeps))(images, draw(1, 20)))
+        for keeps in ((), *[(change,) for change in ("flip", "shift", "hide", "scale", "noise")])
+    }
+    np.testing.assert_allclose(results.pop(()), images, atol=1e-6)
+    assert len({result.tobytes() for result in results.values()} | {np.asarray(images).tobytes()}) == 6
+    factors = results["scale",] / images
+    np.testing.assert_allclose(np.ptp(factors, axis=tuple(range(1, factors.ndim))), 0, atol=1e-5)
+    assert np.std(results["noise",] - images) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("shift", ["translate", "resized_crop"])
+def test_images_with_moments_are_changed_as_standardised_ones(shift):
+    """In any units: a hidden part has the mean, and so has what is outside of a window."""
+    recipe = Recipe(shift=shift, **EVERYTHING)
+    keeps = ("flip", "shift", "hide", "scale", "noise")
+    standard = jax.random.normal(jax.random.key(1), (30, 24, 2))
+    means, deviations = np.array(UNITS, np.float32)[:, None, None]
+    in_units = jax.jit(recipe.augmentation(keeps, UNITS))(standard * deviations + means, draw(1, 30))
+    plain = jax.jit(recipe.augmentation(keeps, ((0.0, 0.0), (1.0, 1.0))))(standard, draw(1, 30))
+    np.testing.assert_allclose((in_units - means) / deviations, plain, atol=1e-4)
+    hidden = jax.jit(recipe.augmentation(("hide",), UNITS))(standard * deviations + means, draw(1, 30))
+    alike = np.abs(hidden - means) < 1e-4 * deviations
+    assert 0 < alike.all(-1).sum(1).min() <= alike.all(-1).sum(1).max() <= 6
+
+
+@pytest.mark.parametrize("shift", ["translate", "resized_crop"])
+@pytest.mark.parametrize("keeps", [("shift",), ("hide", "scale", "noise"), ("flip", "shift", "hide", "scale", "noise")])
+def test_a_mask_stays_a_mask(shift, keeps):
+    """0 or 1, with zeros on the padding and a valid point in every signal; it moves with its signal and never else."""
+    lengths = 1 + np.arange(200) % 40
+    valid = np.arange(40) < lengths[:, None]
+    values = 100 + 50 * np.random.default_rng(0).normal(size=(200, 40, 1))
+    signals = np.concatenate([values * valid[..., None], valid[..., None]], -1).astype(np.float32)
+    recipe = Recipe(shift=shift, **EVERYTHING)
+    for epoch in range(4):
+        changed = np.asarray(jax.jit(recipe.augmentation(keeps, ((100.0,), (50.0,)), True))(signals, draw(epoch, 200)))
+        mask = changed[..., 1]
+        assert set(np.unique(mask)) == {0, 1}
+        assert (changed[..., 0][mask == 0] == 0).all()
+        assert (np.abs(changed[..., 0][mask == 1] - 100) < 500).all()
+        assert mask.any(1).all()
+        assert (np.diff(mask, axis=1) != 0).sum(1).max() <= 2
+        if "shift" not in keeps:
+            np.testing.assert_array_equal(mask, valid)
+        elif shift == "resized_crop":  # between a window inside the signal and one that contains it
+            long = lengths > 5
+            share = mask.sum(1)[long] / lengths[long]
+            assert share.min() > 0.6
+            assert share.max() < 1.7
+
+
+def test_short_signals_are_not_lost():
+    """A ramp over few points of many is still that ramp, magnified and moved, and reads only its own values."""
+    signals = np.zeros((300, 60, 2), np.float32)
+    signals[:, :8, 0], signals[:, :8, 1] = 10 + np.arange(8), 1
+    changed = np.asarray(jax.jit(Recipe().augmentation(("shift",), ((0.0,), (1.0,)), True))(signals, draw(0, 300)))
+    inside = changed[..., 1] == 1
+    assert (changed[..., 0][inside] > 9.9).all()
+    assert (changed[..., 0][inside] < 17.1).all()
+    assert inside.sum(1).min() >= 6
 
 
 def test_every_variant_differs_from_the_fast_recipe_in_one_ingredient():

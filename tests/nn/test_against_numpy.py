@@ -147,9 +147,10 @@ def connecting(p, s, x, N):
 
 
 def pool(x):
-    """The mean of every two neighbours along every axis of the grid."""
+    """The mean of every two neighbours along every axis of the grid; the last point of an odd axis is alone."""
     for axis in range(1, x.ndim - 1):
-        x = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :]).mean(axis + 1)
+        pairs = np.split(x, range(2, x.shape[axis], 2), axis)
+        x = np.concatenate([pair.mean(axis, keepdims=True) for pair in pairs], axis)
     return x
 
 
@@ -216,7 +217,7 @@ def test_images_in_float64(architecture, train):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("shape", [(2, 8, 2), (2, 6, 6, 6, 2)])
+@pytest.mark.parametrize("shape", [(2, 8, 2), (2, 7, 2), (2, 9, 5, 2), (2, 5, 6, 7, 2)])
 @pytest.mark.parametrize("architecture", STEPS)
-def test_signals_and_volumes(architecture, shape):
+def test_signals_and_volumes_of_any_size(architecture, shape):
     assert_is_the_paper(architecture, shape, True, jnp.float64, 1e-11)

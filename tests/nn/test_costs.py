@@ -48,7 +48,7 @@ def test_pixels_count_in_proportion():
 
 
 def test_bad_images_and_methods_are_refused():
-    with pytest.raises(ValueError, match=r"divisible by 4, .* got shape \[1, 30, 32, 3\]"):
-        network_cost(network("resnet", "A", 10), (30, 32, 3))
+    with pytest.raises(ValueError, match=r"at least 9 points, .* got shape \[1, 8, 32, 3\]"):
+        network_cost(network("resnet", "A", 10), (8, 32, 3))
     with pytest.raises(ValueError, match="method must be one of 'fft', 'matmul', 'direct' here, got 'auto'"):
         network_cost(network("resnet", "A", 10), (32, 32, 3), method="auto")

@@ -301,10 +301,3 @@ def test_steps_report_the_symbol_of_their_convolutions(architecture):
     else:
         expected = analysis.transfer_matrix(partial(lowcost.depthwise, weights["stencil"]), grid, c)
         np.testing.assert_allclose(λ, np.diagonal(expected, axis1=-2, axis2=-1), atol=1e-5)
-
-
-def test_bad_images_are_refused():
-    with pytest.raises(ValueError, match=r"divisible by 4.*got shape \[1, 10, 12, 3\]"):
-        weights(network("implicit_rd", "A", 10), (10, 12, 3))
-    with pytest.raises(ValueError, match=r"stencil must have from 1 to 2x2 points, .* got 3x3"):
-        weights(network("implicit_rd", "A", 10), (8, 8, 1))

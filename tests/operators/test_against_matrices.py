@@ -20,6 +20,7 @@ SIZES = [  # batch axes, window, grid: odd, even, not square, as small as the st
     ((1, 2), (1, 1), (1, 1)),
     ((2,), (3, 1, 2), (3, 4, 2)),
 ]
+SYMBOLS = [((3,), (5,)), ((4, 1), (4, 3)), ((2, 3, 1), (2, 3, 2)), ((2, 1, 2, 3), (3, 2, 2, 3))]  # window, grid
 
 
 def check(case, options, rtol, batch, window, grid, **drawn):
@@ -46,6 +47,17 @@ def test_equals_its_matrix_at_every_boundary(case, sizes):
 
 
 @over_all
+def test_equals_its_matrix_on_four_axes(case):
+    """By transforms, for every boundary; an accelerator's convolutions have at most three axes."""
+    spectral = [way for way in case.bounded or case.ways if way.get("method") in (None, "fft", "matmul")]
+    check(case, [{}, *spectral], 1e-12, (2,), (2, 1, 3, 2), (3, 2, 3, 2))
+    if "direct" in case.methods:
+        weights, y = case.draw((1, 2, 1, 2), (2, 2, 2, 2))
+        with pytest.raises(ValueError, match="method on four grid axes must be one of 'auto', 'fft', 'matmul'"):
+            case.function(*weights, y, method="direct")
+
+
+@over_all
 def test_equals_its_matrix_in_float32(case):
     """Every method is accurate to 1e-5 in float32."""
     check(case, case.ways, 1e-5, (2,), (3, 2), (4, 5), dtype=np.float32)
@@ -59,7 +71,7 @@ def test_any_number_of_channels(name, channels):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-@pytest.mark.parametrize(("window", "grid"), [((3,), (5,)), ((4, 1), (4, 3)), ((2, 3, 1), (2, 3, 2))], ids=str)
+@pytest.mark.parametrize(("window", "grid"), SYMBOLS, ids=str)
 def test_symbols(window, grid, channels):
     """λ = F₂(C e₁), Eq. (10), and λ = F₃(K_circ e₁), Section 3.2.3."""
     (stencil,), y = CASE["depthwise"].draw(window, grid, channels=channels)
@@ -72,7 +84,7 @@ def test_symbols(window, grid, channels):
     np.testing.assert_allclose(lowcost.circulant_symbol(stencil, grid), np.fft.fftn(column), atol=1e-12)
 
 
-@pytest.mark.parametrize(("window", "grid"), [((3,), (5,)), ((3, 2), (3, 4))], ids=str)
+@pytest.mark.parametrize(("window", "grid"), [((3,), (5,)), ((3, 2), (3, 4)), ((1, 2, 2, 1), (2, 3, 2, 2))], ids=str)
 def test_apply_symbol(window, grid):
     """F⁻¹(λ ⊙ F y) is C y, with conj(λ) it is Cᵀy, with |λ|² it is CᵀCy."""
     (stencil,), y = CASE["depthwise"].draw(window, grid, (2,))

@@ -120,9 +120,9 @@ def test_apply_symbol():
 
 
 @pytest.mark.parametrize("name", ["depthwise", "depthwise_adjoint", "depthwise_diffusion", "circulant"])
-@pytest.mark.parametrize("stencil", [np.float32(1), np.ones(3, np.float32), np.ones((1, 1, 1, 1, 2), np.float32)])
+@pytest.mark.parametrize("stencil", [np.float32(1), np.ones(3, np.float32), np.ones((1, 1, 1, 1, 1, 2), np.float32)])
 def test_stencils_without_a_window_or_with_too_many_axes(name, stencil):
-    with pytest.raises(ValueError, match="stencil must have one to three window axes"):
+    with pytest.raises(ValueError, match="stencil must have one to four window axes"):
         getattr(lowcost, name)(stencil, np.ones((2, 2, 2, 2, 2, 2), np.float32))
 
 

@@ -243,7 +243,7 @@ def test_two_seeds_gather_nothing(architecture, on_cpu, monkeypatch):
         monkeypatch.setenv("LOWCOST_CHIP", "h100")
     mesh, recipe = data_mesh(8), RECIPES["fast"]
     net, optimizer = network(architecture, (2, 4), 3, steps_per_block=1), recipe.transformation(2, 4)
-    step = make_train_step(net, optimizer, recipe.augmentation(True), 4, average=recipe.average)
+    step = make_train_step(net, optimizer, recipe.augmentation(("flip", "shift", "hide")), 4, average=recipe.average)
     keys = jnp.stack([jax.random.key(0)] * 2)
 
     def placed(x, sharding):

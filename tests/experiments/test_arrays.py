@@ -1,0 +1,324 @@
+"""From arrays to predictions, as a user goes: train, evaluate, export and predict, each by its program."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lowcost
+from experiments import evaluate, export, predict
+from experiments.common import evaluation_plots, training
+from experiments.common.config import TrainConfig
+from experiments.common.inputs import Inputs, examples
+from experiments.evaluate import EvaluateConfig
+from experiments.export import ExportConfig
+from experiments.predict import PredictConfig
+
+SMALL = {"width": (4, 8), "steps_per_block": 1, "batch_size": 8, "epochs": 6, "recipe": "fast", "kernel_size": 3}
+UNITS = np.array([[1000.0, -3.0], [20.0, 1e-3]])
+"""Mean and deviation of each channel, which no network could take without a standardisation."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_mesh_of_a_module():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jax.set_mesh", lambda mesh: None)
+        yield
+
+
+def waves(rng, labels, grid):
+    """Returns [N, *grid, 2]: waves with noise, fast ones along the first axis for label 1."""
+    points = np.arange(grid[0]).reshape(-1, *[1] * len(grid))
+    phases = rng.uniform(0, 2 * np.pi, (len(labels), *[1] * len(grid), 2))
+    speeds = np.where(labels == 1, 2.0, 0.6).reshape(-1, *[1] * (len(grid) + 1))
+    return np.sin(speeds * points + phases) + 0.2 * rng.normal(size=(len(labels), *grid, 2))
+
+
+def dataset(path, grid, convert, **more):
+    """Writes an .npz file of 64 training and 24 test examples of two classes."""
+    rng = np.random.default_rng(0)
+    arrays = {"classes": np.array(["slow", "fast"]), **more}
+    for part, number in (("train", 64), ("test", 24)):
+        labels = np.arange(number) % 2
+        arrays |= {f"{part}_images": convert(waves(rng, labels, grid)), f"{part}_labels": labels}
+    np.savez(path, **arrays)
+    return path
+
+
+def trained(path, workdir, **options):
+    assert training.run(TrainConfig("arrays", data_dir=path, workdir=workdir, **SMALL, **options)) == 0
+    return workdir
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def predicted(tmp_path, *files, **source):
+    """Returns file → (class, probability), by `predict`."""
+    assert predict.main(PredictConfig(files, csv=tmp_path / "predicted.csv", **source)) == 0
+    return {row["file"]: (row["class"], float(row["probability"])) for row in table(tmp_path / "predicted.csv")}
+
+
+def evaluated(workdir, tmp_path, **options):
+    """Returns (class, probability) of each test example, by `evaluate`."""
+    evaluate.main(EvaluateConfig(workdir, csv=tmp_path / "evaluated.csv", **options))
+    return [(row["predicted class"], float(row["probability"])) for row in table(tmp_path / "evaluated.csv")]
+
+
+def exported(workdir, tmp_path):
+    """Returns the arguments of `predict` for the run and for its files of all formats."""
+    sources = [{"workdir": workdir}]
+    for form in ("onnx", "stablehlo", "safetensors"):
+        export.main(ExportConfig(workdir, tmp_path / f"net.{form}", form))
+        sources.append({"model": tmp_path / f"net.{form}"})
+    return sources
+
+
+def assert_same(answers, expected):
+    """The same classes with the same probabilities up to 1e-4."""
+    assert len(answers) == len(expected)
+    for (name, p), (other, q) in zip(answers, expected, strict=True):
+        assert name == other or abs(p - 0.5) < 1e-4
+        assert p == pytest.approx(q, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def signals(tmp_path_factory):
+    """A file of float signals in odd units, and a finished run on it."""
+    folder = tmp_path_factory.mktemp("signals")
+    path = dataset(folder / "signals.npz", (25,), lambda x: UNITS[0] + UNITS[1] * x)
+    return path, trained(path, folder / "run", grid_axes=1)
+
+
+def test_signals_from_an_array_to_a_prediction(signals, tmp_path, capsys):
+    """All programs agree on float signals of 25 points, in the units of the user."""
+    path, workdir = signals
+    content, result = (json.loads((workdir / f"{name}.json").read_text()) for name in ("config", "result"))
+    assert content["data"]["dtype"] == "float32"
+    means, deviations = content["data"]["moments"]
+    with np.load(path) as file:
+        images, labels = file["test_images"], file["test_labels"]
+        np.testing.assert_allclose(means, file["train_images"].mean((0, 1)), rtol=1e-6)
+        np.testing.assert_allclose(deviations, file["train_images"].std((0, 1)), rtol=1e-3)
+    assert result["test_accuracy"] >= 0.9
+    want = evaluated(workdir, tmp_path)
+    assert np.mean([name == ("slow", "fast")[y] for (name, _), y in zip(want, labels, strict=True)]) >= 0.9
+    names = {"confusion.png", "reliability.png", "mistakes.png"}
+    assert {file.name for file in (workdir / "evaluation").iterdir()} == names
+    several, one, folder = tmp_path / "several.npy", tmp_path / "one.npy", tmp_path / "folder"
+    folder.mkdir()
+    np.save(several, images)
+    np.save(one, images[3])
+    np.savez(folder / "named.npz", others=np.zeros(3), test_images=images.astype(np.float32)[:2])
+    for source in exported(workdir, tmp_path):
+        answers = predicted(tmp_path, several, one, folder, **source)
+        rows = [f"{several}[{i}]" for i in range(24)]
+        assert [*answers] == [*rows, str(one), *(f"{folder / 'named.npz'}[{i}]" for i in range(2))]
+        assert_same([*answers.values()], [*want, want[3], *want[:2]])
+    out = capsys.readouterr().out
+    assert f"{several}[3]  {want[3][0]}  {want[3][1]:.1%}  " in out
+    loaded = lowcost.load(tmp_path / "net.safetensors")
+    assert (loaded.image_shape, loaded.dtype, loaded.moments) == ((25, 2), "float32", (tuple(means), tuple(deviations)))
+
+
+def test_files_that_do_not_fit_are_refused(signals, tmp_path, capsys):
+    """Each in one line with what was expected and what came; the others are still classified."""
+    _, workdir = signals
+    good = np.zeros((25, 2)) + UNITS[0]
+    files = {
+        "narrow": (good[:, :1], "hold float32 [25, 2] or several of these, got float64 [25, 1]; convert it"),
+        "short": (good[:24], "got float64 [24, 2]"),
+        "deep": (good[None, None], "got float64 [1, 1, 25, 2]"),
+        "none": (np.zeros((0, 25, 2)), "got float64 [0, 25, 2]"),
+        "bytes": (good.astype(np.uint8), "hold float32 [25, 2] or several of these, got uint8 [25, 2]"),
+        "complex": (good.astype(complex), "got complex128 [25, 2]"),
+        "words": (np.full((25, 2), "a"), "got <U1 [25, 2]"),
+        "scalar": (np.float32(3), "got float32 []"),
+        "nan": (np.where(good < 0, np.nan, good), "be finite in float32, got NaN, an infinity or a larger number"),
+        "huge": (good * 1e300, "be finite in float32"),
+        "objects": (np.full((25, 2), None), "be a readable file of numbers, got ValueError: "),
+    }
+    np.save(tmp_path / "whole.npy", good)
+    for name, (array, _) in files.items():
+        np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:200])
+    (tmp_path / "cut.npz").write_bytes(signals[0].read_bytes()[:2000])
+    np.savez(tmp_path / "empty.npz")
+    Image.new("RGB", (25, 25)).save(tmp_path / "image.png")
+    assert predict.main(PredictConfig((tmp_path, tmp_path / "image.png"), workdir=workdir)) == 2
+    out, err = capsys.readouterr()
+    assert [line.split("  ")[0] for line in out.splitlines()] == [str(tmp_path / "whole.npy")]
+    errors = dict(line.removeprefix("error: ").split(" must ", 1) for line in err.splitlines() if "error" in line)
+    expected = {f"{name}.npy": message for name, (_, message) in files.items()}
+    expected |= dict.fromkeys(("text.npy", "cut.npy", "cut.npz", "empty.npz"), "be a readable file of numbers, got ")
+    expected["image.png"] = "be a .npy or .npz file of float32 [25, 2], got another file;"
+    assert errors.keys() == {str(tmp_path / name) for name in expected}
+    for name, message in expected.items():
+        assert message in errors[str(tmp_path / name)]
+    assert "unpickle" not in err + out
+    assert "pickle.load" not in err
+
+
+def test_moments_are_those_of_the_run(signals, tmp_path, capsys):
+    """A resumed run must have the same ones; readers keep them where the folder holds other training signals."""
+    path, workdir = signals
+    with np.load(path) as file:
+        arrays = dict(file)
+    other = tmp_path / "other.npz"
+    np.savez(other, **arrays | {"train_images": 2 * arrays["train_images"]})
+    assert evaluated(workdir, tmp_path, data_dir=other) == evaluated(workdir, tmp_path)
+    np.savez(
+        tmp_path / "integers.npz", **arrays | {n: arrays[n].astype(np.int16) for n in ("train_images", "test_images")}
+    )
+    with pytest.raises(ValueError, match=r"was trained on dtype float32, the data has int16; name the folder"):
+        evaluated(workdir, tmp_path, data_dir=tmp_path / "integers.npz")
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    capsys.readouterr()
+    for data_dir, name in ((other, "data.moments"), (tmp_path / "integers.npz", "data.dtype")):
+        assert training.run(TrainConfig("arrays", data_dir=data_dir, workdir=copy, grid_axes=1, **SMALL)) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert f"{name} is " in line
+    assert training.run(TrainConfig("arrays", data_dir=path, workdir=copy, grid_axes=1, **SMALL)) == 0
+    assert "nothing was left to do" in capsys.readouterr().out
+
+
+def test_another_data_set_has_moments_of_its_own(signals, tmp_path):
+    """A fine-tuned network standardises by the moments of the new signals."""
+    path, workdir = signals
+    with np.load(path) as file:
+        arrays = {name: 7 * array - 5 if name.endswith("images") else array for name, array in file.items()}
+    np.savez(tmp_path / "other.npz", **arrays)
+    options = SMALL | {"epochs": 1}
+    config = TrainConfig("arrays", data_dir=tmp_path / "other.npz", workdir=tmp_path / "run", grid_axes=1, **options)
+    assert training.run(dataclasses.replace(config, init_from=str(workdir), loaded_rate=0.0)) == 0
+    before, after = lowcost.load(workdir), lowcost.load(tmp_path / "run")
+    np.testing.assert_allclose(after.moments[0], 7 * np.array(before.moments[0]) - 5, rtol=1e-4)
+    stencils = [np.asarray(x.variables["params"]["opening"]["stencil"]) for x in (before, after)]
+    np.testing.assert_allclose(*stencils, rtol=1e-5)  # the moving average rounds
+
+
+def test_volumes_from_an_array_to_a_prediction(tmp_path):
+    """Of uint16 on a grid with odd and unequal axes."""
+    grid = (9, 7, 6)
+    path = dataset(tmp_path / "volumes.npz", grid, lambda x: (20000 + 5000 * x).astype(np.uint16))
+    workdir = trained(path, tmp_path / "run", grid_axes=3)
+    want = evaluated(workdir, tmp_path)
+    assert json.loads((workdir / "config.json").read_text())["data"]["dtype"] == "uint16"
+    with np.load(path) as file:
+        np.save(tmp_path / "several.npy", file["test_images"])
+        np.save(tmp_path / "one.npy", file["test_images"][5])
+    for source in exported(workdir, tmp_path):
+        answers = predicted(tmp_path, tmp_path / "several.npy", tmp_path / "one.npy", path, **source)
+        assert_same([*answers.values()], [*want, want[5], *want])
+    loaded = lowcost.load(workdir)
+    assert (loaded.image_shape, loaded.moments, loaded.dtype) == ((*grid, 2), None, "uint16")
+    assert json.loads(loaded.preprocessing)["range"].startswith("divide by 65535, to [0, 1]")
+
+
+def test_masked_signals(tmp_path, capsys):
+    """Shorter signals are padded and masked as in training; longer ones, and ONNX, are refused in one line."""
+    lengths = {f"{part}_lengths": 12 + np.arange(n) % 14 for part, n in (("train", 64), ("test", 24))}
+    path = dataset(tmp_path / "signals.npz", (25,), lambda x: UNITS[0] + UNITS[1] * x, **lengths)
+    workdir = trained(path, tmp_path / "run", grid_axes=1)
+    want = evaluated(workdir, tmp_path)
+    assert json.loads((workdir / "config.json").read_text())["data"]["masked"] is True
+    with np.load(path) as file:
+        images = file["test_images"]
+    files = [tmp_path / f"{i}.npy" for i in range(24)]
+    for image, n, file in zip(images, lengths["test_lengths"], files, strict=True):
+        np.save(file, image[:n])
+    export.main(ExportConfig(workdir, tmp_path / "net.safetensors", "safetensors"))
+    for source in ({"workdir": workdir}, {"model": tmp_path / "net.safetensors"}):
+        assert_same([*predicted(tmp_path, *files, **source).values()], want)
+        assert_same([*predicted(tmp_path, path, **source).values()], want)
+    np.save(tmp_path / "long.npy", np.zeros((26, 2)))
+    assert predict.main(PredictConfig((tmp_path / "long.npy",), workdir=workdir)) == 2
+    assert "must hold float32 [up to 25, 2] or several of these, got float64 [26, 2]" in capsys.readouterr().err
+    for form in ("onnx", "stablehlo"):
+        with pytest.raises(ValueError, match="mask") as error:
+            export.main(ExportConfig(workdir, tmp_path / "net", form))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "net").exists()
+
+
+def test_resampled_signals(tmp_path):
+    """Signals of any length, of integers, resampled exactly as in training; also by ONNX."""
+    lengths = {f"{part}_lengths": 12 + np.arange(n) % 14 for part, n in (("train", 64), ("test", 24))}
+    path = dataset(tmp_path / "signals.npz", (25,), lambda x: (1000 * x).astype(np.int16), **lengths)
+    workdir = trained(path, tmp_path / "run", grid_axes=1, length=18)
+    want = evaluated(workdir, tmp_path)
+    with np.load(path) as file:
+        images = file["test_images"]
+    files = [tmp_path / f"{i}.npy" for i in range(24)]
+    for image, n, file in zip(images, lengths["test_lengths"], files, strict=True):
+        np.save(file, image[:n])
+    for source in exported(workdir, tmp_path):
+        assert_same([*predicted(tmp_path, *files, path, **source).values()], [*want, *want])
+
+
+@pytest.mark.parametrize(
+    ("shape", "takes", "count"),
+    [
+        ((5, 4, 3), Inputs((5, 4, 3)), None),
+        ((2, 5, 4, 3), Inputs((5, 4, 3)), 2),
+        ((5, 4), Inputs((5, 4, 1)), None),
+        ((2, 5, 4), Inputs((5, 4, 1)), 2),
+        ((1, 5, 4), Inputs((5, 4, 1)), 1),
+        ((2, 5, 4, 1), Inputs((5, 4, 1)), 2),
+        ((7,), Inputs((7, 1)), None),
+        ((7, 1), Inputs((7, 1)), None),
+        ((7, 7), Inputs((7, 1)), 7),
+        ((3,), Inputs((7, 2), masked=True), None),
+        ((3, 1), Inputs((7, 2), masked=True), None),
+        ((9, 3), Inputs((7, 2), masked=True), 9),
+        ((9, 30), Inputs((7, 1), length=7), 9),
+        ((30, 2), Inputs((7, 2), length=7), None),
+    ],
+)
+def test_one_example_or_several(shape, takes, count, tmp_path):
+    """An axis of one channel may be left out; signals may have other lengths where the network takes them."""
+    takes = takes._replace(dtype="float32" if takes.varies else "uint8")
+    np.save(tmp_path / "a.npy", np.ones(shape, takes.dtype))
+    names, images = zip(*examples(tmp_path / "a.npy", takes), strict=True)
+    path = str(tmp_path / "a.npy")
+    assert [*names] == ([path] if count is None else [f"{path}[{i}]" for i in range(count)])
+    assert {(image.shape, image.dtype) for image in images} == {(takes.image_shape, np.dtype(np.float32))}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">i2", "int8", "<u2"])
+def test_integers_are_scaled_by_their_range(dtype, tmp_path):
+    info = np.iinfo(dtype)
+    np.save(tmp_path / "a.npy", np.linspace(info.min, info.max, 7).astype(dtype))
+    [(_, got)] = examples(tmp_path / "a.npy", Inputs((7, 1), np.dtype(dtype).name))
+    np.testing.assert_allclose(got[:, 0], np.linspace(0, 1, 7), atol=1 / 100)
+    assert (got.min(), got.max()) == (0, 1)
+
+
+def test_arrays_for_a_network_of_image_files(tmp_path):
+    """Of the same pixels they give the same numbers; a folder holds images only."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    Image.fromarray(pixels[1]).save(tmp_path / "a.png")
+    takes = Inputs((6, 5, 3))
+    [(_, image)] = examples(tmp_path / "a.png", takes)
+    np.testing.assert_array_equal(image, [*examples(tmp_path / "a.npy", takes)][1][1])
+
+
+@pytest.mark.parametrize("shape", [(30, 1), (30, 4), (6, 7, 1), (6, 7, 3), (6, 7, 5), (5, 6, 7, 1), (5, 6, 7, 2)])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_mistakes_are_drawn_without_a_warning(shape, dtype, tmp_path):
+    """Signals, images and volumes of any number of channels and of any range, also constant ones."""
+    images = np.random.default_rng(0).normal(0, 1000, (3, *shape)).astype(dtype)
+    images[2] = 7
+    path = Path(tmp_path / "mistakes.png")
+    evaluation_plots.draw_mistakes(images, [("file", "true: a", "predicted: b")] * 3, 3, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
