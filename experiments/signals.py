@@ -7,6 +7,7 @@ measured again.
 
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ RECIPE = Recipe(
     weight_decay=1e-5,
     matrix_decay=0.02,
     hidden=0.1,
-    jitter=0.05,
+    jitter=0.01,
     whitening=True,
     average=0.999,
 )
@@ -72,10 +73,8 @@ class Config:
     """Points of the stencils."""
     h: float = 1.0
     """Time step; mobilenet has none."""
-    longest: int = 512
-    """Resample longer signals to this number of points."""
-    epochs: int = 200
-    """Passes over the training signals."""
+    steps: int = 1200
+    """Number of optimiser steps, rounded up to whole passes over the training signals."""
     batch_size: int = 8
     """Signals per optimiser step."""
     label_smoothing: float = 0.1
@@ -95,15 +94,14 @@ class Config:
 def main(config: Config) -> None:
     """Trains and evaluates the networks that are not in OUT.jsonl yet, and writes the results of each at once."""
     table = Results(config, markdown, without=("workdir",))
-    kinds = list(itertools.product(config.sets, config.architectures, config.channels))
     rows = files.read_rows(config.out.with_suffix(".jsonl"))
     recipe = dataclasses.asdict(RECIPE)
     table.rows = [row for row in rows if row["flags"] == table.flags and row["recipe"] == recipe]
     done = [(row["set"], row["architecture"], row["channels"]) for row in table.rows]
-    for kind in kinds:
-        if kind not in done:
-            row = measure(config, *kind)
-            table.add([row], complete=len(table.rows) == len(kinds) - 1)
+    for channels, architecture, name in itertools.product(config.channels, config.architectures, config.sets):
+        if (name, architecture, channels) not in done:
+            row = measure(config, name, architecture, channels)
+            table.add([row])
             print("{set:16}  {architecture:21} {weights:7,} weights  {accuracy:6.2%}".format(**row), flush=True)
     table.show()
 
@@ -135,11 +133,11 @@ def run_configs(config: Config, name: str, architecture: Architecture, channels:
     for i, content in enumerate(folded(config.folds, config.seed, read(name, official=not config.folds))):
         path = config.workdir / (f"{name}-{i + 1}of{config.folds}.npz" if config.folds else f"{name}.npz")
         np.savez(path, allow_pickle=False, keeps=KEEPS, **content)
-        points = content["train_images"].shape[1]
-        fields: dict[str, Any] = {"width": tuple(channels * 2**block for block in range(3)), "data_dir": path}
-        fields |= {"grid_axes": 1, "length": config.longest if points > config.longest else None}
+        epochs = math.ceil(config.steps / (len(content["train_labels"]) // config.batch_size))
+        fields: dict[str, Any] = {"dataset": "arrays", "data_dir": path, "grid_axes": 1, "epochs": epochs}
+        fields |= {"architecture": architecture, "width": tuple(channels * 2**block for block in range(3))}
         fields |= {"h": 1.0} if architecture == "mobilenet" else {}
-        wanted.append(derived(config, dataset="arrays", architecture=architecture, **fields))
+        wanted.append(derived(config, **fields))
     return wanted
 
 
@@ -188,11 +186,8 @@ def train(run: TrainConfig) -> tuple[int, list[float], int]:
         state = ready.train_steps(state, n, *batches(step, n, following))
     metrics = ready.evaluate(state.variables)
     assert metrics is not None
-    return (
-        len(ready.dataset.test),
-        np.atleast_1d(metrics["accuracy"]).tolist(),
-        count_weights(state.params) // run.seeds,
-    )
+    accuracies, weights = np.atleast_1d(metrics["accuracy"]).tolist(), count_weights(state.params) // run.seeds
+    return len(ready.dataset.test), accuracies, weights
 
 
 def markdown(rows: list[Row], name: str = "signals") -> str:

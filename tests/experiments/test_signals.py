@@ -68,7 +68,7 @@ def test_signals_of_different_lengths_are_padded(monkeypatch):
 def test_trains_writes_and_keeps_what_is_finished(tmp_path, capsys, monkeypatch, folds):
     pytest.importorskip("aeon")
     wanted = {"sets": ("ItalyPowerDemand",), "architectures": ("explicit_rd",), "channels": (2,), "folds": folds}
-    short = {"steps_per_block": 1, "epochs": 1, "batch_size": 16, "seeds": 2}
+    short = {"steps_per_block": 1, "steps": 2, "batch_size": 16, "seeds": 2}
     config = Config(**wanted, **short, workdir=tmp_path / "signals", out=tmp_path / "out")
     main(config)
     (line,) = (tmp_path / "out.jsonl").read_text("utf-8").splitlines()
