@@ -28,7 +28,11 @@ class Config:
     dataset: tyro.conf.Positional[DatasetName] = "digits"
     """Data set, as in training."""
     data_dir: Path | None = None
-    """Folder of the images or archives."""
+    """Folder of the images or archives, or the file of the arrays."""
+    grid_axes: int | None = None
+    """arrays: number of axes of the grid, as in training."""
+    length: int | None = None
+    """arrays: resample every signal to this number of points, as in training."""
     architecture: Architecture = "implicit_rd"
     """Network, as in training."""
     train_images: int | None = None
@@ -66,6 +70,7 @@ def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
     """Returns the run and the recipe of each variant."""
     group = f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
     group += "" if config.train_images is None else f"-{config.train_images}images"
+    group += "" if config.length is None else f"-{config.length}points"
     runs = {}
     for name, changes in VARIANTS.items():
         base: RecipeName = "paper" if name == "paper" else "fast"

@@ -7,26 +7,17 @@ device, or a better table for yours, set the environment variable LOWCOST_METHOD
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-import lowcost
-from experiments.common import entry, files, timing, topologies
+from experiments.common import entry, files, topologies, tuning
 from experiments.common.results import Row
+from lowcost.methods import WAYS, Point
 from lowcost.train.mesh import replicated, use_every_core
-from lowcost.train.processes import devices
 
-OPERATORS: dict[str, Callable[..., jax.Array]] = {
-    "diffusion": lowcost.depthwise_diffusion,
-    "depthwise": lowcost.depthwise,
-    "circulant": lowcost.circulant_diffusion,
-    "coupled": lowcost.fully_coupled,
-}
+OPERATORS = ("diffusion", "depthwise", "circulant", "coupled", "linear_mix")
 GRIDS = ((2, (8, 16, 32, 64, 128)), (1, (64, 1024)), (3, (8, 32)))
 """Dimensions, and points per axis."""
 CHANNELS = (3, 32, 128)
@@ -43,7 +34,7 @@ KERNEL_SIZES = (3, 5, 7)
 class Config:
     """How to measure, and where to write the table."""
 
-    features: int = 2**20
+    features: int = tuning.FEATURES
     """Numbers in a batch: as many images as hold this many."""
     rounds: int = 3
     """Rounds after one to warm up; each times every method once, and the median counts."""
@@ -62,7 +53,7 @@ def main(config: Config) -> None:
     hopeless = set()
     for point in points(config.short, config.compile_for is not None):
         kind = tuple(value for key, value in point.items() if key != "n")
-        ways = [way for way in lowcost.methods.WAYS[point["operator"]] if (kind, way) not in hopeless]
+        ways = [way for way in WAYS[point["operator"]] if (kind, way) not in hopeless]
         if config.compile_for:
             row = estimate(point, ways, config.features, config.compile_for)
         else:
@@ -90,22 +81,8 @@ def points(short: bool = False, coarse: bool = False) -> Iterator[Row]:
 
 
 def measure(point: Row, ways: Sequence[str], features: int, rounds: int) -> Row:
-    """Returns the row of one point: the median seconds of value and gradients, by method.
-
-    Args:
-        point: operator, dims, n, m and channels.
-        ways: the methods to measure; those that take three times as long as the fastest are measured only once.
-        features: numbers in a batch.
-        rounds: timed calls of each method.
-    """
-    batch = max(1, _images(point, features) // len(devices())) * len(devices())
-    stencil, *features_shapes = _shapes(point, batch)
-    y, z = (timing.random_batch(seed, *shape) for seed, shape in enumerate(features_shapes, 1))
-    arrays = jax.random.normal(jax.random.key(0), stencil), y, z
-    steps = {way: timing.jitted(_value_and_gradients(point, way), *arrays) for way in ways}
-    seconds = timing.interleave(steps, 1)
-    close = {way: step for way, step in steps.items() if seconds[way] < 3 * min(seconds.values())}
-    seconds |= timing.interleave(close, rounds)
+    """Returns the row of one point: the median seconds of value and gradients, by method; see `tuning.measure`."""
+    batch, seconds = tuning.measure(_subject(point), ways, features, rounds)
     return {**point, "batch": batch, "seconds": {way: round(time, 6) for way, time in seconds.items()}}
 
 
@@ -113,43 +90,26 @@ def estimate(point: Row, ways: Sequence[str], features: int, topology: str) -> R
     """Returns the row of one point: the seconds that the compiler of an absent chip estimates, by method.
 
     XLA makes convolutions of the FFTs on TPUs, which take minutes to compile and are slow. There the FFT is compiled
-    for the largest grid alone.
+    for the largest grid alone. The estimates for GPUs ignore the operations of convolutions, and with them the price
+    of a coupled convolution in place of K_lm.
     """
-    chip, mesh = topology.partition(":")[0], topologies.mesh(topology, 1)
-    if chip in topologies.CLOCKS and point["n"] < GRIDS[0][1][-1]:
-        ways = [way for way in ways if way != "fft"]
-    batch = max(8, min(128, _images(point, 4 * features)))
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated(mesh)) for shape in _shapes(point, batch)]
+    chip, mesh, subject = topology.partition(":")[0], topologies.mesh(topology, 1), _subject(point)
+    tpu, largest = chip in topologies.CLOCKS, point["n"] == GRIDS[0][1][-1]
+    ways = [way for way in ways if (way != "fft" or largest or not tpu) and (way != "coupled" or tpu)]
+    batch = max(8, min(128, tuning.images(subject, 4 * features)))
     seconds = {}
     for way in ways:
-        lowered = jax.jit(_value_and_gradients(point, way)).lower(*arrays)
+        program = jax.jit(tuning.value_and_gradients(subject, way), in_shardings=replicated(mesh))
+        lowered = program.lower(*tuning.shapes(subject, batch))
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA compiles some small products only on the device
             row = topologies.report(topologies.compiled(lowered, chip), chip)
             seconds[way] = round(row["milliseconds"] / 1e3, 9)
     return {**point, "batch": batch, "seconds": seconds, "origin": f"estimated by XLA for {chip}"}
 
 
-def _value_and_gradients(point: Row, way: str) -> Callable[..., Any]:
-    """Returns the function to compile: of an opening layer the gradient with respect to the stencil alone."""
-    operate = partial(OPERATORS[point["operator"]], method=way)
-    return timing.value_and_gradients(operate, 0 if _is_opening(point) else (0, 1))
-
-
-def _is_opening(point: Row) -> bool:
-    return point["operator"] == "coupled" and point["channels"] < 32
-
-
-def _images(point: Row, features: int) -> int:
-    return features // (point["n"] ** point["dims"] * point["channels"])
-
-
-def _shapes(point: Row, batch: int) -> list[tuple[int, ...]]:
-    """Returns the shapes of the stencil, of y and of z."""
-    channels = point["channels"]
+def _subject(point: Row) -> Point:
     grid, window = ((point[name],) * point["dims"] for name in ("n", "m"))
-    out = 32 if _is_opening(point) else channels
-    coupled = (out,) if point["operator"] == "coupled" else ()
-    return [(*window, channels, *coupled), (batch, *grid, channels), (batch, *grid, out)]
+    return Point(point["operator"], grid, window, point["channels"])
 
 
 if __name__ == "__main__":

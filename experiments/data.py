@@ -22,10 +22,10 @@ from rich.table import Column, Table
 
 from experiments.common import entry, plots, runs
 from experiments.common.config import DatasetName, values
+from experiments.common.recipes import cropped, of_values, translated
 from lowcost import data, terminal
 from lowcost.data import augment, catalogue, decoding
 from lowcost.train.processes import devices
-from lowcost.train.step import to_unit_range
 
 COLUMNS, ROWS = 8, 20
 """Images beside each other, and rows below each other, on a sheet."""
@@ -81,7 +81,7 @@ def main(config: DataConfig) -> None:
         dataset = dataset.hold_out(config.validation_share)
     if config.augmented:
         chosen = choose(dataset.train.labels, config.seed)
-        rows = augmented(dataset.train.images[chosen], chosen, config.seed, dataset.moments)
+        rows = augmented(dataset.train.images[chosen], chosen, config.seed, dataset.moments, dataset.masked)
         draw(rows, sheet, inches=0.8, masked=dataset.masked)
         print(f"{terminal.printable(sheet)}: training images {', '.join(map(str, chosen))} of {config.dataset}")
         return
@@ -121,12 +121,14 @@ def _members(dataset: data.Dataset, split: data.Split) -> list[NDArray[np.bool_]
 
 
 def describe(dataset: data.Dataset) -> dict[str, str]:
-    """Returns size, range, mean and deviation of the images, where they were read from, and checksums."""
+    """Returns size, range, mean and deviation of the images, where they were read from, and checksums.
+
+    Range, mean and deviation are those of the numbers in the file; mean and deviation of uint8 are from 0 to 1.
+    """
     (*grid, channels), masked, dtype = dataset.image_shape, dataset.masked, dataset.train.images.dtype
-    numbers, low, scale, form = "float32, which the network standardises", 0, 1, ".4g"
-    if dtype != np.float32:
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-        numbers, scale, form = f"{dtype}, scaled from {low}..{high} to 0..1", high - low, ".4f"
+    scaled = "" if dtype == np.float32 else f", scaled from {np.iinfo(dtype).min}..{np.iinfo(dtype).max} to 0..1"
+    scale, form = (255, ".4f") if dtype == np.uint8 else (1, ".4g")
+    last = "" if dtype == np.uint8 else ", which the network standardises"
     extremes = [(part.min(0), part.max(0)) for part in dataset.train.points(masked=masked) if len(part)]
     lows, highs = np.min([x for x, _ in extremes], 0), np.max([x for _, x in extremes], 0)
     means, deviations = dataset.train.moments(masked=masked)
@@ -134,9 +136,9 @@ def describe(dataset: data.Dataset) -> dict[str, str]:
     kind, unit = {1: ("signals", "points"), 2: ("images", "pixels")}.get(len(grid), ("volumes", "points"))
     facts = {
         kind: f"{size} {unit}, {channels} channel{'s' * (channels > 1)}",
-        "numbers": numbers,
+        "numbers": f"{dtype}{scaled}{last}",
         "range": " ".join(f"{x:.4g}..{y:.4g}" for x, y in zip(lows, highs, strict=True)),
-        "mean": " ".join(f"{(x - low) / scale:{form}}" for x in means),
+        "mean": " ".join(f"{x / scale:{form}}" for x in means),
         "deviation": " ".join(f"{x / scale:{form}}" for x in deviations),
         "read from": dataset.origin,
         **{f"sha256 of {PARTS[part]} images and labels": split.digest for part, split in parts(dataset)},
@@ -168,36 +170,43 @@ def choose(labels: NDArray, seed: int) -> NDArray[np.integer]:
 
 
 def augmented(
-    images: Images, indices: NDArray[np.integer], seed: int, moments: data.Moments | None = None
+    images: Images,
+    indices: NDArray[np.integer],
+    seed: int,
+    moments: data.Moments | None = None,
+    masked: bool = False,
 ) -> list[tuple[str, Images]]:
     """Returns the images, and what each augmentation makes of them, with its arguments in the second line of the name.
+
+    Masks move with their signals and are otherwise left as they are, as in training.
 
     Args:
         images: [B, *grid, C].
         indices: [B], the images' places in the data set.
         seed: of all random changes.
-        moments: by which floats are standardised first; a further channel, the mask, is not.
+        moments: by which images are standardised first, or None.
+        masked: whether the last channel is a mask.
     """
     devices()  # raises if there are none
     side, places = min(images.shape[1:-1]), jnp.asarray(indices)
     shift, hole = min(2, side - 1), side // 4
+
+    def values_by(function: Callable[..., jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        return lambda key, x: of_values(partial(function, key), x, masked)
+
     functions: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
         "images\nas they are": lambda key, x: x,
-        "random_resized_crop\nlow=0.8, high=1.2": augment.random_resized_crop,
-        f"random_translate\npixels={shift}": partial(augment.random_translate, pixels=shift),
+        "random_resized_crop\nlow=0.8, high=1.2": partial(cropped, masked=masked),
+        f"random_translate\npixels={shift}": partial(translated, pixels=shift, masked=masked),
         "random_flip\nprobability 1/2": augment.random_flip,
         "alternating_flip\nepoch 0": lambda key, x: augment.alternating_flip(key, x, places, 0),
         "alternating_flip\nepoch 1": lambda key, x: augment.alternating_flip(key, x, places, 1),
-        f"cutout\npixels={hole}": partial(augment.cutout, pixels=hole),
-        "random_scale\nspread=0.1": augment.random_scale,
-        "jitter\ndeviation=0.1": augment.jitter,
+        f"cutout\npixels={hole}": values_by(partial(augment.cutout, pixels=hole)),
+        "random_scale\nspread=0.1": values_by(augment.random_scale),
+        "jitter\ndeviation=0.1": values_by(augment.jitter),
     }
-    inputs = to_unit_range(images)
-    if moments is not None:
-        means, deviations = (np.array(numbers, np.float32) for numbers in moments)
-        values, mask = np.split(inputs, [len(means)], axis=-1)
-        values = (values - means) / deviations
-        inputs = np.concatenate([values * mask if mask.size else values, mask], axis=-1)
+    inputs = data.to_unit_range(images)
+    inputs = inputs if moments is None else data.to_standard_units(inputs, moments, masked)
     apply = jax.jit(lambda key, x: [function(key, x) for function in functions.values()])
     results = [np.asarray(x) for x in apply(jax.random.key(seed), inputs)]
     if images.dtype == np.uint8:

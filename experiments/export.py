@@ -46,6 +46,9 @@ def main(config: ExportConfig) -> None:
     if config.format == "safetensors":
         _write({config.out: packaged.encode(run)}, config.out)
         return
+    if run.net.masked:
+        remedy = "use --format safetensors, or train on signals resampled to one length, --length N"
+        raise ValueError(f"{config.workdir} must hold a network without a mask for {config.format}, got one; {remedy}")
     folded, metadata = deploy.fold(run.net, run.variables, run.image_shape), {**run.metadata(), **run.card}
     if config.tolerance is not None:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)

@@ -78,6 +78,9 @@ class Subject:
             raise ValueError(f"{workdir} must hold a network for classes, got {self.ready.config.task}; choose another")
         if self.ready.config.seeds > 1:
             raise ValueError(f"{workdir} must hold one network, got {self.ready.config.seeds}; train a single seed")
+        if self.ready.net.moments is not None:
+            got = "one that standardises its input"
+            raise ValueError(f"{workdir} must hold a network for images in [0, 1], got {got}; choose another")
         self.net, self.variables = self.ready.net, state.chosen
         self.images = to_unit_range(self.ready.dataset.test.images)  # floats, which evaluation takes unchanged
         if not 1 <= config.images <= len(self.images):

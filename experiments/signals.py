@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.nn import softmax
 from numpy.typing import NDArray
 
 from experiments.common import entry, files, results, runs
@@ -111,7 +112,7 @@ def measure(config: Config, name: str, architecture: Architecture, channels: int
     begin = time.monotonic()
     parts = [train(run) for run in run_configs(config, name, architecture, channels)]
     counts, accuracies, weights = zip(*parts, strict=True)
-    mean = np.average(accuracies, axis=0, weights=counts).tolist()
+    *mean, together = np.average(accuracies, axis=0, weights=counts).tolist()
     return {
         "set": name,
         "architecture": architecture,
@@ -120,6 +121,7 @@ def measure(config: Config, name: str, architecture: Architecture, channels: int
         "test_signals": sum(counts),
         "accuracy": statistics.mean(mean),
         "accuracies": mean,
+        "together": together,
         "recipe": dataclasses.asdict(RECIPE),
         "seconds": round(time.monotonic() - begin, 1),
         **results.provenance(),
@@ -177,23 +179,33 @@ def folded(folds: int, seed: int, content: dict[str, NDArray]) -> Iterator[dict[
 
 
 def train(run: TrainConfig) -> tuple[int, list[float], int]:
-    """Trains the networks of a run; returns the number of test signals, the accuracies, and the weights of one."""
+    """Trains the networks of a run.
+
+    Returns:
+        The number of test signals, the accuracy of each network and of the mean of their probabilities, and the
+        number of weights of one network.
+    """
     ready = runs.prepare(run, RECIPE)
     part, state = ready.dataset.train, ready.start()
     batches = feed.feed(part.images, part.labels, ready.indices, ready.mesh, steps_max=STEPS, resident=False)
     for step in range(0, ready.steps, STEPS):
         n, following = (min(STEPS, max(0, ready.steps - start)) for start in (step, step + STEPS))
         state = ready.train_steps(state, n, *batches(step, n, following))
-    metrics = ready.evaluate(state.variables)
-    assert metrics is not None
-    accuracies, weights = np.atleast_1d(metrics["accuracy"]).tolist(), count_weights(state.params) // run.seeds
-    return len(ready.dataset.test), accuracies, weights
+    test = ready.dataset.test
+    logits = ready.outputs(state.variables, test.images)
+    outputs = [*logits, softmax(logits, axis=-1).mean(0)]
+    accuracies = [float(np.mean(output.argmax(-1) == test.labels)) for output in outputs]
+    return len(test), accuracies, count_weights(state.params) // run.seeds
 
 
 def markdown(rows: list[Row], name: str = "signals") -> str:
     """Returns the page: one line per network, then one per published network."""
-    kinds = list(dict.fromkeys((row["architecture"], row["channels"]) for row in rows))
-    ours = [network([row for row in rows if (row["architecture"], row["channels"]) == kind]) for kind in kinds]
+    seeds = len(rows[0]["accuracies"])
+    joint = {row["architecture"]: f"{seeds} x {row['architecture']} together" for row in rows}
+    both = [*rows, *({**row, "architecture": joint[row["architecture"]], "weights": seeds * row["weights"],
+                      "accuracy": row["together"], "accuracies": [row["together"]]} for row in rows)]
+    kinds = list(dict.fromkeys((row["architecture"], row["channels"]) for row in both))
+    ours = [network([row for row in both if (row["architecture"], row["channels"]) == kind]) for kind in kinds]
     sets = list(dict.fromkeys(row["set"] for row in rows))
     columns: dict[str, Any] = {"network": "{network}", "weights": "{weights}"}
     columns |= {x: partial(percent, x) for x in sets} | {"mean of five": "{mean}", "target": "{target}"}
@@ -202,7 +214,7 @@ def markdown(rows: list[Row], name: str = "signals") -> str:
         figures = {x: PUBLISHED[x][i] / 100 for x in sets if x in PUBLISHED}
         mean = f"{100 * statistics.mean(figures.values()):.2f}" if len(figures) == len(PUBLISHED) else ""
         other |= {"accuracy": figures, "mean": mean}
-    parts = {"table": results.table([*ours, *published], columns), "seeds": len(rows[0]["accuracies"])}
+    parts = {"table": results.table([*ours, *published], columns), "seeds": seeds}
     return results.page(rows, name, "signals", **parts)
 
 

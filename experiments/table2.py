@@ -57,6 +57,10 @@ class Config:
     """Number of training images. None: all."""
     image_size: int | None = None
     """folder: resize the images to squares of this side."""
+    grid_axes: int | None = None
+    """arrays: number of axes of the grid, as in training."""
+    length: int | None = None
+    """arrays: resample every signal to this number of points, as in training."""
     data_dir: Path | None = None
     """Folder of the images or archives."""
     download: bool = False
@@ -99,6 +103,7 @@ def runs(config: Config) -> Iterator[TrainConfig]:
     some = "" if config.batch_size == 100 else f"-batch{config.batch_size}"
     some += "" if config.train_images is None else f"-{config.train_images}images"
     some += "" if config.image_size is None else f"-{config.image_size}pixels"
+    some += "" if config.length is None else f"-{config.length}points"
     end = f"{config.recipe}-{epochs}epochs{some}-seed{config.seed}x{config.seeds}"
     for dataset, width, architecture in itertools.product(config.datasets, config.widths, config.architectures):
         if dataset not in WIDTHS or paper(dataset, architecture, width):

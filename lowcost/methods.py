@@ -6,16 +6,18 @@ measured by `python -m experiments.autotune`. Those for accelerators are estimat
 flag `--compile-for`. If a method needs more operations than at the known size, its seconds grow in proportion.
 
 Two environment variables choose another table, on every platform: LOWCOST_METHODS names a file, LOWCOST_CHIP a chip
-of `CHIPS`.
+of `CHIPS`. `decided_by` replaces the table for CPUs: a training run measures its CPU.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
@@ -50,19 +52,42 @@ _MEASURED_AS = {
     "circulant_resolvent": "circulant",
     "linear_mix": "depthwise",
 }
-
+"""The rows that serve an operator where a table has none of its own."""
 
 CHIPS = {"cpu": "cpu", "tpu": "v5e", "default": "h100"}
 """The chip whose table serves a platform; "default" is every platform without a name here."""
-
-COUPLED_MIX = ("v5e",)
-"""Chips on which K_lm may be one coupled convolution. The estimates for GPUs ignore the operations of convolutions."""
 
 LONGEST_AXIS = 1024
 """Points of an axis up to which a matrix may be its DFT, whatever a table without the FFT says."""
 
 Choices = tuple[tuple[str, str], ...]
 """The method on each platform: ("cpu", …), ("tpu", …), and ("default", …) for all others."""
+
+
+class Point(NamedTuple):
+    """What "auto" decides by: an operator and its sizes, with the arguments of `choices`."""
+
+    operator: str
+    grid: tuple[int, ...]
+    window: tuple[int, ...]
+    channels: int
+
+    def __str__(self) -> str:
+        """Returns e.g. "depthwise 32x32 3x3 32"."""
+        return f"{self.operator} {'x'.join(map(str, self.grid))} {'x'.join(map(str, self.window))} {self.channels}"
+
+
+_DECIDE: ContextVar[Callable[[Point], str | None]] = ContextVar("decide", default=lambda point: None)
+
+
+@contextmanager
+def decided_by(decide: Callable[[Point], str | None]) -> Iterator[None]:
+    """Replaces the table for CPUs in what is traced meanwhile: decide(point) is the method, or None for the table's."""
+    token = _DECIDE.set(decide)
+    try:
+        yield
+    finally:
+        _DECIDE.reset(token)
 
 
 def choices(method: Method, operator: str, grid: Sequence[int], window: Sequence[int], channels: int) -> Choices:
@@ -81,10 +106,13 @@ def choices(method: Method, operator: str, grid: Sequence[int], window: Sequence
     check_choice("method", method, ("auto", *WAYS[operator]))
     if method != "auto":
         return (("default", method),)
-    named = os.environ.get("LOWCOST_CHIP")
-    if named:
-        check_choice("LOWCOST_CHIP", named, tuple(CHIPS.values()))
-    return tuple((name, _fastest(operator, grid, window, channels, named or chip)) for name, chip in CHIPS.items())
+    point = Point(operator, tuple(grid), tuple(window), channels)
+    chosen = {name: min(seconds, key=seconds.__getitem__) for name in CHIPS if (seconds := known_seconds(point, name))}
+    decided = _DECIDE.get()(point)
+    if decided is not None:
+        check_choice(f"the method of {point}", decided, WAYS[operator])
+        chosen["cpu"] = decided
+    return tuple(chosen.items())
 
 
 def on_platform(
@@ -109,17 +137,18 @@ def _lowered(function, choices, options, y, *weights):
     return jax.lax.platform_dependent(y, *weights, **ways)
 
 
-def _fastest(operator, grid, window, channels, chip):
-    seconds = _seconds(operator, grid, window, channels, chip)
-    if operator == "linear_mix" and chip in COUPLED_MIX and not os.environ.get("LOWCOST_METHODS"):
-        # Half, because this convolution reads and writes the features once, but K_dw y and M y do so twice.
-        seconds["coupled"] = _seconds("coupled", grid, window, channels, chip)["direct"] / 2
-    fastest = min(seconds, key=seconds.__getitem__)
-    return "fft" if fastest == "matmul" and max(grid) > LONGEST_AXIS else fastest
+def known_seconds(point: Point, platform: str) -> dict[str, float]:
+    """Returns the seconds per feature of each method that may be chosen, from the table that serves a platform."""
+    named = os.environ.get("LOWCOST_CHIP")
+    if named:
+        check_choice("LOWCOST_CHIP", named, tuple(CHIPS.values()))
+    seconds = _seconds(*point, named or CHIPS[platform])
+    if max(point.grid) > LONGEST_AXIS and min(seconds, key=seconds.__getitem__) == "matmul":
+        return {"fft": seconds.get("fft", 0.0)}
+    return seconds
 
 
 def _seconds(operator, grid, window, channels, chip):
-    """The seconds of each known method, per feature."""
     (n, m), dims = (math.prod(sizes) ** (1 / len(sizes)) for sizes in (grid, window)), len(grid)
     rows = _rows(operator, chip)
 
@@ -139,14 +168,15 @@ def _costs(operator, dims, n, m, channels):
     """Operations per feature of each method, up to a common factor."""
     mixed = channels if operator in ("circulant", "circulant_resolvent", "coupled") else 1
     fft = dims * math.log2(n) + (mixed if operator == "coupled" else 1 + math.log2(mixed))
-    return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed}
+    return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed, "coupled": m**dims * channels}
 
 
 def _rows(operator, chip):
     """The rows that know a method of the operator, of the user's table; of the chip's own, if that has none."""
-    name, ways = _MEASURED_AS.get(operator, operator), {*WAYS[operator]}
     paths = filter(None, (os.environ.get("LOWCOST_METHODS"), str(Path(__file__).with_name(f"methods_{chip}.json"))))
-    tables = ([row for row in _table(path) if row["operator"] == name and ways & {*row["seconds"]}] for path in paths)
+    names, ways = (operator, _MEASURED_AS.get(operator, operator)), {*WAYS[operator]}
+    searches = ((name, path) for path in paths for name in names)
+    tables = ([r for r in _table(path) if r["operator"] == name and ways & {*r["seconds"]}] for name, path in searches)
     return next(filter(None, tables))
 
 

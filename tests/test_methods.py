@@ -87,6 +87,27 @@ def test_operators_read_it(table):
         assert ("fft" in program) == (fft < matmul)
 
 
+def test_a_decision_replaces_the_table_for_cpus():
+    """While a function is traced, and only where there is a decision."""
+    asked = set()
+    with methods.decided_by(asked.add):
+        jax.eval_shape(lowcost.depthwise_resolvent, jnp.ones((3, 3, 2)), jnp.ones((2, 8, 8, 2)), 1.0)
+    assert asked == {methods.Point("real", (8, 8), (8, 8), 2)}
+    table = methods.choices("auto", "depthwise", GRID, WINDOW, 32)
+    point = methods.Point("depthwise", GRID, WINDOW, 32)
+    assert str(point) == "depthwise 32x32 3x3 32"
+    with methods.decided_by({point: "fft"}.get):
+        assert dict(methods.choices("auto", *point)) == dict(table) | {"cpu": "fft"}
+        assert methods.choices("matmul", *point) == (("default", "matmul"),)
+        assert choose("auto", "depthwise", GRID, WINDOW, 16) == "direct"
+    assert methods.choices("auto", *point) == table
+    with (
+        methods.decided_by({point: "coupled"}.get),
+        pytest.raises(ValueError, match="the method of depthwise 32x32 3x3 32"),
+    ):
+        methods.choices("auto", *point)
+
+
 def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
     """The error names the variable and the file."""
     for content in ("{", "[]", '{"operator": "real"}', None):
@@ -157,11 +178,11 @@ def test_the_chip_can_be_named(monkeypatch):
 
 @pytest.mark.parametrize("chip", [chip for chip in methods.CHIPS.values() if chip != "cpu"])
 def test_the_tables_for_accelerators(chip):
-    """Every operator that is measured has rows, with methods that it has and the origin of the figures."""
+    """Every operator that no other stands for has rows, with methods that it has and the origin of the figures."""
     rows = [
         json.loads(line) for line in Path(methods.__file__).with_name(f"methods_{chip}.json").read_text().splitlines()
     ]
-    assert {row["operator"] for row in rows} == {name for name in methods.WAYS if name not in methods._MEASURED_AS}
+    assert {row["operator"] for row in rows} - {"linear_mix"} == methods.WAYS.keys() - methods._MEASURED_AS.keys()
     for line in rows:
         assert set(line["seconds"]) <= set(methods.WAYS[line["operator"]])
         assert all(seconds > 0 for seconds in line["seconds"].values())

@@ -100,7 +100,7 @@ def weights(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> dict
     ours, theirs = _described(net, dataset.image_shape), _described(source.net, source.image_shape)
     if name := next((name for name in ours if ours[name] != theirs[name]), ""):
         problem = f"--init-from {config.init_from} must hold a network with {name} {ours[name]}"
-        raise ValueError(f"{problem}, got one with {name} {theirs[name]}; use what is there")
+        raise ValueError(f"{problem}, got {theirs[name]}; change the flags or the data, or choose another network")
     known = dataset.task != "values" and (source.task, tuple(source.classes)) == (dataset.task, dataset.classes)
     return {
         kind: {layer: leaves for layer, leaves in layers.items() if known or layer != NEW}
@@ -116,9 +116,9 @@ def _described(net: nn.Network, image_shape: tuple[int, ...]) -> dict[str, Any]:
         "--kernel-size": net.kernel_size,
         "--steps-per-block": net.steps_per_block,
         "--h": step.keywords.get("h", 1.0),
-        "channels of the images": image_shape[-1],
-        "axes of the grid": len(image_shape) - 1,
-        "masked": net.masked,
+        "number of grid axes": len(image_shape) - 1,
+        "mask": "yes" if net.masked else "no",
+        "number of input channels": image_shape[-1] - net.masked,
     }
 
 

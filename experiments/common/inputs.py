@@ -10,12 +10,13 @@ import numpy as np
 
 from lowcost import terminal
 from lowcost.data import decoding, listing
-from lowcost.data.arrays import resample, with_mask
+from lowcost.data.arrays import PARTS, ROLES, resample, with_mask
+from lowcost.scaling import to_unit_range
 
 ARRAYS = (".npy", ".npz")
 """Suffixes of files with arrays."""
-LENGTHS = {"test_images": "test_lengths", "x_test": "lengths_test"}
-"""Arrays that are preferred to the first one of an .npz file → the numbers of points of their signals."""
+PREFERRED = ("test", "val", "train")
+"""Parts of an .npz file, of which the first with images is classified."""
 
 
 class Inputs(NamedTuple):
@@ -145,12 +146,34 @@ def _opened(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         if path.suffix.lower() == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), None
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            name = next((name for name in LENGTHS if name in file), file.files[0])
-            return file[name], file[LENGTHS[name]] if LENGTHS.get(name) in file else None
+            images, lengths = _chosen(file.files)
+            return file[images], None if lengths is None else file[lengths]
     except Exception as error:  # a damaged file raises errors of many types
         reason = terminal.first_line(error).split(". ")[0]  # then NumPy advises to unpickle
         got = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{path} must be a readable file of numbers, got {got}; save it with NumPy again") from error
+
+
+def _chosen(names: list[str]) -> tuple[str, str | None]:
+    """Returns the name of the array to classify in an .npz file, and that of the numbers of points or None.
+
+    Without images of any part this is the first array that is neither labels nor `classes` nor `keeps`.
+    """
+    parts = {part: {role: _first(names, role, part) for role in ROLES} for part in PREFERRED}
+    used = {arrays["lengths"] for arrays in parts.values() if arrays["images"] is not None}
+    if others := [name for name in names if "lengths" in name and name not in used]:
+        raise ValueError(f"{others[0]}, which are lengths of no images; name them test_images and test_lengths")
+    for arrays in parts.values():
+        if arrays["images"] is not None:
+            return arrays["images"], arrays["lengths"]
+    known = {form.format(part) for part in PARTS for form in ROLES["labels"]} | {"classes", "keeps"}
+    if not (unknown := [name for name in names if name not in known]):
+        raise ValueError("no images")
+    return unknown[0], None
+
+
+def _first(names: list[str], role: str, part: str) -> str | None:
+    return next((name for form in ROLES[role] if (name := form.format(part)) in names), None)
 
 
 def _rows(path: Path, array: np.ndarray, takes: Inputs) -> tuple[bool, np.ndarray]:
@@ -167,10 +190,7 @@ def _rows(path: Path, array: np.ndarray, takes: Inputs) -> tuple[bool, np.ndarra
 
 def _fitted(example: np.ndarray, takes: Inputs) -> np.ndarray:
     """Returns [*grid, channels] as float32 of the shape and range that the network takes."""
-    numbers: np.ndarray = example.astype(np.float32)
-    if takes.dtype != "float32":
-        low, high = np.iinfo(takes.dtype).min, np.iinfo(takes.dtype).max
-        numbers = (numbers - low) / (high - low)
+    numbers: np.ndarray = example.astype(np.float32) if takes.dtype == "float32" else to_unit_range(example)
     if takes.length is not None:
         return resample(numbers[None], takes.length)[0]
     if takes.masked:

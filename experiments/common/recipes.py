@@ -104,7 +104,8 @@ class Recipe:
         Args:
             keeps: these changes, see `lowcost.data.Dataset`.
             moments: (means, deviations) of the channels, by which images are standardised before they are changed, so
-                that strengths do not depend on units and a hidden part has the mean; None for images from 0 to 1.
+                that strengths do not depend on units and a hidden part has the mean; None for images from 0 to 1 that
+                fill this range.
             masked: the last channel is a mask, as in `lowcost.data.Dataset`. It moves with its signal, and is neither
                 hidden nor scaled. A signal that a shift would remove stays as it is.
         """
@@ -114,10 +115,8 @@ class Recipe:
             if "shift" not in keeps:
                 return images
             if self.shift == "translate":
-                moved = data.random_translate(key, images, pixels=min(pixels, min(images.shape[1:-1]) - 1))
-            else:
-                moved = _masked_crop(key, images) if masked else data.random_resized_crop(key, images)
-            return jnp.where(moved[..., -1:].any(1, keepdims=True), moved, images) if masked else moved
+                return translated(key, images, min(pixels, min(images.shape[1:-1]) - 1), masked)
+            return cropped(key, images, masked)
 
         def heavy(key: jax.Array, images: jax.Array) -> jax.Array:
             shift_key, hole_key = jax.random.split(key)
@@ -126,7 +125,7 @@ class Recipe:
             if "hide" not in keeps:
                 return shifted
             hide = partial(data.cutout, hole_key, pixels=round(self.hidden * side))
-            return _of_values(lambda x: hide(x - grey) + grey, shifted, masked)
+            return of_values(lambda x: hide(x - grey) + grey, shifted, masked)
 
         def augment(images: jax.Array, draw: Draw) -> jax.Array:
             shift_key, flip_key = jax.random.split(draw.step)
@@ -136,36 +135,45 @@ class Recipe:
                 images = light(shift_key, images)
             if self.scaling and "scale" in keeps:  # keys from 2 on, since fold_in(key, i) may equal split(key)[i]
                 scale = partial(data.random_scale, jax.random.fold_in(draw.step, 2), spread=self.scaling)
-                images = _of_values(scale, images, masked)
+                images = of_values(scale, images, masked)
             if self.jitter and "noise" in keeps:
                 noise = partial(data.jitter, jax.random.fold_in(draw.step, 3), deviation=self.jitter)
-                images = _of_values(noise, images, masked)
+                images = of_values(noise, images, masked)
             if "flip" not in keeps:
                 return images
             if self.flip == "random":
                 return data.random_flip(flip_key, images)
             return data.alternating_flip(draw.run, images, draw.indices, draw.epoch)
 
-        return augment if moments is None else _standardised(augment, moments, masked)
+        def augment_in_units(images: jax.Array, draw: Draw) -> jax.Array:
+            assert moments is not None
+            changed = augment(data.to_standard_units(images, moments, masked), draw)
+            return data.from_standard_units(changed, moments, masked)
+
+        return augment if moments is None else augment_in_units
 
 
-def _standardised(augment: Augment, moments: data.Moments, masked: bool) -> Augment:
-    """Returns (images, draw) → images in their units, which augments them as (image − mean) / deviation."""
-
-    def augment_in_units(images: jax.Array, draw: Draw) -> jax.Array:
-        means, deviations = jnp.asarray(moments).reshape(2, *[1] * (images.ndim - 1), -1)
-        changed = augment(_of_values(lambda x: (x - means) / deviations, images, masked), draw)
-        return _of_values(lambda x: x * deviations + means, changed, masked)
-
-    return augment_in_units
-
-
-def _of_values(function: Callable[[jax.Array], jax.Array], images: jax.Array, masked: bool) -> jax.Array:
+def of_values(function: Callable[[jax.Array], jax.Array], images: jax.Array, masked: bool) -> jax.Array:
     """Returns function(images), of masked signals with their own mask and with zeros on the padding."""
     if not masked:
         return function(images)
     mask = images[..., -1:]
     return jnp.concatenate([function(images[..., :-1]) * mask, mask], axis=-1)
+
+
+def translated(key: jax.Array, images: jax.Array, pixels: int, masked: bool) -> jax.Array:
+    """Returns randomly translated images; a masked signal that this would remove stays as it is."""
+    return _kept(data.random_translate(key, images, pixels=pixels), images, masked)
+
+
+def cropped(key: jax.Array, images: jax.Array, masked: bool) -> jax.Array:
+    """Returns random crops; a masked signal that this would remove stays as it is."""
+    moved = _masked_crop(key, images) if masked else data.random_resized_crop(key, images)
+    return _kept(moved, images, masked)
+
+
+def _kept(moved: jax.Array, images: jax.Array, masked: bool) -> jax.Array:
+    return jnp.where(moved[..., -1:].any(1, keepdims=True), moved, images) if masked else moved
 
 
 def _masked_crop(key: jax.Array, signals: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, Sharding
 
-from experiments.common import fine_tuning
+from experiments.common import fine_tuning, tuning
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_counts, values
 from experiments.common.objective import figures, loss_of
@@ -24,7 +24,8 @@ from experiments.common.workdir import read, shared
 from lowcost import data, nn
 from lowcost.data.dataset import Moments
 from lowcost.deploy.loading import configuration, flat, load_run, newest
-from lowcost.deploy.packaged import Loaded, as_tuples
+from lowcost.deploy.packaged import Loaded, as_tuples, variable_shapes
+from lowcost.methods import Point, decided_by
 from lowcost.train import loop, processes
 from lowcost.train.mesh import data_mesh, place, replicated, shard_batch, use_every_core
 from lowcost.train.metrics_log import Metrics
@@ -54,6 +55,7 @@ class Setup(NamedTuple):
         keep_best: jitted, see `state.keep_best`.
         initial_state: jitted, () → the state before the first step, on all devices.
         extra: what identifies the run besides the data set, see `describe`.
+        methods: the methods on CPUs by point, see `methods_of`; filled in before a program is traced.
         loaded: the weights to start from, see `fine_tuning.weights`.
     """
 
@@ -69,6 +71,7 @@ class Setup(NamedTuple):
     keep_best: Callable[..., TrainState]
     initial_state: Callable[[], TrainState]
     extra: dict[str, Any]
+    methods: dict[str, str]
     loaded: dict[str, Any] | None = None
 
     @property
@@ -218,13 +221,16 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     options: dict[str, Any] = {"moments": moments, "masked": dataset.masked}
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
-        options["opening_init"] = nn.initializers.patch_whitening(_standardised(to_unit_range(some), **options))
+        options["opening_init"] = nn.initializers.patch_whitening(_values(to_unit_range(some), **options))
     loss, extra = loss_of(config, dataset)
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
     augment = recipe.augmentation(dataset.keeps, dataset.moments, dataset.masked)
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average, loss=loss)
     eval_step, apply = make_eval_step(net, loss), lambda variables, x: net.apply(variables, to_unit_range(x))
+    methods: dict[str, str] = {}
+    decided = decided_by(lambda point: methods.get(str(point)))
+    train_step, eval_step, apply = decided(train_step), decided(eval_step), decided(apply)
     if config.seeds > 1:
         train_step = jax.vmap(train_step)
         eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None))
@@ -232,18 +238,15 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     jit = partial(jax.jit, out_shardings=replicated(mesh))
     train_steps = jit(repeat(train_step), donate_argnums=0)
     programs = (train_steps, jit(eval_step), jit(apply), jit(keep_best), jit(initial_state))
-    setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, *programs, extra)
+    setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, *programs, extra, methods)
     setup.abstract_state()  # raises where the network cannot take the images
     return setup
 
 
-def _standardised(images: np.ndarray, moments: Moments | None, masked: bool) -> np.ndarray:
+def _values(images: np.ndarray, moments: Moments | None, masked: bool) -> np.ndarray:
     """Returns the images as the opening layer sees them: without the mask channel, standardised, 0 on padding."""
-    values, valid = (images[..., :-1], images[..., -1:]) if masked else (images, np.float32(1))
-    if moments is None:
-        return values
-    means, deviations = np.asarray(moments, np.float32)
-    return (values - means) / deviations * valid
+    standard = images if moments is None else data.to_standard_units(images, moments, masked)
+    return standard[..., :-1] if masked else standard
 
 
 def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options: Any) -> _Model:
@@ -275,6 +278,16 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
 def abstract(make: Callable[[], Any], sharding: Sharding) -> Any:
     """Returns the shapes and dtypes of what make() returns, with this sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make))
+
+
+def methods_of(ready: Setup) -> dict[str, str]:
+    """Returns the methods that a run has recorded; for a new run on a CPU those that `tuning.chosen` chooses."""
+    if (ready.config.directory() / "config.json").exists():
+        return dict(configuration(ready.config.directory()).get("methods", {}))
+    points: set[Point] = set()
+    with decided_by(points.add):
+        variable_shapes(ready.net, ready.dataset.image_shape)
+    return tuning.chosen(points) if ready.mesh.devices.flat[0].platform == "cpu" else {}
 
 
 def describe(dataset: data.Dataset) -> dict[str, Any]:
@@ -352,6 +365,7 @@ def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) ->
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe, configuration(workdir)["data"])
+    ready.methods.update(methods_of(ready))
     return ready, newest(workdir, ready.abstract_state(), ready.steps, finished=to_the_end).state
 
 
@@ -361,4 +375,4 @@ def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -
     for field in ("classes", "image_shape", "dtype", "masked"):
         if got[field] != expected.get(field, got[field]):
             problem = f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
-            raise ValueError(f"{problem}; name the folder that belongs to it with --data-dir")
+            raise ValueError(f"{problem}; name its own data with --data-dir")

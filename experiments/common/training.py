@@ -89,6 +89,8 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
         if not (processes.unequal_devices() or processes.process_max(bool(failure))):
             assert ready is not None
             if not (names := runs.differing_fields(ready)):
+                if not ready.config.dry_run:
+                    ready.methods.update(processes.from_process_0(lambda: runs.methods_of(ready)))
                 return _with_source(ready)
             failure = f"all processes must have the same {', '.join(names)}, got several; start them alike"
     except OSError as error:  # no devices, or another process has ended
@@ -110,7 +112,7 @@ def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
     config, workdir = ready.config, ready.config.directory()
     stack.enter_context(lock.locked(workdir))
     about = runs.describe(ready.dataset) | ready.extra
-    write_or_compare(config, dataclasses.asdict(ready.recipe), about, runs.settings())
+    write_or_compare(config, dataclasses.asdict(ready.recipe), about, runs.settings(), ready.methods)
     if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
         problem = f"{workdir} must hold the checkpoints of its finished run, got result.json without any"
         raise ValueError(f"{problem}; put them back, or start over in another --workdir")

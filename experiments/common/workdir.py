@@ -21,7 +21,7 @@ _FROM_ZERO = ("seed", "ingredients.late")
 """Whole numbers that may be 0; all others count something."""
 
 
-def write_or_compare(config: TrainConfig, recipe: Json, data: Json, settings: Json) -> None:
+def write_or_compare(config: TrainConfig, recipe: Json, data: Json, settings: Json, methods: Json) -> None:
     """Writes config.json, or compares it with the one in the work directory, from which only data_dir may differ.
 
     Args:
@@ -29,12 +29,13 @@ def write_or_compare(config: TrainConfig, recipe: Json, data: Json, settings: Js
         recipe: its ingredients.
         data: what identifies the data set: classes, image shape, numbers of images, digest.
         settings: JAX's settings that a result depends on.
+        methods: the methods of its operators on CPUs, by point.
 
     Raises:
         ValueError: the directory holds another configuration; the message names the fields.
     """
     path = config.directory() / "config.json"
-    content = _content(config, recipe, data, settings)
+    content = _content(config, recipe, data, settings, methods)
     if path.exists():
         saved = configuration(path.parent)
         _compare(path, _with_defaults(saved), content, without=("data_dir",))
@@ -59,14 +60,16 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
         recipe: its ingredients.
 
     Raises:
-        ValueError: the directory holds a finished run of another configuration, or of another folder of images.
+        ValueError: the directory holds a finished run of another configuration, or of another folder or file of images.
     """
     path = config.directory() / "result.json"
     if not path.exists():
         return None
-    saved, given = _with_defaults(configuration(path.parent)), _content(config, recipe, {}, {})
-    elsewhere = () if config.dataset == "folder" else ("data_dir",)  # an archive is the same wherever it lies
-    _compare(path, saved, given, without=("data", "settings", *elsewhere))
+    saved, given = _with_defaults(configuration(path.parent)), _content(config, recipe, {}, {}, {})
+    elsewhere = (
+        () if config.dataset in ("folder", "arrays") else ("data_dir",)
+    )  # an archive is the same wherever it lies
+    _compare(path, saved, given, without=("data", "settings", "methods", *elsewhere))
     return Result(path)
 
 
@@ -80,6 +83,7 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
     path = workdir / "config.json"
     fields = configuration(workdir)
     _check_types(path, {**fields, **flat({name: fields[name] for name in ("ingredients", "data")})})
+    fields.pop("methods", None)  # which older runs lack
     recipe, data, _, data_dir = (fields.pop(name) for name in ("ingredients", "data", "settings", "data_dir"))
     try:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
@@ -89,17 +93,18 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
         raise ValueError(f"{path} is not of this version ({error}); train in another --workdir") from error
 
 
-def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json) -> Json:
+def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json, methods: Json) -> Json:
     """Returns the content of config.json, as JSON reads it."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in _NOT_OF_THE_RUN}
     data_dir = None if config.data_dir is None else str(config.data_dir.absolute())
-    content = {**fields, "ingredients": recipe, "data": data, "settings": settings, "data_dir": data_dir}
+    parts = {"ingredients": recipe, "data": data, "settings": settings, "methods": methods}
+    content = {**fields, **parts, "data_dir": data_dir}
     return json.loads(json.dumps(content))
 
 
 def _with_defaults(content: Json) -> Json:
     """Returns the content of a config.json with the fields that it lacks, because they are newer than the run."""
-    defaults = _content(TrainConfig(), dataclasses.asdict(Recipe()), {}, {})
+    defaults = _content(TrainConfig(), dataclasses.asdict(Recipe()), {}, {}, {})
     return {**defaults, **content, "ingredients": defaults["ingredients"] | content["ingredients"]}
 
 

@@ -15,6 +15,7 @@ from lowcost.data.dataset import Change, Dataset, Moments, Split, Task
 from lowcost.data.folders import folder
 from lowcost.data.sources import SOURCES, DatasetName, digits, load, published
 from lowcost.lazy import attributes
+from lowcost.scaling import from_standard_units, to_standard_units, to_unit_range
 
 if TYPE_CHECKING:
     from lowcost.data.augment import (
@@ -32,6 +33,7 @@ __all__ += ["digits", "folder", "load", "published", "read_arrays"]
 __all__ += ["batch_indices", "epoch_order"]
 __all__ += ["alternating_flip", "cutout", "jitter", "random_flip", "random_resized_crop", "random_scale"]
 __all__ += ["random_translate"]
+__all__ += ["from_standard_units", "to_standard_units", "to_unit_range"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = attributes(__name__, __all__, ["augment"])

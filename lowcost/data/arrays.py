@@ -40,8 +40,8 @@ def read_arrays(
 
     Labels of the task "classes" are integers from 0, or strings, [N] or [N, 1]; of "tags" 0 or 1 [N, K]; of "values"
     numbers [N, K] or [N], which are standardised with mean and deviation of the training images. An array `classes`
-    holds K names. An array `keeps` holds the changes that keep a label, see `lowcost.data.Dataset`; the default is
-    shift and hide, and for signals also scale and noise.
+    holds K names. An array `keeps` holds the changes that keep a label, see `lowcost.data.Dataset`; an empty one allows
+    none. The default is shift and hide, and for signals also scale and noise.
 
     Signals of different lengths are padded at the end to one length, with any values, and `train_lengths` (or
     `lengths_train`) holds the number of valid points of each. They become float32 and get a mask as their last channel,
@@ -129,7 +129,8 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
         scale = standardise({part: ([], arrays["labels"]) for part, arrays in parts.items()}, classes)
     splits = {PARTS[part]: _prepared(f"{printable(path)}: {part}", arrays, length) for part, arrays in parts.items()}
     signals, masked = splits["train"].images.ndim == 3, "lengths" in parts["train"] and length is None
-    keeps: Any = _strings(path, contents, "keeps") or ("shift", "hide", *(("scale", "noise") if signals else ()))
+    default = ("shift", "hide", *(("scale", "noise") if signals else ()))
+    keeps: Any = _strings(path, contents, "keeps") if "keeps" in contents else default
     warn_copies(printable(path), {part: split.images for part, split in splits.items()})
     for part, split in splits.items():
         warn_absent(str(path), part, split.labels, classes, task)
@@ -191,8 +192,10 @@ def _parts(path: Path, contents: Mapping[str, NDArray]) -> Parts:
 
 
 def _strings(path: Path, contents: Mapping[str, NDArray], name: str) -> tuple[str, ...]:
-    """Returns the strings of an array, () if there is none."""
-    array = contents.get(name, np.array((), str))
+    """Returns the strings of an array, () if it is empty or missing."""
+    array = contents.get(name, np.array(()))
+    if not array.size:  # np.array([]) holds floats
+        return ()
     if array.dtype.kind != "U" or array.ndim != 1 or len(set(array.tolist())) < len(array):
         got = f"{array.dtype} {list(array.shape)}"
         raise ValueError(f"{printable(path)}: {name} must be different strings [K], got {got}; save np.array([...])")
@@ -207,8 +210,9 @@ def _class_labels(
     for part, (where, labels) in labelled.items():
         if labels.shape[1:] not in ((), (1,)) or labels.dtype.kind not in "biuU":
             expected = f"{where} must be integers or strings, [N] or [N, 1]"
-            remedy = "cast them, or choose the task tags or values"
-            raise ValueError(f"{expected}, got {labels.dtype} {list(labels.shape)}; {remedy}")
+            remedy = "cast them" if labels.shape[1:] in ((), (1,)) else "take the argmax of one-hot labels"
+            got = f"{labels.dtype} {list(labels.shape)}"
+            raise ValueError(f"{expected}, got {got}; {remedy}, or choose the task tags or values")
         columns[part] = labels.ravel()
     train = columns["train"]
     if train.dtype.kind == "U":

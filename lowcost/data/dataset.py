@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lowcost.data.batches import epoch_order
 from lowcost.data.splitting import check_share, pixel_fractions
+from lowcost.scaling import Moments
 from lowcost.terminal import printable, warn
 
 Task = Literal["classes", "tags", "values"]
@@ -20,10 +21,8 @@ Change = Literal["flip", "shift", "hide", "scale", "noise"]
 """A change of an image: flipped; shifted, cropped or resized; partly hidden; multiplied by a number; with noise."""
 PHOTOGRAPHS: tuple[Change, ...] = ("flip", "shift", "hide")
 """The changes that keep the label of a photograph."""
-Moments = tuple[tuple[float, ...], tuple[float, ...]]
-"""(means, standard deviations)."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "float32")
-"""Of images: integers count as fractions of their range; floats are standardised by the network."""
+"""Of images: integers are scaled from their range to [0, 1]; the network standardises all but uint8."""
 
 
 def check_task(task: Task) -> None:
@@ -194,14 +193,21 @@ class Dataset:
 
     @cached_property
     def moments(self) -> Moments | None:
-        """(means, standard deviations) of the channels over the training images if they are floats, else None.
+        """(means, standard deviations) of the channels over the training images; None for uint8.
+
+        They are in the units of `lowcost.data.to_unit_range`: floats as they are, integers from 0 to 1. Pixels of uint8
+        fill that range; other integers may fill little of it, and the network standardises them like floats.
 
         The deviation of a constant channel is replaced by 1. Masked signals count at their valid points, without the
         mask. The numbers are rounded to float32, so that they are the same on every machine.
         """
-        if self.train.images.dtype != np.float32:
+        dtype = self.train.images.dtype
+        if dtype == np.uint8:
             return None
-        means, deviations = (x.astype(np.float32) for x in self.train.moments(masked=self.masked))
+        low, high = (0, 1) if dtype == np.float32 else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        means, deviations = self.train.moments(masked=self.masked)
+        means = ((means - low) / (high - low)).astype(np.float32)
+        deviations = (deviations / (high - low)).astype(np.float32)
         deviations[deviations < np.finfo(np.float32).tiny] = 1
         return tuple(means.tolist()), tuple(deviations.tolist())
 

@@ -182,7 +182,7 @@ def configuration(workdir: Path) -> Json:
     if not path.exists():
         raise FileNotFoundError(f"{workdir} holds no run, no config.json; train in this work directory first")
     content = _json(path, _REMEDY)
-    parts = [content.get(name) for name in ("ingredients", "data", "settings")]
+    parts = [content.get(name) for name in ("ingredients", "data", "settings")] + [content.get("methods", {})]
     if not {"data_dir", "seed"} <= content.keys() or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{path} is no configuration of a run; {_REMEDY}")
     return content

@@ -78,16 +78,16 @@ class Loaded:
             expected = f"{outputs} finite means and deviations above 0"
             raise ValueError(f"scale must be {expected}, got {self.scale}; pass one of each per value")
         check_choice("dtype", self.dtype, DTYPES)
-        if self.dtype != "float32" and (self.masked or self.moments is not None):
-            expected = "float32 for a network with moments or a mask"
-            raise ValueError(f"dtype must be {expected}, got {self.dtype}; pass float32")
+        if self.dtype != "float32" and (self.masked or (self.dtype == "uint8" and self.moments is not None)):
+            expected = "float32 for a network with a mask, and not uint8 for one with moments"
+            raise ValueError(f"dtype must be {expected}, got {self.dtype}; pass that of the training data")
         if self.masked and len(self.image_shape) != 2:
             expected = "[points, channels + 1] for a masked network"
             raise ValueError(f"image_shape must be {expected}, got {list(self.image_shape)}; only signals have a mask")
 
     @property
     def moments(self) -> Moments | None:
-        """(means, standard deviations) of the channels, by which the network standardises float32; None of integers."""
+        """(means, standard deviations) of the scaled channels, by which the network standardises; None for uint8."""
         return self.net.moments
 
     @property
@@ -148,12 +148,13 @@ def preprocessing(
 
 
 def _range(dtype: str, standardises: bool) -> str:
-    """Returns how numbers are scaled, as `lowcost.train.step.to_unit_range` does."""
+    """Returns how numbers are scaled, as `lowcost.scaling.to_unit_range` does."""
+    last = f"the network itself {'standardises' if standardises else 'normalises'}"
     if dtype == "float32":
-        return f"float32 as they are; the network itself {'standardises' if standardises else 'normalises'}"
+        return f"float32 as they are; {last}"
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     shift = f"add {-low} and " if low else ""
-    return f"{shift}divide by {high - low}, to [0, 1]; the network itself normalises"
+    return f"{shift}divide by {high - low}, to [0, 1]; {last}"
 
 
 def save(

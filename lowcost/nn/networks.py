@@ -1,7 +1,6 @@
 """The base architecture of Section 4: an opening, blocks of steps, connecting layers, a linear classifier."""
 
 import itertools
-import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lowcost.arguments import check_choice, check_floating, check_time_step, promote
 from lowcost.nn import steps
@@ -80,14 +80,15 @@ def network(
             images, (image - mean) / deviation; for images that are not scaled to [0, 1].
         masked: whether the last channel of the images is a mask, for signals of several lengths: above 0 on valid
             points and 0 on padding. Statistics and averages are then over valid points, and moments have no entries for
-            the mask. Outputs do not depend on the amount of padding if each signal has at least
-            kernel_size·2^(blocks - 1) points of it, and 2, because grids are periodic. The implicit steps are an
-            exception: they reach every point of the padded grid.
+            the mask. The network appends padding, so that the ends of the longest signal do not meet on the periodic
+            grid. Outputs do not depend on the amount of padding. The implicit steps are an exception: they reach every
+            point of the padded grid.
 
     Returns:
-        A Flax module, images [B, *grid, C_in] in [0, 1] → logits [B, num_classes]. The grid has one to three axes, each
-        of at least max(5, (kernel_size - 1)·2^(blocks - 1) + 1) points: the opening's stencil has 5 points, and each
-        block after the first has half of the points of the block before it, rounded up.
+        A Flax module, images [B, *grid, C_in] → logits [B, num_classes]. The images are in [0, 1] unless there are
+        moments. The grid has one to three axes. Unless masked, each has at least
+        max(5, (kernel_size - 1)·2^(blocks - 1) + 1) points: the opening's stencil has 5 points, and each block after
+        the first has half of the points of the block before it, rounded up.
 
     Raises:
         TypeError: dtype is not real floating point.
@@ -119,12 +120,21 @@ def _checked(moments):
     """Returns the moments as tuples of floats, or raises ValueError."""
     if moments is None:
         return None
-    means, deviations = (tuple(map(float, numbers)) for numbers in moments)
-    finite = all(map(math.isfinite, means + deviations))
-    if not finite or not means or len(means) != len(deviations) or min(deviations) <= 0:
+    try:
+        numbers = np.asarray(moments, np.float64)
+    except (TypeError, ValueError):  # no numbers, or rows of different lengths
+        numbers = np.zeros(0)
+    if (
+        numbers.ndim != 2
+        or len(numbers) != 2
+        or not numbers.size
+        or not np.isfinite(numbers).all()
+        or min(numbers[1]) <= 0
+    ):
         expected = "moments must be finite means and as many finite deviations above 0, one per channel"
-        raise ValueError(f"{expected}, got {(means, deviations)}; a constant channel takes a deviation of 1")
-    return means, deviations
+        raise ValueError(f"{expected}, got {moments}; a constant channel takes a deviation of 1")
+    means, deviations = numbers.tolist()
+    return tuple(means), tuple(deviations)
 
 
 def _whole_numbers(**counts):
@@ -184,7 +194,11 @@ class Network(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Images [B, *grid, C_in] → logits [B, num_classes]."""
         channels = block_channels(self.channels)
-        _check_images(images, channels, self.kernel_size, self.masked)
+        # Enough for the stencil of each block, and for the opening's.
+        padding = max(2, self.kernel_size * 2 ** (len(channels) - 1)) if self.masked else 0
+        _check_images(images, channels, self.kernel_size, padding)
+        if padding:
+            images = jnp.pad(images, [(0, 0), *[(0, padding)] * (images.ndim - 2), (0, 0)])
         y, mask = (images[..., :-1], images[..., -1:] > 0) if self.masked else (images, None)
         if self.moments is not None:
             y = Standardization(*self.moments, name="standardization")(y)
@@ -205,23 +219,27 @@ class Network(nn.Module):
         return Classifier(self.num_classes, name="classifier")(y)
 
 
-def _check_images(images, channels, kernel_size, masked):
+def _check_images(images, channels, kernel_size, padding):
     """Raises TypeError or ValueError unless the stencils fit the grid in every block, and a mask has features."""
     check_floating("images", images)
-    if masked and images.shape[-1] < 2:
+    if padding and images.shape[-1] < 2:
         expected = "images of a masked network must have the mask as last channel after at least one other"
         raise ValueError(f"{expected}, got shape {list(images.shape)}; append the mask to the channels")
-    grid, blocks = images.shape[1:-1], len(channels)
+    grid, blocks, got = images.shape[1:-1], len(channels), f"got shape {list(images.shape)}"
+    if not 1 <= len(grid) <= 3:
+        raise ValueError(f"images must be [B, *grid, C] with one to three grid axes, {got}; reshape them")
     least = max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1)
-    if 1 <= len(grid) <= 3 and min(grid) >= least:
+    if min(grid) + padding >= least:
         return
-    expected = f"images must be [B, *grid, C] with one to three grid axes of at least {least} points"
+    expected = f"images must be [B, *grid, C] with grid axes of at least {least} points"
     reason = f"because {blocks} blocks halve the grid {blocks - 1} times and their stencils have {kernel_size} points"
+    if least == Opening.kernel_size:
+        reason = "the size of the opening's stencil"
     remedy = "use larger images"
-    if len(grid) in (1, 2, 3) and min(grid) >= max(Opening.kernel_size, kernel_size):
+    if min(grid) >= max(Opening.kernel_size, kernel_size):
         fitting = ((min(grid) - 1) // (kernel_size - 1)).bit_length()
-        remedy = f"{remedy}, or at most {fitting} blocks, e.g. a width of {channels[:fitting]}"
-    raise ValueError(f"{expected}, {reason}, got shape {list(images.shape)}; {remedy}")
+        remedy = f"{remedy}, or fewer blocks, e.g. a width of {channels[:fitting]}"
+    raise ValueError(f"{expected}, {reason}, {got}; {remedy}")
 
 
 class Layer(NamedTuple):

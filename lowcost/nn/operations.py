@@ -201,7 +201,7 @@ class Relu:
 
 @dataclass(frozen=True, eq=False)
 class AveragePool:
-    """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels: the pooling between blocks, Section 4.
+    """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels, likewise for other grids: the pooling between blocks, Section 4.
 
     If an axis has an odd number of points, its last window has one point instead of two, and averages that one.
     """

@@ -59,7 +59,7 @@ class Normalize(nn.Module):
     """
 
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """[B, *grid, C] → the same shape, each channel with mean 0 and variance 1; of valid points, and 0 elsewhere."""
+        """[B, *grid, C] → the same shape; valid points have mean 0 and variance 1 per channel, the others are 0."""
         return on_valid(self.scaled(y, partial(mean_and_variance, y, mask), train=train), mask)
 
     @nn.compact

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lowcost.scaling import to_unit_range
 from lowcost.train.losses import Figures, Loss, cross_entropy
 from lowcost.train.state import TrainState
 
@@ -18,9 +19,6 @@ Sums = dict[str, jax.Array]
 """Sums over images of a loss's figures, with "loss" weighted, and their number "count"; see `mean_metrics`."""
 PATIENCE = 10
 """The number of skipped steps in a row after which training gives up."""
-
-
-Images = TypeVar("Images", jax.Array, np.ndarray)
 
 
 class Draw(NamedTuple):
@@ -139,30 +137,6 @@ def make_eval_step(
         return _sums(loss(outputs, labels), mask)
 
     return eval_step
-
-
-def to_unit_range(images: Images) -> Images:
-    """(x - min) / (max - min) of integers, with min and max of their dtype; floats keep their values.
-
-    No mean is subtracted, since the normalisation after a periodic opening layer without bias removes any constant.
-
-    Args:
-        images: of any shape; uint8, uint16, int8 or int16, or real floating point. Integers with more bits rarely fill
-            their range, and are an error. NumPy arrays are scaled by NumPy.
-
-    Returns:
-        float32 in [0, 1] for integers; floats promoted to at least float32, with unchecked values.
-
-    Raises:
-        TypeError: the images have another dtype.
-    """
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        return images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    if not (jnp.issubdtype(images.dtype, jnp.integer) and images.dtype.itemsize <= 2):
-        remedy = "cast grey levels to the dtype whose range they fill, e.g. np.uint8, and others to float32"
-        raise TypeError(f"images must be (u)int8, (u)int16 or real floating point, got {images.dtype}; {remedy}")
-    low, high = jnp.iinfo(images.dtype).min, jnp.iinfo(images.dtype).max
-    return (images.astype(jnp.float32) - low) / (high - low)
 
 
 def mean_metrics(sums: Mapping[str, Any]) -> dict[str, np.ndarray]:

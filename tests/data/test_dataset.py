@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowcost.data import Dataset, Split
+from lowcost.data import Dataset, Split, from_standard_units, to_standard_units, to_unit_range
 from lowcost.data.splitting import pixel_fractions
 
 IMAGES = np.zeros((3, 8, 6, 1), np.uint8)
@@ -161,12 +162,45 @@ def test_moments_are_read_part_by_part(monkeypatch):
 
 
 def test_the_digest_tells_dtype_and_mask():
-    """Even where all bytes are the same; integers have no moments."""
+    """Even where all bytes are the same; uint8 has no moments."""
     splits = [Split(IMAGES.view(dtype), LABELS) for dtype in (np.uint8, np.int8)]
     signals = Split(SIGNALS, LABELS)
     data = [dataset(split, split) for split in (*splits, signals)] + [dataset(signals, signals, masked=True)]
     assert len({each.digest for each in data}) == 4
-    assert [each.moments is None for each in data] == [True, True, False, False]
+    assert [each.moments is None for each in data] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int16"])
+def test_the_moments_of_integers(dtype):
+    """Those of the numbers from 0 to 1 that the network gets, also where they are narrow; of a constant channel 1."""
+    info = np.iinfo(dtype)
+    images = np.random.default_rng(0).integers(40, 60, (50, 30, 3)).astype(dtype)
+    images[..., 1], images[..., 2] = info.min, np.where(images[..., 2] > 50, info.max, info.min)
+    split = Split(images, np.arange(50, dtype=np.int32) % 2)
+    means, deviations = dataset(split, split).moments
+    unit = to_unit_range(images).astype(float)
+    np.testing.assert_allclose(means, unit.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(deviations, np.where([0, 1, 0], 1, unit.std((0, 1))), rtol=1e-4)
+    standard = to_standard_units(to_unit_range(images), (means, deviations))
+    np.testing.assert_allclose([standard.mean((0, 1)), standard.std((0, 1))], [[0, 0, 0], [1, 0, 1]], atol=1e-2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(grid=st.lists(st.integers(1, 7), min_size=1, max_size=3), masked=st.booleans(), seed=st.integers(0, 99))
+def test_standard_units_and_back(grid, masked, seed):
+    """Inverse to each other, equal in NumPy and JAX; a mask stays as it is, with zeros on the padding."""
+    rng = np.random.default_rng(seed)
+    moments = ((3.0, -0.5), (10.0, 0.25))
+    images = (rng.normal(size=(3, *grid, 2)) * moments[1] + moments[0]).astype(np.float32)
+    if masked:
+        valid = rng.integers(0, 2, (3, *grid, 1)).astype(np.float32)
+        images = np.concatenate([images * valid, valid], axis=-1)
+    standard = to_standard_units(images, moments, masked)
+    expected = (images[..., :2] - moments[0]) / moments[1] * (images[..., 2:] if masked else 1)
+    np.testing.assert_allclose(standard[..., :2], expected, atol=1e-5)
+    np.testing.assert_array_equal(standard[..., 2:], images[..., 2:])
+    np.testing.assert_allclose(from_standard_units(standard, moments, masked), images, atol=1e-4)
+    np.testing.assert_allclose(to_standard_units(jnp.asarray(images), moments, masked), standard, atol=1e-6)
 
 
 def test_tags_and_values():

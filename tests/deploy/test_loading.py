@@ -110,6 +110,7 @@ def test_a_run_of_floats_or_of_masked_signals(run):
     assert (one.moments, one.masked, one.dtype) == (((0.5,), (2.0,)), False, "float32")
     assert "standardises" in one.preprocessing
     assert loaded(moments=None, dtype="uint16").dtype == "uint16"
+    assert "divide by 65535, to [0, 1]; the network itself standardises" in loaded(dtype="uint16").preprocessing
     for changes in (
         *({"moments": m} for m in ([[0.5, 1], [2, 1]], [[0.5], [0.0]], [["a"], [1]], 3, "ab", {})),
         *({"masked": True}, {"dtype": "float64"}, {"dtype": 3}, {"dtype": "uint8"}),

@@ -314,6 +314,9 @@ def test_the_range_in_words_is_that_of_training(dtype):
         return
     info = np.iinfo(dtype)
     numbers = np.array([info.min, info.min + 1, info.min // 3, info.max // 7, info.max], dtype)
+    assert "the network itself normalises" in words
+    about = json.loads(packaged.preprocessing((8, 3), dtype, standardises=True))
+    assert about["range"] == words.replace("normalises", "standardises")
     added, divisor = re.fullmatch(r"(?:add (\d+) and )?divide by (\d+), to \[0, 1\]; .*", words).groups(default="0")
     np.testing.assert_allclose((numbers + float(added)) / float(divisor), to_unit_range(numbers), rtol=1e-6)
     if dtype != "uint8":  # no image file has such pixels
@@ -348,6 +351,8 @@ def test_moments_are_part_of_the_network(standardised, grid, tmp_path):
         False,
     )
     assert packaged.encode(loaded) == file.read_bytes()
+    lowcost.save(file, net, variables, classes=CLASSES, image_shape=(*grid, 3), dtype="int16")
+    assert (lowcost.load(file).moments, lowcost.load(file).dtype) == (MOMENTS, "int16")
     y = np.random.default_rng(0).normal(size=(2, *grid, 3)).astype(np.float32)
     plain = net.clone(moments=None)
     numbers = y * np.float32(MOMENTS[1]) + np.float32(MOMENTS[0])
@@ -398,7 +403,7 @@ def test_inputs_that_do_not_fit_are_not_saved(standardised, tmp_path):
         (
             (16, 4),
             {"dtype": "int8"},
-            "dtype must be float32 for a network with moments or a mask, got int8",
+            "dtype must be float32 for a network with a mask, and not uint8 for one with moments, got int8; pass that",
         ),
         ((16, 4), {"dtype": "float64"}, "dtype must be one of 'uint8', 'int8', 'uint16', 'int16', 'float32'"),
         ((8, 8, 4), {}, r"image_shape must be \[points, channels \+ 1\] for a masked network, got \[8, 8, 4\]"),

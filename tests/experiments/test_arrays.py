@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments.common.inputs import Inputs, examples
 from experiments.evaluate import EvaluateConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
+from lowcost.data.arrays import ROLES
 
 SMALL = {"width": (4, 8), "steps_per_block": 1, "batch_size": 8, "epochs": 6, "recipe": "fast", "kernel_size": 3}
 UNITS = np.array([[1000.0, -3.0], [20.0, 1e-3]])
@@ -51,7 +53,7 @@ def dataset(path, grid, convert, **more):
 
 
 def trained(path, workdir, **options):
-    assert training.run(TrainConfig("arrays", data_dir=path, workdir=workdir, **SMALL, **options)) == 0
+    assert training.run(TrainConfig("arrays", data_dir=path, workdir=workdir, **{**SMALL, **options})) == 0
     return workdir
 
 
@@ -220,8 +222,26 @@ def test_volumes_from_an_array_to_a_prediction(tmp_path):
         answers = predicted(tmp_path, tmp_path / "several.npy", tmp_path / "one.npy", path, **source)
         assert_same([*answers.values()], [*want, want[5], *want])
     loaded = lowcost.load(workdir)
-    assert (loaded.image_shape, loaded.moments, loaded.dtype) == ((*grid, 2), None, "uint16")
-    assert json.loads(loaded.preprocessing)["range"].startswith("divide by 65535, to [0, 1]")
+    assert (loaded.image_shape, loaded.dtype) == ((*grid, 2), "uint16")
+    with np.load(path) as file:
+        unit = file["train_images"] / 65535
+    np.testing.assert_allclose(loaded.moments, [unit.mean((0, 1, 2, 3)), unit.std((0, 1, 2, 3))], rtol=1e-4)
+    assert json.loads(loaded.preprocessing)["range"] == "divide by 65535, to [0, 1]; the network itself standardises"
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_narrow_integers_train_like_floats(recipe, tmp_path):
+    """The network gets the same standardised numbers of int16 that fills 3 % of its range."""
+    results = []
+    for dtype in (np.int16, np.float32):
+        path = dataset(
+            tmp_path / f"{dtype.__name__}.npz", (25,), lambda x, t=dtype: (1000 * x).astype(np.int16).astype(t)
+        )
+        workdir = trained(path, tmp_path / dtype.__name__, grid_axes=1, recipe=recipe)
+        results.append(json.loads((workdir / "result.json").read_text()))
+    integers, floats = results
+    assert floats["test_accuracy"] >= 0.9
+    assert integers["test_accuracy"] == pytest.approx(floats["test_accuracy"], abs=0.05)
 
 
 def test_masked_signals(tmp_path, capsys):
@@ -240,6 +260,18 @@ def test_masked_signals(tmp_path, capsys):
     for source in ({"workdir": workdir}, {"model": tmp_path / "net.safetensors"}):
         assert_same([*predicted(tmp_path, *files, **source).values()], want)
         assert_same([*predicted(tmp_path, path, **source).values()], want)
+    named = tmp_path / "named.npz"
+    for part, further in (("test", ("train", "val")), ("val", ("train",)), ("train", ())):
+        for images_form, lengths_form in itertools.product(ROLES["images"], ROLES["lengths"]):
+            arrays = {form.format(p): np.arange(3) for p in (part, *further) for form in ROLES["labels"]}
+            arrays |= {images_form.format(p): images[:3] for p in further}
+            arrays |= {images_form.format(part): images, lengths_form.format(part): lengths["test_lengths"]}
+            np.savez(named, **arrays)
+            assert_same([*predicted(tmp_path, named, workdir=workdir).values()], want)
+    for name in ("train_lengths", "lengths_val", "lengths"):
+        np.savez(named, train_labels=np.arange(24), test_images=images, **{name: lengths["test_lengths"]})
+        assert predict.main(PredictConfig((named,), workdir=workdir)) == 2
+        assert f"got ValueError: {name}, which are lengths of no images" in capsys.readouterr().err
     np.save(tmp_path / "long.npy", np.zeros((26, 2)))
     assert predict.main(PredictConfig((tmp_path / "long.npy",), workdir=workdir)) == 2
     assert "must hold float32 [up to 25, 2] or several of these, got float64 [26, 2]" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
 def test_autotune_covers_all_operators_and_dimensions():
     """One to three dimensions, no stencil larger than its grid, no point twice."""
     points = list(autotune.points())
-    assert {point["operator"] for point in points} == {"diffusion", "depthwise", "circulant", "coupled"}
+    assert {point["operator"] for point in points} == {"diffusion", "depthwise", "circulant", "coupled", "linear_mix"}
     assert {point["dims"] for point in points} == {1, 2, 3}
     assert all(point["m"] <= point["n"] for point in points)
     assert len({tuple(point.items()) for point in points}) == len(points)

@@ -27,7 +27,7 @@ def workdir(tmp_path):
     """A work directory with a configuration and a result."""
     config = TrainConfig(workdir=tmp_path, epochs=1)
     data = {"classes": ["0", "1"], "image_shape": [8, 8, 1], "train": 1437}
-    write_or_compare(config, INGREDIENTS, data, {})
+    write_or_compare(config, INGREDIENTS, data, {}, {})
     (tmp_path / "result.json").write_text('{"test_accuracy": 0.5}')
     assert read(tmp_path) == (config, RECIPES["paper"], data)
     assert finished(config, INGREDIENTS) == {"test_accuracy": 0.5}
@@ -40,7 +40,14 @@ def workdir(tmp_path):
         *[("epochs", value) for value in ("three", None, 0, 1.5, True, [1])],
         *[("width", "Z"), ("width", ["A"]), ("h", "1"), ("remat", 0), ("batch_size", 0), ("seed", -1), ("seeds", {})],
         *[("data_dir", 3), ("ingredients.learning_rate", "fast"), ("ingredients.optimizer", "sgd")],
-        *[("data.classes", 10), ("data.image_shape", [8, "8"]), ("data.train", "all"), ("data", []), ("settings", 1)],
+        *[
+            ("data.classes", 10),
+            ("data.image_shape", [8, "8"]),
+            ("data.train", "all"),
+            ("data", []),
+            ("settings", 1),
+            ("methods", []),
+        ],
     ],
 )
 def test_a_configuration_of_wrong_types_is_refused(workdir, name, value):
@@ -51,7 +58,7 @@ def test_a_configuration_of_wrong_types_is_refused(workdir, name, value):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=str(path)) as error:
         runs.trained(workdir)
-    assert name in ("data", "settings") or f"{name} in {path} must be " in str(error.value)
+    assert name in ("data", "settings", "methods") or f"{name} in {path} must be " in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -59,15 +66,16 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
     """A field that config.json lacks had the value that is now the default."""
     path, config = workdir / "config.json", TrainConfig(workdir=workdir, epochs=1)
     content = json.loads(path.read_text())
+    del content["methods"]
     for older in (content, content["ingredients"]):
         del older["seeds" if "seeds" in older else "flip"]
     path.write_text(json.dumps(content))
     assert finished(config, INGREDIENTS) == {"test_accuracy": 0.5}
     assert read(workdir)[:2] == (config, RECIPES["paper"])
-    write_or_compare(config, INGREDIENTS, content["data"], {})
+    write_or_compare(config, INGREDIENTS, content["data"], {}, {})
     assert json.loads(path.read_text()) == content
     known = identity(workdir)
-    write_or_compare(dataclasses.replace(config, data_dir=workdir), INGREDIENTS, content["data"], {})
+    write_or_compare(dataclasses.replace(config, data_dir=workdir), INGREDIENTS, content["data"], {}, {})
     assert json.loads(path.read_text()) == content | {"data_dir": str(workdir)}
     assert identity(workdir) == known  # so that its checkpoints stay those of this run
     with pytest.raises(
@@ -79,10 +87,10 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
 def test_more_epochs_of_a_run_need_a_new_one(tmp_path):
     """The error says how, but only where nothing else differs."""
     config = TrainConfig(epochs=4, workdir=tmp_path)
-    write_or_compare(config, INGREDIENTS, {}, {})
+    write_or_compare(config, INGREDIENTS, {}, {}, {})
     for changes, more in (({}, True), ({"h": 2.0}, False)):
         with pytest.raises(ValueError, match="epochs is 4 there and 8 here") as error:
-            write_or_compare(dataclasses.replace(config, epochs=8, **changes), INGREDIENTS, {}, {})
+            write_or_compare(dataclasses.replace(config, epochs=8, **changes), INGREDIENTS, {}, {}, {})
         assert (f"--init-from {tmp_path}" in str(error.value)) == more
 
 

@@ -122,8 +122,8 @@ def test_the_sheet_of_augmented_images(tmp_path, capsys, monkeypatch):
     path = tmp_path / "new" / "digits.png"
     main(DataConfig("digits", augmented=True, seed=3, out=path))
     train = load("digits").train
-    ((images, chosen, seed, moments),) = arguments
-    assert moments is None
+    ((images, chosen, seed, moments, masked),) = arguments
+    assert (moments, masked) == (None, False)
     np.testing.assert_array_equal(chosen, choose(train.labels, 3))
     np.testing.assert_array_equal(images, train.images[chosen])
     assert seed == 3
@@ -180,16 +180,20 @@ def test_what_is_not_there_ends_in_one_line(program, dataset, message, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+STANDARDISED = ", which the network standardises"
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
-def test_moments_of_integers_are_shown_from_zero_to_one(dtype):
+def test_moments_of_integers_are_shown_in_the_units_of_the_file(dtype):
+    """Those of uint8 from 0 to 1."""
     info = np.iinfo(dtype)
     images = np.random.default_rng(0).integers(info.min, info.max + 1, (2500, 4, 2)) // np.array([1, 2])
     split = Split(images.astype(dtype), np.arange(2500, dtype=np.int32) % 2)
     facts = describe(Dataset("any", split, split, ("a", "b"), ()))
-    values = (images - info.min) / (info.max - info.min)
-    assert facts["mean"] == " ".join(f"{x:.4f}" for x in values.mean((0, 1)))
-    assert facts["deviation"] == " ".join(f"{x:.4f}" for x in values.std((0, 1)))
-    assert facts["numbers"] == f"{dtype}, scaled from {info.min}..{info.max} to 0..1"
+    values, form, last = (images / 255, ".4f", "") if dtype == "uint8" else (images, ".4g", STANDARDISED)
+    assert facts["mean"] == " ".join(f"{x:{form}}" for x in values.mean((0, 1)))
+    assert facts["deviation"] == " ".join(f"{x:{form}}" for x in values.std((0, 1)))
+    assert facts["numbers"] == f"{dtype}, scaled from {info.min}..{info.max} to 0..1{last}"
     assert facts["signals"] == "4 points, 2 channels"
 
 
@@ -217,7 +221,7 @@ def test_signals_of_different_lengths_are_described(tmp_path, capsys):
     for _, shown in displayed(examples(dataset), masked=True):
         assert shown.shape[2] == 2
         assert np.isnan(shown).any()
-        assert (np.nanmin(shown), np.nanmax(shown)) >= (0, 0)
+        assert np.nanmin(shown) >= 0
         assert np.nanmax(shown) <= 1
     main(DataConfig(**config, grid_axes=1, augmented=True))
     assert "training images" in capsys.readouterr().out
@@ -267,3 +271,19 @@ def test_images_of_any_grid_are_augmented(grid, moments):
     np.testing.assert_allclose(rows["images\nas they are"], images, atol=1e-5)
     assert len({row.tobytes() for row in rows.values()}) == len(rows)
     assert {row.shape for row in rows.values()} == {images.shape}
+
+
+def test_masks_are_augmented_as_in_training():
+    """A mask stays 0 or 1, with zeros on the padding, and is neither hidden nor scaled; noise is on values alone."""
+    rng = np.random.default_rng(0)
+    valid = (np.arange(24) < np.arange(3, 19, 2)[:, None])[..., None].astype(np.float32)
+    signals = np.concatenate([valid * rng.normal(5, 3, (8, 24, 2)), valid], -1).astype(np.float32)
+    rows = dict(augmented(signals, np.arange(8), 5, ((5.0, 5.0), (3.0, 3.0)), masked=True))
+    for name, row in rows.items():
+        mask = row[..., 2:]
+        assert set(np.unique(mask)) == {0, 1}
+        assert (row[..., :2] * (1 - mask) == 0).all()
+        assert mask.any(1).all()
+        if name.startswith(("images", "cutout", "random_scale", "jitter")):
+            np.testing.assert_array_equal(mask, valid)
+    assert len({row.tobytes() for row in rows.values()}) == len(rows)

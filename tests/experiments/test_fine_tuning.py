@@ -104,7 +104,7 @@ def test_weights_of_another_grid_are_refused(source):
     """The source has stencils of two axes, and signals need one."""
     split = Split(np.zeros((3, 12, 1), np.uint8), np.arange(3, dtype=np.int32))
     signals = dataclasses.replace(dataset("xyz"), train=split, test=split)
-    with pytest.raises(ValueError, match="with axes of the grid 1, got one with axes of the grid 2"):
+    with pytest.raises(ValueError, match="with number of grid axes 1, got 2;"):
         fine_tuning.weights(TrainConfig(init_from=str(source[0])), NET, signals)
 
 

@@ -67,21 +67,26 @@ def test_a_flag_is_recorded_and_another_value_refused(name, tmp_path):
     plain = TrainConfig(workdir=tmp_path / "plain", epochs=1)
     changed = dataclasses.replace(plain, workdir=tmp_path / "changed", **{name: OF_THE_RUN[name]})
     for config in (plain, changed):
-        write_or_compare(config, INGREDIENTS, ABOUT, {})
-        write_or_compare(config, INGREDIENTS, ABOUT, {})
+        write_or_compare(config, INGREDIENTS, ABOUT, {}, {})
+        write_or_compare(config, INGREDIENTS, ABOUT, {}, {})
         assert read(config.directory())[0] == config
     old, new = (json.loads(json.dumps(getattr(config, name))) for config in (plain, changed))
     for config, there, here in ((changed, old, new), (plain, new, old)):
         other = tmp_path / ("plain" if config is changed else "changed")
         with pytest.raises(ValueError, match=re.escape(f": {name} is {there} there and {here} here; choose")):
-            write_or_compare(dataclasses.replace(config, workdir=other), INGREDIENTS, ABOUT, {})
+            write_or_compare(dataclasses.replace(config, workdir=other), INGREDIENTS, ABOUT, {}, {})
     assert shared(plain)[name] != shared(changed)[name]
 
 
 def test_all_fields_but_a_few_are_recorded(tmp_path):
     """These change no result, or are written by another name."""
-    write_or_compare(TrainConfig(workdir=tmp_path), INGREDIENTS, ABOUT, {})
-    recorded = json.loads((tmp_path / "config.json").read_text()).keys() - {"ingredients", "data", "settings"}
+    write_or_compare(TrainConfig(workdir=tmp_path), INGREDIENTS, ABOUT, {}, {})
+    recorded = json.loads((tmp_path / "config.json").read_text()).keys() - {
+        "ingredients",
+        "data",
+        "settings",
+        "methods",
+    }
     left_out = {"workdir", "download", "max_pixels", "keep", "tensorboard", "evaluate_every", "cluster", "dry_run"}
     assert recorded == {field.name for field in dataclasses.fields(TrainConfig)} - left_out
 
@@ -136,7 +141,7 @@ def test_a_flag_is_documented(name, capsys):
             "--freeze must name layers .*, got 'block'; the layers are ",
         ),
         ({"kernel_size": 0}, "kernel_size must be a whole number of at least 1, got 0"),
-        ({"kernel_size": 7}, "stencil must have from 1 to 6x6 points, the size of the grid, got 7x7"),
+        ({"kernel_size": 7}, "with grid axes of at least 13 points, because 2 blocks halve"),
         ({"width": (4, 9)}, r"width must double from block to block, .* got \(4, 9\)"),
         ({"width": (0,)}, r"width must double from block to block, .* got \(0,\)"),
         ({"recipe": "slow"}, "--recipe must be paper, fast or a file FILE.json, got 'slow'"),
@@ -234,10 +239,10 @@ def test_class_weights(tmp_path):
     config = TrainConfig(class_weights=str(path), workdir=tmp_path)
     _, extra = loss_of(config, dataset())
     assert extra == {"class_weights": [3, 0.5]}
-    write_or_compare(config, INGREDIENTS, ABOUT | extra, {})
+    write_or_compare(config, INGREDIENTS, ABOUT | extra, {}, {})
     path.write_text('{"dog": 0.25, "cat": 3}')
     with pytest.raises(ValueError, match=r"data\.class_weights is \[3, 0\.5\] there and \[3, 0\.25\] here"):
-        write_or_compare(config, INGREDIENTS, ABOUT | loss_of(config, dataset())[1], {})
+        write_or_compare(config, INGREDIENTS, ABOUT | loss_of(config, dataset())[1], {}, {})
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_batch_larger_than_the_data(error):
 
 def test_stencil_larger_than_the_grid(error, image_folder):
     message = error(dataset="folder", data_dir=image_folder, image_size=8)
-    assert "stencil must have from 1 to 2x2 points, the size of the grid, got 3x3" in message
+    assert "at least 9 points, because 3 blocks halve the grid" in message
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path):
@@ -274,7 +274,7 @@ def test_another_configuration_is_refused_and_nothing_is_touched(error, tmp_path
 
     config = TrainConfig(workdir=tmp_path / "run", batch_size=8, width="B")
     (tmp_path / "run").mkdir()
-    write_or_compare(config, {"schedule": "halving", "flip": "never"}, {"train": 1}, {})
+    write_or_compare(config, {"schedule": "halving", "flip": "never"}, {"train": 1}, {}, {})
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*")} | {tmp_path / "run" / "lock": ANY}
     message = error()
     for difference in (

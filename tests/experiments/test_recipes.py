@@ -11,6 +11,7 @@ import pytest
 from experiments.ablation import VARIANTS, Config, markdown, variants
 from experiments.common.config import shown
 from experiments.common.recipes import RECIPES, Recipe
+from lowcost import data
 from lowcost.nn import network
 from lowcost.train.step import Draw
 
@@ -194,6 +195,21 @@ def test_images_with_moments_are_changed_as_standardised_ones(shift):
     hidden = jax.jit(recipe.augmentation(("hide",), UNITS))(standard * deviations + means, draw(1, 30))
     alike = np.abs(hidden - means) < 1e-4 * deviations
     assert 0 < alike.all(-1).sum(1).min() <= alike.all(-1).sum(1).max() <= 6
+
+
+@pytest.mark.parametrize("name", ["paper", "fast"])
+@pytest.mark.parametrize("dtype", ["uint16", "int16"])
+def test_augmented_integers_stay_in_the_range_of_the_data(dtype, name):
+    """Windows that exceed the image and hidden parts show the mean, not the ends of the range of the dtype."""
+    images = np.random.default_rng(0).integers(20000, 21000, (40, 16, 12, 2)).astype(dtype)
+    split = data.Split(images, np.arange(40, dtype=np.int32) % 2)
+    moments = data.Dataset("narrow", split, split, ("a", "b"), KEEPS).moments
+    unit = data.to_unit_range(images)
+    for epoch in (0, RECIPES[name].late):
+        changed = jax.jit(RECIPES[name].augmentation(KEEPS, moments))(unit, draw(epoch, 40))
+        assert not np.array_equal(changed, unit)
+        assert unit.min() - 1e-6 <= np.min(changed)
+        assert np.max(changed) <= unit.max() + 1e-6
 
 
 @pytest.mark.parametrize("shift", ["translate", "resized_crop"])

@@ -45,7 +45,7 @@ def trained(monkeypatch):
 
     def train(run):
         started.append(run)
-        write_or_compare(run, dataclasses.asdict(RECIPES[run.recipe]), {}, {})
+        write_or_compare(run, dataclasses.asdict(RECIPES[run.recipe]), {}, {}, {})
         (run.directory() / "result.json").write_text(json.dumps(result(run, 0.5 + 0.01 * len(started), 0.002)))
         return 0
 
@@ -129,9 +129,9 @@ def test_a_run_of_moved_images_resumes(tmp_path):
     """A run is compared without their folder, and is found finished."""
     run = TrainConfig(dataset="folder", data_dir=tmp_path / "a", epochs=1, workdir=tmp_path)
     recipe = dataclasses.asdict(RECIPES["paper"])
-    write_or_compare(run, recipe, {}, {})
+    write_or_compare(run, recipe, {}, {}, {})
     moved = dataclasses.replace(run, data_dir=tmp_path / "b")
-    write_or_compare(moved, recipe, {}, {})
+    write_or_compare(moved, recipe, {}, {}, {})
     (tmp_path / "result.json").write_text("{}")
     assert finished(moved, recipe) == {}
 

@@ -1,0 +1,143 @@
+"""Measures methods of operators on this machine, and chooses those of a run on a CPU."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+
+import lowcost
+from experiments.common import timing
+from lowcost import disk
+from lowcost.batching import BATCH_AXIS
+from lowcost.methods import WAYS, Point, known_seconds
+from lowcost.train.mesh import over_batch, replicated
+
+OPERATORS: dict[str, Callable[..., jax.Array]] = {
+    "real": partial(lowcost.depthwise_resolvent, h=1.0),
+    "complex": lowcost.depthwise,
+    "depthwise": lowcost.depthwise,
+    "diffusion": lowcost.depthwise_diffusion,
+    "circulant": lowcost.circulant_diffusion,
+    "circulant_resolvent": partial(lowcost.circulant_resolvent, h=1.0),
+    "coupled": lowcost.fully_coupled,
+    "linear_mix": lowcost.linear_mix,
+}
+"""What stands for each operator of `lowcost.methods.WAYS`."""
+FEATURES = 2**20
+"""Numbers in a batch."""
+CLOSE = 1.5
+"""A run measures the methods that take at most this many times as long as the fastest, according to the table."""
+_OPENING = 32
+"""Fewer channels are those of an image: 32 channels out, and the gradient with respect to the stencil alone."""
+
+Seconds = dict[str, float]
+"""Method → seconds."""
+
+
+def chosen(points: Iterable[Point]) -> dict[str, str]:
+    """Returns the fastest method of each point on this CPU, measured now or by an earlier run.
+
+    The times are stored beside the compiled programs. Nothing is measured where LOWCOST_METHODS or LOWCOST_CHIP names
+    a table, or with LOWCOST_MEASURE=0.
+    """
+    named = os.environ.get("LOWCOST_METHODS", "") + os.environ.get("LOWCOST_CHIP", "")
+    machine, methods = _machine(), {}
+    new: dict[str, Seconds] = {}
+    folder: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    path = Path(folder or os.devnull, f"methods-{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json")
+    stored = _read(path)
+    for point in sorted(points):
+        seconds = known_seconds(point, "cpu")
+        close = [way for way, time in seconds.items() if time <= CLOSE * min(seconds.values())]
+        if len(close) > 1 and not named and os.environ.get("LOWCOST_MEASURE") != "0":
+            seconds = stored.get(str(point), {})
+            if not seconds.keys() >= {*close}:
+                if not new:
+                    print(
+                        "measuring operators on this CPU, once for this network; LOWCOST_MEASURE=0 skips it", flush=True
+                    )
+                seconds = new[str(point)] = measure(point, close)[1]
+        methods[str(point)] = min(close, key=seconds.__getitem__)
+    if new:
+        content = {"machine": machine, "seconds": _read(path) | new}  # another run may have added some meanwhile
+        with contextlib.suppress(OSError):  # nothing is kept here, and the next run measures again
+            disk.replace(path, json.dumps(content, indent=1).encode())
+    return methods
+
+
+def _read(path: Path) -> dict[str, Seconds]:
+    """Returns the seconds of each point by method; none if the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        seconds = json.loads(path.read_bytes())["seconds"].items()
+        return {point: {way: float(t) for way, t in times.items() if 0 < t < math.inf} for point, times in seconds}
+    return {}
+
+
+def _machine() -> str:
+    """Returns what the times depend on, besides the point."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    devices = f"{len(jax.local_devices())} devices of {os.cpu_count()} cores"
+    return f"{(*names, platform.processor())[0]}, {devices}, jax {jax.__version__}, lowcost {lowcost.__version__}"
+
+
+def measure(point: Point, ways: Sequence[str], features: int = FEATURES, rounds: int = 3) -> tuple[int, Seconds]:
+    """Returns the number of images, and the median seconds of value and gradients by method, on this process's devices.
+
+    Args:
+        point: operator and sizes.
+        ways: the methods to measure; those that take three times as long as the fastest are measured only once.
+        features: numbers in a batch.
+        rounds: timed calls of each method, after one to warm up.
+    """
+    devices, rng = jax.local_devices(), np.random.default_rng(0)
+    batch = max(1, images(point, features) // len(devices)) * len(devices)
+    arrays = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes(point, batch))
+    mesh = jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    with jax.set_mesh(mesh):
+        arrays = jax.device_put(arrays, (replicated(mesh), over_batch(mesh), over_batch(mesh)))
+        steps = {way: timing.jitted(value_and_gradients(point, way), *arrays) for way in ways}
+        seconds = timing.interleave(steps, 1)
+        close = {way: step for way, step in steps.items() if seconds[way] < 3 * min(seconds.values())}
+        return batch, seconds | timing.interleave(close, rounds)
+
+
+def value_and_gradients(point: Point, way: str) -> Callable[..., Any]:
+    """Returns the function of weights, y and z to time: of an opening layer the gradient of the stencil alone."""
+
+    def apply(weights: tuple[jax.Array, ...], y: jax.Array) -> jax.Array:
+        return OPERATORS[point.operator](*weights, y, method=way)
+
+    return timing.value_and_gradients(apply, (0, 1) if _channels_out(point) == point.channels else 0)
+
+
+def images(point: Point, features: int) -> int:
+    """Returns the number of images that hold the given number of features, before or after the operator."""
+    return features // (math.prod(point.grid) * _channels_out(point))
+
+
+def shapes(point: Point, batch: int) -> tuple[Any, ...]:
+    """Returns the shapes and dtypes of the weights, of y and of z."""
+    operator, grid, window, channels = point
+    if "direct" not in WAYS[operator]:  # a filter, whose stencil is not known
+        window = tuple(min(3, points) for points in grid)
+    out = _channels_out(point)
+    weights = [(*window, channels, *((out,) if operator == "coupled" else ()))]
+    weights += [(channels, channels)] if operator == "linear_mix" else []
+    array = partial(jax.ShapeDtypeStruct, dtype=np.float32)
+    return tuple(map(array, weights)), array((batch, *grid, channels)), array((batch, *grid, out))
+
+
+def _channels_out(point: Point) -> int:
+    return max(_OPENING, point.channels) if point.operator == "coupled" else point.channels
