@@ -155,7 +155,7 @@ def read(name: str, *, official: bool) -> dict[str, NDArray]:
     splits = {part: load_classification(name, split=part) for part in ("train", "test")[: 1 + official]}
     lengths = {part: np.array([signal.shape[1] for signal in signals]) for part, (signals, _) in splits.items()}
     longest = max(n.max() for n in lengths.values())
-    content = {}
+    content: dict[str, NDArray] = {}
     for part, (signals, labels) in splits.items():
         padded = [np.pad(signal.T, ((0, longest - len(signal.T)), (0, 0))) for signal in signals]
         content |= {f"{part}_images": np.array(padded, np.float32), f"{part}_labels": np.array(labels, str)}
@@ -199,43 +199,45 @@ def train(run: TrainConfig) -> tuple[int, list[float], int]:
 
 
 def markdown(rows: list[Row], name: str = "signals") -> str:
-    """Returns the page: one line per network, then one per published network."""
-    seeds = len(rows[0]["accuracies"])
-    joint = {row["architecture"]: f"{seeds} x {row['architecture']} together" for row in rows}
-    both = [*rows, *({**row, "architecture": joint[row["architecture"]], "weights": seeds * row["weights"],
-                      "accuracy": row["together"], "accuracies": [row["together"]]} for row in rows)]
-    kinds = list(dict.fromkeys((row["architecture"], row["channels"]) for row in both))
-    ours = [network([row for row in both if (row["architecture"], row["channels"]) == kind]) for kind in kinds]
-    sets = list(dict.fromkeys(row["set"] for row in rows))
+    """Returns the page: one line per network, one for the networks that differ in their seed alone, and the others."""
+    seeds, sets = len(rows[0]["accuracies"]), list(dict.fromkeys(row["set"] for row in rows))
+    kinds = list(dict.fromkeys((row["architecture"], row["channels"]) for row in rows))
+    groups = [[row for row in rows if (row["architecture"], row["channels"]) == kind] for kind in kinds]
+    lines = [line(group) for group in groups] + [line([joint(row) for row in group]) for group in groups if seeds > 1]
+    for i, network in enumerate(OTHERS):
+        percents = {x: PUBLISHED[x][i] for x in sets if x in PUBLISHED}
+        mean = f"{statistics.mean(percents.values()):.2f}" if len(percents) == len(PUBLISHED) else ""
+        lines.append({"network": network, "weights": "", "percents": percents, "mean": mean, "target": ""})
     columns: dict[str, Any] = {"network": "{network}", "weights": "{weights}"}
     columns |= {x: partial(percent, x) for x in sets} | {"mean of five": "{mean}", "target": "{target}"}
-    published = [{"network": other, "weights": "", "mean": "", "target": ""} for other in OTHERS]
-    for i, other in enumerate(published):
-        figures = {x: PUBLISHED[x][i] / 100 for x in sets if x in PUBLISHED}
-        mean = f"{100 * statistics.mean(figures.values()):.2f}" if len(figures) == len(PUBLISHED) else ""
-        other |= {"accuracy": figures, "mean": mean}
-    parts = {"table": results.table([*ours, *published], columns), "seeds": seeds}
-    return results.page(rows, name, "signals", **parts)
+    return results.page(rows, name, "signals", table=results.table(lines, columns), seeds=seeds)
 
 
 def percent(name: str, row: Row) -> str:
     """Returns the accuracy on a data set in percent, "" if there is none."""
-    return f"{100 * row['accuracy'][name]:.1f}" if name in row["accuracy"] else ""
+    return f"{row['percents'][name]:.1f}" if name in row["percents"] else ""
 
 
-def network(rows: list[Row]) -> Row:
-    """Returns the line of the table of one network: its accuracy on each data set, and whether it meets its target."""
+def joint(row: Row) -> Row:
+    """Returns the row of all networks together, which average their probabilities."""
+    seeds = len(row["accuracies"])
+    name, weights = f"{seeds} x {row['architecture']}", seeds * row["weights"]
+    return {**row, "architecture": name, "weights": weights, "accuracies": [row["together"]]}
+
+
+def line(rows: list[Row]) -> Row:
+    """Returns the line of one network in the table: accuracy on each data set, and whether it reaches its target."""
     weights, target, mean = max(row["weights"] for row in rows), "", ""
+    percents = {row["set"]: 100 * statistics.mean(row["accuracies"]) for row in rows}
     five = [row["accuracies"] for row in rows if row["set"] in PUBLISHED]
     if len(five) == len(PUBLISHED):
         means = [100 * statistics.mean(accuracies) for accuracies in zip(*five, strict=True)]
         mean = f"{statistics.mean(means):.2f}" + (f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else "")
-        for most, least in TARGETS.items():
-            if weights <= most:
-                target = f"{least}: {'reached' if statistics.mean(means) >= least else 'missed'}"
-                break
+        least = next((least for most, least in TARGETS.items() if weights <= most), None)
+        if least is not None:
+            target = f"{least}: {'reached' if statistics.mean(means) >= least else 'missed'}"
     about = {"network": f"{rows[0]['architecture']} {rows[0]['channels']}", "weights": f"{weights:,}"}
-    return {**about, "accuracy": {row["set"]: row["accuracy"] for row in rows}, "mean": mean, "target": target}
+    return {**about, "percents": percents, "mean": mean, "target": target}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_the_page_says_whether_a_target_is_reached(weights, target, joint):
     five = " | ".join(["93.0"] * 5)
     assert f"| explicit_rd 12 | {weights:,} | {five} | 50.0 | 93.00 ± 1.41 | {target} |" in page
     five = " | ".join(["95.0"] * 5)
-    assert f"| 2 x explicit_rd together 12 | {2 * weights:,} | {five} | 95.0 | 95.00 | {joint} |" in page
+    assert f"| 2 x explicit_rd 12 | {2 * weights:,} | {five} | 95.0 | 95.00 | {joint} |" in page
     assert "| LITE |  | 82.2 | 95.6 | 89.8 | 96.9 | 99.7 |  | 92.84 |  |" in page
 
 
