@@ -220,8 +220,8 @@ def _class_labels(
     train = columns["train"]
     if train.dtype.kind == "U":
         for part in [] if classes else [part for part, column in columns.items() if column.dtype.kind != "U"]:
-            got = columns[part].dtype
-            raise ValueError(f"{labelled[part][0]} must be strings as in training, got {got}; add the array classes")
+            problem = f"{labelled[part][0]} must be strings as in training, got {columns[part].dtype}"
+            raise ValueError(f"{problem}; add the array classes")
         classes = classes or tuple(np.unique(train).tolist())
     elif not classes:
         low, high = int(train.min()), int(train.max())
