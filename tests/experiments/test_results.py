@@ -18,6 +18,7 @@ from experiments import (
     table1,
     throughput,
     transfer,
+    volumes,
 )
 from experiments.common import table2_page
 from experiments.common.config import flags
@@ -28,6 +29,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PAGES = {
     **{module.__name__.rpartition(".")[2]: module for module in (ablation, deploy, depth, figure1, robustness)},
     **{module.__name__.rpartition(".")[2]: module for module in (compile_for, stability, table1, throughput, transfer)},
+    "volumes": volumes,
     "table2": table2_page,
     "faults": faults,
 }
