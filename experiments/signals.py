@@ -40,6 +40,8 @@ OTHERS = ("LITE", "FCN", "ResNet", "InceptionTime")
 SETS = (*PUBLISHED, "BasicMotions", "JapaneseVowels")
 TARGETS = {10_000: 92.8, 100_000: 93.7}
 """Largest number of weights → mean accuracy in percent on the sets of `PUBLISHED` that such a network must reach."""
+SINGLE_TARGETS = {"JapaneseVowels": 97.0}
+"""Data set → accuracy in percent that every network must reach."""
 KEEPS = ("hide", "noise")
 """The changes that keep the label of every signal here; moving or scaling an electricity curve may change its label."""
 RECIPE = Recipe(
@@ -209,7 +211,7 @@ def markdown(rows: list[Row], name: str = "signals") -> str:
         mean = f"{statistics.mean(percents.values()):.2f}" if len(percents) == len(PUBLISHED) else ""
         lines.append({"network": network, "weights": "", "percents": percents, "mean": mean, "target": ""})
     columns: dict[str, Any] = {"network": "{network}", "weights": "{weights}"}
-    columns |= {x: partial(percent, x) for x in sets} | {"mean of five": "{mean}", "target": "{target}"}
+    columns |= {x: partial(percent, x) for x in sets} | {"mean of five": "{mean}", "targets": "{target}"}
     return results.page(rows, name, "signals", table=results.table(lines, columns), seeds=seeds)
 
 
@@ -226,16 +228,16 @@ def joint(row: Row) -> Row:
 
 
 def line(rows: list[Row]) -> Row:
-    """Returns the line of one network in the table: accuracy on each data set, and whether it reaches its target."""
-    weights, target, mean = max(row["weights"] for row in rows), "", ""
+    """Returns the line of one network in the table: accuracy on each data set, and whether it reaches its targets."""
+    weights, mean = max(row["weights"] for row in rows), ""
     percents = {row["set"]: 100 * statistics.mean(row["accuracies"]) for row in rows}
+    targets = [(percents[name], least) for name, least in SINGLE_TARGETS.items() if name in percents]
     five = [row["accuracies"] for row in rows if row["set"] in PUBLISHED]
     if len(five) == len(PUBLISHED):
         means = [100 * statistics.mean(accuracies) for accuracies in zip(*five, strict=True)]
         mean = f"{statistics.mean(means):.2f}" + (f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else "")
-        least = next((least for most, least in TARGETS.items() if weights <= most), None)
-        if least is not None:
-            target = f"{least}: {'reached' if statistics.mean(means) >= least else 'missed'}"
+        targets = [(statistics.mean(means), least) for most, least in TARGETS.items() if weights <= most][:1] + targets
+    target = ", ".join(f"{least} {'reached' if reached >= least else 'missed'}" for reached, least in targets)
     about = {"network": f"{rows[0]['architecture']} {rows[0]['channels']}", "weights": f"{weights:,}"}
     return {**about, "percents": percents, "mean": mean, "target": target}
 
