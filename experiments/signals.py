@@ -100,6 +100,8 @@ def main(config: Config) -> None:
     rows = files.read_rows(config.out.with_suffix(".jsonl"))
     recipe = dataclasses.asdict(RECIPE)
     table.rows = [row for row in rows if row["flags"] == table.flags and row["recipe"] == recipe]
+    if table.rows:
+        table.add([])  # the page of what there is
     done = [(row["set"], row["architecture"], row["channels"]) for row in table.rows]
     for channels, architecture, name in itertools.product(config.channels, config.architectures, config.sets):
         if (name, architecture, channels) not in done:
