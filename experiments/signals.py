@@ -2,7 +2,7 @@
 
 All architectures train with one recipe on data sets of the package aeon, with their official splits. The recipe was
 chosen by cross-validation inside the training splits, which `--folds` repeats. Figures that are in OUT.jsonl are not
-measured again.
+measured again, so that several runs, each with some of the networks, fill one table.
 """
 
 import dataclasses
@@ -40,6 +40,8 @@ OTHERS = ("LITE", "FCN", "ResNet", "InceptionTime")
 SETS = (*PUBLISHED, "BasicMotions", "JapaneseVowels")
 TARGETS = {10_000: 92.8, 100_000: 93.7}
 """Largest number of weights → mean accuracy in percent on the sets of `PUBLISHED` that such a network must reach."""
+SINGLE_TARGETS = {"JapaneseVowels": 97.0}
+"""Data set → accuracy in percent that every network must reach."""
 KEEPS = ("hide", "noise")
 """The changes that keep the label of every signal here; moving or scaling an electricity curve may change its label."""
 RECIPE = Recipe(
@@ -94,10 +96,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains and evaluates the networks that are not in OUT.jsonl yet, and writes the results of each at once."""
-    table = Results(config, markdown, without=("workdir",))
+    table = Results(config, markdown, without=("workdir", "sets", "architectures", "channels"))
     rows = files.read_rows(config.out.with_suffix(".jsonl"))
     recipe = dataclasses.asdict(RECIPE)
     table.rows = [row for row in rows if row["flags"] == table.flags and row["recipe"] == recipe]
+    if table.rows:
+        table.add([])  # the page of what there is
     done = [(row["set"], row["architecture"], row["channels"]) for row in table.rows]
     for channels, architecture, name in itertools.product(config.channels, config.architectures, config.sets):
         if (name, architecture, channels) not in done:
@@ -209,7 +213,7 @@ def markdown(rows: list[Row], name: str = "signals") -> str:
         mean = f"{statistics.mean(percents.values()):.2f}" if len(percents) == len(PUBLISHED) else ""
         lines.append({"network": network, "weights": "", "percents": percents, "mean": mean, "target": ""})
     columns: dict[str, Any] = {"network": "{network}", "weights": "{weights}"}
-    columns |= {x: partial(percent, x) for x in sets} | {"mean of five": "{mean}", "target": "{target}"}
+    columns |= {x: partial(percent, x) for x in sets} | {"mean of five": "{mean}", "targets": "{target}"}
     return results.page(rows, name, "signals", table=results.table(lines, columns), seeds=seeds)
 
 
@@ -226,16 +230,16 @@ def joint(row: Row) -> Row:
 
 
 def line(rows: list[Row]) -> Row:
-    """Returns the line of one network in the table: accuracy on each data set, and whether it reaches its target."""
-    weights, target, mean = max(row["weights"] for row in rows), "", ""
+    """Returns the line of one network in the table: accuracy on each data set, and whether it reaches its targets."""
+    weights, mean = max(row["weights"] for row in rows), ""
     percents = {row["set"]: 100 * statistics.mean(row["accuracies"]) for row in rows}
+    targets = [(percents[name], least) for name, least in SINGLE_TARGETS.items() if name in percents]
     five = [row["accuracies"] for row in rows if row["set"] in PUBLISHED]
     if len(five) == len(PUBLISHED):
         means = [100 * statistics.mean(accuracies) for accuracies in zip(*five, strict=True)]
         mean = f"{statistics.mean(means):.2f}" + (f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else "")
-        least = next((least for most, least in TARGETS.items() if weights <= most), None)
-        if least is not None:
-            target = f"{least}: {'reached' if statistics.mean(means) >= least else 'missed'}"
+        targets = [(statistics.mean(means), least) for most, least in TARGETS.items() if weights <= most][:1] + targets
+    target = ", ".join(f"{least} {'reached' if reached >= least else 'missed'}" for reached, least in targets)
     about = {"network": f"{rows[0]['architecture']} {rows[0]['channels']}", "weights": f"{weights:,}"}
     return {**about, "percents": percents, "mean": mean, "target": target}
 
