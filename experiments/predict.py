@@ -233,6 +233,8 @@ def _of_network(source: Path, *, is_run: bool, onnx: bool) -> Classifier:
     from lowcost import deploy
 
     loaded = runs.trained(source) if is_run else lowcost.load(source)
+    if onnx and loaded.masked:
+        raise ValueError(f"{source} has a mask, which onnxruntime does not run; leave out --runtime onnx")
     if onnx:
         folded = deploy.fold(loaded.net, loaded.variables, loaded.image_shape)
         return of_onnx(deploy.to_onnx(folded, metadata=loaded.metadata()).SerializeToString(), source)

@@ -42,7 +42,7 @@ class TrainConfig:
     folder: your images (PNG, JPEG, WebP, BMP, GIF, TIFF) in --data-dir DIR, as DIR/CLASS/*, of which --test-share
     become test images, or as DIR/train/CLASS/* and DIR/test/CLASS/*.
     arrays: your images, signals or volumes in --data-dir FILE.npz, or a folder of .npy files, with train_images,
-    train_labels and test_images, test_labels.
+    train_labels and optionally test_images, test_labels (else --test-share), and lengths of signals.
     cifar10, cifar100, stl10: the published archives, searched for in --data-dir, $LOWCOST_DATA and the user's cache."""
     architecture: Architecture = "implicit_rd"
     """The step of the network, with its equation in the paper.
@@ -71,8 +71,8 @@ class TrainConfig:
     test_share: float = 0.2
     """folder, arrays: share of the images that become test images, chosen by their content, where there are none."""
     validation_share: float = 0.0
-    """Share of the training images that become validation images, which training leaves out; folder: or DIR/val;
-    arrays: or val_images."""
+    """Share of the training images that become validation images, which training leaves out. Not needed where there
+    are some: in DIR/val of a folder, in val_images of arrays."""
     keep_best: bool = False
     """Keep the weights of the epoch that is best on the validation images, in place of those of the last epoch."""
     patience: int | None = None

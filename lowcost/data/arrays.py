@@ -81,7 +81,7 @@ def with_channels(where: str, images: NDArray, grid_axes: int | None) -> NDArray
         words = [" x ".join(map(str, points)) for points in (grid, shape[1:])]
         got = f"{rank - 1} means {KINDS[rank - 1]} of {words[0]} points with {last} channels"
         got += f", and {rank} means {KINDS[rank]} of {words[1]} points with one channel"
-        raise ValueError(f"{where} {shape}: grid_axes must be {rank - 1} or {rank}, got None; {got}")
+        raise ValueError(f"{where} {shape}: grid_axes must be {rank - 1} or {rank}, got None; add --grid-axes: {got}")
     if grid_axes is None or rank not in (grid_axes, grid_axes + 1):
         axes = "1 to 3 grid axes" if grid_axes is None else f"grid_axes {grid_axes}"
         raise ValueError(f"{where} must be [N, *grid] or [N, *grid, C] with {axes}, got {shape}; reshape them")
@@ -271,6 +271,7 @@ def _split(arrays: dict[str, NDArray], share: float, classes: tuple[str, ...], t
         valid = (image[:n].astype("<f4") for image, n in zip(arrays["images"], lengths, strict=False))
         tested = fractions(hashlib.sha256(image.tobytes()).digest() for image in valid) < share
     check_kept("test_share", share, tested, arrays["labels"], classes, task)
+    arrays = {**arrays, "rows": np.arange(len(tested))}
     parts = {"train": ~tested, "test": tested}
     return {part: {role: array[rows] for role, array in arrays.items()} for part, rows in parts.items()}
 
@@ -301,7 +302,8 @@ def _prepared(where: str, arrays: dict[str, NDArray], length: int | None) -> Spl
         images = resample(images, length, lengths)
     elif lengths is not None:
         images = with_mask(images, lengths)
-    split = Split(images, labels if labels.ndim == 1 else labels.astype(np.float32))
+    files = tuple(f"train[{row}]" for row in arrays["rows"]) if "rows" in arrays else None
+    split = Split(images, labels if labels.ndim == 1 else labels.astype(np.float32), files)
     for number, chunk in enumerate([] if unchanged else split.chunks()):
         finite = np.isfinite(chunk).reshape(len(chunk), -1).all(1)
         if not finite.all():

@@ -221,6 +221,9 @@ class Network(nn.Module):
 
 def _check_images(images, channels, kernel_size, padding):
     """Raises TypeError or ValueError unless the stencils fit the grid in every block, and a mask has features."""
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        remedy = "scale them to [0, 1] by lowcost.data.to_unit_range(images)"
+        raise TypeError(f"images must be real floating point, got {images.dtype}; {remedy}")
     check_floating("images", images)
     if padding and images.shape[-1] < 2:
         expected = "images of a masked network must have the mask as last channel after at least one other"

@@ -86,6 +86,7 @@ def test_the_split_is_by_content(tmp_path):
     tested = fractions(hashlib.sha256(image.astype("<f4").tobytes()).digest() for image in images) < 0.3
     np.testing.assert_array_equal(data.test.images[..., 0], images[tested])
     np.testing.assert_array_equal(data.train.labels, arrays["train_labels"][~tested])
+    assert data.test.files == tuple(f"train[{row}]" for row in np.flatnonzero(tested))
     held = data.hold_out(0.3)
     assert 40 < len(held.validation) < 130
     order = RNG.permutation(400)
@@ -225,7 +226,7 @@ def test_which_axes_are_the_grid(shape, grid_axes, expected, tmp_path):
         (
             (30, 6),
             None,
-            "must be 1 or 2, got None; 1 means signals of 30 points with 6 channels, and 2 means images of ",
+            "must be 1 or 2, got None; add --grid-axes: 1 means signals of 30 points with 6 channels, and 2 means images of ",
         ),
         (
             (5, 6, 7),

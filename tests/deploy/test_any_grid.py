@@ -29,7 +29,8 @@ def draw(number):
 
 
 CASES = [draw(number) for number in range(60)]
-THOROUGH = CASES[::5]  # every architecture, and grids of one, two and three axes
+THOROUGH = CASES[:35:5]  # every architecture, kind of grid and number of axes; all 60 cases would take minutes
+EXPORTED = CASES[2::5]
 
 
 def windows(n):
@@ -53,7 +54,7 @@ def sample(trained):
     return make
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in THOROUGH], ids=str)
+@pytest.mark.parametrize("case", EXPORTED, ids=str)
 def test_network_and_onnx_agree(sample, case):
     """Logits agree to 1e-4 of the largest."""
     net, variables, images = sample(*case)

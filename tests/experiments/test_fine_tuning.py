@@ -88,14 +88,14 @@ def test_a_run_starts_from_the_loaded_weights(source):
         ({"kernel_size": 5}, ("--kernel-size", 5, 3)),
         ({"steps_per_block": 2}, ("--steps-per-block", 2, 1)),
         ({"h": 0.5}, ("--h", 0.5, 1.0)),
-        ({"masked": True}, ("masked", True, False)),
+        ({"masked": True}, ("mask", "yes", "no")),
     ],
 )
 def test_weights_of_another_network_are_refused(source, change, got):
     fields = {"architecture": "implicit_rd", "width": (4, 8), "kernel_size": 3, "steps_per_block": 1, **change}
     net = network(fields.pop("architecture"), fields.pop("width"), 3, **fields)
     flag, here, there = got
-    message = f"--init-from .* must hold a network with {flag} {here}, got one with {flag} {there}; use what is there"
+    message = f"--init-from .* must hold a network with {flag} {here}, got {there}; change the flags or the data"
     with pytest.raises(ValueError, match=message):
         fine_tuning.weights(TrainConfig(init_from=str(source[0])), net, dataset("xyz"))
 
