@@ -226,7 +226,7 @@ def test_which_axes_are_the_grid(shape, grid_axes, expected, tmp_path):
         (
             (30, 6),
             None,
-            "must be 1 or 2, got None; add --grid-axes: 1 means signals of 30 points with 6 channels, and 2 means images of ",
+            "got None; add --grid-axes: 1 means signals of 30 points with 6 channels, and 2 means images of ",
         ),
         (
             (5, 6, 7),
