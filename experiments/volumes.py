@@ -39,6 +39,8 @@ MAJORITY = 0.6
 """Smallest share of a patch that its class must have."""
 GAIN, OFFSET, NOISE = 0.25, 0.2, 0.1
 """Standard deviations of the changes of a patch: logarithm of its gain, offset, and noise of each voxel."""
+PARTS: tuple[Literal["accuracy"], Literal["time"]] = ("accuracy", "time")
+"""What is measured."""
 ROUNDS = 7
 """Rounds in which the training steps alternate."""
 
@@ -49,7 +51,7 @@ class Config:
 
     architectures: tuple[Architecture, ...] = get_args(Architecture)
     """The networks."""
-    parts: tuple[Literal["accuracy", "time"], ...] = ("accuracy", "time")
+    parts: tuple[Literal["accuracy", "time"], ...] = PARTS
     """What to measure; rows of the other part stay in OUT.jsonl. The time needs a machine without other work."""
     width: tuple[int, ...] = (16, 32)
     """Channels of the blocks."""
@@ -220,7 +222,9 @@ def markdown(rows: list[Row], name: str = "volumes") -> str:
         for figure in ("weights", "step_milliseconds"):
             row[f"{figure}_ratio"] = row[figure] / base[figure] if row[figure] and base.get(figure) else None
         row["accuracy"] = row["test_accuracy"] and accuracy(row)
-    return page(rows, name, "volumes", networks=list(networks.values()))
+    devices = {part: ", ".join(sorted({row["device"] for row in rows if row["part"] == part})) for part in PARTS}
+    on = {"trained_on": devices["accuracy"] or "none yet", "timed_on": devices["time"] or "none yet"}
+    return page(rows, name, "volumes", networks=list(networks.values()), **on)
 
 
 if __name__ == "__main__":

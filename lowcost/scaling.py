@@ -1,6 +1,6 @@
 """Scales the numbers of images, signals and volumes, for NumPy and JAX alike; imports NumPy only."""
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,21 @@ def to_unit_range(images: Images) -> Images:
         raise TypeError(f"images must be (u)int8, (u)int16 or real floating point, got {dtype}; {remedy}")
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     return (images.astype(np.float32) - low) / (high - low)
+
+
+def are_moments(moments: Any, count: int | None = None) -> bool:
+    """Returns whether these are finite means and as many finite deviations above 0: `count` of each, or at least one.
+
+    Args:
+        moments: (means, deviations), or anything else.
+        count: number of means.
+    """
+    try:
+        numbers = np.asarray(moments)
+    except ValueError:  # rows of different lengths
+        return False
+    fits = numbers.ndim == 2 and len(numbers) == 2 and numbers.shape[1] == (count or max(1, numbers.shape[1]))
+    return bool(fits and numbers.dtype.kind in "iuf" and np.isfinite(numbers).all() and (numbers[1] > 0).all())
 
 
 def to_standard_units(images: Images, moments: Moments, masked: bool = False) -> Images:

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcost.data.dataset import Dataset, Split, Task, check_kept, check_task, warn_absent
+from lowcost.data.dataset import PARTS, Dataset, Split, Task, check_kept, check_task, warn_absent
 from lowcost.data.labels import VALUE_LIMIT, standardise
 from lowcost.data.splitting import check_share, fractions, warn_copies
 from lowcost.terminal import first_line, printable, warn
 
-PARTS = {"train": "train", "test": "test", "val": "validation"}
-"""Part of a name → split."""
 ROLES = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "lengths": ("{}_lengths", "lengths_{}")}
 """What an array holds → its names, where {} is the part."""
 FORM = "an .npz file, or a folder of .npy files, with numeric arrays"
@@ -122,7 +120,7 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
         arrays["images"] = with_channels(f"{printable(path)}: {part} images", arrays["images"], grid_axes)
         _check_images(f"{printable(path)}: {part}", arrays, length)
     labelled = {part: (f"{printable(path)}: {part} labels", arrays["labels"]) for part, arrays in parts.items()}
-    classes, labels = (_class_labels if task == "classes" else _numbers)(labelled, names, task)
+    classes, labels = _class_labels(labelled, names) if task == "classes" else _numbers(labelled, names, task)
     for part, arrays in parts.items():
         arrays["labels"] = labels[part]
     if "test" not in parts:
@@ -206,7 +204,7 @@ def _strings(path: Path, contents: Mapping[str, NDArray], name: str) -> tuple[st
 
 
 def _class_labels(
-    labelled: Mapping[str, tuple[str, NDArray]], classes: tuple[str, ...], task: Task
+    labelled: Mapping[str, tuple[str, NDArray]], classes: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, NDArray]]:
     """Returns the names of the classes, and part → the class of each example, int32 [N]."""
     columns = {}

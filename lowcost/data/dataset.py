@@ -19,6 +19,8 @@ Task = Literal["classes", "tags", "values"]
 """One class per image; any number of tags per image; or several numbers per image (regression)."""
 Change = Literal["flip", "shift", "hide", "scale", "noise"]
 """A change of an image: flipped; shifted, cropped or resized; partly hidden; multiplied by a number; with noise."""
+PARTS = {"train": "train", "test": "test", "val": "validation"}
+"""Name of a part in folders and arrays → split."""
 PHOTOGRAPHS: tuple[Change, ...] = ("flip", "shift", "hide")
 """The changes that keep the label of a photograph."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "float32")

@@ -12,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate, cached
-from lowcost.data.dataset import PHOTOGRAPHS, Dataset, Split, Task, check_kept, check_task, warn_absent
+from lowcost.data.dataset import PARTS, PHOTOGRAPHS, Dataset, Split, Task, check_kept, check_task, warn_absent
 from lowcost.data.decoding import MAX_PIXELS, file_digests, read_images
 from lowcost.data.labels import LABELS, Labelled, read_tables, standardise
 from lowcost.data.listing import SUFFIXES, Entries, list_images, report_left_out
 from lowcost.data.splitting import check_share, fractions, warn_copies
 from lowcost.terminal import printable
 
-PARTS = {"train": "train", "test": "test", "val": "validation"}
-"""Folder → split."""
 LAYOUT = "data_dir must hold train/<class>/ and test/<class>/ with images, or <class>/ alone"
 CACHE_FORMAT = 1
 """Must increase when the same files result in other pixels."""

@@ -20,7 +20,8 @@ from numpy.typing import DTypeLike
 from lowcost import disk
 from lowcost.arguments import check_choice
 from lowcost.data.dataset import DTYPES, Task
-from lowcost.nn.networks import ARCHITECTURES, Moments, Network, block_channels, network
+from lowcost.nn.networks import ARCHITECTURES, Network, block_channels, network
+from lowcost.scaling import Moments, are_moments
 from lowcost.terminal import first_line
 
 LONGEST = 2**20
@@ -75,7 +76,7 @@ class Loaded:
             raise ValueError(f"classes must be {outputs} names, one per output, got {list(self.classes)}; name each")
         if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
             raise ValueError(f"temperature must be finite and above 0, got {self.temperature}; the default is 1.0")
-        if self.scale is not None and not _is_scale(self.scale, outputs):
+        if self.scale is not None and not are_moments(self.scale, outputs):
             expected = f"{outputs} finite means and deviations above 0"
             raise ValueError(f"scale must be {expected}, got {self.scale}; pass one of each per value")
         check_choice("dtype", self.dtype, DTYPES)
@@ -289,12 +290,6 @@ def _options(net: Network) -> dict[str, Any]:
         problem = f"net must be made by lowcost.nn.network, got steps {net.step!r}"
         raise ValueError(f"{problem}; save keeps no networks with steps of your own")
     return options
-
-
-def _is_scale(scale: Any, outputs: int) -> bool:
-    numbers = np.asarray(scale)
-    shape_fits = numbers.shape == (2, outputs) and np.issubdtype(numbers.dtype, np.number)
-    return bool(shape_fits and np.isfinite(numbers).all() and (numbers[1] > 0).all())
 
 
 def variable_shapes(net: Network, image_shape: Sequence[int]) -> dict[str, Any]:

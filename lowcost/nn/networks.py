@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lowcost.arguments import check_choice, check_floating, check_time_step, promote
 from lowcost.nn import steps
@@ -17,6 +16,7 @@ from lowcost.nn.initializers import Initializer, opening_normal
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
 from lowcost.nn.steps import on_valid
 from lowcost.nn.transitions import Classifier, Connecting, Opening, Standardization
+from lowcost.scaling import Moments, are_moments
 
 Architecture = Literal[
     "resnet", "mobilenet", "linear_mix", "explicit_rd", "implicit_rd", "circulant_rd", "implicit_circulant_rd"
@@ -39,9 +39,6 @@ Width = Literal["A", "B", "C"]
 
 WIDTHS: dict[Width, tuple[int, ...]] = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 """The channels of each block, by width."""
-
-Moments = tuple[Sequence[float], Sequence[float]]
-"""Means and standard deviations, one of each per channel."""
 
 
 def network(
@@ -120,21 +117,11 @@ def _checked(moments):
     """Returns the moments as tuples of floats, or raises ValueError."""
     if moments is None:
         return None
-    try:
-        numbers = np.asarray(moments, np.float64)
-    except (TypeError, ValueError):  # no numbers, or rows of different lengths
-        numbers = np.zeros(0)
-    if (
-        numbers.ndim != 2
-        or len(numbers) != 2
-        or not numbers.size
-        or not np.isfinite(numbers).all()
-        or min(numbers[1]) <= 0
-    ):
+    if not are_moments(moments):
         expected = "moments must be finite means and as many finite deviations above 0, one per channel"
         raise ValueError(f"{expected}, got {moments}; a constant channel takes a deviation of 1")
-    means, deviations = numbers.tolist()
-    return tuple(means), tuple(deviations)
+    means, deviations = (tuple(map(float, numbers)) for numbers in moments)
+    return means, deviations
 
 
 def _whole_numbers(**counts):
