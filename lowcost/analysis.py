@@ -170,6 +170,36 @@ def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array
     return jnp.fft.fftshift(response, axes)
 
 
+def green_radius(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array) -> jax.Array:
+    """√(Σ_x |x|² g_x / Σ_x g_x) for the Green's function g of an unbounded grid: the reach of the implicit step (11).
+
+    Estimated by √(Σ_i 2 (ĝ_0 / ĝ_{k_i} - 1) / k_i²) from the lowest frequency k_i = 2π / n_i of each axis of this grid,
+    so that it does not depend on where g wraps around.
+
+    Args:
+        stencil: θ, real, [*window, C].
+        grid: points per axis.
+        h: time step, h ≥ 0.
+
+    Returns:
+        Radius in pixels, [C]; 0 if the diffusion damps the mean more than the lowest frequencies.
+
+    Raises:
+        TypeError, ValueError: as in `green_function`.
+
+    Example:
+        >>> difference = jnp.array([0.0, -1.0, 1.0])[:, None]
+        >>> print(green_radius(difference, (64,), h=32.0).round(1))  # √(2h)
+        [8.]
+    """
+    check_time_step(h)
+    z = h * squared_modulus(symbol(stencil, grid))  # g is 1 / (1 + z)
+    mean = z[(0,) * len(grid)][None]
+    lowest = jnp.stack([z[tuple(e)] for e in np.eye(len(grid), dtype=int)])  # [axes, C]
+    squares = 2 * (lowest - mean) / (1 + mean) * (np.array(grid)[:, None] / (2 * np.pi)) ** 2
+    return jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=0), 0))
+
+
 def green_tail(green: jax.Array) -> jax.Array:
     """t_r = Σ |g_x| over |x|_∞ > r: how much of a Green's function lies outside the box of (2r + 1)^d points.
 

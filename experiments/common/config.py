@@ -100,6 +100,9 @@ class TrainConfig:
     """Points of the stencils per axis."""
     h: float = 1.0
     """Time step; mobilenet has none."""
+    reach: float = 0.0
+    """How many pixels of its grid an implicit step couples before training, the radius of its Green's function.
+    0: less than one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the features; weights, statistics and sums stay float32."""
     remat: bool = False

@@ -289,6 +289,7 @@ def _options(net: Network) -> dict[str, Any]:
     if made is None or (made.step, made.kernel_size) != (net.step, net.kernel_size):
         problem = f"net must be made by lowcost.nn.network, got steps {net.step!r}"
         raise ValueError(f"{problem}; save keeps no networks with steps of your own")
+    options.pop("reach", None)  # it only sets weights that the file has; earlier versions do not know it
     return options
 
 

@@ -1,4 +1,4 @@
-"""Initial stencils for which every step starts stable; the paper does not state its own.
+"""Initial stencils for which every step starts stable, or implicit steps far-reaching; the paper states none.
 
 If a normalisation follows an operator, the operator's size does not matter, because the normalisation divides it out.
 It matters in two places. The diffusion of the reaction-diffusion steps must not exceed the explicit limit
@@ -18,6 +18,9 @@ from jax.nn.initializers import he_normal, variance_scaling
 from numpy.typing import ArrayLike
 
 Initializer = Callable[..., jax.Array]
+
+NOISE = 0.5
+"""Norm of the noise of `reaching_stencil`, relative to the first moment."""
 
 opening_normal: Initializer = he_normal()
 """θ [*window, C_in, C_out] of K(θ), with variance 2 / fan-in."""
@@ -74,6 +77,51 @@ def stable_shared_stencil(h: float = 1.0) -> Initializer:
         along_channels = jnp.abs(jnp.fft.fft(φ / math.sqrt(shape[-1]), axis=-1))
         bound = jnp.max(jnp.sum(along_channels, axis=range(len(shape) - 1)))
         return φ * jnp.minimum(1.0, _largest(h) / bound).astype(dtype)
+
+    return init
+
+
+def reaching_stencil(h: float, reach: float) -> Initializer:
+    """θ with Σ_j θ_j = 0 and |Σ_j j θ_j| = reach / √(2h): the implicit step (11) starts with this reach, in pixels.
+
+    With m = Σ_j j θ_j, λ_k = i k·m + O(|k|²). The Green's function 1 / (1 + h|λ|²) = 1 - h (k·m)² + O(|k|⁴) has the sum
+    1 and on an unbounded grid the root-mean-square radius √(2h)·|m|, see `lowcost.analysis.green_radius`. Each channel
+    diffuses along a direction of its own, sampled at random. Noise without mean and first moment makes it diffuse in
+    the other directions too. h·max|λ|² is then about 0.4 to 3 times reach²; the explicit limit is 2.
+
+    For a circulant stencil φ = θ·√C, the radius is the root mean square over the frequencies along the channels.
+
+    Args:
+        h: the time step for which the stencil is used, h > 0.
+        reach: radius of the Green's function, in pixels, above 0. On a grid of n points, a reach of n / 4 couples
+            nearly all pixels.
+
+    Returns:
+        An initialiser (key, shape [*window, C], dtype) → θ.
+
+    Raises:
+        ValueError: h or reach is not finite or not above 0; by the initialiser, for a window with fewer than 3 points.
+    """
+    for name, value in (("h", h), ("reach", reach)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be finite and above 0, got {value}; e.g. h=1.0, reach=4.0")
+
+    def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+        *window, channels = shape
+        if min(window, default=0) < 3:
+            expected = "stencil must have at least 3 points per axis for a reach above 0"
+            raise ValueError(f"{expected}, got shape {list(shape)}; use a kernel_size of 3 or more")
+        j = np.indices(window).reshape(len(window), -1).T - np.array(window) // 2  # [points, axes]
+        units = np.eye(len(window))
+        differences = np.stack([((j == e).all(1) - 1.0 * (j == -e).all(1)) / 2 for e in units], axis=-1)
+        size = np.exp(-(j**2).sum(1, keepdims=True))  # of the noise: large far weights would change the radius
+        key_m, key_noise = jax.random.split(key)
+        m = jax.random.normal(key_m, (len(window), channels))
+        m = m / jnp.linalg.norm(m, axis=0, keepdims=True)
+        noise = size * jax.random.normal(key_noise, (len(j), channels))
+        noise = NOISE / np.linalg.norm(size) * (noise - size / size.sum() * noise.sum(0, keepdims=True))
+        θ = noise + differences @ (m - j.T @ noise)
+        return (reach / math.sqrt(2 * h) * θ).reshape(shape).astype(dtype)
 
     return init
 

@@ -150,8 +150,10 @@ class ImplicitDiffusion(_Layer):
     Attributes:
         features, kernel_size, use_bias, dtype, param_dtype, bias_init: as in every layer of this module.
         padding: "CIRCULAR" only, because the inverse is diagonal only on the periodic grid.
-        h: time step; the larger h is, the farther a pixel reaches.
-        kernel_init: initialiser of θ; None means `lowcost.nn.initializers.stable_stencil(h)`.
+        h: time step. The Green's function has a radius of √(2h)·|Σ_j j θ_j| pixels if Σ_j θ_j = 0.
+        reach: this radius before training, by `lowcost.nn.initializers.reaching_stencil`; 0 for `stable_stencil(h)`,
+            whose radius is below one pixel for every h.
+        kernel_init: initialiser of θ, in place of the two.
 
     Raises:
         TypeError, ValueError: as in `Depthwise`; ValueError also for h negative or not finite.
@@ -159,6 +161,7 @@ class ImplicitDiffusion(_Layer):
 
     padding: Padding = "CIRCULAR"
     h: float = 1.0
+    reach: float = 0.0
     kernel_init: Initializer | None = None
 
     @nn.compact
@@ -166,6 +169,6 @@ class ImplicitDiffusion(_Layer):
         """[..., *grid, features] → the same shape."""
         check_choice("padding", self.padding, ("CIRCULAR",))
         check_time_step(self.h)
-        init = self.kernel_init or initializers.stable_stencil(self.h)
-        stencil = self._stencil(init)
+        init = initializers.reaching_stencil(self.h, self.reach) if self.reach else initializers.stable_stencil(self.h)
+        stencil = self._stencil(self.kernel_init or init)
         return self._apply(partial(depthwise_resolvent, h=self.h), inputs, stencil)

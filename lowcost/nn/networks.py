@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lowcost.arguments import check_choice, check_floating, check_time_step, promote
 from lowcost.nn import steps
-from lowcost.nn.initializers import Initializer, opening_normal
+from lowcost.nn.initializers import Initializer, opening_normal, reaching_stencil
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
 from lowcost.nn.steps import on_valid
 from lowcost.nn.transitions import Classifier, Connecting, Opening, Standardization
@@ -47,6 +47,7 @@ def network(
     num_classes: int,
     *,
     h: float = 1.0,
+    reach: float = 0.0,
     kernel_size: int = 3,
     steps_per_block: int = 4,
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -64,6 +65,8 @@ def network(
             block to block.
         num_classes: number of outputs of the classifier.
         h: time step; "mobilenet" has none, Eq. (13).
+        reach: how many pixels of its grid an implicit step couples before training, the radius of its Green's function;
+            0 for less than one. Only "implicit_rd" and "implicit_circulant_rd" have it.
         kernel_size: number of points of the stencils per axis.
         steps_per_block: number of steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
@@ -89,8 +92,9 @@ def network(
 
     Raises:
         TypeError: dtype is not real floating point.
-        ValueError: unknown architecture or width, a count below one, h negative or given to "mobilenet", moments that
-            are not finite, or a deviation that is not above 0.
+        ValueError: unknown architecture or width, a count below one, h negative or given to "mobilenet", reach negative
+            or given to an architecture without implicit steps, moments that are not finite, or a deviation that is not
+            above 0.
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -105,9 +109,15 @@ def network(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
     check_time_step(h)
-    options = {"h": h} if "h" in ARCHITECTURES[architecture].__dataclass_fields__ else {}
-    if not options and h != 1:
+    accepted = ARCHITECTURES[architecture].__dataclass_fields__
+    if "h" not in accepted and h != 1:
         raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
+    if "reach" not in accepted and reach:
+        expected = f"reach must be 0 for {architecture!r}, whose steps are not implicit (Eq. 11)"
+        raise ValueError(f"{expected}, got {reach}; use 'implicit_rd'")
+    if reach:
+        reaching_stencil(h, reach)  # raises ValueError
+    options = ({"h": h} if "h" in accepted else {}) | ({"reach": reach} if reach else {})
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     sizes = (channels, num_classes, kernel_size, steps_per_block)
     return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked)

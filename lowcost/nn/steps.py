@@ -24,6 +24,7 @@ from flax.linen.initializers import lecun_normal
 from lowcost.arguments import promote
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
+from lowcost.nn.initializers import Initializer
 from lowcost.operators.circulant import circulant_diffusion, circulant_resolvent
 from lowcost.operators.depthwise import depthwise, depthwise_diffusion, depthwise_resolvent
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
@@ -247,9 +248,13 @@ class _ReactionDiffusion(nn.Module):
         if y is None:
             weights: jax.Array = self.get_variable("params", name)
         else:
-            init = initializers.stable_shared_stencil if self._circulant else initializers.stable_stencil
-            weights = self.param(name, init(self.h), (*_window(self, y), y.shape[-1]))
+            weights = self.param(name, self._stencil_init(), (*_window(self, y), y.shape[-1]))
         return weights / math.sqrt(weights.shape[-1]) if self._circulant else weights
+
+    @nn.nowrap
+    def _stencil_init(self) -> Initializer:
+        """Returns the initialiser of "stencil" or "shared_stencil"."""
+        return (initializers.stable_shared_stencil if self._circulant else initializers.stable_stencil)(self.h)
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -283,15 +288,26 @@ class ExplicitRDStep(_ReactionDiffusion):
     """
 
 
-class ImplicitRDStep(_ReactionDiffusion):
+class _ImplicitReactionDiffusion(_ReactionDiffusion):
+    """The step of Eq. (11), whose first stencils may be as large as the wanted reach demands."""
+
+    reach: float = 0.0
+    _integrator = "imex_euler"
+
+    @nn.nowrap
+    def _stencil_init(self) -> Initializer:
+        return initializers.reaching_stencil(self.h, self.reach) if self.reach else super()._stencil_init()
+
+
+class ImplicitRDStep(_ImplicitReactionDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_dw: Eq. (11). Its linear part is stable for every h and θ.
 
     Attributes:
         h: time step.
         kernel_size: points of the stencil per axis.
+        reach: radius of the Green's function before training, in pixels, by `initializers.reaching_stencil`; 0 for
+            `initializers.stable_stencil`, whose radius is below one pixel.
     """
-
-    _integrator = "imex_euler"
 
 
 class CirculantRDStep(_ReactionDiffusion):
@@ -308,18 +324,17 @@ class CirculantRDStep(_ReactionDiffusion):
     _circulant = True
 
 
-class ImplicitCirculantRDStep(_ReactionDiffusion):
+class ImplicitCirculantRDStep(_ImplicitReactionDiffusion):
     """(I + h KᵀK)⁻¹ (y + h σ(N(M y))) with K = K_circ: Eq. (11) with the operator of Eq. (12); not in the paper.
 
     Its linear part is stable for every h and θ, and couples all pixels and all channels in one step. The parameter
     "shared_stencil" is φ = θ·√C for the stencil θ of K_circ, as in `CirculantRDStep`.
 
     Attributes:
-        h: time step.
-        kernel_size: points of the stencil per axis.
+        h, kernel_size, reach: as in `ImplicitRDStep`.
     """
 
-    _integrator, _circulant = "imex_euler", True
+    _circulant = True
 
 
 def _mirrored(stencil, channel_axes=1):

@@ -95,7 +95,8 @@ def test_a_file_gives_back_what_was_saved(trained, architecture, tmp_path):
 
 def test_what_a_network_computes_only_in_training_is_not_saved(trained, content, tmp_path):
     net, variables = trained("implicit_rd", (8, 8, 3))
-    other = net.clone(remat=True, opening_init=initializers.depthwise_normal)
+    far = network("implicit_rd", (4, 8), 5, h=net.step.keywords["h"], reach=4.0)
+    other = net.clone(step=far.step, remat=True, opening_init=initializers.depthwise_normal)
     lowcost.save(tmp_path / "net.safetensors", other, variables, **ABOUT, card={"seed": "3"})
     assert (tmp_path / "net.safetensors").read_bytes() == content
 

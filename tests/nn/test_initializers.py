@@ -1,13 +1,14 @@
-"""The whitened opening: its responses to image patches have variance 1 and no correlation."""
+"""The whitened opening, whose responses have variance 1 and no correlation, and stencils with a given reach."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowcost import fully_coupled
-from lowcost.nn import network
-from lowcost.nn.initializers import patch_whitening
+from lowcost import circulant_symbol, fully_coupled, squared_modulus, symbol
+from lowcost.analysis import green_function, green_radius
+from lowcost.nn import bound_layers, network
+from lowcost.nn.initializers import patch_whitening, reaching_stencil
 
 RNG = np.random.default_rng(0)
 
@@ -50,3 +51,59 @@ def test_a_network_starts_with_it():
     net = network("explicit_rd", (4,), 2, steps_per_block=1, opening_init=init)
     weights = jax.jit(net.init)(jax.random.key(0), images)["params"]["opening"]["stencil"]
     np.testing.assert_allclose(weights, init(jax.random.key(9), (5, 5, 3, 4)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("window", [(3,), (4,), (7,), (3, 3), (5, 4), (7, 7), (3, 3, 3), (5, 5, 5)], ids=str)
+def test_the_implicit_step_starts_with_the_wanted_reach(window):
+    """Within 20 % for every channel, on grids of four times the reach; stencils have mean 0, whatever the sample."""
+    for h, reach in ((1.0, 2.0), (0.3, 4.0), (30.0, 8.0)):
+        grid = tuple(max(m, int(4 * reach)) for m in window)
+        for seed in range(3 if len(window) < 3 else 1):
+            stencil = reaching_stencil(h, reach)(jax.random.key(seed), (*window, 16))
+            np.testing.assert_allclose(green_radius(stencil, grid, h), reach, rtol=0.2)
+            np.testing.assert_allclose(stencil.sum(range(len(window))), 0, atol=1e-5 * reach)
+            largest = h * squared_modulus(symbol(stencil, grid)).max()
+            assert 0.4 * reach**2 < largest < 3 * reach**2
+
+
+def test_the_radius_is_that_of_the_green_function():
+    """√(Σ |x|² g / Σ g) summed over a grid on which g does not wrap around."""
+    stencil, grid = reaching_stencil(2.0, 3.0)(jax.random.key(0), (3, 3, 8)), (64, 96)
+    green = np.asarray(green_function(stencil, grid, 2.0), np.float64)
+    squares = sum((x - n // 2) ** 2 for x, n in zip(np.indices(grid), grid, strict=True))
+    expected = np.sqrt((squares[..., None] * green).sum((0, 1)) / green.sum((0, 1)))
+    np.testing.assert_allclose(expected, 3, rtol=1e-2)
+    np.testing.assert_allclose(green_radius(stencil, grid, 2.0), expected, rtol=1e-2)
+
+
+def test_the_circulant_stencil_reaches_as_far_over_all_channel_frequencies():
+    """The mean square over the frequencies along the channels is the square of the reach."""
+    shared = reaching_stencil(1.0, 4.0)(jax.random.key(0), (3, 3, 32))
+    z = np.asarray(squared_modulus(circulant_symbol(shared / np.sqrt(32), (64, 64))))
+    squares = 2 * (z[1, 0] + z[0, 1]) * (64 / (2 * np.pi)) ** 2
+    np.testing.assert_allclose(np.sqrt(squares.mean()), 4, rtol=0.02)
+
+
+@pytest.mark.parametrize("architecture", ["implicit_rd", "implicit_circulant_rd"])
+def test_networks_start_with_the_wanted_reach(architecture):
+    """Every step of a network, in bfloat16 as well, whose logits stay finite; other weights do not change."""
+    net = network(architecture, (4, 8), 3, steps_per_block=1, reach=4.0, dtype=jnp.bfloat16)
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
+    variables = net.init(jax.random.key(0), images)
+    for layer in bound_layers(net, variables, (16, 16, 1)):
+        if "step" in layer.name and architecture == "implicit_rd":
+            stencil = layer.module.get_variable("params", "stencil")
+            np.testing.assert_allclose(green_radius(stencil, (64, 64), 1.0), 4, rtol=0.02)
+    logits, _ = net.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert np.isfinite(logits).all()
+    usual = network(architecture, (4, 8), 3, steps_per_block=1).init(jax.random.key(0), images)
+    changed = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: bool((a != b).any()), variables, usual))
+    names = {jax.tree_util.keystr(path): differs for path, differs in changed}
+    assert all(differs == ("step" in name and "stencil" in name) for name, differs in names.items())
+
+
+def test_a_reach_needs_three_points():
+    with pytest.raises(
+        ValueError, match=r"stencil must have at least 3 points .*got shape \[3, 2, 4\]; use a kernel_size"
+    ):
+        reaching_stencil(1.0, 2.0)(jax.random.key(0), (3, 2, 4))

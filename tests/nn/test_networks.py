@@ -146,6 +146,13 @@ def test_bad_networks_are_refused(arguments, message):
         ("explicit_rd", {"steps_per_block": 0}, "steps_per_block must be a whole number of at least 1, got 0"),
         ("explicit_rd", {"kernel_size": 0}, "kernel_size must be a whole number of at least 1, got 0"),
         ("explicit_rd", {"h": -1.0}, "h must be a finite time step ≥ 0, got -1"),
+        (
+            "explicit_rd",
+            {"reach": 4.0},
+            "reach must be 0 for 'explicit_rd', .* got 4.0; use 'implicit_rd'",
+        ),
+        ("implicit_rd", {"reach": -1.0}, "reach must be finite and above 0, got -1.0"),
+        ("implicit_rd", {"reach": 1.0, "h": 0.0}, "h must be finite and above 0, got 0.0"),
         ("mobilenet", {"h": 0.5}, r"h must be 1 for 'mobilenet', .* \(Eq. 13\), got 0.5"),
     ],
 )
