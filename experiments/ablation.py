@@ -1,14 +1,15 @@
-"""What each ingredient of the fast recipe is worth: `python -m experiments.ablation folder --data-dir DIR`.
+"""What the parts of a training run are worth: `python -m experiments.ablation folder --data-dir DIR`.
 
-Trains network A with the fast recipe, with one ingredient of it replaced at a time, and with the paper's recipe.
-Finished runs are skipped, stopped ones resume. Ingredients that act only after more epochs are left out.
+Trains network A with the fast recipe, and then with changes to it. The study `recipe` replaces one ingredient of the
+recipe at a time; `reach` changes how far the implicit steps reach. Finished runs are skipped, stopped ones resume.
+Ingredients that act only after more epochs are left out.
 """
 
 import dataclasses
 import json
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -17,8 +18,10 @@ from experiments.common.config import Architecture, DatasetName, RecipeName, Tra
 from experiments.common.results import Columns, Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
-VARIANTS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
-"""The fast recipe with one ingredient changed, and both recipes unchanged."""
+Study = Literal["recipe", "reach"]
+
+VARIANTS: dict[Study, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+"""For each study, the run with the fast recipe, and the changes of the others: ingredients, or fields of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Config:
     """arrays: number of axes of the grid, as in training."""
     length: int | None = None
     """arrays: resample every signal to this number of points, as in training."""
+    study: Study = "recipe"
+    """What changes. recipe: one ingredient of the fast recipe. reach: the reach of the implicit steps, the points of
+    their stencils, and the time step."""
     architecture: Architecture = "implicit_rd"
     """Network, as in training."""
     train_images: int | None = None
@@ -58,33 +64,37 @@ def main(config: Config) -> int:
     def report(run: TrainConfig) -> None:
         result = Result(run.directory() / "result.json")
         del result["recipe"], result["peak_memory_gib"]  # the memory is that of all variants before, too
-        about = {"variant": names[run], "images": config.images or config.dataset}
+        about = {"study": config.study, "variant": names[run], "images": config.images or config.dataset}
         results.add([{**about, "flags": f"{config.dataset} {results.flags}", **result}])
 
-    fast, *others = runs.values()
-    # nothing can be compared with a fast recipe that failed
-    return training.run_all([fast], training.run, report) or training.run_all(others, training.run, report)
+    first, *others = runs.values()
+    # nothing can be compared with a first run that failed
+    return training.run_all([first], training.run, report) or training.run_all(others, training.run, report)
 
 
 def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
     """Returns the run and the recipe of each variant."""
-    group = f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
+    group = "" if config.study == "recipe" else f"{config.study}-"
+    group += f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
     group += "" if config.train_images is None else f"-{config.train_images}images"
     group += "" if config.length is None else f"-{config.length}points"
-    runs = {}
-    for name, changes in VARIANTS.items():
+    fields, runs = {field.name for field in dataclasses.fields(TrainConfig)}, {}
+    for name, changes in VARIANTS[config.study].items():
         base: RecipeName = "paper" if name == "paper" else "fast"
         if {"matrix_decay", "hidden"} & changes.keys() and config.epochs <= recipes.RECIPES[base].late:
             continue
         workdir = config.workdir / group / name.replace(" ", "-")
-        run = derived(config, recipe=base, evaluate_every=config.epochs, workdir=workdir)
-        runs[name] = run, dataclasses.replace(recipes.RECIPES[base], **changes)
+        of_run = {field: value for field, value in changes.items() if field in fields}
+        run = derived(config, **{"recipe": base, "evaluate_every": config.epochs, "workdir": workdir, **of_run})
+        ingredients = {field: value for field, value in changes.items() if field not in fields}
+        runs[name] = run, dataclasses.replace(recipes.RECIPES[base], **ingredients)
     return runs
 
 
 def markdown(rows: list[Row], name: str = "ablation") -> str:
-    """Returns the page: each variant beside the fast recipe, the first row; and the variants that are missing."""
+    """Returns the page: each variant beside the first one of its study; and the variants that are missing."""
     first = rows[0]
+    study: Study = first.get("study", "recipe")
 
     def difference(row: Row) -> str:
         pairs = zip(row["test_accuracies"], first["test_accuracies"], strict=True)
@@ -92,10 +102,11 @@ def markdown(rows: list[Row], name: str = "ablation") -> str:
         error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
         return "" if row is first else f"{mean(values):+.2f}{error}"
 
-    columns: Columns = {"recipe": "{variant}", "test accuracy": accuracy, "difference": difference}
-    missing = [variant for variant in VARIANTS if variant not in {row["variant"] for row in rows}]
+    columns: Columns = {study: "{variant}", "weights": "{weights:,}"} if study == "reach" else {study: "{variant}"}
+    columns = {**columns, "test accuracy": accuracy, "difference": difference}
+    missing = [variant for variant in VARIANTS[study] if variant not in {row["variant"] for row in rows}]
     note = f"\n\nNot measured: {', '.join(missing)}." if missing else ""
-    parts = {"seeds": len(first["test_accuracies"]), "table": table(rows, columns) + note}
+    parts = {"seeds": len(first["test_accuracies"]), "study": study, "table": table(rows, columns) + note}
     return page(rows, name, "ablation", **parts)
 
 

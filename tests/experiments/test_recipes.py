@@ -250,7 +250,7 @@ def test_short_signals_are_not_lost():
 
 
 def test_every_variant_differs_from_the_fast_recipe_in_one_ingredient():
-    for name, changes in VARIANTS.items():
+    for name, changes in VARIANTS["recipe"].items():
         varied = dataclasses.replace(RECIPES["fast"], **changes)
         assert len(changes) == (0 if name in ("fast", "paper") else 1)
         assert (varied == RECIPES["fast"]) == (not changes)
@@ -268,6 +268,18 @@ def test_a_variant_that_so_few_epochs_cannot_show_is_left_out():
     assert set(long) - set(short) == {"no late decay of the matrices", "light augmentation to the end"}
     directories = {config.directory() for runs in (short, long) for config, _ in runs.values()}
     assert len(directories) == len(short) + len(long)
+
+
+def test_the_study_of_reach_changes_the_network_alone():
+    """Each with the fast recipe, in directories and with names of their own."""
+    runs = variants(Config(study="reach"))
+    assert all(recipe == RECIPES["fast"] for _, recipe in runs.values())
+    assert runs["reach 4, 5x5"][0].reach == 4
+    assert runs["reach 4, 5x5"][0].kernel_size == 5
+    assert runs["explicit"][0].architecture == "explicit_rd"
+    both = [*runs.values(), *variants(Config()).values()]
+    assert len({config.directory() for config, _ in both}) == len(both)
+    assert len({dataclasses.replace(config, workdir=None) for config, _ in runs.values()}) == len(runs)
 
 
 def test_the_table_compares_seed_by_seed():
