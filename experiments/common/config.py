@@ -100,6 +100,9 @@ class TrainConfig:
     """Points of the stencils per axis."""
     h: float = 1.0
     """Time step; mobilenet has none."""
+    boundary: Literal["periodic", "symmetric"] = "periodic"
+    """implicit_rd, implicit_circulant_rd: what lies outside the grid of the diffusion. periodic: the opposite edge.
+    symmetric: the mirror image."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the features; weights, statistics and sums stay float32."""
     remat: bool = False

@@ -4,13 +4,13 @@ import itertools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_choice, check_floating, check_time_step, promote
+from lowcost.arguments import ResolventBoundary, check_choice, check_floating, check_time_step, promote
 from lowcost.nn import steps
 from lowcost.nn.initializers import Initializer, opening_normal
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
@@ -48,6 +48,7 @@ def network(
     *,
     h: float = 1.0,
     kernel_size: int = 3,
+    boundary: ResolventBoundary = "periodic",
     steps_per_block: int = 4,
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
@@ -65,6 +66,8 @@ def network(
         num_classes: number of outputs of the classifier.
         h: time step; "mobilenet" has none, Eq. (13).
         kernel_size: number of points of the stencils per axis.
+        boundary: of the diffusion in implicit steps, "periodic" as in the paper, or "symmetric", with which it does not
+            couple opposite edges (`lowcost.depthwise_resolvent`). All other stencils of the network stay periodic.
         steps_per_block: number of steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
@@ -89,8 +92,9 @@ def network(
 
     Raises:
         TypeError: dtype is not real floating point.
-        ValueError: unknown architecture or width, a count below one, h negative or given to "mobilenet", moments that
-            are not finite, or a deviation that is not above 0.
+        ValueError: unknown architecture, width or boundary, a count below one, h negative or given to "mobilenet", a
+            boundary for an architecture without implicit steps, moments that are not finite, or a deviation that is
+            not above 0.
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -105,9 +109,15 @@ def network(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
     check_time_step(h)
-    options = {"h": h} if "h" in ARCHITECTURES[architecture].__dataclass_fields__ else {}
+    options: dict[str, Any] = {"h": h} if "h" in ARCHITECTURES[architecture].__dataclass_fields__ else {}
     if not options and h != 1:
         raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
+    check_choice("boundary", boundary, get_args(ResolventBoundary))
+    if boundary != "periodic":
+        if "implicit" not in architecture:
+            expected = f"boundary must be 'periodic' for {architecture!r}, which has no implicit step"
+            raise ValueError(f"{expected}, got {boundary!r}; use e.g. 'implicit_rd'")
+        options["boundary"] = boundary
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     sizes = (channels, num_classes, kernel_size, steps_per_block)
     return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import lecun_normal
 
-from lowcost.arguments import promote
+from lowcost.arguments import ResolventBoundary, check_choice, promote
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
 from lowcost.operators.circulant import circulant_diffusion, circulant_resolvent
@@ -233,11 +233,14 @@ class _ReactionDiffusion(nn.Module):
 
     h: float = 1.0
     kernel_size: int = 3
+    boundary: ResolventBoundary = "periodic"
     _integrator: ClassVar[Literal["forward_euler", "imex_euler"]] = "forward_euler"
     _circulant: ClassVar[bool] = False
 
     def setup(self) -> None:
         """The reaction."""
+        if self._integrator == "forward_euler":
+            check_choice("boundary", self.boundary, ("periodic",))
         self.reaction = Reaction()
 
     @nn.nowrap  # Flax would report the result of a wrapped method among the intermediate features
@@ -257,17 +260,22 @@ class _ReactionDiffusion(nn.Module):
         stencil, reaction = self._stencil(y), partial(self.reaction, train=train, mask=mask)
         if self._integrator == "imex_euler":
             resolvent = circulant_resolvent if self._circulant else depthwise_resolvent
-            return imex_euler(partial(resolvent, stencil), reaction, y, self.h)
+            return imex_euler(partial(resolvent, stencil, boundary=self.boundary), reaction, y, self.h)
         diffusion = circulant_diffusion if self._circulant else depthwise_diffusion
         return forward_euler(reaction_diffusion(partial(diffusion, stencil), reaction), y, self.h)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
-        """λ of K(θ), [*grid, C]; of K_circ the last axis is the frequency along the channels."""
-        return (circulant_symbol if self._circulant else symbol)(self._stencil(), grid)
+        """λ of K(θ), [*grid, C]; of K_circ the last axis is the frequency along the channels.
+
+        If the boundary is "symmetric", on the mirrored grid of twice as many points along each axis, [*(2 grid), C].
+        """
+        period = [2 * n for n in grid] if self.boundary == "symmetric" else grid
+        return (circulant_symbol if self._circulant else symbol)(self._stencil(), period)
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """(I + hKᵀK)⁻¹ (y + σ(h r(y))) or (I - hKᵀK) y + σ(h r(y)), with r(y) = a ⊙ (M y) + b."""
-        diffusion = ops.Filter(np.asarray(self._stencil()), self.h, self._integrator, tuple(grid), self._circulant)
+        how = (self.h, self._integrator, tuple(grid), self._circulant, self.boundary)
+        diffusion = ops.Filter(np.asarray(self._stencil()), *how)
         reaction = self.reaction.operations(grid, self.h)
         if self._integrator == "imex_euler":
             return ops.Sum(((), reaction)), diffusion
@@ -289,6 +297,7 @@ class ImplicitRDStep(_ReactionDiffusion):
     Attributes:
         h: time step.
         kernel_size: points of the stencil per axis.
+        boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
     """
 
     _integrator = "imex_euler"
@@ -317,6 +326,7 @@ class ImplicitCirculantRDStep(_ReactionDiffusion):
     Attributes:
         h: time step.
         kernel_size: points of the stencil per axis.
+        boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
     """
 
     _integrator, _circulant = "imex_euler", True
