@@ -11,8 +11,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-Boundary = Literal["periodic", "zeros", "reflect"]
-"""What lies outside the grid: its repetition, zeros, or its mirror image."""
+Boundary = Literal["periodic", "zeros", "reflect", "symmetric"]
+"""What lies outside the grid: its repetition, zeros, or its mirror image, which repeats the outermost point only if
+"symmetric". The names of the last two are NumPy's, of the modes of `numpy.pad`."""
+
+ResolventBoundary = Literal["periodic", "symmetric"]
+"""The boundaries with which an inverse is diagonal: in the Fourier basis, and in that of the cosine transform."""
 
 
 def check_floating(name: str, x: jax.typing.ArrayLike) -> None:

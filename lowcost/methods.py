@@ -31,6 +31,7 @@ SPECTRAL = get_args(SpectralMethod)[1:]
 METHODS = get_args(Method)[1:]
 WAYS = {
     "real": SPECTRAL,
+    "mirrored": SPECTRAL,
     "complex": SPECTRAL,
     "depthwise": METHODS,
     "diffusion": METHODS,
@@ -41,13 +42,15 @@ WAYS = {
 }
 """The methods of each operator.
 
-"real" and "complex" are filters with such a symbol; |λ|² and its functions are real. "depthwise" is K_dw, "diffusion"
-its diffusion; "circulant" is K_circ and its diffusion, "circulant_resolvent" its resolvent; "coupled" is K.
-"linear_mix" is K_lm, as K_dw and M one after the other, or "coupled", as one convolution K.
+"real" and "complex" are filters with such a symbol; |λ|² and its functions are real. "mirrored" is a real filter by
+cosine transforms. "depthwise" is K_dw, "diffusion" its diffusion; "circulant" is K_circ and its diffusion,
+"circulant_resolvent" its resolvent; "coupled" is K. "linear_mix" is K_lm, as K_dw and M one after the other, or
+"coupled", as one convolution K.
 """
 
 _MEASURED_AS = {
     "real": "diffusion",
+    "mirrored": "diffusion",
     "complex": "depthwise",
     "circulant_resolvent": "circulant",
     "linear_mix": "depthwise",
@@ -157,7 +160,7 @@ def _seconds(operator, grid, window, channels, chip):
         return 10 * abs(dims - row["dims"]) + sum(map(abs, octaves))  # dimensions before sizes
 
     nearest = min(rows, key=distance)
-    known = _costs(operator, *(nearest[key] for key in ("dims", "n", "m", "channels")))
+    known = _costs(nearest["operator"], *(nearest[key] for key in ("dims", "n", "m", "channels")))
     costs = _costs(operator, dims, n, m, channels)
     features = nearest["batch"] * nearest["n"] ** nearest["dims"] * nearest["channels"]
     measured = {way: seconds / features for way, seconds in nearest["seconds"].items()}
@@ -167,7 +170,8 @@ def _seconds(operator, grid, window, channels, chip):
 def _costs(operator, dims, n, m, channels):
     """Operations per feature of each method, up to a common factor."""
     mixed = channels if operator in ("circulant", "circulant_resolvent", "coupled") else 1
-    fft = dims * math.log2(n) + (mixed if operator == "coupled" else 1 + math.log2(mixed))
+    transforms = dims * (2 if operator == "mirrored" else 1)  # a cosine transform is a complex FFT, not a real one
+    fft = transforms * math.log2(n) + (mixed if operator == "coupled" else 1 + math.log2(mixed))
     return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed, "coupled": m**dims * channels}
 
 

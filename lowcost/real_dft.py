@@ -1,4 +1,4 @@
-"""The discrete Fourier transform in real arithmetic: an orthonormal cosine and sine basis, applied as matrix products.
+"""The discrete Fourier and cosine transforms in real arithmetic: orthonormal bases, applied as matrix products.
 
 A real convolution acts on the pair (cos kt, sin kt) as a + bJ, where J is the rotation by a right angle. The basis is
 ordered so that cos kt and sin kt stand mirrored, which makes J a reversal of the axis. Matrix products run on every
@@ -32,6 +32,18 @@ def real_basis(n: int) -> NDArray[np.float64]:
     return basis / np.linalg.norm(basis, axis=1, keepdims=True)
 
 
+@cache
+def cosine_basis(n: int) -> NDArray[np.float64]:
+    """The cosine transform DCT-II, [n, n] orthonormal: rows cos(πk(i + 1/2) / n), k = 0, …, n - 1.
+
+    A row continues beyond both ends as its mirror image, which repeats the outermost point. A convolution with an even
+    stencil and boundary="symmetric" therefore scales it, by the stencil's symbol λ(πk/n).
+    """
+    phase = np.outer(np.arange(n), 2 * np.arange(n) + 1) % (4 * n)  # exact integers
+    basis = np.cos(np.pi * phase / (2 * n))
+    return basis / np.linalg.norm(basis, axis=1, keepdims=True)
+
+
 def frequencies(n: int) -> NDArray[np.intp]:
     """Returns the frequency of each row of `real_basis` in FFT order: k for cos kt, n-k for sin kt."""
     alone, place = (0, n // 2) if n % 2 else (n // 2, n - 1)
@@ -47,20 +59,22 @@ def slots(spectrum: jax.Array, axis: int) -> jax.Array:
     return jnp.concatenate([piece(0, half), piece(half + 1, n), piece(half, half + 1)], axis)
 
 
-def real_parts(symbol: jax.Array) -> dict[tuple[int, ...], jax.Array]:
+def real_parts(symbol: jax.Array, mirrored: int = 0) -> dict[tuple[int, ...], jax.Array]:
     """{S: A_S} with A_S = 2⁻ᵈ Σ_s λ(s·k) Π_{i in S}(-i s_i) over sign patterns s: real, in the order of the basis.
 
     A_S is the part of λ, [*grid, K], that is odd in the frequencies of the axes S and even in the others. Of a real
     symbol only the parts with an even number of axes remain.
+
+    The first `mirrored` axes, those of a cosine transform, are left as they are.
     """
     is_real = not jnp.iscomplexobj(symbol)
     parts: dict[tuple[int, ...], jax.Array] = {(): symbol}
-    for axis in range(symbol.ndim - 1):
+    for axis in range(mirrored, symbol.ndim - 1):
         split = {}
         for subset, part in parts.items():
-            mirrored = jnp.roll(jnp.flip(part, axis), 1, axis)  # λ(-k)
-            split[subset] = slots(part + mirrored, axis) / 2
-            split[(*subset, axis)] = slots(part - mirrored, axis) / 2
+            opposite = jnp.roll(jnp.flip(part, axis), 1, axis)  # λ(-k)
+            split[subset] = slots(part + opposite, axis) / 2
+            split[(*subset, axis)] = slots(part - opposite, axis) / 2
         parts = split
     if is_real:
         return {s: part * (-1) ** (len(s) // 2) for s, part in parts.items() if len(s) % 2 == 0}
@@ -73,10 +87,9 @@ def along(matrix: jax.Array, y: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(product, 0, axis)
 
 
-def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
-    """R y along `axis`, or Rᵀ y, R from `real_basis`: one matrix product, or a batch of them, without transposes."""
-    basis = real_basis(y.shape[axis])
-    matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
+def real_transform(y: jax.Array, basis: NDArray[np.float64], axis: int) -> jax.Array:
+    """R y along `axis`, R = basis: one matrix product, or a batch of them, without transposes."""
+    matrix = jnp.asarray(basis, y.dtype)
     batch, after = math.prod(y.shape[:axis]), math.prod(y.shape[axis + 1 :])
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to fewer bits
     if after == 1:
@@ -86,52 +99,54 @@ def real_transform(y: jax.Array, *, axis: int, inverse: bool) -> jax.Array:
     return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(merged).reshape(y.shape)
 
 
-def _transform_grid(y, *, inverse):
-    """R y along all grid axes of one image y [*grid, C], or Rᵀ y."""
+def _transform_grid(y, *, inverse, mirrored):
+    """R y along the axes of one image y [*grid, C], or Rᵀ y; along the first `mirrored` R is the cosine transform."""
+    bases = [(cosine_basis if axis < mirrored else real_basis)(n) for axis, n in enumerate(y.shape[:-1])]
+    bases = [basis.T for basis in bases] if inverse else bases
     points = math.prod(y.shape[:-1])
     tpu = _at_once if points <= TPU_GRID_AT_ONCE else _contracted
     gpu = _at_once if points <= GPU_GRID_AT_ONCE else _by_axis
     ways = {"cpu": _by_axis, "tpu": tpu, "default": gpu}
-    return jax.lax.platform_dependent(y, **{name: partial(way, inverse=inverse) for name, way in ways.items()})
+    return jax.lax.platform_dependent(y, **{name: partial(way, bases=bases) for name, way in ways.items()})
 
 
-def _by_axis(y, inverse):
-    for axis in range(y.ndim - 1):
-        y = real_transform(y, axis=axis, inverse=inverse)
+def _by_axis(y, bases):
+    for axis, basis in enumerate(bases):
+        y = real_transform(y, basis, axis)
     return y
 
 
-def _contracted(y, inverse):
+def _contracted(y, bases):
     """As `_by_axis`, by products for which a TPU's compiler chooses the layout."""
-    for axis in range(y.ndim - 1):
-        basis = real_basis(y.shape[axis])
-        y = along(jnp.asarray(basis.T if inverse else basis, y.dtype), y, axis)
+    for axis, basis in enumerate(bases):
+        y = along(jnp.asarray(basis, y.dtype), y, axis)
     return y
 
 
-def _at_once(y, inverse):
-    basis: NDArray[np.floating] = np.ones((1, 1))
-    for points in y.shape[:-1]:
-        basis = np.kron(basis, real_basis(points))
-    matrix = jnp.asarray(basis.T if inverse else basis, y.dtype)
-    return jnp.matmul(matrix, y.reshape(len(basis), -1), precision=jax.lax.Precision.HIGHEST).reshape(y.shape)
+def _at_once(y, bases):
+    matrix = jnp.asarray(reduce(np.kron, bases), y.dtype)
+    return jnp.matmul(matrix, y.reshape(len(matrix), -1), precision=jax.lax.Precision.HIGHEST).reshape(y.shape)
 
 
 # R is orthogonal, so its adjoint is its inverse. JAX's own adjoint would contract the first axis of R, for which XLA
 # has no fast product on a CPU.
-_grid_transform = primitive("grid_transform", _transform_grid, ("inverse",))
-ad.deflinear2(_grid_transform, lambda ct, _, inverse: [_grid_transform.bind(ct, inverse=not inverse)])
+_grid_transform = primitive("grid_transform", _transform_grid, ("inverse", "mirrored"))
+ad.deflinear2(
+    _grid_transform, lambda ct, _, inverse, mirrored: [_grid_transform.bind(ct, inverse=not inverse, mirrored=mirrored)]
+)
 
 
-def filter_image(multiply, subsets, *parts_and_image):
+def filter_image(multiply, layout, *parts_and_image):
     """Rᵀ Σ_S multiply(A_S, flip_S(R y)) = F⁻¹(multiply(λ, F y)) of one image y [*grid, C], in real arithmetic.
 
     Args:
         multiply: bilinear in the symbol and the spectrum.
-        subsets: the sets S of axes, the keys of `real_parts`, as a tuple.
+        layout: the sets S of axes, the keys of `real_parts`, as a tuple; and the number of leading axes along which F
+            is a cosine transform.
         parts_and_image: A_S for each S, then y.
     """
     *parts, image = parts_and_image
-    spectrum = _grid_transform.bind(image, inverse=False)
+    subsets, mirrored = layout
+    spectrum = _grid_transform.bind(image, inverse=False, mirrored=mirrored)
     result = reduce(jnp.add, (multiply(part, jnp.flip(spectrum, s)) for s, part in zip(subsets, parts, strict=True)))
-    return _grid_transform.bind(result, inverse=True)
+    return _grid_transform.bind(result, inverse=True, mirrored=mirrored)

@@ -11,6 +11,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.fft import dctn, idctn
 
 from lowcost.arguments import check_floating, check_stencil, promote
 from lowcost.batching import each_image, per_shard
@@ -83,22 +84,41 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     return unchecked_symbol(stencil, grid)
 
 
-def unchecked_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
-    """λ of `symbol` or `coupled_symbol`, for arguments that the caller has checked."""
+def unchecked_symbol(stencil: jax.Array, grid: Sequence[int], *, mirrored: bool = False) -> jax.Array:
+    """λ of `symbol` or `coupled_symbol`, for arguments that the caller has checked.
+
+    If mirrored, at the frequencies πk/n, k = 0, …, n - 1, of the first axis, and at πk/n, then -πk/n, of each other
+    axis, [n₁, 2n₂, …, C]; see `even_part`.
+    """
     # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
     λ = promote(stencil) + 0j
     for axis, (n, m) in enumerate(zip(grid, stencil.shape, strict=False)):
+        period, k = (2 * n if mirrored else n), np.arange(n)
+        if mirrored and axis:
+            k = np.concatenate([k, -k % period])
         if n * m <= LARGEST_CONSTANT:
-            λ = along(_characters(n, m, m // 2).astype(λ.dtype), λ, axis)
+            λ = along(_characters(period, m, m // 2)[k].astype(λ.dtype), λ, axis)
         else:
-            phase = _characters(n, 1, m // 2).astype(λ.dtype)
-            λ = n * jnp.fft.ifft(λ, n, axis) * phase.reshape(-1, *(1,) * (λ.ndim - 1 - axis))
+            phase = _characters(period, 1, m // 2).astype(λ.dtype)
+            λ = period * jnp.fft.ifft(λ, period, axis) * phase.reshape([-1 if i == axis else 1 for i in range(λ.ndim)])
+            λ = jnp.take(λ, k, axis) if mirrored else λ
     return λ
 
 
-def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
-    """λ of `circulant_symbol`, for arguments that the caller has checked."""
-    λ = unchecked_symbol(stencil, grid)
+def even_part(factors: jax.Array, grid: Sequence[int]) -> jax.Array:
+    """Averages values at the frequencies of a mirrored `unchecked_symbol` over all signs: [n₁, 2n₂, …, C] → [*grid, C].
+
+    Of |λ|², whose values at ω and -ω are equal, this is the part that is even in the frequency of each axis.
+    """
+    for axis in range(1, len(grid)):
+        plus, minus = jnp.split(factors, 2, axis)
+        factors = (plus + minus) / 2
+    return factors
+
+
+def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int], *, mirrored: bool = False) -> jax.Array:
+    """λ of `circulant_symbol`, for arguments that the caller has checked; mirrored as in `unchecked_symbol`."""
+    λ = unchecked_symbol(stencil, grid, mirrored=mirrored)
     c = λ.shape[-1]
     return along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
 
@@ -151,16 +171,16 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: SpectralMethod = "a
     return per_shard(on_platform, len(grid), y, symbol, function=scale_spectrum, choices=chosen)
 
 
-def scale_spectrum(y: jax.Array, symbol: jax.Array, method: str) -> jax.Array:
-    """F⁻¹(λ ⊙ F y): `apply_symbol` for the images of one device, without checks."""
-    return filter_spectrum(symbol, y, _scale, method)
+def scale_spectrum(y: jax.Array, symbol: jax.Array, method: str, *, mirrored: int = 0) -> jax.Array:
+    """F⁻¹(λ ⊙ F y): `apply_symbol` for the images of one device, without checks; mirrored as in `filter_spectrum`."""
+    return filter_spectrum(symbol, y, _scale, method, mirrored=mirrored)
 
 
 def _scale(λ, spectrum):
     return jnp.expand_dims(λ, range(spectrum.ndim - λ.ndim)) * spectrum  # explicit: tests forbid rank promotion
 
 
-def filter_spectrum(symbol, y, multiply, method, *, all_at_once=False):
+def filter_spectrum(symbol, y, multiply, method, *, all_at_once=False, mirrored=0):
     """F⁻¹(multiply(λ, F y)): `apply_symbol` for any product that acts on each frequency, e.g. of matrices.
 
     By FFT `multiply` is called once with half the spectrum, by matrix product once for each real part of λ.
@@ -171,22 +191,32 @@ def filter_spectrum(symbol, y, multiply, method, *, all_at_once=False):
             because compiled programs are cached by it.
         method: "fft" or "matmul".
         all_at_once: process all images at once on a CPU too, for a λ much larger than an image.
+        mirrored: number of leading axes along which F is the cosine transform DCT-II. λ is then real, and even in the
+            frequencies of the other axes.
     """
     promoted = promote(y)
     if method == "fft":
         grid = symbol.shape[:-1]
-        half = symbol[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
-        filtered = _over_images(_filter_image_by_fft, multiply, grid, all_at_once, promoted, half)
+        if mirrored < len(grid):  # the other half of a real signal's spectrum is its mirror image
+            symbol = symbol[..., : grid[-1] // 2 + 1, :]
+        filtered = _over_images(_filter_image_by_fft, multiply, (grid, mirrored), all_at_once, promoted, symbol)
     else:
-        parts = real_parts(symbol)
+        parts = real_parts(symbol, mirrored)
         weights = [part.astype(promoted.dtype) for part in parts.values()]
-        filtered = _over_images(filter_image, multiply, tuple(parts), all_at_once, promoted, *weights)
+        filtered = _over_images(filter_image, multiply, (tuple(parts), mirrored), all_at_once, promoted, *weights)
     return filtered.astype(jnp.result_type(y))
 
 
-def _filter_image_by_fft(multiply, grid, half, image):
-    axes = tuple(range(len(grid)))
-    return jnp.fft.irfftn(multiply(half, jnp.fft.rfftn(image, axes=axes)), s=grid, axes=axes)
+def _filter_image_by_fft(multiply, layout, symbol, image):
+    grid, mirrored = layout
+    cosines, axes = tuple(range(mirrored)), tuple(range(mirrored, len(grid)))
+    spectrum = dctn(image, axes=cosines, norm="ortho") if cosines else image
+    if axes:
+        product = multiply(symbol, jnp.fft.rfftn(spectrum, axes=axes))
+        filtered = jnp.fft.irfftn(product, s=grid[mirrored:], axes=axes)
+    else:
+        filtered = multiply(symbol, spectrum)
+    return idctn(filtered, axes=cosines, norm="ortho") if cosines else filtered
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))  # outside of any jit a loop would be compiled at every call

@@ -13,7 +13,7 @@ import lowcost
 
 H = 0.7  # the time step of the resolvents in the table
 METHODS = ("fft", "matmul", "direct")
-BOUNDARIES = ("periodic", "zeros", "reflect")
+BOUNDARIES = ("periodic", "zeros", "reflect", "symmetric")
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiles twice as fast
 
 FORMS = {
@@ -33,19 +33,24 @@ OPERATORS = {  # the shapes of the weights, for a window and a number of channel
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """function(*weights, y, **options) is FORMS[form](printed matrix of the operator) times y."""
+    """function(*weights, y, **options) is FORMS[form](printed matrix of the operator) times y.
+
+    A resolvent that is mirrored does not wrap around: boundary="symmetric".
+    """
 
     operator: str
     form: str
+    mirrored: bool = False
 
     def __str__(self):
-        return self.operator + self.form
+        return self.operator + self.form + "_mirrored" * self.mirrored
 
     @property
     def function(self):
         """The public function; of a resolvent with its time step."""
-        function = getattr(lowcost, str(self))
-        return partial(function, h=H) if self.form == "_resolvent" else function
+        function = getattr(lowcost, self.operator + self.form)
+        options = {"boundary": "symmetric"} if self.mirrored else {}
+        return partial(function, h=H, **options) if self.form == "_resolvent" else function
 
     @property
     def methods(self):
@@ -91,13 +96,19 @@ class Case:
     def expected(self, options, weights, y, grid):
         """Returns the dense matrix times y, in float64, for each of the options."""
         build, form = getattr(matrices, self.operator), FORMS[self.form]
+        if self.mirrored:
+            mirror = matrices.mirror(grid, y.shape[-1])
+            averaged = mirror.T @ form(build(*weights, [2 * n for n in grid])) @ mirror / 2 ** len(grid)
+            return [matrices.product(averaged, y, grid)] * len(options)
         dense = {boundary: form(build(*weights, grid, boundary)) for boundary in self.boundaries or BOUNDARIES[:1]}
         return [matrices.product(dense[chosen.get("boundary", "periodic")], y, grid) for chosen in options]
 
 
 CASES = [Case(operator, form) for operator, (_, forms) in OPERATORS.items() for form in forms]
-CASE = {str(case): case for case in CASES}
+MIRRORED = [Case(operator, "_resolvent", mirrored=True) for operator in ("depthwise", "circulant")]
+CASE = {str(case): case for case in [*CASES, *MIRRORED]}
 over_all = pytest.mark.parametrize("case", CASES, ids=str)
+over_every = pytest.mark.parametrize("case", [*CASES, *MIRRORED], ids=str)
 over_bounded = pytest.mark.parametrize("case", [case for case in CASES if case.boundaries], ids=str)
 
 

@@ -4,6 +4,7 @@ Features y [*grid, C] become a vector channel by channel, as the printed blocks 
 channel in row-major order, then all pixels of the second, and so on. Leading batch axes stay in front.
 """
 
+import functools
 import itertools
 
 import numpy as np
@@ -41,7 +42,15 @@ def _pixel(i, n, boundary):
     """Which of the n pixels of an axis stands at place i, inside or outside of the grid; None for a zero."""
     if 0 <= i < n:
         return i
+    if boundary == "symmetric":
+        return -1 - i if i < 0 else 2 * n - 1 - i
     return {"periodic": i % n, "zeros": None, "reflect": -i if i < 0 else 2 * (n - 1) - i}[boundary]
+
+
+def mirror(grid, channels):
+    """E: an image next to its mirror images, on the periodic grid with twice as many points along each axis."""
+    each = [np.concatenate([np.eye(n), np.eye(n)[::-1]]) for n in grid]
+    return np.kron(np.eye(channels), functools.reduce(np.kron, each))
 
 
 def fully_coupled(stencil, grid, boundary="periodic"):

@@ -35,7 +35,10 @@ def test_pointwise_as_printed():
     np.testing.assert_array_equal(matrices.pointwise(np.arange(1, 17).reshape(4, 4), GRID), expected)
 
 
-@pytest.mark.parametrize(("boundary", "mode"), [("periodic", "wrap"), ("zeros", "constant"), ("reflect", "mirror")])
+@pytest.mark.parametrize(
+    ("boundary", "mode"),
+    [("periodic", "wrap"), ("zeros", "constant"), ("reflect", "mirror"), ("symmetric", "reflect")],
+)
 @pytest.mark.parametrize(("window", "grid"), [((3, 2), (4, 5)), ((4, 5), (4, 5)), ((2, 3, 1), (2, 3, 2))])
 def test_convolution_is_a_correlation(window, grid, boundary, mode):
     """C(θ) is what scipy.ndimage calls correlate, even sizes and all boundaries included."""

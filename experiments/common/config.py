@@ -103,6 +103,9 @@ class TrainConfig:
     reach: float = 0.0
     """How many pixels of its grid an implicit step couples before training, the radius of its Green's function.
     0: less than one."""
+    boundary: Literal["periodic", "symmetric"] = "periodic"
+    """implicit_rd, implicit_circulant_rd: what lies outside the grid of the diffusion. periodic: the opposite edge.
+    symmetric: the mirror image."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the features; weights, statistics and sums stay float32."""
     remat: bool = False

@@ -116,6 +116,7 @@ def _described(net: nn.Network, image_shape: tuple[int, ...]) -> dict[str, Any]:
         "--kernel-size": net.kernel_size,
         "--steps-per-block": net.steps_per_block,
         "--h": step.keywords.get("h", 1.0),
+        "--boundary": step.keywords.get("boundary", "periodic"),
         "number of grid axes": len(image_shape) - 1,
         "mask": "yes" if net.masked else "no",
         "number of input channels": image_shape[-1] - net.masked,

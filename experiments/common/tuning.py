@@ -24,6 +24,7 @@ from lowcost.train.mesh import over_batch, replicated
 
 OPERATORS: dict[str, Callable[..., jax.Array]] = {
     "real": partial(lowcost.depthwise_resolvent, h=1.0),
+    "mirrored": partial(lowcost.depthwise_resolvent, h=1.0, boundary="symmetric"),
     "complex": lowcost.depthwise,
     "depthwise": lowcost.depthwise,
     "diffusion": lowcost.depthwise_diffusion,

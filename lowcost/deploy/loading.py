@@ -72,7 +72,8 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         ValueError, OSError: as in `load`.
     """
     config, result = flat(configuration(workdir)), workdir / "result.json"
-    options: Json = {name: config[name] for name in ("h", "kernel_size", "steps_per_block", "dtype") if name in config}
+    names = ("h", "kernel_size", "boundary", "steps_per_block", "dtype")
+    options: Json = {name: config[name] for name in names if name in config}
     options |= {"moments": as_tuples(config.get("data.moments")), "masked": config.get("data.masked", False)}
     try:
         net = network(config["architecture"], config["width"], len(config["data.classes"]), **options)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lowcost.arguments import ResolventBoundary
 from lowcost.deploy.folding import Folded
 from lowcost.extras import needs_extra
 from lowcost.nn import operations as ops
-from lowcost.real_dft import frequencies, real_basis
+from lowcost.operators.boundary import MODES
+from lowcost.real_dft import frequencies
 
 if TYPE_CHECKING:
     import onnx
@@ -131,9 +133,9 @@ class _Graph:
     def add(self, operation: ops.Operation, y: str) -> str:
         match operation:
             case ops.Convolution(stencil, bias):
-                return self.convolve(y, np.moveaxis(stencil, (-1, -2), (0, 1)), bias, groups=1)
-            case ops.Depthwise(stencil, bias) if stencil[..., 0].size > 1:
-                return self.convolve(y, np.moveaxis(stencil, -1, 0)[:, None], bias, groups=stencil.shape[-1])
+                return self.convolve(y, np.moveaxis(stencil, (-1, -2), (0, 1)), bias)
+            case ops.Depthwise(stencil, bias, boundary=boundary) if stencil[..., 0].size > 1:
+                return self.convolve(y, np.moveaxis(stencil, -1, 0)[:, None], bias, stencil.shape[-1], boundary)
             case ops.Depthwise(scale, bias) | ops.Scale(scale, bias):
                 y = self.viewed(y, (*self.grid, scale.shape[-1]))
                 return self.alike("Add", self.alike("Mul", y, scale.reshape(-1)), bias)
@@ -161,11 +163,18 @@ class _Graph:
                 return self.node("Concat", *results, axis=-1, view=(*self.grid, c))
         raise TypeError(f"operation must be one of lowcost.nn.operations, got {type(operation).__name__}")
 
-    def convolve(self, y: str, weight: NDArray[np.float32], bias: ArrayLike, groups: int) -> str:
+    def convolve(
+        self,
+        y: str,
+        weight: NDArray[np.float32],
+        bias: ArrayLike,
+        groups: int = 1,
+        boundary: ResolventBoundary = "periodic",
+    ) -> str:
         y = self.viewed(y, (*self.grid, weight.shape[1] * groups))
         for axis, (n, m) in enumerate(zip(self.grid, weight.shape[2:], strict=True), 1):
             # Not Pad, whose mode "wrap" needs opset 19 and, in onnxruntime, at least one image; Gather is also faster.
-            y = self.node("Gather", y, (np.arange(n + m - 1) - m // 2) % n, axis=axis)
+            y = self.node("Gather", y, np.pad(np.arange(n), (m // 2, m - 1 - m // 2), MODES[boundary]), axis=axis)
         y = self.node("Conv", self.channels_first(y), self.weight(weight, 0), bias, group=groups)
         return self.channels_last(y, len(weight))
 
@@ -187,7 +196,7 @@ class _Graph:
     def filter(self, operation: ops.Filter, y: str) -> str:
         """Rᵀ Σ_S A_S ⊙ flip_S(R y)."""
         shape = [*operation.grid, operation.stencil.shape[-1]]
-        bases = list(enumerate(map(real_basis, operation.axes)))
+        bases = list(enumerate(operation.bases))
         for axis, basis in bases:
             y = self.along(basis, y, shape, axis)
         y = self.viewed(y, shape)
@@ -213,24 +222,29 @@ class _Graph:
         return self.node("Slice", y, last, first, [axis + 1 for axis in subset], last, view=self.views[y])
 
     def parts(self, operation: ops.Filter) -> dict[tuple[int, ...], str]:
-        """{S: A_S}, computed in the graph: R(h|λ|²) at the frequencies ±k of each axis, and its even and odd parts."""
+        """{S: A_S}, computed in the graph: R(h|λ|²) at the frequencies ±k of each axis, and its even and odd parts.
+
+        What is mirrored has only the part that is even in each frequency.
+        """
         rank = len(operation.axes)
         patterns = list(itertools.product((1,), *[(1, -1)] * (rank - 1)))  # k and -k are alike
         factors = [self.factor(operation, signs) for signs in patterns]
         parts = {}
-        for subset in (s for size in range(0, rank + 1, 2) for s in itertools.combinations(range(rank), size)):
+        sizes = (0,) if operation.mirrored else range(0, rank + 1, 2)
+        for subset in (s for size in sizes for s in itertools.combinations(range(rank), size)):
             parity = [(-1) ** (len(subset) // 2) * math.prod(signs[i] for i in subset) for signs in patterns]
             terms = [self.alike("Mul", x, p / len(patterns)) for x, p in zip(factors, parity, strict=True)]
             parts[subset] = reduce(lambda a, b: self.alike("Add", a, b), terms)
         return parts
 
     def factor(self, operation: ops.Filter, signs: tuple[int, ...]) -> str:
-        """R(h|λ|²) with λ_k = Σ_j θ_j exp(2πi s·k·j / n), k in the order of the basis."""
+        """R(h|λ|²) with λ_k = Σ_j θ_j exp(2πi s·k·j / period), k in the order of the basis."""
         shape = list(operation.stencil.shape)
         re, im = self.weight(operation.stencil[None], operation.stencil.ndim), ""
         self.views[re] = tuple(shape)
-        for axis, (n, sign) in enumerate(zip(operation.axes, signs, strict=True)):
-            phase = 2 * np.pi * (sign * np.outer(frequencies(n), np.arange(shape[axis])) % n) / n
+        for axis, (n, period, sign) in enumerate(zip(operation.axes, operation.period, signs, strict=True)):
+            k = np.arange(n) if axis < operation.mirrored else frequencies(n)
+            phase = 2 * np.pi * (sign * np.outer(k, np.arange(shape[axis])) % period) / period
             cos, sin = np.cos(phase), np.sin(phase)
             turned = [self.along(matrix, re, shape, axis) for matrix in (cos, sin)]
             if im:

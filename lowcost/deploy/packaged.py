@@ -26,7 +26,7 @@ from lowcost.terminal import first_line
 
 LONGEST = 2**20
 """Points of an axis up to which a file's image shape is believed."""
-FORMAT = 2
+FORMAT = 3
 """Number of the newest format of files that this version writes and reads."""
 Metadata = dict[str, str]
 RESAMPLING = "linear interpolation between the points of the signal, whose first and last points stay"
@@ -210,9 +210,10 @@ def encode(loaded: Loaded) -> bytes:
     """
     tensors = {name: np.asarray(x) for name, x in flatten_dict(loaded.variables, sep=".").items()}
     _check_tensors("variables", tensors, variable_shapes(loaded.net, loaded.image_shape))
-    options, card = json.dumps(_options(loaded.net), default=float), json.dumps(loaded.card)
-    older = not (loaded.moments or loaded.masked or loaded.dtype != "uint8")  # what earlier versions can read
-    metadata = {"format": "1" if older else str(FORMAT), "network": options, **loaded.metadata(), "card": card}
+    options, card = _options(loaded.net), json.dumps(loaded.card)
+    second = loaded.moments or loaded.masked or loaded.dtype != "uint8"
+    oldest = FORMAT if "boundary" in options else 2 if second else 1  # which earlier versions can read
+    metadata = {"format": str(oldest), "network": json.dumps(options, default=float), **loaded.metadata(), "card": card}
     content = safetensors.numpy.save(tensors, {**metadata, "sha256": _sha256(tensors, metadata)})
     length = 8 + int.from_bytes(content[:8], "little")
     # The package writes metadata in random order.

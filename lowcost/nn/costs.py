@@ -1,5 +1,6 @@
 """Weights and multiply-adds of a whole network on one image, from the description of its layers: Table 2."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,13 +56,16 @@ def _multiply_adds(operations: Sequence[ops.Operation], grid: Sequence[int], opt
                 total += cost.depthwise(grid, θ.shape[:-1], θ.shape[-1], **options).multiply_adds
             case ops.Pointwise(matrix=matrix):
                 total += cost.pointwise(grid, *matrix.shape).multiply_adds
-            case ops.Filter(stencil=θ, integrator=integrator, circulant=circulant):
+            case ops.Filter(stencil=θ, integrator=integrator, circulant=circulant, axes=axes, mirrored=mirrored):
                 of_filter = options
                 if integrator == "imex_euler":  # an inverse has no direct method
                     of_filter = {"method": "fft"} | options
                     check_choice("method", of_filter["method"], SPECTRAL)
                 count = cost.circulant_diffusion if circulant else cost.depthwise_diffusion
                 total += count(grid, θ.shape[:-1], θ.shape[-1], **of_filter).multiply_adds
+                if mirrored and of_filter["method"] == "matmul":  # its symbol has one real part in place of 2ᵈ⁻¹
+                    parts, images = 2 ** (len(axes) - 1), 1 if circulant else θ.shape[-1]
+                    total -= (parts - 1) * math.prod(axes) * images
             case ops.Sum(branches) | ops.Concatenate(branches):
                 total += sum(_multiply_adds(branch, grid, options) for branch in branches)
     return total

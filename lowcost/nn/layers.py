@@ -14,16 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from lowcost.arguments import Boundary, check_choice, check_floating, check_time_step
+from lowcost.arguments import Boundary, ResolventBoundary, check_choice, check_floating, check_time_step
 from lowcost.nn import initializers
 from lowcost.nn.initializers import Initializer
 from lowcost.operators.circulant import circulant
 from lowcost.operators.depthwise import depthwise, depthwise_resolvent
 from lowcost.operators.linear_mix import linear_mix
 
-Padding = Literal["SAME", "CIRCULAR", "REFLECT"]
+Padding = Literal["SAME", "CIRCULAR", "REFLECT", "SYMMETRIC"]
 
-_BOUNDARIES: dict[str, Boundary] = {"SAME": "zeros", "CIRCULAR": "periodic", "REFLECT": "reflect"}
+_BOUNDARIES: dict[str, Boundary] = {
+    "SAME": "zeros",
+    "CIRCULAR": "periodic",
+    "REFLECT": "reflect",
+    "SYMMETRIC": "symmetric",
+}
 
 
 class _Layer(nn.Module):
@@ -35,7 +40,8 @@ class _Layer(nn.Module):
     Attributes:
         features: channels, in and out.
         kernel_size: points of the stencil per axis; a single number is one axis, as in Conv.
-        padding: "SAME" (zeros, the default as in Conv), "CIRCULAR" (the paper's periodic grid) or "REFLECT".
+        padding: "SAME" (zeros, the default as in Conv), "CIRCULAR" (the paper's periodic grid), "REFLECT", or
+            "SYMMETRIC", which Conv lacks: a mirror image as in "REFLECT", but with the outermost point repeated.
         use_bias: whether b is added.
         dtype: of the computation and result; None means the dtype that inputs and weights promote to.
         param_dtype: of the weights.
@@ -149,7 +155,8 @@ class ImplicitDiffusion(_Layer):
 
     Attributes:
         features, kernel_size, use_bias, dtype, param_dtype, bias_init: as in every layer of this module.
-        padding: "CIRCULAR" only, because the inverse is diagonal only on the periodic grid.
+        padding: "CIRCULAR", or "SYMMETRIC", with which opposite edges do not meet; see `lowcost.depthwise_resolvent`.
+            With the others the inverse is not diagonal.
         h: time step. The Green's function has a radius of √(2h)·|Σ_j j θ_j| pixels if Σ_j θ_j = 0.
         reach: this radius before training, by `lowcost.nn.initializers.reaching_stencil`; 0 for `stable_stencil(h)`,
             whose radius is below one pixel for every h.
@@ -167,8 +174,11 @@ class ImplicitDiffusion(_Layer):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., *grid, features] → the same shape."""
-        check_choice("padding", self.padding, ("CIRCULAR",))
+        if self.padding not in ("CIRCULAR", "SYMMETRIC"):
+            problem = f"padding must be one of 'CIRCULAR', 'SYMMETRIC' here, got {self.padding!r}"
+            raise ValueError(f"{problem}; use 'SYMMETRIC' if opposite edges must not meet")
         check_time_step(self.h)
         init = initializers.reaching_stencil(self.h, self.reach) if self.reach else initializers.stable_stencil(self.h)
         stencil = self._stencil(self.kernel_init or init)
-        return self._apply(partial(depthwise_resolvent, h=self.h), inputs, stencil)
+        boundary: ResolventBoundary = "symmetric" if self.padding == "SYMMETRIC" else "periodic"
+        return self._apply(partial(depthwise_resolvent, h=self.h, boundary=boundary), inputs, stencil)

@@ -4,13 +4,13 @@ import itertools
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_choice, check_floating, check_time_step, promote
+from lowcost.arguments import ResolventBoundary, check_choice, check_floating, check_time_step, promote
 from lowcost.nn import steps
 from lowcost.nn.initializers import Initializer, opening_normal, reaching_stencil
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
@@ -49,6 +49,7 @@ def network(
     h: float = 1.0,
     reach: float = 0.0,
     kernel_size: int = 3,
+    boundary: ResolventBoundary = "periodic",
     steps_per_block: int = 4,
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
@@ -68,6 +69,8 @@ def network(
         reach: how many pixels of its grid an implicit step couples before training, the radius of its Green's function;
             0 for less than one. Only "implicit_rd" and "implicit_circulant_rd" have it.
         kernel_size: number of points of the stencils per axis.
+        boundary: of the diffusion in implicit steps, "periodic" as in the paper, or "symmetric", with which it does not
+            couple opposite edges (`lowcost.depthwise_resolvent`). All other stencils of the network stay periodic.
         steps_per_block: number of steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
@@ -92,9 +95,9 @@ def network(
 
     Raises:
         TypeError: dtype is not real floating point.
-        ValueError: unknown architecture or width, a count below one, h negative or given to "mobilenet", reach negative
-            or given to an architecture without implicit steps, moments that are not finite, or a deviation that is not
-            above 0.
+        ValueError: unknown architecture, width or boundary, a count below one, h negative or given to "mobilenet",
+            reach negative, reach or boundary for an architecture without implicit steps, moments that are not finite,
+            or a deviation that is not above 0.
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -109,15 +112,19 @@ def network(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
     check_time_step(h)
+    check_choice("boundary", boundary, get_args(ResolventBoundary))
     accepted = ARCHITECTURES[architecture].__dataclass_fields__
     if "h" not in accepted and h != 1:
         raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
-    if "reach" not in accepted and reach:
-        expected = f"reach must be 0 for {architecture!r}, whose steps are not implicit (Eq. 11)"
-        raise ValueError(f"{expected}, got {reach}; use 'implicit_rd'")
+    options: dict[str, Any] = {"h": h} if "h" in accepted else {}
+    for name, value, default in (("reach", reach, 0), ("boundary", boundary, "periodic")):
+        if value != default:
+            if name not in accepted:
+                expected = f"{name} must be {default!r} for {architecture!r}, whose steps are not implicit (Eq. 11)"
+                raise ValueError(f"{expected}, got {value!r}; use e.g. 'implicit_rd'")
+            options[name] = value
     if reach:
         reaching_stencil(h, reach)  # raises ValueError
-    options = ({"h": h} if "h" in accepted else {}) | ({"reach": reach} if reach else {})
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     sizes = (channels, num_classes, kernel_size, steps_per_block)
     return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked)

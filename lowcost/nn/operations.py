@@ -1,15 +1,15 @@
 """What a layer computes at inference: operations with constant weights, one after another, on features [B, *grid, C].
 
 A layer's `operations(grid)` returns them. Its stability bound, its cost and its exported form all follow from this one
-description. Weights of any floating type are stored in float32. The stencils are periodic, as in the paper; an axis of
-m points has its centre at index m // 2.
+description. Weights of any floating type are stored in float32. The stencils are periodic, as in the paper, unless
+stated otherwise; an axis of m points has its centre at index m // 2.
 
 The platform is chosen when a program is lowered, so that one trace serves every device.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial, reduce
 from typing import Any, Literal
@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowcost.arguments import promote
+from lowcost.arguments import ResolventBoundary, promote
 from lowcost.operators.boundary import pad
 from lowcost.operators.sliding import MAX_PATCH_POINTS, UNROLLED, convolve_by_xla, shifted
-from lowcost.real_dft import real_parts, real_transform
+from lowcost.real_dft import cosine_basis, real_basis, real_parts, real_transform
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
 
@@ -68,11 +68,13 @@ class Depthwise(_Weighted):
         stencil: [*window, C].
         bias: b, [C], or a scalar.
         dropped: [C], ℓ¹ norm of what this stencil omits of the map that it approximates; None for an exact stencil.
+        boundary: what lies outside the grid.
     """
 
     stencil: NDArray[Any]
     bias: ArrayLike = 0.0
     dropped: NDArray[np.float64] | None = None
+    boundary: ResolventBoundary = "periodic"
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → the same shape."""
@@ -84,7 +86,8 @@ class Depthwise(_Weighted):
             return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, shifted(padded, window))))
 
         kernel = self.stencil[..., None, :]
-        return _convolve(kernel, y, shift_and_add, most=UNROLLED, groups=c) + _rows(self.bias, y)
+        options = {"most": UNROLLED, "groups": c, "boundary": self.boundary}
+        return _convolve(kernel, y, shift_and_add, **options) + _rows(self.bias, y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +128,16 @@ class Scale(_Weighted):
 class Filter:
     """F⁻¹(R(h|λ|²) ⊙ F y), R(z) = 1 / (1 + z) or 1 - z: Eq. (11), or Eq. (9), by the DFT as a matrix product.
 
+    With boundary="symmetric" F is the cosine transform along the grid, and R is averaged over the signs of the grid's
+    frequencies, as in `depthwise_resolvent`.
+
     Attributes:
         stencil: θ of K, [*window, C].
         h: time step.
         integrator: "imex_euler" for R(z) = 1 / (1 + z), "forward_euler" for R(z) = 1 - z.
         grid: points per axis.
         circulant: whether K = K_circ(θ), Eq. (12), whose F has the channels as one more axis.
+        boundary: what lies outside the grid.
     """
 
     stencil: NDArray[np.float32]
@@ -138,55 +145,81 @@ class Filter:
     integrator: Literal["imex_euler", "forward_euler"]
     grid: tuple[int, ...]
     circulant: bool = False
+    boundary: ResolventBoundary = "periodic"
+
+    @property
+    def mirrored(self) -> int:
+        """Number of axes, the grid's or none, along which F is the cosine transform."""
+        return len(self.grid) if self.boundary == "symmetric" else 0
 
     @property
     def axes(self) -> tuple[int, ...]:
         """Points along each axis of F."""
         return (*self.grid, self.stencil.shape[-1]) if self.circulant else self.grid
 
+    @property
+    def period(self) -> tuple[int, ...]:
+        """Points along each axis after which features repeat: 2n where an axis of n points is mirrored."""
+        return tuple(2 * n if axis < self.mirrored else n for axis, n in enumerate(self.axes))
+
+    @property
+    def bases(self) -> list[NDArray[np.float64]]:
+        """F along each axis: an orthonormal matrix."""
+        return [(cosine_basis if axis < self.mirrored else real_basis)(n) for axis, n in enumerate(self.axes)]
+
     @cached_property
     def decay(self) -> NDArray[np.float64]:
-        """z = h|λ|², [*grid, C]."""
+        """z = h|λ|², [*period, C]."""
         # The position of the stencil's centre changes only the phase of λ.
-        λ = np.fft.fftn(np.float64(self.stencil), s=self.axes, axes=range(len(self.axes)))
+        λ = np.fft.fftn(np.float64(self.stencil), s=self.period, axes=range(len(self.period)))
         return self.h * (λ.real**2 + λ.imag**2)
+
+    @cached_property
+    def factors(self) -> NDArray[np.float64]:
+        """R(h|λ|²), [*period, C]; its part that is even in the frequency of each axis that is mirrored."""
+        factors = 1 / (1 + self.decay) if self.integrator == "imex_euler" else 1 - self.decay
+        for axis in range(self.mirrored):
+            factors = (factors + np.roll(np.flip(factors, axis), 1, axis)) / 2
+        return factors
 
     @property
     def symbol(self) -> NDArray[np.float64]:
-        """R(h|λ|²), [*grid, C]."""
-        return 1 / (1 + self.decay) if self.integrator == "imex_euler" else 1 - self.decay
+        """The eigenvalues, [*grid, C]: R(h|λ|²) at the frequencies of F."""
+        return self.factors[tuple(map(slice, self.grid))]
 
     @cached_property
     def response(self) -> NDArray[np.float64]:
-        """The impulse response, [*grid, C], centred at n // 2: for the implicit step, its Green's function."""
-        axes = range(len(self.axes))
-        return np.fft.fftshift(np.fft.ifftn(self.symbol, axes=axes).real, axes)
+        """The impulse response, [*period, C], centred at n // 2: for the implicit step, its Green's function."""
+        axes = range(len(self.period))
+        return np.fft.fftshift(np.fft.ifftn(self.factors, axes=axes).real, axes)
 
     @cached_property
     def parts(self) -> dict[tuple[int, ...], NDArray[np.float32]]:
         """{S: A_S} of `real_parts`, each [*axes, channels that F does not transform]."""
         with jax.ensure_compile_time_eval():
-            parts = real_parts(jnp.asarray(self.symbol.reshape(*self.axes, -1)))
+            parts = real_parts(jnp.asarray(self.symbol.reshape(*self.axes, -1)), self.mirrored)
             return {subset: np.asarray(part, np.float32) for subset, part in parts.items()}
 
     def cut(self, radius: Sequence[int]) -> Depthwise:
         """The impulse response within |x_i| ≤ radius_i as a stencil, with `dropped` the ℓ¹ norm of the rest."""
-        window = [min(2 * r + 1, n) for r, n in zip(radius, self.grid, strict=True)]
-        box = tuple(slice(n // 2 - m // 2, n // 2 - m // 2 + m) for n, m in zip(self.grid, window, strict=True))
+        dims = len(self.grid)
+        window = [min(2 * r + 1, n) for r, n in zip(radius, self.period[:dims], strict=True)]
+        box = tuple(
+            slice(n // 2 - m // 2, n // 2 - m // 2 + m) for n, m in zip(self.period[:dims], window, strict=True)
+        )
         outside = np.abs(self.response)
         outside[box] = 0
-        return Depthwise(self.response[box], dropped=outside.sum(tuple(range(len(self.grid)))))
+        return Depthwise(self.response[box], dropped=outside.sum(tuple(range(dims))), boundary=self.boundary)
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         spectrum = y[..., None] if self.circulant else y
-        axes = range(1, 1 + len(self.axes))
-        for axis in axes:
-            spectrum = real_transform(spectrum, axis=axis, inverse=False)
+        for axis, basis in enumerate(self.bases, 1):
+            spectrum = real_transform(spectrum, basis, axis)
         mirrored = (jnp.flip(spectrum, [i + 1 for i in subset]) * part[None] for subset, part in self.parts.items())
         result = reduce(jnp.add, mirrored)
-        for axis in axes:
-            result = real_transform(result, axis=axis, inverse=True)
+        for axis, basis in enumerate(self.bases, 1):
+            result = real_transform(result, basis.T, axis)
         return result.reshape(y.shape)
 
 
@@ -267,14 +300,14 @@ def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
     return y
 
 
-def _convolve(stencil, y, cpu: Callable[[jax.Array], jax.Array], *, most: int, groups: int = 1):
-    """K y on the periodic grid: on a CPU by `cpu` if the window has at most `most` points, else by XLA's convolution.
+def _convolve(stencil, y, cpu, *, most, groups=1, boundary="periodic"):
+    """K y: on a CPU by `cpu` if the window has at most `most` points, else by XLA's convolution.
 
     Both take the padded features.
     """
     window, convolve = stencil.shape[:-2], partial(convolve_by_xla, stencil, groups=groups, precision=FULL)
     few = math.prod(window) <= most
-    return jax.lax.platform_dependent(pad(y, window, "periodic"), cpu=cpu if few else convolve, default=convolve)
+    return jax.lax.platform_dependent(pad(y, window, boundary), cpu=cpu if few else convolve, default=convolve)
 
 
 def _rows(x, y):

@@ -23,7 +23,8 @@ class LayerBounds(NamedTuple):
     Attributes:
         name: of the module.
         lipschitz: ‖f(y) - f(z)‖ ≤ lipschitz · ‖y - z‖; of a single linear operation the norm itself, to rounding.
-        stiffness: h·max|λ|² of a reaction-diffusion step, None for other layers.
+        stiffness: h·max|λ|² of a reaction-diffusion step, None for other layers; on the mirrored grid of 2n points if
+            its boundary is "symmetric".
         amplification: smallest and largest factor R(h|λ|²) of its linear part.
         stable: whether |R| ≤ 1 for every frequency; for the explicit step, whether h·max|λ|² ≤ 2.
     """
@@ -117,6 +118,8 @@ def _bound(operation, grid):
             return 2 ** (-sum(n % 2 == 0 for n in grid) / 2)  # the last window of an odd axis has one point
         case ops.GlobalAveragePool():
             return math.prod(grid) ** -0.5
+        case ops.Depthwise(stencil=θ, boundary="symmetric"):  # the image and its 2ᵈ - 1 mirror images are filtered
+            return 2 ** (len(grid) / 2) * _norm(symbol(jnp.asarray(θ), [2 * n for n in grid]), grid)
         case ops.Filter():
             return np.abs(operation.symbol).max()
         case ops.Sum(branches):
@@ -134,20 +137,20 @@ def _bound(operation, grid):
 def _symbol(operations, grid):
     """λ of a linear map that is one operation or none: [*grid, C], or a matrix per frequency [*grid, C_in, C_out].
 
-    None for what is nonlinear, for several operations, and for filters along the channels, which are diagonal in
-    another basis: these are bounded by their norms.
+    None for what is nonlinear, for several operations, and for what is diagonal in another basis, the filters along the
+    channels and what is mirrored: these are bounded by their norms.
     """
     axes = range(len(grid))
     match operations:
         case ():
             return jnp.ones((1,) * (len(grid) + 1))
-        case (ops.Depthwise(stencil=θ),):
+        case (ops.Depthwise(stencil=θ, boundary="periodic"),):
             return symbol(jnp.asarray(θ), grid)
         case (ops.Convolution(stencil=θ),):
             return coupled_symbol(jnp.asarray(θ), grid)
         case (ops.Pointwise(matrix=weights) | ops.Scale(scale=weights),):
             return jnp.expand_dims(weights, axes)
-        case (ops.Filter(circulant=False) as filter_,):
+        case (ops.Filter(circulant=False, boundary="periodic") as filter_,):
             return jnp.asarray(filter_.symbol)
         case (ops.Sum(branches),):
             symbols = [_symbol(branch, grid) for branch in branches]

@@ -13,7 +13,7 @@ valid points, and pass it to their normalisations. The network itself sets their
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import lecun_normal
 
-from lowcost.arguments import promote
+from lowcost.arguments import ResolventBoundary, promote
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer
@@ -225,7 +225,7 @@ class MobileNetStep(nn.Module):
 
 
 class _ReactionDiffusion(nn.Module):
-    """One step of Eq. (8) with any integrator and K: what the reaction-diffusion steps share.
+    """The explicit step of Eq. (8) with any K, and what the reaction-diffusion steps share.
 
     K_dw has θ as its weights, "stencil". K_circ has φ = θ·√C, "shared_stencil", because C pairs of channels share each
     weight: an optimiser's step in θ would change λ by an amount that grows with C, and one step of Adam at rate 0.01
@@ -234,7 +234,6 @@ class _ReactionDiffusion(nn.Module):
 
     h: float = 1.0
     kernel_size: int = 3
-    _integrator: ClassVar[Literal["forward_euler", "imex_euler"]] = "forward_euler"
     _circulant: ClassVar[bool] = False
 
     def setup(self) -> None:
@@ -256,27 +255,25 @@ class _ReactionDiffusion(nn.Module):
         """Returns the initialiser of "stencil" or "shared_stencil"."""
         return (initializers.stable_shared_stencil if self._circulant else initializers.stable_stencil)(self.h)
 
+    @nn.nowrap
+    def _step(self, stencil: jax.Array, reaction: Map, y: jax.Array) -> jax.Array:
+        """y + h (-KᵀK y + r(y))."""
+        diffusion = circulant_diffusion if self._circulant else depthwise_diffusion
+        return forward_euler(reaction_diffusion(partial(diffusion, stencil), reaction), y, self.h)
+
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        stencil, reaction = self._stencil(y), partial(self.reaction, train=train, mask=mask)
-        if self._integrator == "imex_euler":
-            resolvent = circulant_resolvent if self._circulant else depthwise_resolvent
-            return imex_euler(partial(resolvent, stencil), reaction, y, self.h)
-        diffusion = circulant_diffusion if self._circulant else depthwise_diffusion
-        return forward_euler(reaction_diffusion(partial(diffusion, stencil), reaction), y, self.h)
+        return self._step(self._stencil(y), partial(self.reaction, train=train, mask=mask), y)
 
     def symbol(self, grid: Sequence[int]) -> jax.Array:
         """λ of K(θ), [*grid, C]; of K_circ the last axis is the frequency along the channels."""
         return (circulant_symbol if self._circulant else symbol)(self._stencil(), grid)
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
-        """(I + hKᵀK)⁻¹ (y + σ(h r(y))) or (I - hKᵀK) y + σ(h r(y)), with r(y) = a ⊙ (M y) + b."""
-        diffusion = ops.Filter(np.asarray(self._stencil()), self.h, self._integrator, tuple(grid), self._circulant)
-        reaction = self.reaction.operations(grid, self.h)
-        if self._integrator == "imex_euler":
-            return ops.Sum(((), reaction)), diffusion
-        return (ops.Sum(((diffusion,), reaction)),)
+        """(I - hKᵀK) y + σ(h r(y)), with r(y) = a ⊙ (M y) + b."""
+        diffusion = ops.Filter(np.asarray(self._stencil()), self.h, "forward_euler", tuple(grid), self._circulant)
+        return (ops.Sum(((diffusion,), self.reaction.operations(grid, self.h))),)
 
 
 class ExplicitRDStep(_ReactionDiffusion):
@@ -289,14 +286,33 @@ class ExplicitRDStep(_ReactionDiffusion):
 
 
 class _ImplicitReactionDiffusion(_ReactionDiffusion):
-    """The step of Eq. (11), whose first stencils may be as large as the wanted reach demands."""
+    """The implicit step of Eq. (11) with any K."""
 
     reach: float = 0.0
-    _integrator = "imex_euler"
+    boundary: ResolventBoundary = "periodic"
 
     @nn.nowrap
     def _stencil_init(self) -> Initializer:
         return initializers.reaching_stencil(self.h, self.reach) if self.reach else super()._stencil_init()
+
+    @nn.nowrap
+    def _step(self, stencil: jax.Array, reaction: Map, y: jax.Array) -> jax.Array:
+        """(I + hKᵀK)⁻¹ (y + h r(y))."""
+        resolvent = circulant_resolvent if self._circulant else depthwise_resolvent
+        return imex_euler(partial(resolvent, stencil, boundary=self.boundary), reaction, y, self.h)
+
+    def symbol(self, grid: Sequence[int]) -> jax.Array:
+        """λ of K(θ), [*grid, C]; of K_circ the last axis is the frequency along the channels.
+
+        If the boundary is "symmetric", on the mirrored grid of twice as many points along each axis, [*(2 grid), C].
+        """
+        return super().symbol([2 * n for n in grid] if self.boundary == "symmetric" else grid)
+
+    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
+        """(I + hKᵀK)⁻¹ (y + σ(h r(y))), with r(y) = a ⊙ (M y) + b."""
+        stencil, circulant = np.asarray(self._stencil()), self._circulant
+        diffusion = ops.Filter(stencil, self.h, "imex_euler", tuple(grid), circulant, self.boundary)
+        return ops.Sum(((), self.reaction.operations(grid, self.h))), diffusion
 
 
 class ImplicitRDStep(_ImplicitReactionDiffusion):
@@ -307,6 +323,7 @@ class ImplicitRDStep(_ImplicitReactionDiffusion):
         kernel_size: points of the stencil per axis.
         reach: radius of the Green's function before training, in pixels, by `initializers.reaching_stencil`; 0 for
             `initializers.stable_stencil`, whose radius is below one pixel.
+        boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
     """
 
 
@@ -331,7 +348,7 @@ class ImplicitCirculantRDStep(_ImplicitReactionDiffusion):
     "shared_stencil" is φ = θ·√C for the stencil θ of K_circ, as in `CirculantRDStep`.
 
     Attributes:
-        h, kernel_size, reach: as in `ImplicitRDStep`.
+        h, kernel_size, reach, boundary: as in `ImplicitRDStep`.
     """
 
     _circulant = True

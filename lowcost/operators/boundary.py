@@ -2,13 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import Boundary
 
-_MODES: dict[Boundary, str] = {"periodic": "wrap", "zeros": "constant", "reflect": "reflect"}
+MODES: dict[Boundary, Any] = {
+    "periodic": "wrap",
+    "zeros": "constant",
+    "reflect": "reflect",
+    "symmetric": "symmetric",
+}
+"""The mode of `numpy.pad` for each boundary."""
 _Map = Callable[[jax.Array], jax.Array]
 
 
@@ -19,7 +26,7 @@ def with_boundary(periodic: _Map, y: jax.Array, window: Sequence[int], boundary:
         periodic: the operator on periodic features [..., *grid, C] of any grid.
         y: features, [..., *grid, C].
         window: the stencil's points per axis.
-        boundary: "periodic" (no padding), "zeros" or "reflect".
+        boundary: "periodic" (no padding), "zeros", "reflect" or "symmetric".
     """
     return periodic(y) if boundary == "periodic" else _crop(periodic(pad(y, window, boundary)), window)
 
@@ -33,13 +40,13 @@ def pad(y: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.Array:
     """Extends the grid of y [..., *grid, C] by the points that a stencil of this window reaches beyond it.
 
     These are m // 2 points before and m - 1 - m // 2 after each axis. "periodic" repeats the grid, "zeros" adds zeros,
-    "reflect" mirrors at the outermost point without repeating it.
+    "reflect" mirrors at the outermost point without repeating it, "symmetric" repeats it.
 
     Returns:
         [..., *(grid + window - 1), C].
     """
     before_grid = [(0, 0)] * (y.ndim - 1 - len(window))
-    return jnp.pad(y, [*before_grid, *((m // 2, m - 1 - m // 2) for m in window), (0, 0)], mode=_MODES[boundary])
+    return jnp.pad(y, [*before_grid, *((m // 2, m - 1 - m // 2) for m in window), (0, 0)], mode=MODES[boundary])
 
 
 def pad_adjoint(z: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.Array:

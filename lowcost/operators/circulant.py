@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lowcost.arguments import Boundary
+from lowcost.arguments import Boundary, ResolventBoundary
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
-from lowcost.spectral import scale_spectrum, unchecked_circulant_symbol
+from lowcost.spectral import even_part, scale_spectrum, unchecked_circulant_symbol
 
 
 def circulant(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -19,7 +19,8 @@ def circulant(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
     Args:
         stencil: θ, [*window, C]; θ[..., p] weights input channel (i + p) mod C in output channel i.
         y: features, [..., *grid, C].
-        boundary: what lies outside the grid: "periodic", "zeros" or "reflect". The channels are always periodic.
+        boundary: what lies outside the grid: "periodic", "zeros", "reflect" or "symmetric", as in `depthwise`. The
+            channels are always periodic.
         method: "fft", "matmul" (the DFTs as real matrix products), "direct" (`fully_coupled` with the stencil
             `as_fully_coupled`) or "auto" (the fastest according to measurements). All methods give the same result up
             to rounding.
@@ -56,13 +57,22 @@ def circulant_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "perio
     return apply(diffuse, _WAYS, "circulant", stencil, y, boundary, method)
 
 
-def circulant_resolvent(stencil: Array, y: Array, h: float | Array, *, method: SpectralMethod = "auto") -> Array:
+def circulant_resolvent(
+    stencil: Array,
+    y: Array,
+    h: float | Array,
+    *,
+    boundary: ResolventBoundary = "periodic",
+    method: SpectralMethod = "auto",
+) -> Array:
     """(I + h KᵀK)⁻¹ y with K = K_circ(θ): the implicit diffusion of Eq. (11) with the operator of Eq. (12).
 
     Args:
         stencil: θ, [*window, C].
         y: features, [..., *grid, C].
         h: time step, h ≥ 0.
+        boundary: "periodic", or "symmetric" along the grid as in `depthwise_resolvent`, where s is averaged over the
+            signs of the grid's frequencies. The channels are always periodic.
         method: "fft", "matmul" or "auto"; not "direct", because the inverse is not a small stencil.
 
     Returns:
@@ -70,9 +80,10 @@ def circulant_resolvent(stencil: Array, y: Array, h: float | Array, *, method: S
 
     Raises:
         TypeError: stencil or y is not real floating point.
-        ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown method.
+        ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown boundary or
+            method.
     """
-    return resolvent(_WAYS, "circulant_resolvent", stencil, y, h, method)
+    return resolvent(_WAYS, "circulant_resolvent", stencil, y, h, boundary, method)
 
 
 def as_fully_coupled(stencil: Array) -> Array:
@@ -81,10 +92,14 @@ def as_fully_coupled(stencil: Array) -> Array:
     return jnp.asarray(stencil)[..., (channel[:, None] - channel[None, :]) % len(channel)]
 
 
-def _filter(function, stencil, method, y):
+def _filter(function, stencil, method, y, *, mirrored=False):
     """F₃⁻¹(function(λ) ⊙ F₃ y): the channels become one more grid axis, and a single channel remains."""
-    λ = unchecked_circulant_symbol(stencil, y.shape[-stencil.ndim : -1])
-    return scale_spectrum(y[..., None], function(λ)[..., None], method)[..., 0]
+    grid = y.shape[-stencil.ndim : -1]
+    factors = function(unchecked_circulant_symbol(stencil, grid, mirrored=mirrored))
+    if mirrored:
+        factors = even_part(factors, grid)
+        factors = (factors + jnp.roll(jnp.flip(factors, -1), 1, -1)) / 2  # over both signs of the channels' frequency
+    return scale_spectrum(y[..., None], factors[..., None], method, mirrored=len(grid) if mirrored else 0)[..., 0]
 
 
 _WAYS = Ways(_filter, coupled=as_fully_coupled)

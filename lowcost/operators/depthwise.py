@@ -2,10 +2,10 @@
 
 from jax import Array
 
-from lowcost.arguments import Boundary
+from lowcost.arguments import Boundary, ResolventBoundary
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
-from lowcost.spectral import scale_spectrum, unchecked_symbol
+from lowcost.spectral import even_part, scale_spectrum, unchecked_symbol
 
 
 def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -14,7 +14,8 @@ def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
     Args:
         stencil: θ, [*window, C]; one to four window axes, each of any size up to the grid's.
         y: features, [..., *grid, C].
-        boundary: what lies outside the grid: "periodic" as in the paper, "zeros" or "reflect".
+        boundary: what lies outside the grid: "periodic" as in the paper, "zeros", or its mirror image, which repeats
+            the outermost point if "symmetric" and does not if "reflect".
         method: "fft", "matmul" (the DFT as a real matrix product), "direct" (the stencil applied on the grid,
             of up to three axes) or "auto" (the fastest according to measurements). All methods give the same result up
             to rounding.
@@ -52,16 +53,30 @@ def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "perio
     return apply(diffuse, DEPTHWISE, operator, stencil, y, boundary, method)
 
 
-def depthwise_resolvent(stencil: Array, y: Array, h: float | Array, *, method: SpectralMethod = "auto") -> Array:
+def depthwise_resolvent(
+    stencil: Array,
+    y: Array,
+    h: float | Array,
+    *,
+    boundary: ResolventBoundary = "periodic",
+    method: SpectralMethod = "auto",
+) -> Array:
     """(I + h KᵀK)⁻¹ y with K = K_dw(θ): the implicit diffusion of Eq. (11).
 
-    It never amplifies: its eigenvalues 1 / (1 + h|λ|²) lie in (0, 1] for every θ and h ≥ 0. The boundary is
-    always periodic, because only then is the inverse diagonal in the Fourier basis.
+    It never amplifies: its eigenvalues 1 / (1 + h|λ|²) lie in (0, 1] for every θ and h ≥ 0.
+
+    With boundary="symmetric" opposite edges do not meet: y ↦ DCT⁻¹(s ⊙ DCT y) with the cosine transform DCT-II. Here
+    s_k = 2⁻ᵈ Σ_σ 1 / (1 + h|λ(σω)|²) at the frequencies ω = πk/n of each axis, k = 0, …, n - 1, averaged over all
+    changes of sign σ. It is symmetric, and never amplifies. If each channel's stencil is even or odd along each axis,
+    it is (I + h KᵀK)⁻¹ with K = `depthwise(..., boundary="symmetric")`. For other stencils it is what (I + h KᵀK)⁻¹
+    does to the mirror image of y on the periodic grid of 2n points, averaged over the reflections of that grid. Of all
+    operators that the DCT diagonalises, it is the nearest to the one without this average, in the Frobenius norm.
 
     Args:
         stencil: θ, [*window, C].
         y: features, [..., *grid, C].
         h: time step, h ≥ 0.
+        boundary: "periodic" as in the paper, or "symmetric".
         method: "fft", "matmul" or "auto"; not "direct", because the inverse is not a small stencil.
 
     Returns:
@@ -69,7 +84,8 @@ def depthwise_resolvent(stencil: Array, y: Array, h: float | Array, *, method: S
 
     Raises:
         TypeError: stencil or y is not real floating point.
-        ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown method.
+        ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown boundary or
+            method.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,11 +94,16 @@ def depthwise_resolvent(stencil: Array, y: Array, h: float | Array, *, method: S
         >>> print(depthwise_resolvent(difference, y, 1.0)[:, 0].round(3))  # smoother, with the same mean
         [0.467 0.2   0.133 0.2  ]
     """
-    return resolvent(DEPTHWISE, "real", stencil, y, h, method)
+    operator = "real" if boundary == "periodic" else "mirrored"
+    return resolvent(DEPTHWISE, operator, stencil, y, h, boundary, method)
 
 
-def _filter(function, stencil, method, y):
-    return scale_spectrum(y, function(unchecked_symbol(stencil, y.shape[-stencil.ndim : -1])), method)
+def _filter(function, stencil, method, y, *, mirrored=False):
+    grid = y.shape[-stencil.ndim : -1]
+    factors = function(unchecked_symbol(stencil, grid, mirrored=mirrored))
+    if mirrored:
+        return scale_spectrum(y, even_part(factors, grid), method, mirrored=len(grid))
+    return scale_spectrum(y, factors, method)
 
 
 DEPTHWISE = Ways(_filter)

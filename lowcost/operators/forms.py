@@ -10,7 +10,7 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import Boundary, check_choice, check_features, check_time_step, promote
+from lowcost.arguments import Boundary, ResolventBoundary, check_choice, check_features, check_time_step, promote
 from lowcost.batching import per_shard
 from lowcost.methods import SPECTRAL, choices, on_platform
 from lowcost.operators.boundary import with_boundary, with_boundary_adjoint
@@ -22,7 +22,7 @@ class Ways(NamedTuple):
     """How an operator is computed on the images of one device.
 
     Attributes:
-        filter: (function, stencil, method, y) → F⁻¹(function(λ) F y).
+        filter: (function, stencil, method, y) → F⁻¹(function(λ) F y); of a resolvent with the option `mirrored`.
         adjoint: λ ↦ the symbol of Kᵀ.
         channel_axes: number of axes of the stencil after its window.
         coupled: θ ↦ the stencil with which `fully_coupled` is K(θ); None if θ is applied channel by channel.
@@ -55,13 +55,15 @@ def apply(form, ways, operator, stencil, y, boundary, method, *more, adjoint=Fal
     return per_shard(on_platform, dims, y, stencil, *more, function=form, choices=chosen, **options)
 
 
-def resolvent(ways, operator, stencil, y, h, method):
-    """(I + hKᵀK)⁻¹ y: as `apply`, for the inverse, which is periodic and has no stencil."""
+def resolvent(ways, operator, stencil, y, h, boundary, method):
+    """(I + hKᵀK)⁻¹ y: as `apply`, for the inverse, which has no stencil."""
     check_features("y", y, stencil, channel_axes=1, channels=-1)
     check_time_step(h)
+    check_choice("boundary", boundary, get_args(ResolventBoundary))
     grid = y.shape[-stencil.ndim : -1]
     chosen = choices(method, operator, grid, grid, y.shape[-1])
-    return per_shard(on_platform, len(grid), y, stencil, h, function=_resolve, choices=chosen, ways=ways)
+    options = {"ways": ways, "mirrored": boundary == "symmetric"}
+    return per_shard(on_platform, len(grid), y, stencil, h, function=_resolve, choices=chosen, **options)
 
 
 def convolve(y, stencil, ways, boundary, method):
@@ -95,5 +97,5 @@ def _slide(function, y, stencil, ways, boundary):
     return function(weights, y, boundary, coupled=ways.coupled is not None)
 
 
-def _resolve(y, stencil, h, ways, method):
-    return ways.filter(lambda λ: 1 / (1 + h * squared_modulus(λ)), stencil, method, y)
+def _resolve(y, stencil, h, ways, mirrored, method):
+    return ways.filter(lambda λ: 1 / (1 + h * squared_modulus(λ)), stencil, method, y, mirrored=mirrored)

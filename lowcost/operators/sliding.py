@@ -41,7 +41,7 @@ def slide(stencil: jax.Array, y: jax.Array, boundary: str, *, coupled: bool = Fa
     Args:
         stencil: θ, [*window, C], or coupled [*window, C_in, C_out].
         y: features, [..., *grid, C], or C_in.
-        boundary: "periodic", "zeros" or "reflect".
+        boundary: "periodic", "zeros", "reflect" or "symmetric".
         coupled: whether the stencil couples all channels with each other.
 
     Returns:

@@ -48,6 +48,17 @@ def test_it_is_conv_with_the_dense_kernel(layer, dims, padding):
     np.testing.assert_allclose(module.apply({"params": params}, y), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [Depthwise, LinearMix, Circulant])
+def test_symmetric_padding_is_numpys(layer):
+    """As on an image that is padded first, with the layer's result cut back."""
+    y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
+    padded = np.pad(y, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="symmetric")
+    params = random_parameters(layer(C, (3, 3)), y)
+    expected = layer(C, (3, 3)).apply({"params": params}, padded)[:, 1:-1, 1:-1]
+    result = layer(C, (3, 3), padding="SYMMETRIC").apply({"params": params}, y)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_depthwise_is_conv_of_one_feature_a_group(padding):
     """θ is that Conv's kernel without its axis of one, and starts with the same variance."""
@@ -59,11 +70,13 @@ def test_depthwise_is_conv_of_one_feature_a_group(padding):
     np.testing.assert_allclose(result, conv.apply({"params": params}, y), rtol=1e-5, atol=1e-5)
 
 
-def test_implicit_diffusion_is_the_resolvent():
+@pytest.mark.parametrize(("padding", "boundary"), [("CIRCULAR", "periodic"), ("SYMMETRIC", "symmetric")])
+def test_implicit_diffusion_is_the_resolvent(padding, boundary):
     y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
-    module = ImplicitDiffusion(C, (3, 3), h=0.7)
+    module = ImplicitDiffusion(C, (3, 3), h=0.7, padding=padding)
     params = random_parameters(module, y)
-    expected = lowcost.depthwise_resolvent(params["stencil"], y, 0.7) + params["bias"][None, None, None]
+    expected = lowcost.depthwise_resolvent(params["stencil"], y, 0.7, boundary=boundary)
+    expected += params["bias"][None, None, None]
     np.testing.assert_allclose(module.apply({"params": params}, y), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -142,9 +155,11 @@ def test_bad_layers_are_refused(layer):
         layer(C, (3, 3)).init(key, y.astype(jnp.int32))
 
 
-def test_implicit_diffusion_is_periodic():
-    with pytest.raises(ValueError, match="padding must be one of 'CIRCULAR' here, got 'SAME'"):
-        ImplicitDiffusion(C, (3, 3), padding="SAME").init(jax.random.key(0), jnp.ones((1, 6, 5, C)))
+def test_implicit_diffusion_wraps_around_or_mirrors():
+    for padding in ("SAME", "REFLECT"):
+        message = f"padding must be one of 'CIRCULAR', 'SYMMETRIC' here, got '{padding}'; use 'SYMMETRIC' if"
+        with pytest.raises(ValueError, match=message):
+            ImplicitDiffusion(C, (3, 3), padding=padding).init(jax.random.key(0), jnp.ones((1, 6, 5, C)))
     with pytest.raises(ValueError, match="h must be a finite time step ≥ 0, got -1"):
         ImplicitDiffusion(C, (3, 3), h=-1.0).init(jax.random.key(0), jnp.ones((1, 6, 5, C)))
 

@@ -6,7 +6,7 @@ import jax
 import matrices
 import numpy as np
 import pytest
-from cases import CASE, assert_close, over_all, over_bounded
+from cases import CASE, assert_close, over_bounded, over_every
 
 import lowcost
 
@@ -32,7 +32,7 @@ def check(case, options, rtol, batch, window, grid, **drawn):
         assert_close(result, dense, rtol, chosen)
 
 
-@over_all
+@over_every
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_equals_its_matrix(case, sizes):
     """K, Kᵀ, −KᵀK and (I + hKᵀK)⁻¹ are their matrices, by default and by every method."""
@@ -46,7 +46,7 @@ def test_equals_its_matrix_at_every_boundary(case, sizes):
     check(case, case.bounded, 1e-12, *sizes)
 
 
-@over_all
+@over_every
 def test_equals_its_matrix_on_four_axes(case):
     """By transforms, for every boundary; an accelerator's convolutions have at most three axes."""
     spectral = [way for way in case.bounded or case.ways if way.get("method") in (None, "fft", "matmul")]
@@ -57,14 +57,16 @@ def test_equals_its_matrix_on_four_axes(case):
             case.function(*weights, y, method="direct")
 
 
-@over_all
+@over_every
 def test_equals_its_matrix_in_float32(case):
     """Every method is accurate to 1e-5 in float32."""
     check(case, case.ways, 1e-5, (2,), (3, 2), (4, 5), dtype=np.float32)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-@pytest.mark.parametrize("name", ["circulant", "circulant_adjoint", "circulant_resolvent"])
+@pytest.mark.parametrize(
+    "name", ["circulant", "circulant_adjoint", "circulant_resolvent", "circulant_resolvent_mirrored"]
+)
 def test_any_number_of_channels(name, channels):
     """Eq. (12) transforms the channels: one, or an even number of them."""
     check(CASE[name], CASE[name].ways, 1e-12, (), (2,), (3,), channels=channels)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASE, CASES, METHODS, QUICK, assert_close, over_all
+from cases import CASE, CASES, METHODS, MIRRORED, QUICK, assert_close, over_every
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import lowcost
 
-WAYS = [(case, way) for case in CASES for way in case.ways]
+WAYS = [(case, way) for case in [*CASES, *MIRRORED] for way in case.ways]
 
 
 @pytest.mark.parametrize(("case", "way"), WAYS, ids=str)
@@ -37,7 +37,7 @@ def test_no_gather(case, way):
         assert_close(ours, theirs, 1e-4)
 
 
-@over_all
+@over_every
 def test_explicit_axes(case):
     """With any axis name, and batch, channels and weights sharded, values and gradients equal those without a mesh."""
     mesh = jax.make_mesh((2, 2), ("b", "m"))
