@@ -64,7 +64,7 @@ def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
         assert len(names["report"].layers) == 12
         assert names["cost"].weights == sum(x.size for x in jax.tree.leaves(names["variables"]["params"]))
         assert "Gemm" in {node.op_type for node in names["model"].graph.node}
-        assert 0 < names["error"] < 1e-4
+        assert 0 < names["error"] < 1e-4  # the largest of three networks
     elif name == "docs/nnx.md":
         assert names["losses"][2] < names["losses"][0]
         model, restored, images = names["model"], names["restored"][0], names["images"]
