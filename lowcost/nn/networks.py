@@ -114,7 +114,7 @@ def network(
         raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
     check_choice("boundary", boundary, get_args(ResolventBoundary))
     if boundary != "periodic":
-        if "implicit" not in architecture:
+        if "boundary" not in ARCHITECTURES[architecture].__dataclass_fields__:
             expected = f"boundary must be 'periodic' for {architecture!r}, which has no implicit step"
             raise ValueError(f"{expected}, got {boundary!r}; use e.g. 'implicit_rd'")
         options["boundary"] = boundary

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import lecun_normal
 
-from lowcost.arguments import ResolventBoundary, check_choice, promote
+from lowcost.arguments import ResolventBoundary, promote
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
 from lowcost.operators.circulant import circulant_diffusion, circulant_resolvent
@@ -233,14 +233,11 @@ class _ReactionDiffusion(nn.Module):
 
     h: float = 1.0
     kernel_size: int = 3
-    boundary: ResolventBoundary = "periodic"
     _integrator: ClassVar[Literal["forward_euler", "imex_euler"]] = "forward_euler"
     _circulant: ClassVar[bool] = False
 
     def setup(self) -> None:
         """The reaction."""
-        if self._integrator == "forward_euler":
-            check_choice("boundary", self.boundary, ("periodic",))
         self.reaction = Reaction()
 
     @nn.nowrap  # Flax would report the result of a wrapped method among the intermediate features
@@ -254,13 +251,18 @@ class _ReactionDiffusion(nn.Module):
             weights = self.param(name, init(self.h), (*_window(self, y), y.shape[-1]))
         return weights / math.sqrt(weights.shape[-1]) if self._circulant else weights
 
+    @property
+    def _boundary(self) -> ResolventBoundary:
+        """The boundary of an implicit step; explicit ones are periodic."""
+        return getattr(self, "boundary", "periodic")
+
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """[B, *grid, C] → the same shape."""
         stencil, reaction = self._stencil(y), partial(self.reaction, train=train, mask=mask)
         if self._integrator == "imex_euler":
             resolvent = circulant_resolvent if self._circulant else depthwise_resolvent
-            return imex_euler(partial(resolvent, stencil, boundary=self.boundary), reaction, y, self.h)
+            return imex_euler(partial(resolvent, stencil, boundary=self._boundary), reaction, y, self.h)
         diffusion = circulant_diffusion if self._circulant else depthwise_diffusion
         return forward_euler(reaction_diffusion(partial(diffusion, stencil), reaction), y, self.h)
 
@@ -269,12 +271,12 @@ class _ReactionDiffusion(nn.Module):
 
         If the boundary is "symmetric", on the mirrored grid of twice as many points along each axis, [*(2 grid), C].
         """
-        period = [2 * n for n in grid] if self.boundary == "symmetric" else grid
+        period = [2 * n for n in grid] if self._boundary == "symmetric" else grid
         return (circulant_symbol if self._circulant else symbol)(self._stencil(), period)
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """(I + hKᵀK)⁻¹ (y + σ(h r(y))) or (I - hKᵀK) y + σ(h r(y)), with r(y) = a ⊙ (M y) + b."""
-        how = (self.h, self._integrator, tuple(grid), self._circulant, self.boundary)
+        how = (self.h, self._integrator, tuple(grid), self._circulant, self._boundary)
         diffusion = ops.Filter(np.asarray(self._stencil()), *how)
         reaction = self.reaction.operations(grid, self.h)
         if self._integrator == "imex_euler":
@@ -300,6 +302,7 @@ class ImplicitRDStep(_ReactionDiffusion):
         boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
     """
 
+    boundary: ResolventBoundary = "periodic"
     _integrator = "imex_euler"
 
 
@@ -329,6 +332,7 @@ class ImplicitCirculantRDStep(_ReactionDiffusion):
         boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
     """
 
+    boundary: ResolventBoundary = "periodic"
     _integrator, _circulant = "imex_euler", True
 
 
