@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad
+from jax.scipy.fft import dctn, idctn
 from numpy.typing import NDArray
 
 from lowcost.primitive import primitive
@@ -99,10 +100,21 @@ def real_transform(y: jax.Array, basis: NDArray[np.float64], axis: int) -> jax.A
     return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(merged).reshape(y.shape)
 
 
-def _transform_grid(y, *, inverse, mirrored):
-    """R y along the axes of one image y [*grid, C], or Rᵀ y; along the first `mirrored` R is the cosine transform."""
-    bases = [(cosine_basis if axis < mirrored else real_basis)(n) for axis, n in enumerate(y.shape[:-1])]
-    bases = [basis.T for basis in bases] if inverse else bases
+def _transform_grid(y, *, inverse, mirrored, by_fft):
+    """R y along the axes of one image y [*grid, C], or Rᵀ y.
+
+    Along the first `mirrored` axes R is the cosine transform, computed by FFT if `by_fft`.
+    """
+
+    def basis(axis: int) -> NDArray[np.float64]:
+        matrix = (cosine_basis if axis < mirrored else real_basis)(y.shape[axis])
+        return matrix.T if inverse else matrix
+
+    if by_fft:  # without the matrices of these axes, which may be long
+        for axis in range(mirrored, y.ndim - 1):
+            y = real_transform(y, basis(axis), axis)
+        return (idctn if inverse else dctn)(y, axes=tuple(range(mirrored)), norm="ortho")
+    bases = list(map(basis, range(y.ndim - 1)))
     points = math.prod(y.shape[:-1])
     tpu = _at_once if points <= TPU_GRID_AT_ONCE else _contracted
     gpu = _at_once if points <= GPU_GRID_AT_ONCE else _by_axis
@@ -130,23 +142,22 @@ def _at_once(y, bases):
 
 # R is orthogonal, so its adjoint is its inverse. JAX's own adjoint would contract the first axis of R, for which XLA
 # has no fast product on a CPU.
-_grid_transform = primitive("grid_transform", _transform_grid, ("inverse", "mirrored"))
-ad.deflinear2(
-    _grid_transform, lambda ct, _, inverse, mirrored: [_grid_transform.bind(ct, inverse=not inverse, mirrored=mirrored)]
-)
+_grid_transform = primitive("grid_transform", _transform_grid, ("inverse", "mirrored", "by_fft"))
+ad.deflinear2(_grid_transform, lambda ct, _, inverse, **how: [_grid_transform.bind(ct, inverse=not inverse, **how)])
 
 
-def filter_image(multiply, layout, *parts_and_image):
+def filter_image(multiply, how, *parts_and_image):
     """Rᵀ Σ_S multiply(A_S, flip_S(R y)) = F⁻¹(multiply(λ, F y)) of one image y [*grid, C], in real arithmetic.
 
     Args:
         multiply: bilinear in the symbol and the spectrum.
-        layout: the sets S of axes, the keys of `real_parts`, as a tuple; and the number of leading axes along which F
-            is a cosine transform.
+        how: the sets S of axes, the keys of `real_parts`, as a tuple; the number of leading axes along which F is the
+            cosine transform; and whether that is computed by FFT.
         parts_and_image: A_S for each S, then y.
     """
     *parts, image = parts_and_image
-    subsets, mirrored = layout
-    spectrum = _grid_transform.bind(image, inverse=False, mirrored=mirrored)
+    subsets, mirrored, by_fft = how
+    transform = partial(_grid_transform.bind, mirrored=mirrored, by_fft=by_fft)
+    spectrum = transform(image, inverse=False)
     result = reduce(jnp.add, (multiply(part, jnp.flip(spectrum, s)) for s, part in zip(subsets, parts, strict=True)))
-    return _grid_transform.bind(result, inverse=True, mirrored=mirrored)
+    return transform(result, inverse=True)

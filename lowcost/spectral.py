@@ -11,7 +11,6 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.fft import dctn, idctn
 
 from lowcost.arguments import check_floating, check_stencil, promote
 from lowcost.batching import each_image, per_shard
@@ -191,32 +190,25 @@ def filter_spectrum(symbol, y, multiply, method, *, all_at_once=False, mirrored=
             because compiled programs are cached by it.
         method: "fft" or "matmul".
         all_at_once: process all images at once on a CPU too, for a λ much larger than an image.
-        mirrored: number of leading axes along which F is the cosine transform DCT-II. λ is then real, and even in the
-            frequencies of the other axes.
+        mirrored: number of leading axes along which F is the cosine transform DCT-II; λ is then real. Of the other
+            axes only the part of λ that is even in their frequencies counts.
     """
     promoted = promote(y)
-    if method == "fft":
+    if method == "fft" and not mirrored:
         grid = symbol.shape[:-1]
-        if mirrored < len(grid):  # the other half of a real signal's spectrum is its mirror image
-            symbol = symbol[..., : grid[-1] // 2 + 1, :]
-        filtered = _over_images(_filter_image_by_fft, multiply, (grid, mirrored), all_at_once, promoted, symbol)
+        half = symbol[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
+        filtered = _over_images(_filter_image_by_fft, multiply, grid, all_at_once, promoted, half)
     else:
         parts = real_parts(symbol, mirrored)
         weights = [part.astype(promoted.dtype) for part in parts.values()]
-        filtered = _over_images(filter_image, multiply, (tuple(parts), mirrored), all_at_once, promoted, *weights)
+        how = (tuple(parts), mirrored, method == "fft")
+        filtered = _over_images(filter_image, multiply, how, all_at_once, promoted, *weights)
     return filtered.astype(jnp.result_type(y))
 
 
-def _filter_image_by_fft(multiply, layout, symbol, image):
-    grid, mirrored = layout
-    cosines, axes = tuple(range(mirrored)), tuple(range(mirrored, len(grid)))
-    spectrum = dctn(image, axes=cosines, norm="ortho") if cosines else image
-    if axes:
-        product = multiply(symbol, jnp.fft.rfftn(spectrum, axes=axes))
-        filtered = jnp.fft.irfftn(product, s=grid[mirrored:], axes=axes)
-    else:
-        filtered = multiply(symbol, spectrum)
-    return idctn(filtered, axes=cosines, norm="ortho") if cosines else filtered
+def _filter_image_by_fft(multiply, grid, half, image):
+    axes = tuple(range(len(grid)))
+    return jnp.fft.irfftn(multiply(half, jnp.fft.rfftn(image, axes=axes)), s=grid, axes=axes)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))  # outside of any jit a loop would be compiled at every call

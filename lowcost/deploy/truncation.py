@@ -2,7 +2,8 @@
 
 (I + hKᵀK)⁻¹ y = g ∗ y couples every pixel with every other, but g decays. Its values in the box |x|_∞ ≤ r are a stencil
 g_r of (2r + 1)^d points. By Young's inequality ‖g ∗ y - g_r ∗ y‖ ≤ t_r ‖y‖ in any p-norm, with
-t_r = Σ_{|x|_∞ > r} |g_x|.
+t_r = Σ_{|x|_∞ > r} |g_x|. With boundary="symmetric" this holds on the mirrored grid of 2n points per axis, where g is
+even along each axis. The results there are mirror images too, so that the bound holds on the image.
 """
 
 import dataclasses

@@ -97,9 +97,8 @@ def _filter(function, stencil, method, y, *, mirrored=False):
     grid = y.shape[-stencil.ndim : -1]
     factors = function(unchecked_circulant_symbol(stencil, grid, mirrored=mirrored))
     if mirrored:
-        factors = even_part(factors, grid)
-        factors = (factors + jnp.roll(jnp.flip(factors, -1), 1, -1)) / 2  # over both signs of the channels' frequency
-    return scale_spectrum(y[..., None], factors[..., None], method, mirrored=len(grid) if mirrored else 0)[..., 0]
+        return scale_spectrum(y[..., None], even_part(factors, grid)[..., None], method, mirrored=len(grid))[..., 0]
+    return scale_spectrum(y[..., None], factors[..., None], method)[..., 0]
 
 
 _WAYS = Ways(_filter, coupled=as_fully_coupled)

@@ -6,7 +6,7 @@ import jax
 import matrices
 import numpy as np
 import pytest
-from cases import CASE, assert_close, over_bounded, over_every
+from cases import CASE, assert_close, over_all, over_bounded
 
 import lowcost
 
@@ -32,7 +32,7 @@ def check(case, options, rtol, batch, window, grid, **drawn):
         assert_close(result, dense, rtol, chosen)
 
 
-@over_every
+@over_all
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_equals_its_matrix(case, sizes):
     """K, Kᵀ, −KᵀK and (I + hKᵀK)⁻¹ are their matrices, by default and by every method."""
@@ -46,7 +46,7 @@ def test_equals_its_matrix_at_every_boundary(case, sizes):
     check(case, case.bounded, 1e-12, *sizes)
 
 
-@over_every
+@over_all
 def test_equals_its_matrix_on_four_axes(case):
     """By transforms, for every boundary; an accelerator's convolutions have at most three axes."""
     spectral = [way for way in case.bounded or case.ways if way.get("method") in (None, "fft", "matmul")]
@@ -57,7 +57,7 @@ def test_equals_its_matrix_on_four_axes(case):
             case.function(*weights, y, method="direct")
 
 
-@over_every
+@over_all
 def test_equals_its_matrix_in_float32(case):
     """Every method is accurate to 1e-5 in float32."""
     check(case, case.ways, 1e-5, (2,), (3, 2), (4, 5), dtype=np.float32)

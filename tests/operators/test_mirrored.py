@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowcost
-from lowcost import methods, spectral
+from lowcost import methods, real_dft, spectral
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -102,6 +102,19 @@ def test_it_is_the_best_that_the_cosine_transform_diagonalises(window, grid):
 
 
 @over_slim
+@pytest.mark.parametrize(("window", "grid"), [((3,), (5,)), ((2, 3), (3, 4)), ((2, 1, 2), (2, 2, 3))], ids=str)
+def test_it_is_the_inverse_on_the_mirrored_grid_averaged_over_its_reflections(name, window, grid):
+    """For any stencil, by every method: Eᵀ (I + hKᵀK)⁻¹ E / 2ᵈ, where E puts an image next to its mirror images."""
+    case = CASE[f"{name}_resolvent_mirrored"]
+    weights, y = case.draw(window, grid, (2,))
+    ways = [{}, *case.ways]
+    for way, result, expected in zip(
+        ways, case.every(ways, weights, y), case.expected(ways, weights, y, grid), strict=True
+    ):
+        assert_close(result, expected, message=way)
+
+
+@over_slim
 @given(h=st.floats(0, 1e6), data=st.data())
 @settings(deadline=None, derandomize=True, max_examples=30)
 def test_it_is_symmetric_and_never_amplifies(name, h, data):
@@ -137,6 +150,17 @@ def test_a_symbol_by_fft(name, monkeypatch):
     ways = [{"method": "fft"}, {"method": "matmul"}]
     for result, expected in zip(case.every(ways, weights, y), case.expected(ways, weights, y, (4, 5)), strict=True):
         assert_close(result, expected)
+
+
+def test_a_long_axis_by_fft():
+    """No matrix of the transform is made."""
+    stencil, y = np.array([-1.0, 2.0, -1.0])[:, None], np.random.default_rng(0).normal(size=(5000, 1))
+    made = real_dft.cosine_basis.cache_info().misses
+    result = lowcost.depthwise_resolvent(stencil, y, 3.0, boundary="symmetric")
+    assert real_dft.cosine_basis.cache_info().misses == made
+    λ = 2 - 2 * np.cos(np.pi * np.arange(5000) / 5000)[:, None]
+    expected = scipy.fft.idct(scipy.fft.dct(y, axis=0) / (1 + 3 * λ**2), axis=0)
+    assert_close(result, expected)
 
 
 @over_slim
