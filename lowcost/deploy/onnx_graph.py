@@ -33,6 +33,8 @@ def to_onnx(
 ) -> "onnx.ModelProto":
     """`images` [batch, *grid, C] → `logits` [batch, num_classes]: returns Section 4's network as ONNX model.
 
+    With the head "pixels", `logits` are [batch, *grid, num_classes].
+
     Args:
         folded: from `fold` or `truncate`.
         metadata: key → text, stored in the file.
@@ -61,6 +63,7 @@ def to_onnx(
     for layer in folded.layers:
         graph.scope = layer.name
         y = graph.run(layer.operations, y)
+    y = graph.viewed(y, (*graph.grid, graph.views[y][-1]))
     graph.nodes[-1].output[0] = "logits"
     images = helper.make_tensor_value_info("images", number, ["batch", *folded.image_shape])
     logits = helper.make_tensor_value_info("logits", number, ["batch", *graph.views[y]])
@@ -149,8 +152,9 @@ class _Graph:
             case ops.GlobalAveragePool():
                 y = self.viewed(y, (*self.grid, self.views[y][-1]))
                 axes = list(range(1, len(self.grid) + 1))
-                total = self.node("ReduceSum", y, axes, keepdims=0, view=self.views[y][-1:])
-                return self.alike("Mul", total, 1 / math.prod(self.grid))
+                total, points = self.node("ReduceSum", y, axes, keepdims=0, view=self.views[y][-1:]), self.grid
+                self.grid = ()
+                return self.alike("Mul", total, 1 / math.prod(points))
             case ops.Sum(branches):
                 terms = [self.run(branch, y) for branch in branches]
                 return reduce(lambda a, b: self.alike("Add", a, b), reversed(terms))
