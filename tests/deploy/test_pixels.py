@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from cases import QUICK
 
+import lowcost
 from lowcost.deploy import certified, fold, to_onnx, to_stablehlo, truncate
 from lowcost.nn import network, network_cost, stability_report
 
@@ -95,3 +96,17 @@ def test_small_grids_and_bad_heads():
         network("implicit_rd", (4, 8), 3, head="mask")
     with pytest.raises(ValueError, match="masked must be False for the head 'pixels', got True; resample"):
         network("implicit_rd", (4, 8), 3, head="pixels", masked=True)
+
+
+def test_a_saved_network_comes_back_with_its_head(trained, tmp_path):
+    """Only such files have the newest format, which earlier versions refuse; the task must fit the head."""
+    about = {"classes": [*"abcde"], "image_shape": (8, 6, 2)}
+    for head, task, number in (("class", "classes", 1), ("pixels", "pixels", 3)):
+        net, variables = trained("implicit_rd", (8, 6, 2), head=head)
+        lowcost.save(tmp_path / head, net, variables, **about, task=task)
+        loaded = lowcost.load(tmp_path / head)
+        assert (loaded.net, loaded.task) == (net, task)
+        assert f'"format":"{number}"'.encode() in (tmp_path / head).read_bytes()
+        other = "classes" if head == "pixels" else "pixels"
+        with pytest.raises(ValueError, match=f"task must fit the network's head '{head}', got '{other}'; choose"):
+            lowcost.save(tmp_path / "refused", net, variables, **about, task=other)
