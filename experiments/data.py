@@ -50,7 +50,7 @@ class DataConfig:
     max_pixels: int = decoding.MAX_PIXELS
     """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
     task: data.Task = "classes"
-    """folder, arrays: classes, or the tags or values of labels.csv or the labels."""
+    """folder, arrays: classes, the tags or values of labels.csv or the labels, or the classes of pixels."""
     test_share: float = 0.2
     """folder, arrays: share of the images that become test images, where there are none."""
     grid_axes: int | None = None
@@ -88,7 +88,7 @@ def main(config: DataConfig) -> None:
     draw(examples(dataset), sheet, masked=dataset.masked)
     splits = {f"{PARTS[part]} images": split for part, split in parts(dataset)}
     columns = [Column(name, f"{len(split):,}", justify="right") for name, split in splits.items()]
-    counts = Table({"classes": "class", "tags": "tag"}.get(config.task, "value"), *columns, show_footer=True)
+    counts = Table({"tags": "tag", "values": "value"}.get(dataset.task, "class"), *columns, show_footer=True)
     for name, *cells in summary(dataset):
         counts.add_row(terminal.printable(name), *cells)
     facts = Table("", Column(overflow="fold"), show_header=False)
@@ -115,8 +115,10 @@ def summary(dataset: data.Dataset) -> list[tuple[str, ...]]:
 
 
 def _members(dataset: data.Dataset, split: data.Split) -> list[NDArray[np.bool_]]:
-    """Returns which images belong to each class, or have each tag."""
+    """Returns which images belong to each class, have each tag, or have points of each class."""
     columns = range(len(dataset.classes))
+    if dataset.task == "pixels":
+        return [(split.labels == i).any(tuple(range(1, split.labels.ndim))) for i in columns]
     return [split.labels == i if dataset.task == "classes" else split.labels[:, i] > 0.5 for i in columns]
 
 

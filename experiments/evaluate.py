@@ -1,11 +1,12 @@
 """Evaluates the newest checkpoint of a run: `python -m experiments.evaluate --workdir DIR`.
 
-It prints the accuracy and what the network confuses, and draws confusion.png, reliability.png and mistakes.png.
+It prints the accuracy and what the network confuses, and draws confusion.png, reliability.png and mistakes.png. If the
+network labels every pixel, it prints IoU and Dice of each class, and draws confusion.png and overlays.png.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +63,9 @@ def main(arguments: EvaluateConfig) -> None:
     network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {first_step(state)} steps"
     say = partial(print, file=messages(arguments.csv))
     say(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}:")
+    if task == "pixels":
+        _of_pixels(arguments, ready, state, split, say)
+        return
     outputs = ready.outputs(state.chosen, split.images).astype(np.float64)
     labels, fitted = split.labels, None
     if task == "classes":
@@ -76,18 +80,37 @@ def main(arguments: EvaluateConfig) -> None:
     if arguments.csv is not None:
         write_whole(arguments.csv, image_table(task, dataset.classes, files, labels, answers))
     if task == "classes":
-        say(f"\n{confused(answers, labels, names)}\n")
+        say(f"\n{confused(evaluation.confusion_matrix(labels, answers.argmax(-1), len(names)), names)}\n")
         curves = {"as trained": evaluation.answers(task, outputs)}
         if fitted:
             curves[f"with temperature {', '.join(f'{t:.3g}' for t in fitted)}"] = answers
         for name, p in curves.items():
             say(f"{name}: expected calibration error {calibration_error(p, labels):.2%}")
-        folder = arguments.out or arguments.workdir / "evaluation"
-        if arguments.out or os.access(arguments.workdir, os.W_OK):
-            draw(folder, split, curves, names, files, masked=dataset.masked)
-            say(f"plots: {printable(folder)}")
-        else:
-            say(f"no plots: {printable(arguments.workdir)} cannot be written to; choose another folder with --out")
+        _plot(
+            arguments, say, partial(draw, split=split, curves=curves, names=names, files=files, masked=dataset.masked)
+        )
+
+
+def _of_pixels(arguments: EvaluateConfig, ready: Any, state: Any, split: Any, say: Callable[[str], None]) -> None:
+    """Prints the figures of a network that labels every pixel, and writes its table and its plots."""
+    from experiments.common import overlaps
+
+    predicted, confusions = overlaps.report(ready, state.chosen, split, say)
+    names = [*map(printable, ready.dataset.classes)]
+    say(confused(confusions.sum(0), names, unit="points"))
+    if arguments.csv is not None:
+        overlaps.write_table(arguments.csv, ready.dataset.classes, split, confusions)
+    _plot(arguments, say, partial(overlaps.draw, split=split, predicted=predicted, confusions=confusions, names=names))
+
+
+def _plot(arguments: EvaluateConfig, say: Callable[[str], None], draw: Callable[[Path], None]) -> None:
+    """Draws into the folder for plots, or prints why not."""
+    folder = arguments.out or arguments.workdir / "evaluation"
+    if arguments.out or os.access(arguments.workdir, os.W_OK):
+        draw(folder)
+        say(f"plots: {printable(folder)}")
+    else:
+        say(f"no plots: {printable(arguments.workdir)} cannot be written to; choose another folder with --out")
 
 
 def by_network(task: str, outputs: np.ndarray, answers: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:
@@ -123,12 +146,11 @@ def by_output(task: str, answers: np.ndarray, labels: np.ndarray, names: list[st
     return aligned([tuple(columns), *zip(*columns.values(), strict=True)])
 
 
-def confused(answers: np.ndarray, labels: np.ndarray, names: list[str]) -> str:
+def confused(confusion: np.ndarray, names: list[str], unit: str = "images") -> str:
     """Returns the confusion matrix as text, or the most frequent confusions if there are many classes."""
-    confusion = evaluation.confusion_matrix(labels, answers.argmax(-1), len(names))
     if len(names) > PRINTED_MATRIX:
         pairs = [(names[i], names[j], n) for i, j, n in evaluation.confusions(confusion)[:PRINTED_CONFUSIONS]]
-        return aligned([("true class", "predicted class", "images"), *pairs])
+        return aligned([("true class", "predicted class", unit), *pairs])
     rows = [(f"{i} {name}", *(n or "." for n in confusion[i])) for i, name in enumerate(names)]
     return aligned([("true class / predicted class", *range(len(names))), *rows])
 

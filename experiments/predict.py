@@ -1,4 +1,4 @@
-"""Classifies images, signals or volumes: `python -m experiments.predict FILE_OR_FOLDER... --workdir DIR`.
+"""Classifies images, signals or volumes, or their points: `python -m experiments.predict FILE... --workdir DIR`.
 
 `--model FILE` takes an exported file in place of a run. With an .onnx file nothing but NumPy, Pillow, tyro and
 onnxruntime is needed besides this repository.
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.common import entry
+from experiments.common import entry, masks
 from experiments.common.evaluation import sigmoid
 from experiments.common.files import check_target, csv_table, messages, write_whole
 from experiments.common.inputs import Inputs, examples, find
@@ -34,11 +34,14 @@ class Row(NamedTuple):
         answers: (name, number): the most probable classes with their probabilities, the most probable one first; or all
             tags with their probabilities; or all values.
         milliseconds: the time that the network takes for it alone.
+        mask: the class of each point, uint8 [*grid], of networks that label every point, whose answers are the shares
+            of all classes in it.
     """
 
     file: str
     answers: list[tuple[str, float]]
     milliseconds: float
+    mask: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,8 @@ class PredictConfig:
     """Number of classes to print for each image, the most probable first."""
     csv: Path | None = None
     """Also write a table to this file."""
+    out: Path | None = None
+    """Networks that label every pixel: folder for one mask per image, NAME.png, or NAME.npy of signals and volumes."""
     max_pixels: int = decoding.MAX_PIXELS
     """Refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
 
@@ -66,10 +71,11 @@ class Classifier(NamedTuple):
     """A network that is ready to classify.
 
     Attributes:
-        logits: float32 [B, *grid, C] → [B, classes].
+        logits: float32 [B, *grid, C] → [B, classes], or [B, *grid, classes] for the task "pixels".
         classes: their names, or those of tags or values.
         takes: shape, dtype and scaling of what it classifies.
-        task: what the logits become: probabilities of classes by a softmax, of tags by a sigmoid, or values.
+        task: what the logits become: probabilities of classes by a softmax, of tags by a sigmoid, values, or classes of
+            points.
         temperature: the softmax is of logits / temperature.
         scale: (means, standard deviations) of the values if the logits are standardised.
     """
@@ -94,10 +100,13 @@ def main(config: PredictConfig) -> int:
         check_target(config.csv, "--csv")
     classifier, status = load(config), 0
     rows: list[Row] = []
-    for file in list(find(config.images, classifier.takes)):
+    files = list(find(config.images, classifier.takes))
+    targets = Targets(config.out, classifier, files)
+    for file in files:
         try:
             for name, image in examples(file, classifier.takes, config.max_pixels):
                 rows.append(classify(classifier, name, image, config.top))
+                targets.write(rows[-1])
                 print(terminal.printable(line(classifier.task, rows[-1])), flush=True, file=messages(config.csv))
         except ValueError as error:
             terminal.warn(f"error: {error}")
@@ -107,11 +116,51 @@ def main(config: PredictConfig) -> int:
     return status
 
 
+class Targets:
+    """The mask files to write, one per example, of which none replaces an input or another mask.
+
+    Args:
+        folder: of the files, which is created; None for other tasks than "pixels".
+        classifier: the network.
+        files: the inputs.
+
+    Raises:
+        ValueError: no folder for a network that labels points, or one for another network.
+    """
+
+    def __init__(self, folder: Path | None, classifier: Classifier, files: Sequence[Path]):
+        if (folder is None) == (classifier.task == "pixels"):
+            remedy = "leave it out" if folder else "add --out DIR"
+            raise ValueError(f"--out must be a folder for masks, for the task pixels alone, got {folder}; {remedy}")
+        self.folder, self.suffix = folder, masks.suffix(classifier.takes.image_shape[:-1])
+        self.taken = {file.resolve() for file in files}
+
+    def write(self, row: Row) -> None:
+        """Writes the mask of an example as its name with another suffix, of row 3 of FILE.npy FILE[3].
+
+        Raises:
+            FileExistsError: the file is an input, or of another example.
+        """
+        if self.folder is None or row.mask is None:
+            return
+        file, bracket, number = row.file.rpartition("[") if row.file.endswith("]") else (row.file, "", "")
+        target = self.folder / f"{Path(file).stem}{bracket}{number}{self.suffix}"
+        if target.resolve() in self.taken:
+            problem = f"{target} must be neither an input nor the mask of another input, got that of {row.file}"
+            raise FileExistsError(f"{problem}; choose another folder with --out, or predict one folder at a time")
+        self.taken.add(target.resolve())
+        masks.write(target, row.mask)
+
+
 def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> Row:
     """Returns the answers on an image, of classes the `top` most probable ones, for a batch of this image alone."""
     started = time.perf_counter()
     numbers = np.asarray(classifier.logits(image[None]))[0].astype(np.float64)
     milliseconds = 1000 * (time.perf_counter() - started)
+    if classifier.task == "pixels":
+        mask = numbers.argmax(-1).astype(np.uint8)
+        shares = np.bincount(mask.ravel(), minlength=numbers.shape[-1]) / mask.size
+        return Row(name, [*zip(classifier.classes, shares.tolist(), strict=True)], milliseconds, mask)
     order = np.arange(len(numbers))
     if classifier.task == "classes":
         numbers = softmax(numbers, classifier.temperature)
@@ -124,21 +173,22 @@ def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> 
 
 
 def line(task: str, row: Row) -> str:
-    """Returns what is printed for an image: classes or values, or the tags with a probability of at least 1/2."""
+    """Returns what is printed for an image: classes or values, tags of probability ≥ 1/2, or the classes of points."""
     form = ".4g" if task == "values" else ".1%"
-    answers = [f"{name}  {x:{form}}" for name, x in row.answers if task != "tags" or x >= 0.5]
+    least = {"tags": 0.5, "pixels": 1e-9}.get(task, -math.inf)
+    answers = [f"{name}  {x:{form}}" for name, x in row.answers if x >= least]
     return "  ".join([row.file, *(answers or ["no tag"]), f"{row.milliseconds:.1f} ms"])
 
 
 def table(classifier: Classifier, rows: Sequence[Row], top: int) -> bytes:
-    """Returns the rows as CSV: file, class, probability, milliseconds, class2, ...; or a column per tag or value."""
+    """Returns the rows as CSV: file, class, probability, milliseconds, class2, ...; else a column per name."""
     if classifier.task != "classes":
         header = ["file", "milliseconds", *classifier.classes]
-        return csv_table(header, ([f, f"{ms:.3f}", *(f"{x:.6g}" for _, x in answers)] for f, answers, ms in rows))
+        return csv_table(header, ([f, f"{ms:.3f}", *(f"{x:.6g}" for _, x in answers)] for f, answers, ms, _ in rows))
     further = range(2, min(top, len(classifier.classes)) + 1)
     more = [f"{column}{i}" for i in further for column in ("class", "probability")]
     lines = []
-    for file, answers, milliseconds in rows:
+    for file, answers, milliseconds, _ in rows:
         cells = [cell for name, p in answers for cell in (name, f"{p:.6f}")]
         lines.append([file, *cells[:2], f"{milliseconds:.3f}", *cells[2:]])
     return csv_table(["file", "class", "probability", "milliseconds", *more], lines)
@@ -204,7 +254,7 @@ def _described(metadata: dict[str, str]) -> dict[str, Any]:
     classes, temperature = json.loads(metadata["classes"]), float(metadata.get("temperature", 1))
     "".join(classes).encode(errors="surrogateescape")  # raises for names that no table could hold
     task = metadata.get("task", "classes")
-    if task not in ("classes", "tags", "values") or not 0 < temperature < math.inf:
+    if task not in ("classes", "tags", "values", "pixels") or not 0 < temperature < math.inf:
         raise ValueError(f"unknown task {task!r}, or temperature {temperature} not above 0")
     (mean, deviation), dtype = json.loads(metadata.get("scale", "[0, 1]")), metadata.get("dtype", "uint8")
     if dtype != "float32":
@@ -219,7 +269,8 @@ def _tried(logits: Callable[[Any], Any], described: dict[str, Any]) -> Classifie
     """Returns the classifier after a first image, which compiles it and checks the number of its classes."""
     classifier = Classifier(logits, **described)
     got = np.asarray(logits(np.zeros((1, *classifier.takes.image_shape), np.float32))).shape
-    if got != (1, len(classifier.classes)):
+    grid = classifier.takes.image_shape[:-1] if classifier.task == "pixels" else ()
+    if got != (1, *grid, len(classifier.classes)):
         raise ValueError(f"logits of shape {list(got)} for one image and {len(classifier.classes)} classes")
     return classifier
 

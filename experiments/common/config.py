@@ -60,14 +60,15 @@ class TrainConfig:
     flip: Literal["none", "horizontal"] | None = None
     """Whether training flips images left to right, signals in time. None: photographs are flipped, all else is not."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes, from 0 to below 1; for classes and tags."""
+    """Share of the target that is spread over all classes, from 0 to below 1; for classes, tags and pixels."""
     class_weights: str | None = None
-    """How much an image counts in the loss, by its class. auto: classes with few images count more, each class alike.
+    """How much an image or pixel counts in the loss, by its class. auto: rare classes count more, each class alike.
     FILE.json: {"CLASS": weight, …}. None: all alike."""
     task: Task = "classes"
     """folder, arrays: what a network predicts. classes: the folder of an image, or its label. tags and values: the
     columns of labels.csv, beside the images, or of the labels: 0 or 1 for each tag (any number may be 1), or numbers
-    (regression)."""
+    (regression). pixels: the class of every pixel or point, from DIR/train/images/* and DIR/train/masks/*, or from
+    labels of the images' shape; this is found without the flag."""
     test_share: float = 0.2
     """folder, arrays: share of the images that become test images, chosen by their content, where there are none."""
     validation_share: float = 0.0

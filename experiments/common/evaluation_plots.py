@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.evaluation import ratio
+from experiments.common.masks import COLOURS, translucent
 from experiments.common.plots import finish, panels, save_figure
 from lowcost.train.calibration import calibration_error, reliability
 
@@ -83,6 +84,36 @@ def draw_mistakes(
     for panel, image, title in zip(axes, images, titles, strict=False):
         _show(panel, image, masked)
         panel.set_title("\n".join(label(line, 28) for line in title), fontsize=8)
+    save_figure(figure, path, dpi=110, bbox_inches="tight")
+
+
+def draw_overlays(
+    images: np.ndarray, masks: tuple[np.ndarray, np.ndarray], titles: Sequence[str], names: Sequence[str], path: Path
+) -> None:
+    """Draws each image, signal or volume, below it its labels, and below them the predictions, in translucent colours.
+
+    Args:
+        images: [N, *grid, C].
+        masks: labels and predictions, each uint8 [N, *grid].
+        titles: one for each image.
+        names: of the classes, for the legend.
+        path: where to write.
+    """
+    from matplotlib.patches import Patch
+
+    figure, axes = panels(len(images), 2.2 * len(images), 7.5, rows=3)
+    for number, panel in enumerate(axes):
+        row, i = divmod(number, len(images))
+        panel.set_axis_off()
+        _show(panel, images[i], masked=False)
+        if row:
+            mask = masks[row - 1][i]
+            mask = mask[len(mask) // 2] if mask.ndim == 3 else mask
+            span: Any = {"extent": (0, len(mask), *panel.get_ylim()), "aspect": "auto"} if mask.ndim == 1 else {}
+            panel.imshow(translucent(np.atleast_2d(mask)), interpolation="nearest", **span)
+        panel.set_title([label(titles[i], 34), "label", "prediction"][row], fontsize=8)
+    patches = [Patch(color=COLOURS[k] / 255, label=label(name)) for k, name in enumerate(names[:LABELLED])]
+    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8)
     save_figure(figure, path, dpi=110, bbox_inches="tight")
 
 

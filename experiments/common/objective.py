@@ -9,13 +9,16 @@ import numpy as np
 
 from experiments.common.config import TrainConfig
 from lowcost import data
-from lowcost.train.losses import Loss, binary_cross_entropy, cross_entropy, squared_error
+from lowcost.data.dataset import class_counts
+from lowcost.train.losses import Loss, binary_cross_entropy, cross_entropy, pixel_cross_entropy, squared_error
 
 
-def figures(config: TrainConfig) -> tuple[str, ...]:
-    """Returns the names of what the loss of a run returns."""
+def figures(config: TrainConfig, classes: int) -> dict[str, tuple[int, ...]]:
+    """Returns the names of what the loss of a run returns, with the shapes of the sums over images."""
+    if config.task == "pixels":
+        return {"loss": (), "weight": (), "confusion": (classes, classes)}
     weight = () if config.class_weights is None else ("weight",)
-    return ("loss",) if config.task == "values" else ("loss", "correct", *weight)
+    return dict.fromkeys(("loss",) if config.task == "values" else ("loss", "correct", *weight), ())
 
 
 def loss_of(config: TrainConfig, dataset: data.Dataset) -> tuple[Loss, dict[str, Any]]:
@@ -26,28 +29,31 @@ def loss_of(config: TrainConfig, dataset: data.Dataset) -> tuple[Loss, dict[str,
     """
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"--label-smoothing must be from 0 to below 1, got {config.label_smoothing}")
-    if config.class_weights is not None and config.task != "classes":
-        raise ValueError(f"--class-weights needs --task classes, got {config.task}; leave it out")
+    if config.class_weights is not None and config.task not in ("classes", "pixels"):
+        raise ValueError(f"--class-weights needs --task classes or pixels, got {config.task}; leave it out")
     if config.task == "values":
         if config.label_smoothing:
-            raise ValueError("--label-smoothing needs classes or tags, got --task values; leave it out")
+            raise ValueError("--label-smoothing needs classes, tags or pixels, got --task values; leave it out")
         return squared_error, {}
     if config.task == "tags":
         return partial(binary_cross_entropy, smoothing=config.label_smoothing), {}
     weights = None if config.class_weights is None else class_weights(config.class_weights, dataset)
     extra = {} if weights is None else {"class_weights": list(weights)}
-    return partial(cross_entropy, class_weights=weights, smoothing=config.label_smoothing), extra
+    loss = pixel_cross_entropy if config.task == "pixels" else cross_entropy
+    return partial(loss, class_weights=weights, smoothing=config.label_smoothing), extra
 
 
 def class_weights(source: str, dataset: data.Dataset) -> tuple[float, ...]:
     """Returns the weight of each class: N / (K n_k) for "auto", else those of a JSON file {"CLASS": weight, …}.
 
+    N is the number of training images, or of their points with a label, and n_k that of class k.
+
     Raises:
         ValueError, OSError: the file cannot be read, or does not hold one positive number for each class.
     """
     if source == "auto":
-        counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes)).clip(min=1)
-        return tuple(len(dataset.train) / (len(counts) * counts))
+        counts = class_counts(dataset.train.labels, len(dataset.classes))
+        return tuple(counts.sum() / (len(counts) * counts.clip(min=1)))
     try:
         given = json.loads(Path(source).read_text("utf-8"))
     except (OSError, ValueError) as error:

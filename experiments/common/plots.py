@@ -50,10 +50,10 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, *, title: str, chosen: Iterable[int] = ()) -> None:
-    """Plots the rows of metrics.jsonl: the losses, and the accuracies if there are any; `chosen` epochs are marked."""
+    """Plots the rows of metrics.jsonl: losses, and accuracies and mean IoU if there are any; marks `chosen` epochs."""
     from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-    quantities = ["loss", *(["accuracy"] if "train_accuracy" in rows[0] else [])]
+    quantities = ["loss", *(name for name in ("accuracy", "mean_iou") if f"train_{name}" in rows[0])]
     figure, panel = panels(len(quantities), 4.5 * len(quantities), 3.6)
     figure.suptitle(title)
     marker = "o" if len(rows) < 25 else None  # more marks would hide the line
@@ -64,9 +64,9 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, *, title: str, chosen: I
                 axes.plot(*zip(*points.items(), strict=True), marker=marker, markersize=3, label=part)
         for epoch in chosen:
             axes.axvline(epoch, color="0.5", linestyle=":", label="chosen epoch")
-        axes.set(xlabel="epoch", ylabel=quantity)
+        axes.set(xlabel="epoch", ylabel=quantity.replace("mean_iou", "mean IoU"))
         axes.locator_params("x", integer=True)
-        if quantity == "accuracy":
+        if quantity != "loss":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     panel[0].set_yscale("log")
     panel[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

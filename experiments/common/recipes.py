@@ -153,6 +153,21 @@ class Recipe:
 
         return augment if moments is None else augment_in_units
 
+    def label_augmentation(self, keeps: tuple[data.Change, ...], classes: int) -> Augment:
+        """Returns (labels [B, *grid], draw) → labels: the flips and shifts that `augmentation` makes of the images.
+
+        All other changes leave the labels as they are. A moved point has the class with the largest share of its
+        weights, or `data.IGNORED` if at most half of them are of points with a label inside the image.
+        """
+        moves = tuple(change for change in keeps if change in ("flip", "shift"))
+        move = dataclasses.replace(self, scaling=0.0, jitter=0.0).augmentation(moves)
+
+        def augment(labels: jax.Array, draw: Draw) -> jax.Array:
+            shares = move(jax.nn.one_hot(labels, classes), draw)  # all 0 at points without a label
+            return jnp.where(shares.sum(-1) > 0.5, shares.argmax(-1), data.IGNORED).astype(labels.dtype)
+
+        return augment
+
 
 def of_values(function: Callable[[jax.Array], jax.Array], images: jax.Array, masked: bool) -> jax.Array:
     """Returns function(images), of masked signals with their own mask and with zeros on the padding."""

@@ -113,26 +113,26 @@ class Setup(NamedTuple):
     def validate(self, state: TrainState) -> tuple[Metrics, TrainState]:
         """Returns the mean metrics of the validation images, and the state with the best variables so far, if kept.
 
-        The best epoch has the highest accuracy, or the lowest loss where there is no accuracy.
+        The best epoch has the highest mean IoU, without one the highest accuracy, or without both the lowest loss.
         """
         part = self.dataset.validation
         assert part is not None
         metrics = self.evaluate(state.variables, part.images, part.labels)
         assert metrics is not None
         if state.best:
-            score = np.asarray(metrics["accuracy"] if "accuracy" in metrics else -metrics["loss"], np.float32)
+            score = np.asarray(metrics.get("mean_iou", metrics.get("accuracy", -metrics["loss"])), np.float32)
             epoch = np.full(score.shape, loop.first_step(state) // self.steps_per_epoch, np.int32)
             state = self.keep_best(state, *(place(x, replicated(self.mesh)) for x in (score, epoch)))
         return metrics, state
 
     def outputs(self, variables: Any, images: np.ndarray) -> np.ndarray:
-        """Returns the outputs of each network for images of the data set, float32 [seeds, N, K]."""
+        """Returns the outputs of each network for images of the data set, float32 [seeds, N, K], or of each point."""
         seeds, size = self.config.seeds, self.config.batch_size
         parts = []
         for start in range(0, len(images), size):
             rows = np.arange(start, start + size).clip(max=len(images) - 1)  # one program serves the last batch too
-            outputs = self.apply(variables, *shard_batch(self.mesh, images[rows]))
-            parts.append(np.asarray(outputs, np.float32).reshape(seeds, size, -1))
+            outputs = np.asarray(self.apply(variables, *shard_batch(self.mesh, images[rows])), np.float32)
+            parts.append(outputs if seeds > 1 else outputs[None])
         return np.concatenate(parts, axis=1)[:, : len(images)]
 
 
@@ -160,6 +160,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     mesh = data_mesh(config.batch_size)
     jax.set_mesh(mesh)
     dataset = _parts(config, load(config))
+    config = dataclasses.replace(config, task=dataset.task)  # labels of points are found in the data
     if config.batch_size > len(dataset.train):
         largest = f"the {len(dataset.train)} training images of {dataset.name}"
         raise ValueError(f"--batch-size must be at most {largest}, got {config.batch_size}; use a smaller one")
@@ -226,7 +227,10 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
     augment = recipe.augmentation(dataset.keeps, dataset.moments, dataset.masked)
-    train_step = make_train_step(net, optimizer, augment, steps_per_epoch, average=recipe.average, loss=loss)
+    changes: dict[str, Any] = {"average": recipe.average, "loss": loss}
+    if dataset.task == "pixels":
+        changes["augment_labels"] = recipe.label_augmentation(dataset.keeps, len(dataset.classes))
+    train_step = make_train_step(net, optimizer, augment, steps_per_epoch, **changes)
     eval_step, apply = make_eval_step(net, loss), lambda variables, x: net.apply(variables, to_unit_range(x))
     methods: dict[str, str] = {}
     decided = decided_by(lambda point: methods.get(str(point)))
@@ -259,6 +263,7 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
         options: of the network.
     """
     options |= values(config, "h", "reach", "kernel_size", "boundary", "steps_per_block", "remat")
+    options["head"] = "pixels" if config.task == "pixels" else "class"
     net = nn.network(config.architecture, config.width, len(about["classes"]), dtype=jnp.dtype(config.dtype), **options)
     optimizer = recipe.transformation(config.epochs or 0, about["train"] // config.batch_size)
     if config.init_from is not None:
@@ -266,7 +271,8 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
 
     def create(key: jax.Array) -> TrainState:
         keeps = {"average": recipe.average is not None, "best": config.keeps_best}
-        return create_state(net, optimizer, key, tuple(about["image_shape"]), figures=figures(config), **keeps)
+        sums = figures(config, len(about["classes"]))
+        return create_state(net, optimizer, key, tuple(about["image_shape"]), figures=sums, **keeps)
 
     def initial_state() -> TrainState:
         keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]

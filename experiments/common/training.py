@@ -29,6 +29,8 @@ from lowcost.train.state import TrainState, count_weights
 
 TEMPERATURE_IMAGES = 5000
 """Largest number of validation images, or training images where there are none, to which a temperature is fitted."""
+OVERLAPS = {"mean_iou": "mean IoU", "mean_dice": "mean Dice"}
+"""Figures of networks that label every point → their names in tables."""
 
 
 def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
@@ -240,9 +242,10 @@ def _measured(ready: runs.Setup, state: TrainState, log: MetricsLog) -> dict[str
         assert chosen is not None
         tests = {name: np.atleast_1d(figures).tolist() for name, figures in chosen.items()}
         epochs = np.atleast_1d(state.best["epoch"]).tolist()
-        by = "validation accuracy" if "accuracy" in tests else "validation loss"
+        scores = {"mean_iou": "mean IoU", "accuracy": "accuracy", "loss": "loss"}
+        by = f"validation {next(words for name, words in scores.items() if name in tests)}"
     else:
-        names = [name for name in ("loss", "accuracy") if f"test_{name}" in row]
+        names = [name for name in ("loss", "accuracy", *OVERLAPS) if f"test_{name}" in row]
         tests = {name: row.get(f"test_{name}_seeds", [row[f"test_{name}"]]) for name in names}
         epochs, by = [log.last_epoch()] * config.seeds, "last epoch"
     result: dict[str, Any] = {"chosen": {"epochs": epochs, "by": by}, "tests": tests}
@@ -262,6 +265,7 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog, measured: dic
     speeds, shares = ([r[x] for r in log.rows if r.get(x)] for x in ("images_per_second", "share_in_steps"))
     tests = measured.pop("tests")
     accuracies = tests.get("accuracy")
+    overlaps = {name: tests[name] for name in OVERLAPS if name in tests}
     return {
         **values(config, "dataset", "task", "architecture"),
         "width": config.width_name,
@@ -273,6 +277,8 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog, measured: dic
         "test_accuracy_std": statistics.stdev(accuracies) if accuracies and len(accuracies) > 1 else None,
         "test_accuracies": accuracies,
         "test_losses": tests["loss"],
+        **{f"test_{name}": statistics.mean(found) for name, found in overlaps.items()},
+        **{f"test_{name}s": found for name, found in overlaps.items()},
         **measured,
         "init_from": config.init_from,
         "test_images": len(ready.dataset.test),
@@ -302,6 +308,10 @@ def print_result(console: Console, result: dict[str, Any], workdir: Path) -> Non
         table.add_row("test loss", f"{statistics.mean(losses):.4f} {images}")
     else:
         table.add_row("test accuracy", f"{result['test_accuracy']:.2%}{spread} {images}")
+    for name, words in OVERLAPS.items():
+        if (share := result.get(f"test_{name}")) is not None:
+            found = result[f"test_{name}s"]
+            table.add_row(f"test {words}", f"{share:.2%}" + (f" ± {statistics.stdev(found):.2%}" if found[1:] else ""))
     table.add_row("epochs", str(result["epochs"]))
     if "chosen" in result and result["chosen"]["by"] != "last epoch":
         table.add_row("best epoch", f"{', '.join(map(str, result['chosen']['epochs']))} by {result['chosen']['by']}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lowcost.data.arrays import read_arrays
 from lowcost.data.batches import batch_indices, epoch_order
-from lowcost.data.dataset import Change, Dataset, Moments, Split, Task
+from lowcost.data.dataset import IGNORED, Change, Dataset, Moments, Split, Task
 from lowcost.data.folders import folder
 from lowcost.data.sources import SOURCES, DatasetName, digits, load, published
 from lowcost.lazy import attributes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         random_translate,
     )
 
-__all__ = ["SOURCES", "Change", "Dataset", "DatasetName", "Moments", "Split", "Task"]
+__all__ = ["IGNORED", "SOURCES", "Change", "Dataset", "DatasetName", "Moments", "Split", "Task"]
 __all__ += ["digits", "folder", "load", "published", "read_arrays"]
 __all__ += ["batch_indices", "epoch_order"]
 __all__ += ["alternating_flip", "cutout", "jitter", "random_flip", "random_resized_crop", "random_scale"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lowcost.data.dataset import PARTS, Dataset, Split, Task, check_kept, check_task, warn_absent
 from lowcost.data.labels import VALUE_LIMIT, standardise
+from lowcost.data.masks import point_labels
 from lowcost.data.splitting import check_share, fractions, warn_copies
 from lowcost.terminal import first_line, printable, warn
 
@@ -39,7 +40,9 @@ def read_arrays(
     image, so that copies stay together. Integers of 8 and 16 bits keep their dtype; all other numbers become float32.
 
     Labels of the task "classes" are integers from 0, or strings, [N] or [N, 1]; of "tags" 0 or 1 [N, K]; of "values"
-    numbers [N, K] or [N], which are standardised with mean and deviation of the training images. An array `classes`
+    numbers [N, K] or [N], which are standardised with mean and deviation of the training images. Labels of the task
+    "pixels" are integers from 0 to at most 254, [N, *grid], or 255 at points without a label. Integers of this shape
+    make the task "classes" become "pixels", and determine grid_axes unless it is given. An array `classes`
     holds K names. An array `keeps` holds the changes that keep a label, see `lowcost.data.Dataset`; an empty one allows
     none. The default is shift and hide, and for signals also scale and noise.
 
@@ -50,7 +53,7 @@ def read_arrays(
     Args:
         data_dir: the file or the folder.
         test_share: above 0 and below 1; has no effect if there are test arrays.
-        task: "classes", "tags" or "values".
+        task: "classes", "tags", "values" or "pixels".
         grid_axes: number of axes of the grid. With None, [N, n, n] and [N, n, n, n] have no axis of channels, and
             [N, H, W, 1 or 3] has one; other arrays with 3 or 4 axes are an error.
         length: resamples signals to this number of points, see `resample`; None keeps them.
@@ -116,11 +119,20 @@ def with_mask(signals: NDArray[np.float32], lengths: NDArray) -> NDArray[np.floa
 def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, length: int | None) -> Dataset:
     contents = _contents(path)
     parts, names = _parts(path, contents), _strings(path, contents, "classes")
+    if task == "classes" and _of_points(**parts["train"]):
+        task = "pixels"
+    if task == "pixels":
+        grid_axes = grid_axes or min(parts["train"]["labels"].ndim - 1, max(KINDS)) or None
+        if "lengths" in parts["train"] or length is not None:
+            raise ValueError("task must not be pixels for signals with lengths or length, got pixels; leave these out")
     for part, arrays in parts.items():
         arrays["images"] = with_channels(f"{printable(path)}: {part} images", arrays["images"], grid_axes)
         _check_images(f"{printable(path)}: {part}", arrays, length)
     labelled = {part: (f"{printable(path)}: {part} labels", arrays["labels"]) for part, arrays in parts.items()}
-    classes, labels = _class_labels(labelled, names) if task == "classes" else _numbers(labelled, names, task)
+    if task == "pixels":
+        classes, labels = point_labels(labelled, {part: x["images"].shape[:-1] for part, x in parts.items()}, names)
+    else:
+        classes, labels = _class_labels(labelled, names) if task == "classes" else _numbers(labelled, names, task)
     for part, arrays in parts.items():
         arrays["labels"] = labels[part]
     if "test" not in parts:
@@ -138,6 +150,12 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
     return Dataset(
         "arrays", classes=classes, keeps=keeps, origin=str(path), task=task, scale=scale, masked=masked, **splits
     )
+
+
+def _of_points(images: NDArray, labels: NDArray, lengths: NDArray | None = None) -> bool:
+    """Returns whether there is an integer for each point of the images, [N, *grid] of [N, *grid] or [N, *grid, C]."""
+    fits = labels.shape in (images.shape, images.shape[:-1]) and labels.shape[1:] not in ((), (1,))
+    return lengths is None and fits and labels.dtype.kind in "biu"
 
 
 def _contents(path: Path) -> dict[str, NDArray]:
@@ -301,7 +319,7 @@ def _prepared(where: str, arrays: dict[str, NDArray], length: int | None) -> Spl
     elif lengths is not None:
         images = with_mask(images, lengths)
     files = tuple(f"train[{row}]" for row in arrays["rows"]) if "rows" in arrays else None
-    split = Split(images, labels if labels.ndim == 1 else labels.astype(np.float32), files)
+    split = Split(images, labels.astype(np.float32) if labels.dtype.kind == "f" else labels, files)
     for number, chunk in enumerate([] if unchanged else split.chunks()):
         finite = np.isfinite(chunk).reshape(len(chunk), -1).all(1)
         if not finite.all():

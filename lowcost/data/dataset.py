@@ -15,8 +15,10 @@ from lowcost.data.splitting import check_share, pixel_fractions
 from lowcost.scaling import Moments
 from lowcost.terminal import printable, warn
 
-Task = Literal["classes", "tags", "values"]
-"""One class per image; any number of tags per image; or several numbers per image (regression)."""
+Task = Literal["classes", "tags", "values", "pixels"]
+"""One class, any number of tags, or several numbers (regression) per image; or one class per point of its grid."""
+IGNORED = 255
+"""The label of points without a class, for the task "pixels": they count neither in the loss nor in any figure."""
 Change = Literal["flip", "shift", "hide", "scale", "noise"]
 """A change of an image: flipped; shifted, cropped or resized; partly hidden; multiplied by a number; with noise."""
 PARTS = {"train": "train", "test": "test", "val": "validation"}
@@ -40,7 +42,7 @@ class Split:
     Args:
         images: [N, *grid, C] of one of `DTYPES`, with 1 to 3 grid axes: signals, images or volumes; N ≥ 1. May be a
             read-only memory map.
-        labels: int32 [N] for classes; float32 [N, K] for K tags (0 or 1) or K values.
+        labels: int32 [N] for classes; float32 [N, K] for K tags (0 or 1) or K values; uint8 [N, *grid] for pixels.
         files: the path of each image, relative to the folder of the data set; None for other sources.
 
     Raises:
@@ -57,8 +59,11 @@ class Split:
             expected = f"{', '.join(DTYPES)} [N, *grid, C] with 1 to 3 grid axes and N ≥ 1"
             raise ValueError(f"Split.images must be {expected}, got {images}; cast other numbers to float32")
         form, n = (self.labels.dtype, self.labels.ndim), len(self.images)
-        if form not in ((np.int32, 1), (np.float32, 2)) or len(self.labels) != n or not self.labels.size:
-            raise ValueError(f"Split.labels must be int32 [{n}], one per image, or float32 [{n}, K], got {labels}")
+        of_points = self.labels.dtype == np.uint8 and self.labels.shape == self.images.shape[:-1]
+        of_images = form in ((np.int32, 1), (np.float32, 2)) and len(self.labels) == n and self.labels.size
+        if not of_points and not of_images:
+            expected = f"int32 [{n}], one per image, or float32 [{n}, K], or uint8 {list(self.images.shape[:-1])}"
+            raise ValueError(f"Split.labels must be {expected}, got {labels}")
         if self.files is not None and len(self.files) != n:
             raise ValueError(f"Split.files must be {n} paths, one per image, or None, got {len(self.files)}")
 
@@ -108,7 +113,8 @@ class Dataset:
         name: its name in `load`.
         train: training images.
         test: test images, of the same shape.
-        classes: K names. With the task "classes", label i means classes[i]; else column i of the labels is classes[i].
+        classes: K names. With the task "classes" or "pixels", label i means classes[i]; else column i of the labels is
+            classes[i].
         keeps: the changes that keep an image's label, see `Change`; training makes no other changes.
         origin: where the images were read from: a file, a folder, a URL or a description.
         validation: images of the same shape for choices during training, which must not see the test images, or None.
@@ -155,12 +161,17 @@ class Dataset:
 
     def _check_labels(self, part: str, labels: NDArray) -> None:
         number, low, high = len(self.classes), labels.min(), labels.max()
-        expected, fits = {
-            "classes": (f"in 0..{number - 1}, one for each class", low >= 0 and high < number),
-            "tags": (f"0 or 1, for {number} tags", np.isin(labels, (0, 1)).all()),
-            "values": (f"finite, for {number} values", np.isfinite(labels).all()),
+        expected, fits, shape = {
+            "classes": (f"in 0..{number - 1}, one for each class", lambda: low >= 0 and high < number, ()),
+            "tags": (f"0 or 1, for {number} tags", lambda: np.isin(labels, (0, 1)).all(), (number,)),
+            "values": (f"finite, for {number} values", lambda: np.isfinite(labels).all(), (number,)),
+            "pixels": (
+                f"in 0..{number - 1} or {IGNORED}, one for each point",
+                lambda: number <= IGNORED and labels.max(where=labels != IGNORED, initial=0) < number,
+                self.image_shape[:-1],
+            ),
         }[self.task]
-        if not fits or labels.shape[1:] != (() if self.task == "classes" else (number,)):
+        if not fits() or labels.shape[1:] != shape:
             got = f"{low}..{high} in {labels.dtype} {list(labels.shape)}"
             raise ValueError(f"{self.name}: {part} labels must be {expected}, got {got}")
 
@@ -251,11 +262,17 @@ class Dataset:
         return replace(self, train=train, validation=validation)
 
 
+def class_counts(labels: NDArray, classes: int) -> NDArray[np.int64]:
+    """Returns the number of images or points of each class, int64 [classes]."""
+    parts = np.array_split(labels.ravel(), 1 + labels.size // 2**22)  # bincount takes 8 bytes per label
+    return np.sum([np.bincount(part, minlength=256 + classes)[:classes] for part in parts], axis=0)
+
+
 def absent(labels: NDArray, classes: tuple[str, ...], task: Task) -> str:
     """Returns the names of the classes or tags that no label has, ten at most, or "" if there are none."""
     if task == "values":
         return ""
-    counts = np.bincount(labels, minlength=len(classes)) if task == "classes" else labels.sum(0)
+    counts = labels.sum(0) if task == "tags" else class_counts(labels, len(classes))
     names = [name for name, count in zip(classes, counts, strict=True) if not count]
     return printable(", ".join(names[:10]) + ", ..." * (len(names) > 10))
 

@@ -109,6 +109,56 @@ def read_images(
     return images
 
 
+def read_mask(
+    path: str | PathLike[str], size: tuple[int, int], grid: tuple[int, int], max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Returns the integers of a mask, cut and resized as `read_image` does with an image, without interpolation.
+
+    Args:
+        path: a file with one grey level or palette index from 0 to 255 per pixel.
+        size: (H, W) that it must have.
+        grid: (H, W) to resize to.
+        max_pixels: as in `read_image`.
+
+    Returns:
+        uint8 [*grid].
+
+    Raises:
+        ValueError: the file cannot be read, holds colours or other numbers, or is of another size.
+    """
+    with _opened(path) as image:
+        from PIL import Image, ImageOps
+
+        if math.prod(image.size) > max_pixels:
+            raise ValueError(f"{image.width} x {image.height} pixels, more than max_pixels {max_pixels:,}")
+        numbers = np.asarray(image)
+        if numbers.ndim != 2 or numbers.dtype.kind not in "biu" or numbers.min() < 0 or numbers.max() > 255:
+            raise ValueError(
+                f"a mask of mode {image.mode}, not one grey level or palette index from 0 to 255 per pixel"
+            )
+        if numbers.shape != size:
+            got = " x ".join(map(str, numbers.shape[::-1]))
+            raise ValueError(f"a mask of {got} pixels for an image of {size[1]} x {size[0]}")
+        mask = Image.fromarray(numbers.astype(np.uint8))
+        return np.asarray(ImageOps.fit(mask, grid[::-1], Image.Resampling.NEAREST) if size != grid else mask)
+
+
+def read_masks(
+    paths: Sequence[str], images: Sequence[str], grid: tuple[int, int], allocate: Allocate, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Returns the masks of these images, uint8 [N, *grid], see `read_mask`."""
+    masks = allocate((len(paths), *grid), np.uint8)
+
+    def place(i: int) -> None:
+        height, width, _ = read_image(images[i], None, max_pixels).shape  # upright, which no header states
+        masks[i] = read_mask(paths[i], (height, width), grid, max_pixels)
+
+    with closing(_in_parallel(place, range(len(paths)), "Decoding masks")) as placed:
+        for _ in placed:
+            pass
+    return masks
+
+
 def file_digests(paths: Sequence[str]) -> list[bytes]:
     """Returns the sha256 of each file.
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.dataset import PARTS, PHOTOGRAPHS, Dataset, Split, Task, check_kept, check_task, warn_absent
-from lowcost.data.decoding import MAX_PIXELS, file_digests, read_images
+from lowcost.data.decoding import MAX_PIXELS, file_digests, read_images, read_masks
 from lowcost.data.labels import LABELS, Labelled, read_tables, standardise
 from lowcost.data.listing import SUFFIXES, Entries, list_images, report_left_out
+from lowcost.data.masks import class_names, has_masks, pair, point_labels
 from lowcost.data.splitting import check_share, fractions, warn_copies
 from lowcost.terminal import printable
 
@@ -46,6 +47,12 @@ def folder(
     For other tasks, each folder above <class> holds labels.csv, see `lowcost.data.labels.read_labels`. Its images may
     be in any folder below. Values are standardised: (value − mean) / standard deviation, both of the training images.
 
+    For the task "pixels", train, test and val, or data_dir itself, hold images/* and masks/* with equal stems. A mask
+    is a PNG, BMP, GIF or TIFF file of the image's size, whose grey levels or palette indices are the classes, from 0 to
+    at most 254, or 255 at pixels without a label. It is cut and resized as its image, without interpolation. If these
+    are the only folders in train, the task "classes" becomes "pixels". The file classes.txt in train, or beside images
+    and masks, may hold the names of the classes, one per line.
+
     Args:
         data_dir: the folder.
         image_size: side of the square images in pixels, ≥ 1. With None, images that share one size keep it if both
@@ -56,15 +63,16 @@ def folder(
             modification time on a file system without times of status change.
         max_pixels: limit for each image, as in `lowcost.data.decoding.read_image`; at most 8 are decoded at a time.
         test_share: above 0 and below 1; has no effect if there is a folder test.
-        task: "classes", "tags" or "values".
+        task: "classes", "tags", "values" or "pixels".
 
     Returns:
         The data set, ordered by class and path; flips, shifts and hidden parts keep the labels.
 
     Raises:
         ValueError: an argument is out of its range, there are fewer than two classes, a class has no images or none in
-            train, the split leaves no test images, labels.csv has errors, or an image cannot be read.
-        FileNotFoundError: data_dir, train or labels.csv is missing, or an image is a broken link.
+            train, the split leaves no test images, labels.csv has errors, or an image or a mask cannot be read or does
+            not fit the other.
+        FileNotFoundError: data_dir, train, labels.csv or a mask is missing, or an image is a broken link.
         NotADirectoryError: data_dir, train, test or val is a file.
         OSError: cache_dir cannot be written.
     """
@@ -79,7 +87,9 @@ def folder(
 def _load(
     root: Path, image_size: int | None, cache: Path | None, max_pixels: int, test_share: float, task: Task
 ) -> Dataset:
-    classes, parts = _class_folders(_parts(root)) if task == "classes" else read_tables(_parts(root), task)
+    folders = _parts(root)
+    task = "pixels" if task == "classes" and has_masks(folders["train"]) else task
+    classes, parts = _labelled(folders, task)
     if "test" not in parts:
         parts |= _split(root, parts["train"], test_share, classes, task, cache)
     scale = standardise(parts, classes) if task == "values" else None
@@ -93,13 +103,48 @@ def _load(
 
     path = _file(cache, "folder", root, files, image_size)
     images, splits = cached(path, read, dtype=np.uint8, length=len(files)), dict[str, Any]()
+    if task == "pixels":
+        classes, parts = _with_masks(root, parts, classes, images.shape[:-1], (cache, image_size, max_pixels))
     for part, (members, labels) in parts.items():
         chosen, images = np.split(images, [len(labels)])
         names = tuple(os.path.relpath(file, root) for file in members)
-        splits[PARTS[part]] = Split(chosen, labels if labels.ndim == 1 else labels.astype(np.float32), names)
+        splits[PARTS[part]] = Split(chosen, labels.astype(np.float32) if labels.dtype.kind == "f" else labels, names)
         warn_absent(str(root), PARTS[part], labels, classes, task)
     origin = str(path or root)
     return Dataset("folder", classes=classes, keeps=PHOTOGRAPHS, origin=origin, task=task, scale=scale, **splits)
+
+
+def _labelled(folders: dict[str, Path], task: Task) -> tuple[tuple[str, ...], dict[str, Labelled]]:
+    """Returns the classes, and part → its images with their labels, which are paths of masks for the task pixels."""
+    if task == "classes":
+        return _class_folders(folders)
+    if task == "pixels":
+        return class_names(folders["train"]), pair(folders)
+    return read_tables(folders, task)
+
+
+def _with_masks(
+    root: Path,
+    parts: dict[str, Labelled],
+    names: tuple[str, ...],
+    shape: tuple[int, ...],
+    options: tuple[Path | None, int | None, int],
+) -> tuple[tuple[str, ...], dict[str, Labelled]]:
+    """Returns the classes, and part → its images with the class of each pixel, uint8 [N, H, W]."""
+    cache, image_size, max_pixels = options
+    images, masks = ([str(x) for part in parts.values() for x in part[i]] for i in (0, 1))
+
+    def read(allocate: Allocate) -> NDArray[np.uint8]:
+        return read_masks(masks, images, (shape[1], shape[2]), allocate, max_pixels)
+
+    path = _file(cache, "masks", root, [*images, *masks], image_size)
+    pixels = cached(path, read, dtype=np.uint8, length=shape[0])
+    ends = np.cumsum([len(files) for files, _ in parts.values()])[:-1]
+    labelled = {
+        part: (f"{printable(root)}: {part} masks", x) for part, x in zip(parts, np.split(pixels, ends), strict=True)
+    }
+    classes, labels = point_labels(labelled, {part: x.shape for part, (_, x) in labelled.items()}, names)
+    return classes, {part: (parts[part][0], labels[part]) for part in parts}
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -124,7 +124,7 @@ def load(
         download: whether to download a published data set that is not found. With False nothing accesses the internet.
         max_pixels: largest width x height of an image that is decoded, for "folder".
         test_share: share of the test images, for "folder" without a folder test and "arrays" without test arrays.
-        task: "classes", or, only for "folder" and "arrays", "tags" or "values".
+        task: "classes", or, only for "folder" and "arrays", "tags", "values" or "pixels".
         grid_axes: number of axes of the grid, only for "arrays", see `read_arrays`.
         length: number of points that signals are resampled to, only for "arrays"; None keeps them.
 

@@ -39,7 +39,7 @@ class Folded:
     image_shape: tuple[int, ...]
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Images [B, *grid, C], as the network takes them → logits [B, num_classes], float32.
+        """Images [B, *grid, C], as the network takes them → logits [B, num_classes], float32; see `Network`.
 
         Raises:
             ValueError: images of another shape.

@@ -74,6 +74,7 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
     config, result = flat(configuration(workdir)), workdir / "result.json"
     names = ("h", "kernel_size", "boundary", "steps_per_block", "dtype")
     options: Json = {name: config[name] for name in names if name in config}
+    options["head"] = "pixels" if config.get("task") == "pixels" else "class"
     options |= {"moments": as_tuples(config.get("data.moments")), "masked": config.get("data.masked", False)}
     try:
         net = network(config["architecture"], config["width"], len(config["data.classes"]), **options)
@@ -125,7 +126,8 @@ def _card(config: Json, result: Json, steps: int, weights: int) -> dict[str, str
     card |= {"epochs": str(result["epochs"])} if "epochs" in result else {}
     if result.get("chosen", {}).get("by", "last epoch") != "last epoch":
         card["chosen"] = f"epoch {result['chosen']['epochs'][0]} by {result['chosen']['by']}"
-    for figure, numbers in (("test_accuracy", "test_accuracies"), ("test_loss", "test_losses")):
+    lists = {"test_accuracy": "test_accuracies", "test_mean_iou": "test_mean_ious", "test_loss": "test_losses"}
+    for figure, numbers in lists.items():
         if result.get(numbers):
             card[figure] = str(result[numbers][0])
     return {**card, "lowcost": __version__, "limits": LIMITS}

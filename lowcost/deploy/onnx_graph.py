@@ -35,6 +35,8 @@ def to_onnx(
 ) -> "onnx.ModelProto":
     """`images` [batch, *grid, C] → `logits` [batch, num_classes]: returns Section 4's network as ONNX model.
 
+    With the head "pixels", `logits` are [batch, *grid, num_classes].
+
     Args:
         folded: from `fold` or `truncate`.
         metadata: key → text, stored in the file.
@@ -63,6 +65,7 @@ def to_onnx(
     for layer in folded.layers:
         graph.scope = layer.name
         y = graph.run(layer.operations, y)
+    y = graph.viewed(y, (*graph.grid, graph.views[y][-1]))
     graph.nodes[-1].output[0] = "logits"
     images = helper.make_tensor_value_info("images", number, ["batch", *folded.image_shape])
     logits = helper.make_tensor_value_info("logits", number, ["batch", *graph.views[y]])
@@ -151,8 +154,9 @@ class _Graph:
             case ops.GlobalAveragePool():
                 y = self.viewed(y, (*self.grid, self.views[y][-1]))
                 axes = list(range(1, len(self.grid) + 1))
-                total = self.node("ReduceSum", y, axes, keepdims=0, view=self.views[y][-1:])
-                return self.alike("Mul", total, 1 / math.prod(self.grid))
+                total, points = self.node("ReduceSum", y, axes, keepdims=0, view=self.views[y][-1:]), self.grid
+                self.grid = ()
+                return self.alike("Mul", total, 1 / math.prod(points))
             case ops.Sum(branches):
                 terms = [self.run(branch, y) for branch in branches]
                 return reduce(lambda a, b: self.alike("Add", a, b), reversed(terms))
@@ -204,7 +208,7 @@ class _Graph:
         y = reduce(lambda a, b: self.alike("Add", a, b), products)
         for axis, basis in reversed(bases):
             y = self.along(basis.T, y, shape, axis)
-        return y
+        return self.viewed(y, shape)
 
     def along(self, matrix: NDArray[Any], y: str, shape: Sequence[int], axis: int) -> str:
         """Σ_j matrix[i, j] y[..., j, ...] along an axis of y [-1, *shape], no axis moved."""

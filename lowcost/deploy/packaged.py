@@ -47,7 +47,8 @@ class Loaded:
         variables: {"params", "batch_stats"}, float32.
         classes: the names of its outputs: classes, tags or values.
         image_shape: [*grid, C] of its images, signals or volumes; C includes the mask channel if there is one.
-        task: "classes" (softmax of the logits), "tags" (sigmoid) or "values" (the logits are standardised values).
+        task: "classes" (softmax of the logits), "tags" (sigmoid), "values" (the logits are standardised values) or
+            "pixels" (softmax of the logits of each point).
         temperature: divides the logits of classes for calibrated probabilities.
         scale: (means, standard deviations) of the values, or None.
         preprocessing: JSON, see `preprocessing`.
@@ -76,6 +77,9 @@ class Loaded:
             raise ValueError(f"classes must be {outputs} names, one per output, got {list(self.classes)}; name each")
         if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
             raise ValueError(f"temperature must be finite and above 0, got {self.temperature}; the default is 1.0")
+        if (self.task == "pixels") != (self.net.head == "pixels"):
+            remedy = "choose the task 'pixels' for this head, and another task for others"
+            raise ValueError(f"task must fit the network's head {self.net.head!r}, got {self.task!r}; {remedy}")
         if self.scale is not None and not are_moments(self.scale, outputs):
             expected = f"{outputs} finite means and deviations above 0"
             raise ValueError(f"scale must be {expected}, got {self.scale}; pass one of each per value")
@@ -183,7 +187,7 @@ def save(
         variables: {"params", "batch_stats"}, float32; of one network, not of several seeds.
         classes: the names of its outputs: classes, tags or values.
         image_shape: [*grid, C] of its images, signals or volumes.
-        task: "classes", "tags" or "values".
+        task: "classes", "tags", "values" or "pixels".
         temperature: divides the logits of classes for calibrated probabilities.
         scale: (means, standard deviations) of the values.
         dtype: of images, signals or volumes before they are scaled, one of `lowcost.data.dataset.DTYPES`. None: float32
@@ -212,7 +216,8 @@ def encode(loaded: Loaded) -> bytes:
     _check_tensors("variables", tensors, variable_shapes(loaded.net, loaded.image_shape))
     options, card = _options(loaded.net), json.dumps(loaded.card)
     second = loaded.moments or loaded.masked or loaded.dtype != "uint8"
-    oldest = FORMAT if "boundary" in options else 2 if second else 1  # which earlier versions can read
+    newest = "boundary" in options or loaded.net.head != "class"
+    oldest = FORMAT if newest else 2 if second else 1  # which earlier versions can read
     metadata = {"format": str(oldest), "network": json.dumps(options, default=float), **loaded.metadata(), "card": card}
     content = safetensors.numpy.save(tensors, {**metadata, "sha256": _sha256(tensors, metadata)})
     length = 8 + int.from_bytes(content[:8], "little")
@@ -284,6 +289,7 @@ def _options(net: Network) -> dict[str, Any]:
         "num_classes": net.num_classes,
         "steps_per_block": net.steps_per_block,
         "dtype": jnp.dtype(net.dtype).name,
+        **({} if net.head == "class" else {"head": net.head}),
         **keywords,
     }
     made = network(**options) if options["architecture"] else None

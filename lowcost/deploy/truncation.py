@@ -60,8 +60,9 @@ class Certified(NamedTuple):
     """Logits, and a bound of their distance from the logits of the network that is not truncated, for each image.
 
     Attributes:
-        logits: [B, num_classes].
-        error: ‖logits - exact logits‖₂ ≤ error, [B], in exact arithmetic; float32 adds about 1e-6 of the logits.
+        logits: [B, num_classes], or [B, *grid, num_classes] of a network with the head "pixels".
+        error: ‖logits - exact logits‖₂ ≤ error over all logits of an image, [B], in exact arithmetic; float32 adds
+            about 1e-6 of the logits.
         layers: {layer: bound of ‖f̃(y) - f(y)‖₂ for the features y that enter it}, each [B].
     """
 

@@ -40,6 +40,9 @@ Width = Literal["A", "B", "C"]
 WIDTHS: dict[Width, tuple[int, ...]] = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 """The channels of each block, by width."""
 
+Head = Literal["class", "pixels"]
+"""What a network classifies: the whole image, or each of its points."""
+
 
 def network(
     architecture: Architecture,
@@ -56,6 +59,7 @@ def network(
     opening_init: Initializer = opening_normal,
     moments: Moments | None = None,
     masked: bool = False,
+    head: Head = "class",
 ) -> "Network":
     """Returns the network of Section 4: a Flax module with the map images → logits.
 
@@ -86,18 +90,22 @@ def network(
             the mask. The network appends padding, so that the ends of the longest signal do not meet on the periodic
             grid. Outputs do not depend on the amount of padding. The implicit steps are an exception: they reach every
             point of the padded grid.
+        head: "class" for one vector of logits per image, or "pixels" for one per point (dense prediction). The network
+            then has no poolings, and all blocks have the grid of the images; names and shapes of the weights are the
+            same.
 
     Returns:
-        A Flax module, images [B, *grid, C_in] → logits [B, num_classes]. The images are in [0, 1] unless there are
-        moments. The grid has one to three axes. Unless masked, each has at least
-        max(5, (kernel_size - 1)·2^(blocks - 1) + 1) points: the opening's stencil has 5 points, and each block after
-        the first has half of the points of the block before it, rounded up.
+        A Flax module, images [B, *grid, C_in] → logits [B, num_classes], or [B, *grid, num_classes] with the head
+        "pixels". The images are in [0, 1] unless there are moments. The grid has one to three axes. Unless masked, each
+        has at least max(5, (kernel_size - 1)·2^(blocks - 1) + 1) points: the opening's stencil has 5 points, and each
+        block after the first has half of the points of the block before it, rounded up. With the head "pixels", each
+        has at least max(5, kernel_size) points.
 
     Raises:
         TypeError: dtype is not real floating point.
-        ValueError: unknown architecture, width or boundary, a count below one, h negative or given to "mobilenet",
-            reach negative, reach or boundary for an architecture without implicit steps, moments that are not finite,
-            or a deviation that is not above 0.
+        ValueError: unknown architecture, width, boundary or head, a count below one, h negative or given to
+            "mobilenet", reach negative, reach or boundary for an architecture without implicit steps, moments that are
+            not finite, a deviation that is not above 0, or a masked network with the head "pixels".
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -106,28 +114,38 @@ def network(
         (1, 10)
     """
     check_choice("architecture", architecture, tuple(ARCHITECTURES))
+    check_choice("head", head, get_args(Head))
+    if masked and head == "pixels":
+        remedy = "resample the signals to one length, or choose the head 'class'"
+        raise ValueError(f"masked must be False for the head 'pixels', got {masked}; {remedy}")
     channels = block_channels(width)
     counts = _whole_numbers(num_classes=num_classes, kernel_size=kernel_size, steps_per_block=steps_per_block)
     num_classes, kernel_size, steps_per_block = counts
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
+    options = _step_options(architecture, h, reach, boundary)
+    step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
+    sizes = (channels, num_classes, kernel_size, steps_per_block)
+    return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked, head)
+
+
+def _step_options(architecture, h, reach, boundary):
+    """Returns the options of a step that it has, or raises ValueError."""
     check_time_step(h)
     check_choice("boundary", boundary, get_args(ResolventBoundary))
     accepted = ARCHITECTURES[architecture].__dataclass_fields__
     if "h" not in accepted and h != 1:
         raise ValueError(f"h must be 1 for {architecture!r}, whose steps have no time step (Eq. 13), got {h}")
-    options: dict[str, Any] = {"h": h} if "h" in accepted else {}
+    if reach:
+        reaching_stencil(h, reach)  # raises ValueError
+    options = {"h": h} if "h" in accepted else {}
     for name, value, default in (("reach", reach, 0), ("boundary", boundary, "periodic")):
         if value != default:
             if name not in accepted:
                 expected = f"{name} must be {default!r} for {architecture!r}, whose steps are not implicit (Eq. 11)"
                 raise ValueError(f"{expected}, got {value!r}; use e.g. 'implicit_rd'")
             options[name] = value
-    if reach:
-        reaching_stencil(h, reach)  # raises ValueError
-    step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
-    sizes = (channels, num_classes, kernel_size, steps_per_block)
-    return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked)
+    return options
 
 
 def _checked(moments):
@@ -180,7 +198,7 @@ class Network(nn.Module):
     Attributes:
         step: (name) → the module of a step, e.g. the class of a step of your own (see `lowcost.nn.steps`).
         channels: channels of each block.
-        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments, masked: as in `network`.
+        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments, masked, head: as in `network`.
     """
 
     step: Callable[..., nn.Module]
@@ -193,14 +211,15 @@ class Network(nn.Module):
     opening_init: Initializer = opening_normal
     moments: Moments | None = None
     masked: bool = False
+    head: Head = "class"
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Images [B, *grid, C_in] → logits [B, num_classes]."""
+        """Images [B, *grid, C_in] → logits [B, num_classes], or [B, *grid, num_classes] with the head "pixels"."""
         channels = block_channels(self.channels)
         # Enough for the stencil of each block, and for the opening's.
         padding = max(2, self.kernel_size * 2 ** (len(channels) - 1)) if self.masked else 0
-        _check_images(images, channels, self.kernel_size, padding)
+        _check_images(images, channels, self.kernel_size, padding, halves=self.head == "class")
         if padding:
             images = jnp.pad(images, [(0, 0), *[(0, padding)] * (images.ndim - 2), (0, 0)])
         y, mask = (images[..., :-1], images[..., -1:] > 0) if self.masked else (images, None)
@@ -211,7 +230,9 @@ class Network(nn.Module):
             for j in range(net.steps_per_block):
                 step = net.step(name=f"block{number}_step{j + 1}")
                 y = on_valid(step(y, train=train, **masks), masks.get("mask"))
-            pooling = AveragePool() if number < len(channels) else GlobalAveragePool()
+            pooling = None
+            if net.head == "class":
+                pooling = AveragePool() if number < len(channels) else GlobalAveragePool()
             return Connecting(pooling, net.kernel_size, name=f"block{number}_connecting")(y, train=train, **masks)
 
         opening = Opening(channels[0], stencil_init=self.opening_init, name="opening")
@@ -223,7 +244,7 @@ class Network(nn.Module):
         return Classifier(self.num_classes, name="classifier")(y)
 
 
-def _check_images(images, channels, kernel_size, padding):
+def _check_images(images, channels, kernel_size, padding, *, halves):
     """Raises TypeError or ValueError unless the stencils fit the grid in every block, and a mask has features."""
     if jnp.issubdtype(images.dtype, jnp.integer):
         remedy = "scale them to [0, 1] by lowcost.data.to_unit_range(images)"
@@ -235,13 +256,13 @@ def _check_images(images, channels, kernel_size, padding):
     grid, blocks, got = images.shape[1:-1], len(channels), f"got shape {list(images.shape)}"
     if not 1 <= len(grid) <= 3:
         raise ValueError(f"images must be [B, *grid, C] with one to three grid axes, {got}; reshape them")
-    least = max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1)
+    least = max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1 if halves else kernel_size)
     if min(grid) + padding >= least:
         return
     expected = f"images must be [B, *grid, C] with grid axes of at least {least} points"
     reason = f"because {blocks} blocks halve the grid {blocks - 1} times and their stencils have {kernel_size} points"
-    if least == Opening.kernel_size:
-        reason = "the size of the opening's stencil"
+    if least in (Opening.kernel_size, kernel_size):
+        reason = "the size of the opening's stencil" if least == Opening.kernel_size else "the size of the stencils"
     remedy = "use larger images"
     if min(grid) >= max(Opening.kernel_size, kernel_size):
         fitting = ((min(grid) - 1) // (kernel_size - 1)).bit_length()

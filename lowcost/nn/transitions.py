@@ -73,16 +73,17 @@ class Connecting(Normalized):
     masked, all averages are over valid points, and a window without valid points gives 0.
 
     Attributes:
-        pooling: `AveragePool()`, of 2x2 pixels, between two blocks; `GlobalAveragePool()` after the last block.
+        pooling: `AveragePool()`, of 2x2 pixels, between two blocks; `GlobalAveragePool()` after the last block; None to
+            keep every pixel.
         kernel_size: points of the stencil per axis.
     """
 
-    pooling: ops.AveragePool | ops.GlobalAveragePool
+    pooling: ops.AveragePool | ops.GlobalAveragePool | None
     kernel_size: int = 3
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """[B, *grid, C] → [B, *⌈grid / 2⌉, 2C], or [B, 2C]."""
+        """[B, *grid, C] → [B, *⌈grid / 2⌉, 2C], [B, 2C], or without pooling [B, *grid, 2C]."""
         stencil = self.param("stencil", stable_stencil(), (*(self.kernel_size,) * (y.ndim - 2), y.shape[-1]))
         halves = [y, depthwise(stencil, y)]
 
@@ -90,10 +91,11 @@ class Connecting(Normalized):
             means, variances = zip(*(mean_and_variance(half, mask) for half in halves), strict=True)
             return jnp.concatenate(means), jnp.concatenate(variances)
 
-        averages = jnp.concatenate([self.pooling(on_valid(promote(half), mask)) for half in halves], axis=-1)
+        pool = self.pooling or (lambda y: y)
+        averages = jnp.concatenate([pool(on_valid(promote(half), mask)) for half in halves], axis=-1)
         valid = None
         if mask is not None:
-            share = self.pooling(promote(mask))
+            share = pool(promote(mask))
             valid = share > 0
             averages = averages / jnp.where(valid, share, 1)
         result = on_valid(self.normalize.scaled(averages, statistics, train=train), valid)
@@ -107,11 +109,12 @@ class Connecting(Normalized):
         """[a₁ ⊙ x + b₁; a₂ ⊙ (K_dw x) + b₂], then the averages."""
         (stencil,) = constants(self, "stencil")
         (a1, a2), (b1, b2) = (np.split(x, 2) for x in self.normalize.scale_and_shift())
-        return ops.Concatenate(((ops.Scale(a1, b1),), (ops.Depthwise(a2 * stencil, b2),))), self.pooling
+        doubled = ops.Concatenate(((ops.Scale(a1, b1),), (ops.Depthwise(a2 * stencil, b2),)))
+        return (doubled,) if self.pooling is None else (doubled, self.pooling)
 
 
 class Classifier(nn.Dense):
-    """W y + μ: the linear classifier of Section 4."""
+    """W y + μ: the linear classifier of Section 4, of the averages [B, C] or of each point, [B, *grid, C]."""
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """W y + μ with constant weights."""

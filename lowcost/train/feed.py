@@ -45,7 +45,8 @@ def feed(
 
     Args:
         images: [N, ...], of any dtype; unless resident, may be a memory map larger than the memory.
-        labels: int32 [N] for classes, float32 [N, K] for tags and values, or others that the loss takes.
+        labels: int32 [N] for classes, float32 [N, K] for tags and values, uint8 [N, *grid] for points, or others that
+            the loss takes.
         indices: step → rows of its batch, [B] or, for several seeds, [S, B]; called from another thread.
         mesh: the devices, whose number divides B.
         steps_max: the largest n.

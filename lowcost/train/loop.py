@@ -242,7 +242,7 @@ def evaluate_all(
         eval_step: jitted, see `make_eval_step`.
         variables: the variables to evaluate.
         images: [N, *grid, C], of a dtype that `step.to_unit_range` accepts.
-        labels: [N] or [N, K], of the kind that the loss takes.
+        labels: [N], [N, K] or [N, *grid], of the kind that the loss takes.
         batch_size: the number of images per batch.
         mesh: the mesh of all devices.
         interruption: polled before every batch.

@@ -1,7 +1,8 @@
 """Losses: how the outputs of a network compare with the labels, image by image.
 
-A loss is a pure function (outputs [B, K], labels) → figures of each image, each [B]. Training minimises the mean of
-"loss", or Σ weight · loss / Σ weight if there is "weight". The mean of "correct" is reported as the accuracy.
+A loss is a pure function (outputs [B, K] or [B, *grid, K], labels) → figures of each image, each [B] or [B, ...].
+Training minimises the mean of "loss", or Σ weight · loss / Σ weight if there is "weight". The mean of "correct" is
+reported as the accuracy, and the sum of "confusion" as the overlaps of classes, see `lowcost.train.overlap`.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,6 +40,37 @@ def cross_entropy(
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     figures = {"loss": loss, "correct": (jnp.argmax(logits, axis=-1) == labels).astype(loss.dtype)}
     return figures if class_weights is None else {**figures, "weight": jnp.asarray(class_weights, loss.dtype)[labels]}
+
+
+def pixel_cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, class_weights: Sequence[float] | None = None, smoothing: float = 0.0
+) -> Figures:
+    """Σ_x w_x L_x / Σ_x w_x over the points x of an image that have a label, with L and w of `cross_entropy`.
+
+    Args:
+        logits: [B, *grid, K].
+        labels: integers [B, *grid], the class of each point. Points with other numbers than 0 … K - 1 are ignored.
+        class_weights: the weight of a point by its class, [K]; None for equal ones.
+        smoothing: ε of `cross_entropy`.
+
+    Returns:
+        {"loss", "weight", "confusion"}: "weight" is Σ_x w_x, so that every point of a batch counts alike, and
+        "confusion" [B, K, K] the numbers of points of class i for which class j has the largest logit.
+    """
+    chex.assert_shape(labels, logits.shape[:-1])
+    classes = logits.shape[-1]
+
+    def of_image(logits: jax.Array, labels: jax.Array) -> Figures:
+        points, labels = logits.reshape(-1, classes), labels.reshape(-1).astype(jnp.int32)
+        known = (labels >= 0) & (labels < classes)
+        figures = cross_entropy(points, jnp.where(known, labels, 0), class_weights=class_weights, smoothing=smoothing)
+        weights = known * figures.get("weight", jnp.ones_like(figures["loss"]))
+        total = weights.sum()
+        true, predicted = (jax.nn.one_hot(x, classes) for x in (labels, jnp.argmax(points, axis=-1)))
+        loss = (weights * figures["loss"]).sum() / jnp.where(total > 0, total, 1)
+        return {"loss": loss, "weight": total, "confusion": true.T @ predicted}
+
+    return jax.vmap(of_image)(logits, labels)
 
 
 def binary_cross_entropy(logits: jax.Array, tags: jax.Array, *, smoothing: float = 0.0) -> Figures:

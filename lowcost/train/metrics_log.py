@@ -96,8 +96,9 @@ def epoch_line(row: Row, epochs: int) -> str:
     for part in ("train", "validation", "test"):
         if (loss := f"{part}_loss") in row:
             parts.append(f"{part} loss {numbers[loss]:.3f}")
-        if (accuracy := f"{part}_accuracy") in row:
-            parts[-1] += f" accuracy {numbers[accuracy]:.2%}"
+        for figure, words in (("accuracy", "accuracy"), ("mean_iou", "mean IoU")):
+            if (name := f"{part}_{figure}") in row:
+                parts[-1] += f" {words} {numbers[name]:.2%}"
     if count := row["skipped"]:
         parts.append(f"{count:,} step{'s' * (count > 1)} skipped so far: loss or gradient not finite")
     speed = [f"{row['images_per_second']:,.0f} images/s"] if row["images_per_second"] else []

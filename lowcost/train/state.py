@@ -1,6 +1,6 @@
 """The state of training from step to step; a checkpoint of it suffices to resume exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -60,7 +60,7 @@ def create_state(
     *,
     average: bool = False,
     best: bool = False,
-    figures: Sequence[str] = ("loss", "correct"),
+    figures: Sequence[str] | Mapping[str, tuple[int, ...]] = ("loss", "correct"),
 ) -> TrainState:
     """Returns the state before the first step; pure, so that `jax.eval_shape` can check a network and an image size.
 
@@ -71,7 +71,7 @@ def create_state(
         image_shape: [*grid, C].
         average: whether the state has a moving average.
         best: whether the state keeps the best variables.
-        figures: names of the figures of the loss, see `lowcost.train.losses`.
+        figures: names of the figures of the loss, see `lowcost.train.losses`; or name → shape of its sum over images.
 
     Raises:
         ValueError: the network does not accept images of this shape.
@@ -79,13 +79,14 @@ def create_state(
     variables = net.init(seed_key, jnp.zeros((1, *image_shape)), train=False)
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     zero = jnp.zeros((), jnp.int32)
+    shapes = figures if isinstance(figures, Mapping) else dict.fromkeys(figures, ())
     return TrainState(
         step=zero,
         key=jax.random.key_data(seed_key),
         **variables,
         average=variables if average else None,
         opt_state=optimizer.init(variables["params"]),
-        metrics={name: jnp.zeros(()) for name in ("count", *figures)},
+        metrics={name: jnp.zeros(shape) for name, shape in {"count": (), **shapes}.items()},
         skipped=zero,
         skipped_in_a_row=zero,
         best={"variables": variables, "score": -jnp.inf * jnp.ones(()), "epoch": zero} if best else None,

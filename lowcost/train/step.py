@@ -13,6 +13,7 @@ import optax
 
 from lowcost.scaling import to_unit_range
 from lowcost.train.losses import Figures, Loss, cross_entropy
+from lowcost.train.overlap import mean_overlaps
 from lowcost.train.state import TrainState
 
 Sums = dict[str, jax.Array]
@@ -50,6 +51,7 @@ def make_train_step(
     *,
     average: float | None = None,
     loss: Loss = cross_entropy,
+    augment_labels: Augment | None = None,
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
     """Returns the step θ ← θ - optimiser(∇ Σ w L(net(images), labels) / Σ w): the loss L of Section 2, weights w = 1.
 
@@ -65,11 +67,13 @@ def make_train_step(
         steps_per_epoch: number of steps after which the running metrics restart.
         average: limit d of the decay min(d, (1 + t) / (10 + t)) of a moving average after t steps; None for none.
         loss: L and w of each image, see `lowcost.train.losses`.
+        augment_labels: (labels, the same draw) → labels, which moves labels of points as `augment` moves the images;
+            None for labels that do not change.
 
     Returns:
-        (state, images [B, *grid, C], labels [B] or [B, K], indices [B]) → state. The indices are the images' positions
-        in the data set. `to_unit_range` scales the images, and raises TypeError for dtypes that it does not know. The
-        normalisations use statistics of the whole global batch.
+        (state, images [B, *grid, C], labels, indices [B]) → state. The labels are those that the loss takes, and the
+        indices the images' positions in the data set. `to_unit_range` scales the images, and raises TypeError for
+        dtypes that it does not know. The normalisations use statistics of the whole global batch.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -78,6 +82,7 @@ def make_train_step(
         key = jax.random.wrap_key_data(state.key, impl=state.key_impl)
         draw = Draw(key, jax.random.fold_in(key, state.step), indices, state.step // steps_per_epoch)
         inputs = augment(to_unit_range(images), draw)
+        labels = labels if augment_labels is None else augment_labels(labels, draw)
 
         def mean_loss(params: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -143,14 +148,16 @@ def mean_metrics(sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Σ w L / Σ w, and the share of correct answers; NaN over no images; with several seeds, of each of them.
 
     Args:
-        sums: {"loss", "count"}, "weight" for other w than 1, and "correct" if there is an accuracy.
+        sums: {"loss", "count"}, "weight" for other w than 1, and "correct" or "confusion" if there is an accuracy.
 
     Returns:
-        {"loss", "accuracy"}, or {"loss"}.
+        {"loss", "accuracy"}, or {"loss"}; of points {"loss"} and the figures of `mean_overlaps`.
     """
     total = {name: np.asarray(figure, float) for name, figure in sums.items()}
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         means = {"loss": total["loss"] / total.get("weight", total["count"])}
+        if "confusion" in total:
+            return means | mean_overlaps(total["confusion"])
         return means | ({"accuracy": total["correct"] / total["count"]} if "correct" in total else {})
 
 
@@ -171,4 +178,8 @@ def _averaged(state: TrainState, variables: Any, decay_max: float | None) -> Any
 
 def _sums(figures: Figures, mask: jax.Array) -> Sums:
     weighted = {**figures, "loss": figures.get("weight", 1) * figures["loss"]}
-    return {"count": jnp.sum(mask), **{name: jnp.sum(mask * figure) for name, figure in weighted.items()}}
+
+    def total(figure: jax.Array) -> jax.Array:
+        return jnp.sum(mask.reshape(-1, *[1] * (figure.ndim - 1)) * figure, axis=0)
+
+    return {"count": jnp.sum(mask), **{name: total(figure) for name, figure in weighted.items()}}

@@ -366,7 +366,7 @@ def test_lengths_that_are_refused(lengths, message, tmp_path):
         (LABELS.astype(str), "values", r"must be numbers \[N, 1\], one for each of the values, got <U21 \[40\]"),
         (np.zeros((40, 2, 2)), "values", "must be numbers"),
         (np.ones(40), "values", "0 must vary between training images, got only 1.0"),
-        (LABELS, "boxes", "task must be one of classes, tags, values, got 'boxes'"),
+        (LABELS, "boxes", "task must be one of classes, tags, values, pixels, got 'boxes'"),
     ],
 )
 def test_labels_of_another_task(labels, task, message, tmp_path):

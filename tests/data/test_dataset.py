@@ -57,13 +57,13 @@ def test_a_well_formed_data_set():
         (
             IMAGES,
             LABELS.astype(np.int64),
-            r"Split.labels must be int32 \[3\], one per image, or float32 \[3, K\], got int64 \[3\]",
+            r"Split.labels must be int32 \[3\], one per image, or float32 \[3, K\], or uint8 .*, got int64 \[3\]",
         ),
-        (IMAGES, SEVERAL.astype(np.float64), r"or float32 \[3, K\], got float64 \[3, 2\]"),
-        (IMAGES, SEVERAL[:2], r"or float32 \[3, K\], got float32 \[2, 2\]"),
-        (IMAGES, SEVERAL[:, :0], r"or float32 \[3, K\], got float32 \[3, 0\]"),
+        (IMAGES, SEVERAL.astype(np.float64), r"or float32 \[3, K\], or uint8 .*, got float64 \[3, 2\]"),
+        (IMAGES, SEVERAL[:2], r"or float32 \[3, K\], or uint8 .*, got float32 \[2, 2\]"),
+        (IMAGES, SEVERAL[:, :0], r"or float32 \[3, K\], or uint8 .*, got float32 \[3, 0\]"),
         (IMAGES, LABELS[:, None], r"got int32 \[3, 1\]"),
-        (IMAGES, LABELS[:2], r"int32 \[3\], one per image, or float32 \[3, K\], got int32 \[2\]"),
+        (IMAGES, LABELS[:2], r"int32 \[3\], one per image, or float32 \[3, K\], or uint8 .*, got int32 \[2\]"),
         (IMAGES[:0], LABELS[:0], r"N ≥ 1, got uint8 \[0, 8, 6, 1\]"),
     ],
 )
@@ -211,7 +211,7 @@ def test_tags_and_values():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "boxes"}, "task must be one of classes, tags, values, got 'boxes'"),
+        ({"task": "boxes"}, "task must be one of classes, tags, values, pixels, got 'boxes'"),
         ({"task": "tags"}, r"toy: train labels must be 0 or 1, for 2 tags, got 0\.\.1 in int32 \[3\]"),
         ({"labels": SEVERAL}, r"labels must be in 0\.\.1, one for each class, got 0\.0\.\.1\.0 in float32 \[3, 2\]"),
         ({"labels": SEVERAL + 1, "task": "tags"}, r"labels must be 0 or 1, for 2 tags, got 1\.0\.\.2\.0"),

@@ -218,7 +218,7 @@ def test_a_table_without_its_task_is_refused(tmp_path, part):
 
 
 def test_a_task_must_be_known_and_is_for_folders_and_arrays(tmp_path):
-    with pytest.raises(ValueError, match="task must be one of classes, tags, values, got 'boxes'"):
+    with pytest.raises(ValueError, match="task must be one of classes, tags, values, pixels, got 'boxes'"):
         folder(tmp_path, task="boxes")
     for name in set(sources.SOURCES) - {"folder", "arrays"}:
         with pytest.raises(

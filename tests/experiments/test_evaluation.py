@@ -103,7 +103,7 @@ def test_reports_of_classes():
     accuracy = f"ensemble: accuracy {(p.argmax(-1) == labels).mean():.2%}; all figures below are of the ensemble"
     assert evaluate.by_network("classes", outputs, answers, labels, 3)[3] == accuracy
     confusion = metrics.confusion_matrix(labels, p.argmax(-1), labels=range(7))
-    header, *rows = evaluate.confused(answers, labels, names).splitlines()
+    header, *rows = evaluate.confused(confusion, names).splitlines()
     assert header.split()[-7:] == [str(i) for i in range(7)]
     assert [[int(x.replace(".", "0")) for x in row.split()[-7:]] for row in rows] == confusion.tolist()
     assert len({len(row) for row in (header, *rows)}) == 1
@@ -112,8 +112,8 @@ def test_reports_of_classes():
     assert table[1].endswith(f"class {off[0].argmax()} ({off[0].max()})")
     assert table[6].split()[2:] == ["0", "-", "0.0%" if confusion[:, 5].any() else "-", "-"]
     (outputs, *_), labels = random_answers(1, classes=21)
-    lines = evaluate.confused(outputs, labels, [f"{i}" for i in range(21)]).splitlines()
     confusion = metrics.confusion_matrix(labels, outputs.argmax(-1), labels=range(21))
+    lines = evaluate.confused(confusion, [f"{i}" for i in range(21)]).splitlines()
     assert len(lines) == 11
     i, j, n = map(int, lines[1].split())
     assert confusion[i, j] == n == (confusion - np.diag(np.diag(confusion))).max()

@@ -222,9 +222,9 @@ def test_the_loss_has_the_flags_and_the_task():
         assert extra == {}
     assert loss_of(TrainConfig(task="values"), dataset(task="values")) == (squared_error, {})
     for task in ("tags", "values"):
-        with pytest.raises(ValueError, match=f"--class-weights needs --task classes, got {task}; leave it out"):
+        with pytest.raises(ValueError, match=f"--class-weights needs --task classes or pixels, got {task}; leave"):
             loss_of(TrainConfig(task=task, class_weights="auto"), dataset(task=task))
-    with pytest.raises(ValueError, match="--label-smoothing needs classes or tags, got --task values; leave it out"):
+    with pytest.raises(ValueError, match="--label-smoothing needs classes, tags or pixels, got --task values"):
         loss_of(TrainConfig(task="values", label_smoothing=0.2), dataset(task="values"))
 
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, log_expit, log_softmax
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from train.test_step import GREY, LABELS, NET, SHAPE
 
-from lowcost.train.losses import binary_cross_entropy, cross_entropy, squared_error
+from lowcost.train.losses import binary_cross_entropy, cross_entropy, pixel_cross_entropy, squared_error
+from lowcost.train.overlap import mean_overlaps, overlaps
 from lowcost.train.state import create_state
 from lowcost.train.step import make_eval_step, make_train_step, mean_metrics
 
@@ -102,3 +104,36 @@ def test_tags_and_values_are_learned(loss):
         losses.append(mean_metrics(state.metrics)["loss"])
     assert losses[-1] < losses[0] / 10
     assert mean_metrics(state.metrics).keys() == {"loss"} | ({"accuracy"} if "correct" in figures else set())
+
+
+@pytest.mark.parametrize(("weights", "smoothing"), [(None, 0), ((1, 2, 3), 0.1)])
+def test_pixel_cross_entropy_is_that_of_the_points_with_a_label(weights, smoothing):
+    """Σ w L / Σ w over all such points of a batch, and the confusions of each image."""
+    logits = RNG.normal(size=(4, 3, 5, 3)).astype(np.float32)
+    labels = RNG.choice(np.array([0, 1, 2, 255], np.uint8), (4, 3, 5))
+    labels[1] = 255
+    figures = pixel_cross_entropy(logits, labels, class_weights=weights, smoothing=smoothing)
+    known = labels != 255
+    points = cross_entropy(logits[known], labels[known].astype(int), class_weights=weights, smoothing=smoothing)
+    w = points.get("weight", np.ones(known.sum()))
+    np.testing.assert_allclose((figures["weight"] * figures["loss"]).sum(), (w * points["loss"]).sum(), rtol=1e-5)
+    np.testing.assert_allclose(figures["weight"].sum(), w.sum(), rtol=1e-6)
+    assert figures["loss"][1] == figures["weight"][1] == figures["confusion"][1].sum() == 0
+    expected = confusion_matrix(labels[known], logits[known].argmax(-1), labels=range(3))
+    np.testing.assert_array_equal(figures["confusion"].sum(0), expected)
+    with pytest.raises(AssertionError):
+        pixel_cross_entropy(logits, labels[:, :2])
+
+
+def test_overlaps_are_those_of_scikit_learn():
+    """IoU, Dice (F1) and accuracy; a class without points is left out of the means, and no points give NaN."""
+    true, predicted = RNG.choice([0, 1, 3], (2, 50))
+    confusion = confusion_matrix(true, predicted, labels=range(4))
+    (iou, dice), means = overlaps(confusion), mean_overlaps(np.stack([confusion, 0 * confusion]))
+    some = [0, 1, 3]
+    np.testing.assert_allclose(iou[some], jaccard_score(true, predicted, labels=some, average=None))
+    np.testing.assert_allclose(dice[some], f1_score(true, predicted, labels=some, average=None))
+    assert np.isnan(iou[2])
+    np.testing.assert_allclose(means["mean_iou"], [iou[some].mean(), np.nan])
+    np.testing.assert_allclose(means["mean_dice"], [dice[some].mean(), np.nan])
+    np.testing.assert_allclose(means["accuracy"], [(true == predicted).mean(), np.nan])

@@ -18,6 +18,7 @@ from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.feed import feed
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import evaluate_all, fit
+from lowcost.train.losses import cross_entropy, pixel_cross_entropy
 from lowcost.train.mesh import data_mesh, over_batch, replicated
 from lowcost.train.metrics_log import MetricsLog, read_rows
 from lowcost.train.state import create_state
@@ -29,6 +30,16 @@ SHAPE = (12, 8, 1)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (32, *SHAPE), np.uint8)
 LABELS = RNG.integers(0, 3, 32, np.int32)
+TASKS = {
+    "classes": (NET, LABELS, ("loss", "correct"), {}),
+    "pixels": (
+        network("implicit_rd", (2, 4), 3, steps_per_block=1, head="pixels"),
+        RNG.choice(np.array([0, 1, 2, 255], np.uint8), (32, *SHAPE[:-1])),
+        {"loss": (), "weight": (), "confusion": (3, 3)},
+        {"loss": pixel_cross_entropy, "augment_labels": RECIPES["paper"].label_augmentation(("flip", "shift"), 3)},
+    ),
+}
+"""Task → network, labels, figures of the loss, and options of the train step."""
 BATCH, STEPS_PER_EPOCH = 8, 4
 
 
@@ -46,25 +57,28 @@ def counting(images, draw):
 
 
 @functools.cache
-def programs(devices):
+def programs(devices, task="classes"):
     """The mesh over the first so many devices, the jitted programs of training and evaluation, an initial state."""
+    net, _, figures, options = TASKS[task]
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
-    step = make_train_step(NET, OPTIMIZER, counting, STEPS_PER_EPOCH, average=0.9)
-    create = jax.jit(lambda key: create_state(NET, OPTIMIZER, key, SHAPE, average=True), out_shardings=replicated(mesh))
-    return mesh, jax.jit(repeat(step)), jax.jit(make_eval_step(NET)), create(jax.random.key(0))
+    step = make_train_step(net, OPTIMIZER, counting, STEPS_PER_EPOCH, average=0.9, **options)
+    create = functools.partial(create_state, net, OPTIMIZER, image_shape=SHAPE, average=True, figures=figures)
+    state = jax.jit(create, out_shardings=replicated(mesh))(jax.random.key(0))
+    eval_step = make_eval_step(net, options.get("loss", cross_entropy))
+    return mesh, jax.jit(repeat(step)), jax.jit(eval_step), state
 
 
 def rows(step):
     return np.arange(BATCH) + step % 4 * BATCH
 
 
-def feeding(mesh):
-    return feed(IMAGES, LABELS, rows, mesh, steps_max=3, resident=False)
+def feeding(mesh, task="classes"):
+    return feed(IMAGES, TASKS[task][1], rows, mesh, steps_max=3, resident=False)
 
 
-def run(devices, steps, dispatch=1):
-    mesh, step, _, state = programs(devices)
-    batches = feeding(mesh)
+def run(devices, steps, dispatch=1, task="classes"):
+    mesh, step, _, state = programs(devices, task)
+    batches = feeding(mesh, task)
     with jax.set_mesh(mesh):
         for i in range(0, steps, dispatch):
             n = min(dispatch, steps - i)
@@ -72,9 +86,10 @@ def run(devices, steps, dispatch=1):
     return state
 
 
-def test_four_devices_do_what_one_does():
+@pytest.mark.parametrize("task", TASKS)
+def test_four_devices_do_what_one_does(task):
     """Gradients, normalisation statistics and metrics are of the whole batch."""
-    one, four = run(1, 3), run(4, 3)
+    one, four = run(1, 3, task=task), run(4, 3, task=task)
     chex.assert_trees_all_close(jax.device_get(one), jax.device_get(four), rtol=2e-3, atol=2e-5)
 
 
@@ -165,11 +180,15 @@ class _StopAfter(Interruption):
         return self._looks < 0
 
 
-@pytest.mark.parametrize(("stop_after", "steps_max"), [(1, 1), (3, 3), (4, 1), (6, 3), (10, 1)])
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after, steps_max):
+@pytest.mark.parametrize(
+    ("task", "stop_after", "steps_max"),
+    [*(("classes", *x) for x in ((1, 1), (3, 3), (4, 1), (6, 3), (10, 1))), ("pixels", 6, 3)],
+)
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, task, stop_after, steps_max):
     """State and metrics bit for bit, wherever it stops: in an epoch, at its end, in the evaluation."""
 
-    mesh, step, eval_step, initial = programs(2)
+    mesh, step, eval_step, initial = programs(2, task)
+    labels = TASKS[task][1]
 
     def train(workdir, interruption):
         checkpoints = Checkpoints(workdir / "checkpoints")
@@ -180,14 +199,14 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, stop_after, 
 
         def evaluate(state):
             return evaluate_all(
-                eval_step, state.variables, IMAGES, LABELS, batch_size=16, mesh=mesh, interruption=interruption
+                eval_step, state.variables, IMAGES, labels, batch_size=16, mesh=mesh, interruption=interruption
             )
 
         with jax.set_mesh(mesh):
             state = fit(
                 state,
                 step,
-                feeding(mesh),
+                feeding(mesh, task),
                 evaluate,
                 steps_per_epoch=STEPS_PER_EPOCH,
                 epochs=2,
@@ -234,25 +253,30 @@ def test_devices_that_do_not_divide_the_batch_are_an_error():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "on_cpu"),
-    [("implicit_rd", True), ("explicit_rd", False), ("resnet", False), ("circulant_rd", False)],
+    ("architecture", "on_cpu", "head"),
+    [
+        *(("implicit_rd", True, head) for head in ("class", "pixels")),
+        *((architecture, False, "class") for architecture in ("explicit_rd", "resnet", "circulant_rd")),
+    ],
 )
-def test_two_seeds_gather_nothing(architecture, on_cpu, monkeypatch):
+def test_two_seeds_gather_nothing(architecture, on_cpu, head, monkeypatch):
     """The compiled steps of the fast recipe, for each way of computing that "auto" takes on a CPU or an accelerator."""
     if not on_cpu:
         monkeypatch.setenv("LOWCOST_CHIP", "h100")
     mesh, recipe = data_mesh(8), RECIPES["fast"]
-    net, optimizer = network(architecture, (2, 4), 3, steps_per_block=1), recipe.transformation(2, 4)
-    step = make_train_step(net, optimizer, recipe.augmentation(("flip", "shift", "hide")), 4, average=recipe.average)
+    net, optimizer = network(architecture, (2, 4), 3, steps_per_block=1, head=head), recipe.transformation(2, 4)
+    _, labels, figures, options = TASKS["pixels" if head == "pixels" else "classes"]
+    augment = recipe.augmentation(("flip", "shift", "hide"))
+    step = make_train_step(net, optimizer, augment, 4, average=recipe.average, **options)
     keys = jnp.stack([jax.random.key(0)] * 2)
 
     def placed(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     with jax.set_mesh(mesh):
-        create = jax.vmap(lambda key: create_state(net, optimizer, key, (12, 8, 3), average=True))
+        create = jax.vmap(lambda key: create_state(net, optimizer, key, (12, 8, 3), average=True, figures=figures))
         state = jax.tree.map(lambda x: placed(x, replicated(mesh)), jax.eval_shape(create, keys))
-        shapes = [((12, 8, 3), np.uint8), ((), np.int32), ((), np.int32)]
+        shapes = [((12, 8, 3), np.uint8), (labels.shape[1:], labels.dtype), ((), np.int32)]
         batches = [placed(jax.ShapeDtypeStruct((3, 2, 8, *s), t), over_batch(mesh, 2)) for s, t in shapes]
         steps = jax.jit(repeat(jax.vmap(step)), out_shardings=replicated(mesh), compiler_options=QUICK)
         compiled = steps.lower(state, np.int32(1), *batches).compile().as_text()

@@ -1,0 +1,194 @@
+"""Labels of every point, in arrays and in folders of masks: found, checked, resized and moved with their images."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.common.recipes import Recipe
+from lowcost.data import Dataset, Split, folder, read_arrays
+from lowcost.train.step import Draw
+
+RNG = np.random.default_rng(0)
+
+
+def arrays(grid, **changes):
+    """Arrays of images and labels of three classes and of points without a label."""
+    rng = np.random.default_rng(len(grid))
+    content = {f"{part}_images": rng.normal(size=(6, *grid, 2)).astype(np.float32) for part in ("train", "test")}
+    content |= {f"{part}_labels": rng.choice([0, 1, 2, 255], (6, *grid)) for part in ("train", "test")}
+    return content | changes
+
+
+def read(tmp_path, content, **options):
+    np.savez(tmp_path / "data.npz", **content)
+    return read_arrays(tmp_path / "data.npz", **options)
+
+
+@pytest.mark.parametrize("grid", [(12,), (6, 8), (5, 6, 5)])
+def test_labels_of_the_shape_of_the_grid_are_found(tmp_path, grid):
+    """Without flags: the task, the number of grid axes, and the classes; 255 stays, and every split is checked."""
+    content = arrays(grid)
+    data = read(tmp_path, content)
+    assert (data.task, data.classes, data.image_shape) == ("pixels", ("0", "1", "2"), (*grid, 2))
+    assert data.train.labels.dtype == np.uint8
+    np.testing.assert_array_equal(data.train.labels, content["train_labels"])
+    assert read(tmp_path, content, task="pixels", grid_axes=len(grid)).digest == data.digest
+    flat = {name: x[..., 0] if "images" in name else x for name, x in content.items()}
+    assert read(tmp_path, flat | {"classes": np.array(["a", "b", "c"])}).classes == ("a", "b", "c")
+    held = data.hold_out(0.5)
+    assert held.train.labels.shape[1:] == held.validation.labels.shape[1:] == grid
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": RNG.uniform(size=(6, 6, 8))}, r"train labels must be integers \[6, 6, 8\], .* got float64"),
+        (
+            {"test_labels": np.zeros((6, 6, 7), int)},
+            r"test labels must be integers \[6, 6, 8\], .* int64 \[6, 6, 7\]",
+        ),
+        ({"train_labels": np.zeros((6, 6, 8), int)}, r"must be of at least two classes, got \('0',\); replace 255"),
+        ({"test_labels": np.full((6, 6, 8), 3)}, r"test labels must be from 0 to 2, or 255 .* got 0..3; renumber"),
+        (
+            {"train_labels": np.full((6, 6, 8), -1)},
+            r"train labels must be from 0 to 254, or 255 .* got -1..0",
+        ),
+        ({"train_labels": np.full((6, 6, 8), 256)}, r"train labels must be from 0 to 254, or 255 .* got 0..256"),
+        ({"classes": np.array(["a", "b"])}, r"train labels must be from 0 to 1, or 255 .* got 0..2"),
+    ],
+)
+def test_wrong_labels_of_points_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, arrays((6, 8)) | changes, task="pixels")
+
+
+def test_signals_of_several_lengths_have_no_labels_of_points(tmp_path):
+    content = arrays((12,)) | {f"{part}_lengths": np.full(6, 9) for part in ("train", "test")}
+    with pytest.raises(ValueError, match="task must not be pixels for signals with lengths or length"):
+        read(tmp_path, content, task="pixels")
+
+
+@pytest.mark.parametrize("labels", [np.zeros((3, 8, 5)), np.full((3, 8, 6), 2)])
+def test_a_malformed_data_set_is_refused(labels):
+    def make():
+        split = Split(np.zeros((3, 8, 6, 1), np.uint8), labels.astype(np.uint8))
+        return Dataset("toy", split, split, ("a", "b"), (), task="pixels")
+
+    with pytest.raises(ValueError, match="labels must be"):
+        make()
+
+
+@pytest.fixture
+def masked_folder(tmp_path):
+    """Images of 16 x 8 pixels whose red value is 100 times the class, with masks of grey levels or palette indices."""
+    root = tmp_path / "root"
+    for part, count in (("train", 3), ("test", 2)):
+        for i in range(count):
+            mask = np.repeat(np.repeat(RNG.integers(0, 3, (4, 8), np.uint8), 2, 0), 2, 1)
+            mask[0, :2] = 255
+            image = np.zeros((8, 16, 3), np.uint8)
+            image[..., 0] = np.where(mask == 255, 200, 100 * mask)
+            for name, pixels in (("images", image), ("masks", mask)):
+                (root / part / name).mkdir(parents=True, exist_ok=True)
+                picture = Image.fromarray(pixels)
+                if i == 0 and name == "masks":
+                    picture.putpalette(RNG.integers(0, 256, 768, np.uint8).tobytes())
+                picture.save(root / part / name / f"{i}.png")
+    return root
+
+
+def levels(split):
+    """Red values as classes; those between two classes, and points without a label, are 255."""
+    red = split.images[..., 0]
+    return np.where(red % 100 == 0, red // 100, 255), split.labels
+
+
+def test_a_folder_of_masks_is_found(masked_folder, tmp_path, capsys):
+    """Pixel by pixel, cached or not; a file names the classes, and stray masks are counted."""
+    (masked_folder / "train" / "classes.txt").write_text("sea\nland\nsky\n")
+    (masked_folder / "train" / "masks" / "other.png").write_bytes(b"")
+    data = folder(masked_folder)
+    assert (data.task, data.classes, data.image_shape) == ("pixels", ("sea", "land", "sky"), (8, 16, 3))
+    assert "ignored 1 entries: 1 masks without an image" in capsys.readouterr().err
+    for split in data.splits.values():
+        reds, labels = levels(split)
+        np.testing.assert_array_equal(np.where(labels == 255, 2, labels), reds)
+        assert (labels[:, 0, :2] == 255).all()
+    for _ in range(2):
+        assert folder(masked_folder, cache_dir=tmp_path / "cache").digest == data.digest
+    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()) == ["folder", "masks"]
+
+
+@pytest.mark.parametrize("edge", [5, 8, 10])
+def test_masks_are_cut_and_resized_as_their_images(tmp_path, edge):
+    """To the central square, without interpolation: an image of two colours shows where the edge of its mask lies."""
+    mask = np.repeat(np.arange(16)[None] >= edge, 8, 0).astype(np.uint8)
+    for name, pixels in (("images", np.repeat(200 * mask[..., None], 3, -1)), ("masks", mask)):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(pixels + (0 if name == "masks" else i)).save(tmp_path / name / f"{i}.png")
+    for size in (4, 8, 20):
+        train = folder(tmp_path, image_size=size, test_share=0.5).train
+        assert train.labels.shape[1:] == (size, size)
+        between = np.abs(train.images[..., 0] - 101.0) < 30  # where a pixel has about as much of each colour
+        assert np.all((train.labels == (train.images[..., 0] > 101)) | between)
+        assert between.mean() < 0.3
+
+
+def test_wrong_masks_are_refused(masked_folder):
+    """In one line that names the file and the remedy."""
+    masks = masked_folder / "train" / "masks"
+    original = (masks / "1.png").read_bytes()
+    for pixels, message in (
+        (np.zeros((8, 16, 3), np.uint8), "a mask of mode RGB, not one grey level or palette index"),
+        (np.zeros((8, 16), np.float32), "a mask of mode F, not one grey level"),
+        (np.full((8, 16), 256, np.uint16), "a mask of mode I;16, not one grey level"),
+        (np.zeros((16, 8), np.uint8), "a mask of 8 x 16 pixels for an image of 16 x 8"),
+    ):
+        Image.fromarray(pixels).save(masks / "1.png", "TIFF")
+        with pytest.raises(ValueError, match=rf"1.png must be a readable image .*{message}"):
+            folder(masked_folder)
+    (masks / "1.png").write_bytes(original)
+    (masks / "2.png").rename(masked_folder / "2.png")
+    with pytest.raises(FileNotFoundError, match=r"masks must hold a mask for each image, .* got none for 2.png"):
+        folder(masked_folder)
+    (masked_folder / "train" / "classes.txt").write_text("a\na\n")
+    with pytest.raises(ValueError, match=r"classes.txt must hold a different name in each line, got \('a', 'a'\)"):
+        folder(masked_folder)
+    with pytest.raises(FileNotFoundError, match="must hold the folders images and masks, got no images"):
+        folder(masked_folder / "train" / "masks", task="pixels")
+
+
+@pytest.mark.parametrize(("shift", "grid"), [("translate", (12,)), ("translate", (8, 10)), ("resized_crop", (8, 10))])
+def test_labels_move_with_their_images(shift, grid):
+    """Images that show their labels: after flips and shifts they still do, and 255 comes from outside or from 255."""
+    recipe = Recipe(shift=shift, scaling=0.0)
+    labels = RNG.choice(np.array([0, 1, 255], np.uint8), (16, *grid))
+    known = labels != 255
+    images = jnp.stack([jnp.where(known, labels, 0), known], axis=-1).astype(jnp.float32)
+    draw = Draw(jax.random.key(1), jax.random.key(2), jnp.arange(16), jnp.int32(0))
+    keeps = ("flip", "shift", "scale", "noise")
+    moved = np.asarray(recipe.augmentation(("flip", "shift"))(images, draw))
+    result = np.asarray(recipe.label_augmentation(keeps, 2)(labels, draw))
+    assert result.dtype == np.uint8
+    ones, weights = moved[..., 0], moved[..., 1]
+    clear = (np.abs(weights - 0.5) > 1e-3) & ((weights < 0.5) | (np.abs(2 * ones - weights) > 1e-3))
+    expected = np.where(weights > 0.5, 2 * ones > weights, 255)
+    np.testing.assert_array_equal(result[clear], expected[clear])
+    assert clear.mean() > 0.9
+    assert (result != labels).any()
+    assert sorted(np.unique(result)) == [0, 1, 255]
+    unmoved = recipe.label_augmentation(("hide", "scale", "noise"), 2)(labels, draw)
+    np.testing.assert_array_equal(unmoved, labels)
+
+
+def test_a_hidden_square_leaves_the_labels():
+    """Late in the fast recipe images have holes, and labels the same shifts as without them."""
+    labels = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
+    draw = Draw(jax.random.key(1), jax.random.key(2), jnp.arange(2), jnp.int32(9))
+    move = partial(Recipe(shift="translate", hidden=0.5, late=1).label_augmentation, classes=128)
+    np.testing.assert_array_equal(move(("shift", "hide"))(labels, draw), move(("shift",))(labels, draw))

@@ -1,0 +1,155 @@
+"""Networks that label every point: trained, evaluated, exported and run on images and on signals."""
+
+import contextlib
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import f1_score, jaccard_score
+
+import lowcost
+from experiments import deploy, evaluate, export, predict, robustness
+from experiments.common import masks, runs, training
+from experiments.common.config import TrainConfig
+
+GRIDS = {"folder": (8, 8), "arrays": (16,)}
+
+
+@pytest.fixture(scope="module", params=GRIDS)
+def trained(request, tmp_path_factory):
+    """A run on bright stripes, of which the first points have no label: two seeds on images, one on signals."""
+    root = tmp_path_factory.mktemp(request.param)
+    rng, grid = np.random.default_rng(0), GRIDS[request.param]
+    labels = np.zeros((60, *grid), np.uint8)
+    labels[:, :3] = 1
+    labels = np.stack([np.roll(x, rng.integers(16), 0) for x in labels])
+    images = (60 + 120 * labels[..., None] + rng.normal(0, 20, (*labels.shape, 3))).astype(np.uint8)
+    labels[:, 0] = 255
+    parts = {"train": slice(36), "val": slice(36, 48), "test": slice(48, 60)}
+    if request.param == "folder":
+        for part, rows in parts.items():
+            for name, arrays in (("images", images), ("masks", labels)):
+                (root / part / name).mkdir(parents=True)
+                for i, array in enumerate(arrays[rows]):
+                    Image.fromarray(array).save(root / part / name / f"{i}.png")
+        data_dir = root
+    else:
+        pairs = [(f"{part}_{name}", x[rows]) for part, rows in parts.items() for name, x in
+                 (("images", images), ("labels", labels))]  # fmt: skip
+        data_dir = root / "data.npz"
+        np.savez(data_dir, **dict(pairs))
+    fields = {"width": (4,), "steps_per_block": 1, "batch_size": 12, "epochs": 6, "learning_rate": 0.03}
+    fields |= {"keep_best": True, "class_weights": "auto", "seeds": 2 if request.param == "folder" else 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOWCOST_MEASURE", "0")
+        patch.setattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
+        assert training.run(TrainConfig(request.param, data_dir=data_dir, workdir=root / "run", **fields)) == 0
+    return root / "run", images[parts["test"]], labels[parts["test"]]
+
+
+def test_the_figures_are_those_of_all_labelled_points(trained, tmp_path, capsys):
+    """Of result.json, of the log, of `evaluate`, and of scikit-learn on the predictions."""
+    workdir, images, labels = trained
+    evaluate.main(evaluate.EvaluateConfig(workdir, csv=tmp_path / "table.csv", out=tmp_path))
+    shown = capsys.readouterr().out
+    config, result = (json.loads((workdir / f"{name}.json").read_text()) for name in ("config", "result"))
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert config["task"] == result["task"] == "pixels"
+    assert result["chosen"]["by"] == "validation mean IoU"
+    ready, state = runs.reopen(workdir, None)
+    every, known = ready.outputs(state.chosen, images).argmax(-1), labels != 255
+    for i, predicted in enumerate(every):
+        pair = labels[known], predicted[known]
+        figures = {"mean_ious": jaccard_score(*pair, average="macro"), "mean_dices": f1_score(*pair, average="macro")}
+        figures["accuracies"] = (pair[0] == pair[1]).mean()
+        for name, figure in figures.items():
+            assert result[f"test_{name}"][i] == pytest.approx(figure, rel=1e-6)
+        iou = f"seed {i}: mean IoU {figures['mean_ious']:.2%}, mean Dice {figures['mean_dices']:.2%}"
+        assert f"{iou}, accuracy {figures['accuracies']:.2%}" in shown
+        best = [row.get("validation_mean_iou_seeds", [row["validation_mean_iou"]])[i] for row in rows]
+        assert result["chosen"]["epochs"][i] == 1 + np.argmax(best)
+    assert result["test_mean_iou"] > 0.5  # one class everywhere gives 0.4
+    assert (tmp_path / "confusion.png").exists()
+    assert (tmp_path / "overlays.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        (*header, _, _), *lines = csv.reader(file)
+    assert header == ["image", "accuracy"]
+    assert len(lines) == len(labels)
+    if len(every) == 1:
+        right = (every[0] == labels).reshape(len(labels), -1).sum(1) / known.reshape(len(labels), -1).sum(1)
+        np.testing.assert_allclose([float(line[1]) for line in lines], right, atol=1e-6)
+
+
+def test_a_finished_run_is_left_as_it_is(trained, capsys):
+    """The same command, without the task that it has found."""
+    workdir, *_ = trained
+    before = (workdir / "result.json").read_bytes()
+    config = runs.trained(workdir).config
+    fields = {name: getattr(config, name) for name in ("width", "steps_per_block", "batch_size", "epochs")}
+    fields |= {name: getattr(config, name) for name in ("learning_rate", "keep_best", "class_weights", "seeds")}
+    again = TrainConfig(config.dataset, data_dir=config.data_dir, workdir=workdir, **fields)
+    assert training.run(again) == 0
+    assert "nothing was left to do" in capsys.readouterr().out
+    assert (workdir / "result.json").read_bytes() == before
+
+
+def test_masks_of_a_run_and_of_exported_files(trained, tmp_path, capsys):
+    """The run, a .safetensors and an .onnx file write the same masks, as palette images or arrays."""
+    workdir, images, _ = trained
+    signals = images.ndim == 3
+    source = tmp_path / "signals.npy"
+    np.save(source, images)
+    if not signals:
+        source = tmp_path / "new.png"
+        Image.fromarray(images[0]).save(source)
+    written = {}
+    for name in ("run", "net.safetensors", "net.onnx"):
+        if name != "run":
+            export.main(export.ExportConfig(workdir, tmp_path / name, format=name[4:]))
+        model = {"workdir": workdir} if name == "run" else {"model": tmp_path / name}
+        out = tmp_path / f"masks of {name}"
+        assert predict.main(predict.PredictConfig((source,), out=out, csv=tmp_path / "shares.csv", **model)) == 0
+        files = sorted(out.iterdir())
+        assert [x.name for x in files[:2]] == (["signals[0].npy", "signals[10].npy"] if signals else ["new.png"])
+        assert len(files) == (len(images) if signals else 1)
+        written[name] = [np.load(x) if signals else np.asarray(Image.open(x)) for x in files]
+    for name in ("net.safetensors", "net.onnx"):
+        np.testing.assert_array_equal(written["run"], written[name])
+    loaded = lowcost.load(tmp_path / "net.safetensors")
+    assert (loaded.task, loaded.net.head, loaded.image_shape) == ("pixels", "pixels", images.shape[1:])
+    mask = loaded.net.apply(loaded.variables, images[:1] / np.float32(255)).argmax(-1)[0]
+    np.testing.assert_array_equal(written["run"][0], mask)
+    with (tmp_path / "shares.csv").open(newline="") as file:
+        _, line, *_ = csv.reader(file)
+    np.testing.assert_allclose(np.array(line[2:], float), [(mask == i).mean() for i in range(2)], atol=1e-6)
+    assert f"1  {(mask == 1).mean():.1%}" in capsys.readouterr().out
+
+
+def test_what_makes_no_sense_is_refused(trained, tmp_path):
+    """Programs for classes; masks without a folder, in place of inputs, and twice under one name."""
+    workdir, images, _ = trained
+    for program in (robustness, deploy):
+        with pytest.raises(ValueError, match="must hold a network for classes, got pixels; choose another"):
+            program.Subject(workdir, program.Config((workdir,)))
+    if images.ndim == 3:
+        return
+    files = tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"
+    for file in files:
+        file.parent.mkdir()
+        Image.fromarray(images[0]).save(file)
+    before = files[0].read_bytes()
+    with pytest.raises(ValueError, match=r"--out must be a folder for masks, .* got None; add --out DIR"):
+        predict.main(predict.PredictConfig(files, workdir))
+    for inputs, out in ((files[:1], tmp_path / "a"), (files, tmp_path / "masks")):
+        with pytest.raises(FileExistsError, match=r"x.png must be neither an input nor the mask of another input, got"):
+            predict.main(predict.PredictConfig(inputs, workdir, out=out))
+    assert files[0].read_bytes() == before
+
+
+def test_the_colours_are_those_of_pascal_voc():
+    assert masks.COLOURS[[0, 1, 2, 3, 4, 8, 20, 255]].tolist() == [
+        *([0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [64, 0, 0], [0, 64, 128], [224, 224, 192]),
+    ]
