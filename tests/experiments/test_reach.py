@@ -1,0 +1,60 @@
+"""The tasks of the study of reach: the class of a point is that of a mark at the stated distance, and of no other."""
+
+import numpy as np
+import pytest
+
+from experiments import reach
+from experiments.common.files import read_rows
+from lowcost.data import IGNORED
+
+
+@pytest.mark.parametrize("task", ["rings", "bars", "pulses"])
+@pytest.mark.parametrize("distance", [3, 12])
+def test_the_class_is_that_of_the_mark_at_the_distance(task, distance):
+    """Every labelled point is marked, its own cause is d pixels away, and its neighbourhood does not tell the class."""
+    split = reach.examples(task, distance, 40, seed=0)
+    causes, marks = split.images[..., :2] > 0, split.images[..., 2] > 0
+    grid = np.array(marks.shape[1:])
+    assert 0.2 < np.mean(split.labels[split.labels != IGNORED]) < 0.8
+    for image in range(40):
+        points = np.argwhere(split.labels[image] != IGNORED)
+        places, kinds = (x := np.argwhere(causes[image]))[:, :-1], x[:, -1]
+        assert len(points) == {"rings": len(points), "bars": 3, "pulses": 2}[task]
+        for point in points:
+            assert marks[(image, *point)]
+            offsets = (point - places + grid // 2) % grid - grid // 2
+            apart = np.hypot(*offsets.T) if task != "pulses" else offsets[:, 0] % grid[0]
+            own = np.abs(apart - distance) < 2 if task == "rings" else apart == distance
+            if task == "bars":
+                own &= (offsets == 0).any(1)
+            assert split.labels[(image, *point)] in kinds[own]
+            if task == "rings":
+                assert set(kinds) == {split.labels[(image, *point)]}
+                assert apart.min() > distance - 2
+
+
+def test_seeds_are_other_images():
+    first, again, other = (reach.examples("bars", 5, 4, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.images, again.images)
+    assert (first.images != other.images).any()
+
+
+def test_a_study_is_written_and_continued(tmp_path, monkeypatch, capsys):
+    """A second run measures only the missing distance; the page has one column per distance and both radii."""
+    monkeypatch.setattr(reach, "NETWORKS", (("implicit_rd", True), ("mobilenet", False)))
+    sizes = {"channels": 2, "steps_per_block": 1, "examples": 8, "epochs": 1, "batch_size": 4, "seeds": 1}
+    reach.main(reach.Config(tasks=("pulses",), distances=(4,), out=tmp_path / "reach", **sizes))
+    first = read_rows(tmp_path / "reach.jsonl")
+    assert [row["reach"] for row in first] == [8.0, 0.0]
+    assert first[0]["green"] == pytest.approx(8, rel=0.2)
+    assert "green" not in first[1]
+    assert all(0 <= row["accuracy"] <= 1 and 0 < row["sees"] < 32 for row in first)
+    monkeypatch.setattr(reach, "NETWORKS", (("implicit_rd", True),))
+    reach.main(reach.Config(tasks=("pulses",), distances=(4, 5), out=tmp_path / "reach", **sizes))
+    rows = read_rows(tmp_path / "reach.jsonl")
+    assert rows[:2] == first
+    assert [row["distance"] for row in rows] == [4, 4, 5]
+    page = (tmp_path / "reach.md").read_text("utf-8")
+    assert "| network | weights | d = 4 | d = 5 | sees | Green's radius |" in page
+    assert page == reach.markdown(rows)
+    assert (tmp_path / "reach.png").stat().st_size > 10_000
