@@ -109,8 +109,9 @@ def draw_overlays(
         if row:
             mask = masks[row - 1][i]
             mask = mask[len(mask) // 2] if mask.ndim == 3 else mask
-            span: Any = {"extent": (0, len(mask), *panel.get_ylim()), "aspect": "auto"} if mask.ndim == 1 else {}
-            panel.imshow(translucent(np.atleast_2d(mask)), interpolation="nearest", **span)
+            of_signal: Any = {"extent": (-0.5, len(mask) - 0.5, *panel.get_ylim()), "aspect": "auto"}
+            options = of_signal if mask.ndim == 1 else {}
+            panel.imshow(translucent(np.atleast_2d(mask)), interpolation="nearest", **options)
         panel.set_title([label(titles[i], 34), "label", "prediction"][row], fontsize=8)
     patches = [Patch(color=COLOURS[k] / 255, label=label(name)) for k, name in enumerate(names[:LABELLED])]
     figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8)

@@ -34,7 +34,8 @@ def pair(folders: Mapping[str, Path]) -> dict[str, tuple[list[str], NDArray[np.o
         left_out = Counter[str]()
         for inner in ("images", "masks"):
             if not (folder / inner).is_dir():
-                raise FileNotFoundError(f"{printable(folder)} must hold the folders images and masks, got no {inner}")
+                expected = f"{printable(folder)} must hold the folders images and masks"
+                raise FileNotFoundError(f"{expected}, got no {inner}; add it, or choose another task")
         images = [entry.path for entry in list_images(folder / "images", left_out)[0]]
         masks = {_stem(entry.path): entry.path for entry in list_images(folder / "masks", left_out, SUFFIXES)[0]}
         if missing := [image for image in images if _stem(image) not in masks]:

@@ -55,8 +55,8 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
     """Returns the step θ ← θ - optimiser(∇ Σ w L(net(images), labels) / Σ w): the loss L of Section 2, weights w = 1.
 
-    The images are augmented first. A step whose loss or gradient is not finite is counted and skipped. After `PATIENCE`
-    skipped steps in a row the state does not change any more.
+    The images are augmented first. A step whose loss or gradient is not finite is counted and skipped. The state no
+    longer changes after `PATIENCE` such steps in a row.
 
     Args:
         net: module, (images, train) → outputs, with statistics in the collection "batch_stats". Images that come as
@@ -67,13 +67,11 @@ def make_train_step(
         steps_per_epoch: number of steps after which the running metrics restart.
         average: limit d of the decay min(d, (1 + t) / (10 + t)) of a moving average after t steps; None for none.
         loss: L and w of each image, see `lowcost.train.losses`.
-        augment_labels: (labels, the same draw) → labels, which moves labels of points as `augment` moves the images;
-            None for labels that do not change.
+        augment_labels: (labels, the same draw) → labels, which moves labels of points with the images; None for none.
 
     Returns:
-        (state, images [B, *grid, C], labels, indices [B]) → state. The labels are those that the loss takes, and the
-        indices the images' positions in the data set. `to_unit_range` scales the images, and raises TypeError for
-        dtypes that it does not know. The normalisations use statistics of the whole global batch.
+        (state, images [B, *grid, C], labels of the loss, indices [B] in the data set) → state. `to_unit_range` scales
+        the images, and raises TypeError for unknown dtypes. Normalisations use statistics of the whole global batch.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -94,15 +92,13 @@ def make_train_step(
         extra = {"value": value, "grad": grads, "value_fn": lambda params: mean_loss(params)[0]}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
-        restart = state.step % steps_per_epoch == 0
-        metrics = {name: jnp.where(restart, 0.0, total) for name, total in state.metrics.items()}
-        following = state.replace(step=state.step + 1, metrics=metrics)
+        following = _following(state, steps_per_epoch)
         done = following.replace(
             params=params,
             batch_stats=batch_stats,
             average=_averaged(state, {"params": params, "batch_stats": batch_stats}, average),
             opt_state=opt_state,
-            metrics=jax.tree.map(jnp.add, metrics, sums),
+            metrics=jax.tree.map(jnp.add, following.metrics, sums),
             skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
         )
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((sums["loss"], grads))]).all()
@@ -159,6 +155,13 @@ def mean_metrics(sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if "confusion" in total:
             return means | mean_overlaps(total["confusion"])
         return means | ({"accuracy": total["correct"] / total["count"]} if "correct" in total else {})
+
+
+def _following(state: TrainState, steps_per_epoch: int) -> TrainState:
+    """Returns the state at the next step, with metrics of 0 at the first step of an epoch."""
+    restart = state.step % steps_per_epoch == 0
+    metrics = {name: jnp.where(restart, 0.0, total) for name, total in state.metrics.items()}
+    return state.replace(step=state.step + 1, metrics=metrics)
 
 
 def _choose(finite: jax.Array, done: TrainState, following: TrainState, state: TrainState) -> TrainState:

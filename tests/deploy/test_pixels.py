@@ -14,7 +14,7 @@ from lowcost.deploy import certified, fold, to_onnx, to_stablehlo, truncate
 from lowcost.nn import network, network_cost, stability_report
 
 jit = partial(jax.jit, compiler_options=QUICK)
-CASES = [("implicit_rd", (12, 2)), ("circulant_rd", (8, 6, 2)), ("explicit_rd", (5, 6, 5, 1))]
+CASES = [("circulant_rd", (12, 2)), ("explicit_rd", (5, 6, 5, 1))]
 
 
 @pytest.fixture(params=CASES, ids=str)
