@@ -87,7 +87,7 @@ def adapt_page(app, docname, source):
 LINKS = {
     r"\[(`\w+`)\]\(\.\./\w+\.py\)": r"\1",  # programs, which the index of results links to
     r"\]\(\.\./experiments/results/README\.md": r"](results/index.md",
-    r"\]\(\.\./experiments/results/(\w+\.md)": r"](results/\1",
+    r"\]\(\.\./experiments/results/(\w+\.(?:md|png))": r"](results/\1",
     r"\]\(\.\./notebooks/(\w+)\.py": r"](notebooks/\1.ipynb",
     r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md": lambda found: f"]({found[1].lower()}.md",
     r"\]\((?:\.\./)?api/\w+\.md#lowcost\.": r"](#lowcost.",
