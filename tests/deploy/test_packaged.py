@@ -176,7 +176,7 @@ def test_nothing_is_unpickled(refuse, tmp_path):
 
 def test_files_of_other_networks_are_refused(trained, content, refuse):
     """Newer formats; tensors that are missing, too many or of other shapes; networks and names that do not fit."""
-    refuse(forged(content, format="3"), "must be of format 2 or older, got 3; update lowcost")
+    refuse(forged(content, format="4"), "must be of format 3 or older, got 4; update lowcost")
     refuse(forged(content).replace(b'"cat', b'"hat'.ljust(4), 1), "must match its sha256, got a damaged file")
     name, values = "params.opening.stencil", np.ones((5, 5, 3, 4), np.float32)
     for change, got in ((None, "nothing"), (values[:3], r"float32\[3, 5, 3, 4\]"), (values.astype("f8"), "float64")):
