@@ -100,17 +100,17 @@ def real_transform(y: jax.Array, basis: NDArray[np.float64], axis: int) -> jax.A
     return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(merged).reshape(y.shape)
 
 
-def _transform_grid(y, *, inverse, mirrored, by_fft):
+def _transform_grid(y, *, inverse, mirrored, method):
     """R y along the axes of one image y [*grid, C], or Rᵀ y.
 
-    Along the first `mirrored` axes R is the cosine transform, computed by FFT if `by_fft`.
+    Along the first `mirrored` axes R is the cosine transform, computed by the method "fft" or "matmul".
     """
 
     def basis(axis: int) -> NDArray[np.float64]:
         matrix = (cosine_basis if axis < mirrored else real_basis)(y.shape[axis])
         return matrix.T if inverse else matrix
 
-    if by_fft:  # without the matrices of these axes, which may be long
+    if method == "fft":  # without the matrices of these axes, which may be long
         for axis in range(mirrored, y.ndim - 1):
             y = real_transform(y, basis(axis), axis)
         return (idctn if inverse else dctn)(y, axes=tuple(range(mirrored)), norm="ortho")
@@ -142,7 +142,7 @@ def _at_once(y, bases):
 
 # R is orthogonal, so its adjoint is its inverse. JAX's own adjoint would contract the first axis of R, for which XLA
 # has no fast product on a CPU.
-_grid_transform = primitive("grid_transform", _transform_grid, ("inverse", "mirrored", "by_fft"))
+_grid_transform = primitive("grid_transform", _transform_grid, ("inverse", "mirrored", "method"))
 ad.deflinear2(_grid_transform, lambda ct, _, inverse, **how: [_grid_transform.bind(ct, inverse=not inverse, **how)])
 
 
@@ -152,12 +152,12 @@ def filter_image(multiply, how, *parts_and_image):
     Args:
         multiply: bilinear in the symbol and the spectrum.
         how: the sets S of axes, the keys of `real_parts`, as a tuple; the number of leading axes along which F is the
-            cosine transform; and whether that is computed by FFT.
+            cosine transform; and the method by which that is computed.
         parts_and_image: A_S for each S, then y.
     """
     *parts, image = parts_and_image
-    subsets, mirrored, by_fft = how
-    transform = partial(_grid_transform.bind, mirrored=mirrored, by_fft=by_fft)
+    subsets, mirrored, method = how
+    transform = partial(_grid_transform.bind, mirrored=mirrored, method=method)
     spectrum = transform(image, inverse=False)
     result = reduce(jnp.add, (multiply(part, jnp.flip(spectrum, s)) for s, part in zip(subsets, parts, strict=True)))
     return transform(result, inverse=True)

@@ -201,7 +201,7 @@ def filter_spectrum(symbol, y, multiply, method, *, all_at_once=False, mirrored=
     else:
         parts = real_parts(symbol, mirrored)
         weights = [part.astype(promoted.dtype) for part in parts.values()]
-        how = (tuple(parts), mirrored, method == "fft")
+        how = (tuple(parts), mirrored, method)
         filtered = _over_images(filter_image, multiply, how, all_at_once, promoted, *weights)
     return filtered.astype(jnp.result_type(y))
 

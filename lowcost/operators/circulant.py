@@ -96,9 +96,8 @@ def _filter(function, stencil, method, y, *, mirrored=False):
     """F₃⁻¹(function(λ) ⊙ F₃ y): the channels become one more grid axis, and a single channel remains."""
     grid = y.shape[-stencil.ndim : -1]
     factors = function(unchecked_circulant_symbol(stencil, grid, mirrored=mirrored))
-    if mirrored:
-        return scale_spectrum(y[..., None], even_part(factors, grid)[..., None], method, mirrored=len(grid))[..., 0]
-    return scale_spectrum(y[..., None], factors[..., None], method)[..., 0]
+    factors = even_part(factors, grid) if mirrored else factors
+    return scale_spectrum(y[..., None], factors[..., None], method, mirrored=len(grid) * mirrored)[..., 0]
 
 
 _WAYS = Ways(_filter, coupled=as_fully_coupled)

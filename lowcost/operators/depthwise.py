@@ -101,9 +101,8 @@ def depthwise_resolvent(
 def _filter(function, stencil, method, y, *, mirrored=False):
     grid = y.shape[-stencil.ndim : -1]
     factors = function(unchecked_symbol(stencil, grid, mirrored=mirrored))
-    if mirrored:
-        return scale_spectrum(y, even_part(factors, grid), method, mirrored=len(grid))
-    return scale_spectrum(y, factors, method)
+    factors = even_part(factors, grid) if mirrored else factors
+    return scale_spectrum(y, factors, method, mirrored=len(grid) * mirrored)
 
 
 DEPTHWISE = Ways(_filter)

@@ -17,14 +17,20 @@ from lowcost.nn import ARCHITECTURES, ImplicitRDStep, network, network_cost, sta
 from lowcost.nn import operations as ops
 from lowcost.nn.stability import lipschitz
 
-RNG = np.random.default_rng(0)
-over_networks = pytest.mark.parametrize(
-    ("architecture", "shape"), [("implicit_rd", (7, 6, 3)), ("implicit_circulant_rd", (8, 2))]
-)
+
+def normal(*shape):
+    """Random numbers, the same for each shape."""
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def uniform(*shape):
+    """Random images."""
+    return np.random.default_rng(1).uniform(size=shape).astype(np.float32)
 
 
 def filter_of(window, grid, *, circulant=False):
-    return ops.Filter(RNG.normal(size=(*window, 3)).astype(np.float32), 0.7, "imex_euler", grid, circulant, "symmetric")
+    """An implicit step's filter."""
+    return ops.Filter(normal(*window, 3), 0.7, "imex_euler", grid, circulant, "symmetric")
 
 
 def answer(folded, images):
@@ -38,14 +44,14 @@ def dense(operation, grid):
     return np.asarray(operator_matrix(lambda y: operation(y[None])[0], (*grid, 3)))
 
 
-@over_networks
-def test_folded_exported_and_bounded(trained, architecture, shape):
+def test_folded_exported_and_bounded(trained):
     """Equal logits from the folded network, ONNX and StableHLO; no perturbation grows more than the bound."""
-    net, variables = trained(architecture, shape, boundary="symmetric")
-    periodic, _ = trained(architecture, shape)
+    shape = (7, 6, 3)
+    net, variables = trained("implicit_rd", shape, boundary="symmetric")
+    periodic, _ = trained("implicit_rd", shape)
     folded = fold(net, variables, shape)
     stablehlo = jax.export.deserialize(bytearray(to_stablehlo(folded))).call
-    images = RNG.uniform(size=(3, *shape)).astype(np.float32)
+    images = uniform(3, *shape)
 
     @partial(jax.jit, compiler_options=QUICK)
     def run(images):
@@ -67,7 +73,7 @@ def test_folded_exported_and_bounded(trained, architecture, shape):
 def test_a_filter_is_the_resolvent_and_its_symbol_the_eigenvalues(circulant, window, grid):
     operation = filter_of(window, grid, circulant=circulant)
     resolvent = lowcost.circulant_resolvent if circulant else lowcost.depthwise_resolvent
-    y = RNG.normal(size=(2, *grid, 3)).astype(np.float32)
+    y = normal(2, *grid, 3)
     expected = resolvent(operation.stencil, y, 0.7, boundary="symmetric")
     np.testing.assert_allclose(operation(y), expected, atol=2e-6)
     folded = Folded((FoldedLayer("filter", (operation,), 1.0),), (*grid, 3))
@@ -94,7 +100,7 @@ def test_a_cut_filter_never_errs_more_than_its_bound(radius, window, grid):
 
 def test_sums_of_what_is_diagonal_in_different_bases_are_bounded():
     grid = (4, 5)
-    stencil = ops.Depthwise(RNG.normal(size=(3, 3, 3)))
+    stencil = ops.Depthwise(normal(3, 3, 3))
     total = ops.Sum(((filter_of((3, 3), grid),), (stencil,), (filter_of((3, 3), grid).cut([1, 1]),), ()))
     assert np.linalg.norm(dense(total, grid), ord=2) <= lipschitz((total,), grid)
 
@@ -103,7 +109,7 @@ def test_a_truncated_network_keeps_its_certificate(trained):
     shape = (8, 8, 3)
     net, variables = trained("implicit_rd", shape, h=0.1, boundary="symmetric")
     folded = fold(net, variables, shape)
-    images = RNG.uniform(size=(3, *shape)).astype(np.float32)
+    images = uniform(3, *shape)
     short = truncate(folded, 0.1)
     result = certified(short, images)
     assert not any(isinstance(x, ops.Filter) for layer in short.layers for x in layer.operations)
@@ -114,7 +120,7 @@ def test_a_truncated_network_keeps_its_certificate(trained):
 
 def test_the_step_of_a_module_and_its_symbol():
     """The symbol is on the mirrored grid; |λ|² of an even stencil at πk/n gives the eigenvalues of the filter."""
-    θ = RNG.normal(size=(3, 3, 2)).astype(np.float32)
+    θ = normal(3, 3, 2)
     θ += θ[::-1]
     θ += θ[:, ::-1]
     step = ImplicitRDStep(h=0.5, boundary="symmetric").bind({"params": {"stencil": θ}})
@@ -124,7 +130,7 @@ def test_the_step_of_a_module_and_its_symbol():
     np.testing.assert_allclose(1 / (1 + 0.5 * np.abs(λ[:6, :4]) ** 2), filter_.symbol, rtol=1e-5)
 
 
-@over_networks
+@pytest.mark.parametrize(("architecture", "shape"), [("implicit_rd", (7, 6, 3)), ("implicit_circulant_rd", (8, 2))])
 def test_cost_by_matrix_products(trained, architecture, shape):
     """One real part of the symbol in place of 2ᵈ⁻¹ on each of the transformed features; by FFT the same count."""
     net, periodic = (trained(architecture, shape, boundary=b)[0] for b in ("symmetric", "periodic"))

@@ -171,14 +171,14 @@ def test_other_boundaries_are_refused(name, boundary):
         resolvent(jnp.ones((3, 1)), jnp.ones((4, 1)), 1.0, boundary=boundary)
 
 
-def test_the_method_is_chosen_as_for_a_filter_with_complex_transforms():
+def test_the_method_is_chosen_as_for_a_filter_whose_fft_is_slower():
     """No matrix for a long axis; a run that measures its CPU measures this filter."""
     real, mirrored = (
         methods.known_seconds(methods.Point(operator, (32, 32), (32, 32), 32), "cpu")
         for operator in ("real", "mirrored")
     )
     assert mirrored["matmul"] == real["matmul"]
-    assert 1.5 < mirrored["fft"] / real["fft"] <= 2
+    assert 2 < mirrored["fft"] / real["fft"] <= 3
     assert methods.known_seconds(methods.Point("mirrored", (16_384,), (16_384,), 3), "cpu").keys() == {"fft"}
     asked = set()
     with methods.decided_by(asked.add):
