@@ -51,7 +51,7 @@ class Config:
     """rings: each pixel of a ring has the class of the dot in its centre, d pixels away.
     bars: the last pixel of each of three bars has the class of its first pixel, d pixels away.
     pulses: signals, in which each mark has the class of the pulse d points before it."""
-    distances: tuple[int, ...] = (3, 6, 9, 12)
+    distances: tuple[int, ...] = (5, 9, 13)
     """Values of d, in pixels."""
     reach: float = 8.0
     """Reach of the implicit steps before training, in pixels."""
@@ -103,8 +103,8 @@ def _ring(rng: np.random.Generator, d: int, image: np.ndarray, labels: np.ndarra
     """Draws a ring of radius d, and a dot in its centre in the channel of its class."""
     kind, offsets = rng.integers(2), np.indices((SIDE, SIDE)) - SIDE // 2
     radius = np.roll(np.hypot(*offsets), rng.integers(SIDE, size=2), (0, 1))
-    ring = np.abs(radius - d) < 0.7
-    image[radius < 1.1, kind] = 255
+    ring = np.abs(radius - d) < 0.5
+    image[radius == 0, kind] = 255
     image[ring, 2] = 255
     labels[ring] = kind
 
