@@ -167,6 +167,8 @@ SHORT = {
     "trained_network": [
         ("EPOCHS, BATCH = 8,", "EPOCHS, BATCH = 1,"),
         ("architecture, (16, 32),", "architecture, (4, 8),"),
+        ("steps_per_block=2", "steps_per_block=1"),
+        ('["block1_step2"]', '["block1_step1"]'),
         ("(4, size, size, 1)", "(1, size, size, 1)"),
     ],
     "replace_convolutions": [
@@ -175,6 +177,7 @@ SHORT = {
         ("features: int = 16", "features: int = 4"),
         ("range(6)", "range(2)"),
     ],
+    "symbols": [("grid, h = (16, 16), 1.0", "grid, h = (8, 8), 1.0")],
     "patterns": [
         ("size, D = 128,", "size, D = 32,"),
         ("for _ in range(40):", "for _ in range(4):"),
