@@ -8,13 +8,16 @@ from importlib.metadata import version
 # In the processes that tests start too: most of the time is compiling, two thirds of it by these emitters.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if version("jaxlib").startswith("0.10."):  # a later XLA ends the process, because it does not know the flag
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    # Programs are compiled in one piece, because both cores are busy and cutting them costs a tenth.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 os.environ["LOWCOST_MEASURE"] = "0"  # times would choose the methods, and so the last bits of every result
 
 import jax
 import pytest
 
+gc.set_threshold(50_000, 20, 50)  # tracing makes little garbage, and searching for it took a tenth of the time
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

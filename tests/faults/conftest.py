@@ -25,7 +25,8 @@ def pytest_configure(config):
     if not is_full(config):
         return
     os.environ.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)  # compile as users' runs do
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").replace("--xla_cpu_use_fusion_emitters=false", "")
+    for flag in "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1":
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").replace(flag, "")
     jax.config.update("jax_disable_most_optimizations", False)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Table(config.getoption("faults_out")))

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BOUNDARIES, assert_close
+from cases import BOUNDARIES, QUICK, assert_close
 from jax.test_util import check_grads
 
 import lowcost
 from lowcost.nn import operations
 
+compiled = partial(jax.jit, compiler_options=QUICK)
 pytestmark = pytest.mark.usefixtures("x64")
 
 OPERATORS = {
@@ -49,13 +50,14 @@ def test_gradients_under_vmap_over_any_argument(name):
         return jnp.sum(jnp.tanh(function(stencil, y, method="direct")))
 
     gradient = jax.grad(loss, (0, 1))
+    alone = compiled(gradient)
     for axes in ((0, None), (None, 0), (0, 0)):
         arguments = [many if axis == 0 else many[0] for many, axis in zip((stencils, images), axes, strict=True)]
         one_by_one = [
-            gradient(*(x[i] if axis == 0 else x for x, axis in zip(arguments, axes, strict=True))) for i in range(3)
+            alone(*(x[i] if axis == 0 else x for x, axis in zip(arguments, axes, strict=True))) for i in range(3)
         ]
-        mapped = jax.vmap(gradient, axes)(*arguments)
-        outside = jax.grad(lambda *a, axes=axes: jax.vmap(loss, axes)(*a).sum(), (0, 1))(*arguments)
+        summed = jax.grad(lambda *a, axes=axes: jax.vmap(loss, axes)(*a).sum(), (0, 1))
+        mapped, outside = compiled(lambda *a, axes=axes, f=summed: (jax.vmap(gradient, axes)(*a), f(*a)))(*arguments)
         for k, axis in enumerate(axes):
             expected = np.stack([g[k] for g in one_by_one])
             assert_close(mapped[k], expected, 1e-12)
@@ -71,7 +73,7 @@ def test_hessian_vector_products(method):
         gradient = jax.grad(lambda stencil: jnp.sum(jnp.tanh(function(stencil, y, method=method)) ** 2))
         return jax.jvp(gradient, (stencil,), (stencil**2,))[1]
 
-    assert_close(product(method), product("fft"), 1e-11)
+    assert_close(*compiled(lambda: (product(method), product("fft")))(), 1e-11)
 
 
 def test_no_zero_padded_sums_in_the_backward_pass():
@@ -97,7 +99,12 @@ def test_a_long_stencil(adjoint, boundary):
     def run(method):
         apply = partial(getattr(lowcost, f"depthwise{adjoint}"), boundary=boundary, method=method)
         gradient = jax.grad(lambda *a: jnp.tanh(apply(*a)).sum(), (0, 1))
-        return apply(stencils[0], y), gradient(stencils[0], y), jax.vmap(apply, (0, None))(stencils, y)
+
+        @compiled
+        def run(stencils, y):
+            return apply(stencils[0], y), gradient(stencils[0], y), jax.vmap(apply, (0, None))(stencils, y)
+
+        return run(stencils, y)
 
     for ours, theirs in zip(*(jax.tree.leaves(run(method)) for method in ("direct", "fft")), strict=True):
         assert_close(ours, theirs, 1e-11)
