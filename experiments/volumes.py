@@ -7,6 +7,7 @@ architectures that OUT.jsonl holds already are not trained again; the times are 
 import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -94,18 +95,33 @@ def main(config: Config) -> None:
 
 def patches(config: Config) -> data.Dataset:
     """Returns the training patches, and the test patches or, to choose a recipe, those of the validation slab."""
+    image, maps, brain = template()
+    shares = np.stack([_means(x) for x in maps])
+    clear = (shares.max(0) >= MAJORITY) & (_means(brain) > 1 - 1e-6)
+    labels = np.where(clear, shares.argmax(0), -1)
+    kept, tested = slabs(config.validate)
+    train = sample(0, image, labels, kept, config.patches)
+    test = sample(1, image, labels, tested, -(-config.patches // 2))
+    return data.Dataset("volumes", train, test, CLASSES, keeps=("flip",), origin="MNI152 in nilearn")
+
+
+def slabs(validate: bool) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
+    """Returns the slabs for training and for tests; to validate, both are of `TRAINING`."""
+    return ([slab for slab in TRAINING if slab not in VALIDATION], VALIDATION) if validate else (TRAINING, TEST)
+
+
+def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the image, the share of each class in each voxel, and where the brain is 1.
+
+    Returns:
+        float32 [X, Y, Z], [3, X, Y, Z] and [X, Y, Z].
+    """
     with extras.needs_extra("volumes"):
         from nilearn import datasets
 
     loaders = [getattr(datasets, f"load_mni152_{x}") for x in ("template", "gm_template", "wm_template", "brain_mask")]
     image, grey, white, brain = (np.asarray(load(resolution=1).get_fdata(), np.float32) for load in loaders)
-    shares = np.stack([_means(x) for x in (grey, white, np.clip(1 - grey - white, 0, 1))])
-    clear = (shares.max(0) >= MAJORITY) & (_means(brain) > 1 - 1e-6)
-    labels = np.where(clear, shares.argmax(0), -1)
-    kept, tested = (tuple(sorted({*TRAINING} - {*VALIDATION})), VALIDATION) if config.validate else (TRAINING, TEST)
-    train = sample(0, image, labels, kept, config.patches)
-    test = sample(1, image, labels, tested, -(-config.patches // 2))
-    return data.Dataset("volumes", train, test, CLASSES, keeps=("flip",), origin="MNI152 in nilearn")
+    return image, np.stack([grey, white, np.clip(1 - grey - white, 0, 1)]), brain
 
 
 def _means(x: np.ndarray) -> np.ndarray:
@@ -116,7 +132,7 @@ def _means(x: np.ndarray) -> np.ndarray:
 
 
 def sample(
-    seed: int, image: np.ndarray, labels: np.ndarray, slabs: tuple[tuple[int, int], ...], number: int
+    seed: int, image: np.ndarray, labels: np.ndarray, slabs: Sequence[tuple[int, int]], number: int
 ) -> data.Split:
     """Returns `number` patches of each class that lie within slabs, each with its own gain, offset and noise.
 
@@ -132,9 +148,14 @@ def sample(
     places = [np.argwhere((labels == label) & inside[:, None]) for label in range(len(CLASSES))]
     starts = np.concatenate([rng.choice(some, number, replace=False) for some in places])
     found = np.lib.stride_tricks.sliding_window_view(image, (SIDE,) * 3)[tuple(starts.T)][..., None]
-    gain, offset = rng.standard_normal((2, len(found), 1, 1, 1, 1))
-    changed = np.exp(GAIN * gain) * found + OFFSET * offset + NOISE * rng.standard_normal(found.shape)
-    return data.Split(changed.astype(np.float32), np.repeat(np.arange(len(CLASSES), dtype=np.int32), number))
+    return data.Split(perturbed(rng, found), np.repeat(np.arange(len(CLASSES), dtype=np.int32), number))
+
+
+def perturbed(rng: np.random.Generator, patches: np.ndarray) -> np.ndarray:
+    """Returns patches [N, *grid, C] as float32, each with its own gain, offset and noise."""
+    gain, offset = rng.standard_normal((2, len(patches), *[1] * (patches.ndim - 1)))
+    changed = np.exp(GAIN * gain) * patches + OFFSET * offset + NOISE * rng.standard_normal(patches.shape)
+    return changed.astype(np.float32)
 
 
 def _network(config: Config, architecture: Architecture, dataset: data.Dataset, mesh: Mesh) -> tuple[Any, Any, Any]:

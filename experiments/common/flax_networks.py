@@ -1,10 +1,11 @@
-"""The networks that most would write: Flax's own layers, with the widths, depth and places of ours."""
+"""The networks that most would write, by Flax's own layers: two like ours, and a U-Net."""
 
 from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class ResNet(nn.Module):
@@ -48,3 +49,43 @@ class MobileNet(ResNet):
         c = y.shape[-1]
         y = nn.relu(norm()(conv(c, feature_group_count=c)(y)))
         return nn.relu(norm()(conv(c, kernel_size=(1, 1))(y)))
+
+
+class UNet(nn.Module):
+    """Levels of two convolutions, each level on half the grid of the level above, whose features are concatenated.
+
+    A convolution is followed by `BatchNorm` and ReLU, and pads with zeros. Maximum pooling leads down, nearest
+    upsampling leads up.
+
+    Attributes:
+        channels: of each level, from the finest to the coarsest.
+        num_classes: outputs for each point.
+    """
+
+    channels: Sequence[int]
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool = False) -> jax.Array:
+        """[B, *grid, C_in] → logits [B, *grid, num_classes]; ValueError unless 2^(levels - 1) divides the grid axes."""
+        axes, factor = range(1, y.ndim - 1), 2 ** (len(self.channels) - 1)
+        if any(y.shape[axis] % factor for axis in axes):
+            expected = f"images must be [B, *grid, C] with grid axes that are multiples of {factor}"
+            raise ValueError(f"{expected}, got shape {list(y.shape)}; crop or pad them")
+
+        def level(y: jax.Array, channels: int) -> jax.Array:
+            for _ in range(2):
+                y = nn.Conv(channels, (3,) * len(axes), use_bias=False)(y)
+                y = nn.relu(nn.BatchNorm(not train, momentum=0.9)(y))
+            return y
+
+        skips = []
+        for channels in self.channels[:-1]:
+            skips.append(level(y, channels))
+            y = nn.max_pool(skips[-1], (2,) * len(axes), (2,) * len(axes))
+        y = level(y, self.channels[-1])
+        for channels, skip in reversed([*zip(self.channels, skips, strict=False)]):
+            for axis in axes:
+                y = jnp.repeat(y, 2, axis)
+            y = level(jnp.concatenate([skip, y], axis=-1), channels)
+        return nn.Dense(self.num_classes)(y)

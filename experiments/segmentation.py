@@ -1,0 +1,307 @@
+"""Labels every point of a real image: low-cost networks against a U-Net of as many weights. A smoke benchmark.
+
+The task microscopy is nuclei in an image of 512 x 512 pixels. It needs two files of the package stardist, but none of
+the packages that stardist requires: `pip install --no-deps stardist`. The task tissue is grey matter, white matter and
+fluid in the template MNI152, which comes with nilearn: `pip install '.[volumes]'`. Each task is one image. The figures
+compare networks on it; they do not show how well a network labels other images. Networks that OUT.jsonl holds already
+are not trained again.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import numpy as np
+
+from experiments import volumes
+from experiments.common import entry, evaluation_plots, masks, timing
+from experiments.common.config import Architecture, check_counts, values
+from experiments.common.files import read_rows
+from experiments.common.flax_networks import UNet
+from experiments.common.recipes import Recipe
+from experiments.common.results import Results, Row, page, provenance, table
+from lowcost import nn
+from lowcost.data import IGNORED
+from lowcost.train.losses import pixel_cross_entropy
+from lowcost.train.overlap import mean_overlaps, overlaps
+from lowcost.train.state import count_weights, create_state
+from lowcost.train.step import make_train_step
+
+Task = Literal["microscopy", "tissue"]
+Box = tuple[tuple[int, int], ...]
+"""A part of an image: the first point along each axis, and the one after the last."""
+Place = tuple[slice, ...]
+LEFT, RIGHT = ((0, 512), (0, 256)), ((0, 512), (256, 512))
+"""The training and the test part of the image of nuclei."""
+UPPER, LOWER = ((0, 352), (0, 256)), ((352, 512), (0, 256))
+"""The parts of `LEFT` on which the recipe was chosen."""
+ROUNDS = 7
+"""Rounds in which the training steps alternate."""
+
+
+class Scene(NamedTuple):
+    """An image, and its parts.
+
+    Attributes:
+        image: float32 [*grid], in [0, 1].
+        labels: uint8 [*grid]: classes, or `IGNORED`.
+        train: the training part.
+        test: the test part.
+        shown: the indices of the plane of the test part that the figure shows.
+        perturbed: (random numbers, patches) → patches with noise.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    train: Sequence[Box]
+    test: Sequence[Box]
+    shown: Any
+    perturbed: Callable[[np.random.Generator, np.ndarray], np.ndarray] = lambda rng, patches: patches
+
+
+class Setting(NamedTuple):
+    """What a task needs besides its scene.
+
+    Attributes:
+        scene: whether to validate → the scene.
+        classes: their names.
+        side: points per axis of a training patch.
+        tile: largest number of points along each axis of a tile of the test part.
+        batch: patches per optimiser step.
+        networks: name → network; all have about the same number of weights.
+    """
+
+    scene: Callable[[bool], Scene]
+    classes: tuple[str, ...]
+    side: int
+    tile: int
+    batch: int
+    networks: dict[str, Any]
+
+
+def microscopy(validate: bool) -> Scene:
+    """Returns the image of nuclei: its left half to train and its right half to test, or two parts of the left half."""
+    package = importlib.util.find_spec("stardist")  # finds its files without importing it
+    if package is None or package.origin is None:
+        raise ImportError("stardist must be installed, got no such package; run pip install --no-deps stardist")
+    from PIL import Image
+
+    folder = Path(package.origin).parent / "data" / "images"
+    image, numbers = (np.asarray(Image.open(folder / f"{name}2d.tif")) for name in ("img", "mask"))
+    train, test = (UPPER, LOWER) if validate else (LEFT, RIGHT)
+    labels = (numbers > 0).astype(np.uint8)
+    return Scene(image.astype(np.float32) / 255, labels, [train], [test], tuple(slice(*ends) for ends in test))
+
+
+def tissue(validate: bool) -> Scene:
+    """Returns the template, upright, with the slabs of `experiments.volumes`; outside the brain there is no label."""
+    image, maps, brain = (x.swapaxes(-3, -1)[..., ::-1, :, :] for x in volumes.template())
+    labels = np.where(brain > 0, maps.argmax(0), IGNORED).astype(np.uint8)
+    kept, tested = volumes.slabs(validate)
+    train, test = ([((0, len(image)), slab, (0, image.shape[2])) for slab in some] for some in (kept, tested))
+    return Scene(image, labels, train, test, np.s_[:, tested[len(tested) // 2][0] + 6], volumes.perturbed)
+
+
+def networks(
+    classes: int, steps: int, reach: float, widths: dict[Architecture, int], unets: Sequence[tuple[int, ...]]
+) -> dict[str, Any]:
+    """Returns our networks, of one block on the full grid, and a U-Net for each tuple of channels."""
+    ours = partial(nn.network, num_classes=classes, steps_per_block=steps, head="pixels")
+    implicit = partial(ours, "implicit_rd", (widths["implicit_rd"],), boundary="symmetric")
+    return {
+        f"implicit_rd, reach {reach:g}": implicit(reach=reach),
+        "implicit_rd": implicit(),
+        **{name: ours(name, (widths[name],)) for name in widths if name != "implicit_rd"},
+        **{f"U-Net, {len(channels)} levels": UNet(channels, classes) for channels in unets},
+    }
+
+
+PLANE: dict[Architecture, int] = {"implicit_rd": 44, "explicit_rd": 44, "linear_mix": 31, "resnet": 12}
+SPACE: dict[Architecture, int] = {"implicit_rd": 33, "explicit_rd": 33, "linear_mix": 25, "resnet": 8}
+TASKS: dict[Task, Setting] = {
+    "microscopy": Setting(
+        microscopy, ("background", "nucleus"), 64, 512, 4, networks(2, 4, 8, PLANE, [(11, 22), (5, 10, 20)])
+    ),
+    "tissue": Setting(tissue, volumes.CLASSES, 12, 12, 8, networks(3, 3, 3, SPACE, [(6, 12)])),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The tasks, the recipe, and where to write the figures."""
+
+    tasks: tuple[Task, ...] = get_args(Task)
+    """The images."""
+    steps: int = 300
+    """Optimiser steps, each with new random patches."""
+    learning_rate: float = 0.01
+    """The largest one, of one cycle of Adam."""
+    seeds: int = 5
+    """Number of networks of each kind, with the seeds 0, 1, …"""
+    validate: bool = False
+    """Leave out some of the training part and test on it, to choose a recipe without the test part."""
+    out: Path = Path("runs/results/segmentation")
+    """Writes OUT.md, OUT.jsonl, a figure OUT-TASK.png per task, and the predictions of seed 0 in the folder OUT."""
+
+
+def main(config: Config) -> None:
+    """Trains and times the networks, writes the files after each of them, prints the tables."""
+    check_counts(config, "steps", "seeds")
+    results, complete = Results(config, markdown, without=("tasks",)), not config.validate
+    results.rows = [row for row in read_rows(config.out.with_suffix(".jsonl")) if row["flags"] == results.flags]
+    for task in config.tasks:
+        scene = TASKS[task].scene(config.validate)
+        for network in TASKS[task].networks:
+            if (task, network) not in [(row["task"], row["network"]) for row in results.rows]:
+                results.add([train(config, task, network, scene)], complete=complete)
+                print("{task}, {network}: mean IoU {mean_iou:.2%}".format(**results.rows[-1]), flush=True)
+        rows = [row for row in results.rows if row["task"] == task]
+        if any("step_milliseconds" not in row for row in rows):
+            times = measure(config, task, scene)
+            for row in rows:
+                row["step_milliseconds"] = times[row["network"]]
+            results.add([], complete=complete)
+        draw(config, task, scene, rows)
+    results.show()
+
+
+def batch(rng: np.random.Generator, scene: Scene, side: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random patches of the training part, each flipped at random along each axis, and their labels.
+
+    The middle of a patch has a label. Images are float32 [N, *grid, 1], labels uint8 [N, *grid].
+    """
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    while len(images) < number:
+        low, high = np.array(scene.train[int(rng.integers(len(scene.train)))]).T
+        start, flips = rng.integers(low, high - side + 1), rng.choice((1, -1), len(low))
+        if scene.labels[tuple(start + side // 2)] != IGNORED:
+            place, flipped = tuple(slice(a, a + side) for a in start), tuple(slice(None, None, x) for x in flips)
+            images.append(scene.image[place][flipped])
+            labels.append(scene.labels[place][flipped])
+    return scene.perturbed(rng, np.stack(images)[..., None]), np.stack(labels)
+
+
+def tiles(scene: Scene, side: int) -> list[Place]:
+    """Returns the places of the tiles of the test part, side by side, that have labels."""
+    found: list[Place] = []
+    for box in scene.test:
+        sides = [min(side, high - low) for low, high in box]
+        starts = [range(low, high - n + 1, n) for (low, high), n in zip(box, sides, strict=True)]
+        found += [tuple(map(slice, at, np.add(at, sides))) for at in itertools.product(*starts)]
+    return [place for place in found if (scene.labels[place] != IGNORED).any()]
+
+
+@functools.cache
+def programs(config: Config, task: Task, network: str, axes: int) -> tuple[Any, Any, Any]:
+    """Returns, jitted, random key → state before training, its training step, and (variables, images) → classes."""
+    setting = TASKS[task]
+    net, classes = setting.networks[network], len(setting.classes)
+    recipe = Recipe(learning_rate=config.learning_rate, schedule="one_cycle")
+    optimizer = recipe.transformation(1, config.steps)
+    figures = {"loss": (), "weight": (), "confusion": (classes, classes)}
+    create = partial(create_state, net, optimizer, image_shape=(setting.side,) * axes + (1,), figures=figures)
+    step = make_train_step(net, optimizer, lambda images, draw: images, config.steps, loss=pixel_cross_entropy)
+    predict = jax.jit(lambda variables, images: net.apply(variables, images).argmax(-1).astype(np.uint8))
+    return jax.jit(create), jax.jit(step), predict
+
+
+def train(config: Config, task: Task, network: str, scene: Scene) -> Row:
+    """Returns the overlaps on the test part of the networks that differ in their seed; writes what seed 0 predicts."""
+    begin, setting = time.monotonic(), TASKS[task]
+    create, step, predict = programs(config, task, network, scene.image.ndim)
+    places = tiles(scene, setting.tile)
+    tested = np.stack([scene.image[place] for place in places])[..., None]
+    tested = scene.perturbed(np.random.default_rng(config.seeds), tested)
+    classes, confusions = len(setting.classes), []
+    for seed in range(config.seeds):
+        state, rng = create(jax.random.key(seed)), np.random.default_rng(seed)
+        for _ in range(config.steps):
+            state = step(state, *batch(rng, scene, setting.side, setting.batch), np.arange(setting.batch))
+        found = np.full_like(scene.labels, IGNORED)
+        for place, image in zip(places, tested, strict=True):
+            found[place] = predict(state.variables, image[None])[0]
+        found[scene.labels == IGNORED] = IGNORED
+        pairs = np.stack([scene.labels, found])[:, found != IGNORED].astype(int)
+        confusions.append(np.bincount(np.dot((classes, 1), pairs), minlength=classes**2).reshape(classes, classes))
+        if not seed:
+            masks.write(mask_path(config, task, network), found[scene.shown])
+    means, ious = mean_overlaps(np.stack(confusions)), overlaps(np.stack(confusions))[0]
+    return {
+        "task": task,
+        "network": network,
+        "weights": count_weights(state.params),
+        **{name: float(figure.mean()) for name, figure in means.items()},
+        **{f"{name}_each": figure.tolist() for name, figure in means.items()},
+        "classes": setting.classes,
+        "ious": ious.mean(0).tolist(),
+        **values(config, "steps", "learning_rate", "seeds", "validate"),
+        "seconds": round(time.monotonic() - begin, 1),
+        **provenance(),
+    }
+
+
+def measure(config: Config, task: Task, scene: Scene) -> dict[str, float]:
+    """Returns the milliseconds of a training step of each network."""
+    setting, steps = TASKS[task], {}
+    examples = (*batch(np.random.default_rng(0), scene, setting.side, setting.batch), np.arange(setting.batch))
+    for network in setting.networks:
+        create, step, _ = programs(config, task, network, scene.image.ndim)
+        steps[network] = timing.jitted(step, create(jax.random.key(0)), *examples)
+    return {network: 1000 * seconds for network, seconds in timing.interleave(steps, ROUNDS).items()}
+
+
+def mask_path(config: Config, task: Task, network: str) -> Path:
+    """Returns where the predictions of a network are, in the folder OUT."""
+    return config.out / f"{task}-{re.sub(r'[^A-Za-z0-9_]+', '-', network)}.png"
+
+
+def draw(config: Config, task: Task, scene: Scene, rows: list[Row]) -> None:
+    """Draws the image, its labels, and the predictions of the best low-cost network and of the best U-Net.
+
+    Draws nothing if the files of the predictions are gone.
+    """
+    from PIL import Image
+
+    ranked = [row["network"] for row in sorted(rows, key=lambda row: row["mean_iou"]) if row["network"] != "resnet"]
+    best = {name.startswith("U-Net"): name for name in ranked}
+    names = [best[unet] for unet in (False, True)]
+    paths = [mask_path(config, task, name) for name in names]
+    if not all(path.exists() for path in paths):
+        return
+    predicted = np.stack([np.asarray(Image.open(path)) for path in paths])
+    images, labels = (np.stack([x[scene.shown]] * 2) for x in (scene.image[..., None], scene.labels))
+    path = config.out.with_name(f"{config.out.name}-{task}.png")
+    evaluation_plots.draw_overlays(images, (labels, predicted), names, TASKS[task].classes, path)
+
+
+def markdown(rows: list[Row], name: str = "segmentation") -> str:
+    """Returns the page: a table and a figure per task, one line per network."""
+    parts = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        found = [row | {f"iou_{i}": x for i, x in enumerate(row["ious"])} for row in rows if row["task"] == task]
+        columns: dict[str, Any] = {"network": "{network}", "weights": "{weights:,}"}
+        columns |= {"mean IoU": partial(_percent, "mean_iou"), "mean Dice": partial(_percent, "mean_dice")}
+        columns |= {f"IoU of {kind}": f"{{iou_{i}:.1%}}" for i, kind in enumerate(found[0]["classes"])}
+        columns["ms per step"] = lambda row: f"{row['step_milliseconds']:.1f}" if "step_milliseconds" in row else ""
+        figure = f"![the image, its labels and predictions]({name}-{task}.png)"
+        parts.append(f"## {task.capitalize()}\n\n{table(found, columns)}\n\n{figure}")
+    return page(rows, name, "segmentation", tables="\n\n".join(parts), rounds=ROUNDS, **TASKS)
+
+
+def _percent(name: str, row: Row) -> str:
+    found = row[f"{name}_each"]
+    return f"{row[name]:.1%}" + (f" ± {statistics.stdev(found):.1%}" if len(found) > 1 else "")
+
+
+if __name__ == "__main__":
+    entry.run(main, Config, long=True)
