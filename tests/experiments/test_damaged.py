@@ -114,8 +114,8 @@ def test_a_result_without_a_name_is_refused(workdir):
 def test_a_finished_run_with_damaged_files(tmp_path, capsys):
     """Refused in one line where it is needed, fixed where it can be."""
     image_folder, workdir = write_images(tmp_path / "image_folder"), tmp_path / "run"
-    arguments = {"epochs": 2, "batch_size": 8, "steps_per_block": 1, "workdir": workdir, "data_dir": image_folder}
-    config = TrainConfig("folder", **arguments)
+    arguments = {"epochs": 2, "batch_size": 8, "steps_per_block": 1, "width": (8, 16), "workdir": workdir}
+    config = TrainConfig("folder", data_dir=image_folder, **arguments)
     assert training.run(config) == 0
     result = json.loads((workdir / "result.json").read_text())
     capsys.readouterr()

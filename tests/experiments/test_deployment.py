@@ -40,7 +40,7 @@ def run(image_folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jax.set_mesh", lambda mesh: None)
-        few = {"epochs": 2, "batch_size": 8, "steps_per_block": 1}
+        few = {"width": (8, 16), "epochs": 2, "batch_size": 8, "steps_per_block": 1}
         assert training.run(TrainConfig("folder", data_dir=image_folder, recipe="fast", workdir=workdir, **few)) == 0
     return workdir
 

@@ -15,12 +15,15 @@ from experiments.common import training
 from experiments.common.config import TrainConfig
 from experiments.common.runs import reopen, trained
 
+SMALL = ("--width", 8, 16)  # a network that compiles quickly
+
 
 def run(workdir, image_folder, **changes):
     fields = {
         "epochs": 1,
         "batch_size": 8,
         "steps_per_block": 1,
+        "width": (8, 16),
         "workdir": workdir,
         "data_dir": image_folder,
         **changes,
@@ -34,7 +37,7 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs")
     subject = Subject(directory, epochs=1)
     for seed in 0, 1:
-        subject.finish(directory / f"seed{seed}", "--seed", seed)
+        subject.finish(directory / f"seed{seed}", "--seed", seed, *SMALL)
     return subject
 
 
@@ -141,7 +144,7 @@ def test_processes_that_differ_are_refused_before_the_first_step(runs, copy, tmp
     attempts = [({"second": other}, ("seed", "epochs", "recipe", "ingredients.epochs", "data.digest"))]
     attempts += [({"devices": (1, 2), "second": ("--batch-size", 12)}, ("number of devices",))]
     for options, fields in attempts:
-        for process in runs.start_two(tmp_path / "pair", "--batch-size", 16, **options):
+        for process in runs.start_two(tmp_path / "pair", "--batch-size", 16, *SMALL, **options):
             code, line = error_of(process)
             assert code == 2
             assert line.startswith("error: all processes must have the same ")

@@ -63,11 +63,11 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
     """Trained, found finished, evaluated, looked at, damaged and mended; with TensorBoard's file."""
     whole = tmp_path / "whole"
     arguments = ("folder", "--data-dir", image_folder, "--epochs", 4, "--batch-size", 8, "--workdir", whole)
-    arguments += ("--steps-per-block", 1)  # a network that compiles quickly
+    arguments += ("--steps-per-block", 1, "--width", 8, 16)  # a network that compiles quickly
     code, output = finish(program("train", *arguments, "--tensorboard"))
     assert code == 0, output
     result = json.loads((whole / "result.json").read_text())
-    one_step = network("implicit_rd", "A", 2, steps_per_block=1)
+    one_step = network("implicit_rd", (8, 16), 2, steps_per_block=1)
     assert result["weights"] == network_cost(one_step, (16, 16, 3)).weights
     assert result["test_accuracy"] == rows(whole)[-1]["test_accuracy"]
     assert result["test_images"] == 18
@@ -79,7 +79,8 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
     undisturbed = rows(whole)
 
     before = (whole / "result.json").read_bytes()
-    config = TrainConfig("folder", data_dir=image_folder, epochs=4, batch_size=8, workdir=whole, steps_per_block=1)
+    same = {"epochs": 4, "batch_size": 8, "steps_per_block": 1, "width": (8, 16)}
+    config = TrainConfig("folder", data_dir=image_folder, workdir=whole, **same)
     assert training.run(config) == 0  # finished: reports it, and changes nothing
     assert "this run is finished" in capsys.readouterr().out
     assert (whole / "result.json").read_bytes() == before
@@ -88,7 +89,7 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
     assert code == 0, output
     assert f"accuracy {result['test_accuracy']:.2%}" in output
     spectra.main(spectra.SpectraConfig(whole))
-    assert "block3_step1" in capsys.readouterr().out
+    assert "block2_step1" in capsys.readouterr().out
 
     other = write_images(tmp_path / "other", names=("night", "day"))
     classes = r"was trained on classes \['dark', 'light'\], the data has \['day', 'night'\]"
@@ -121,13 +122,13 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
 def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, capsys):
     """Mean and deviation in the result and on the screen, the networks' own figures beside; evaluated at the end."""
     fixed = ("folder", "--data-dir", image_folder, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
-    fixed += ("--steps-per-block", 1, "--evaluate-every", 3)
+    fixed += ("--steps-per-block", 1, "--width", 8, 16, "--evaluate-every", 3)
     code, output = finish(program("train", *fixed, "--workdir", tmp_path, "--seeds", 2, "--seed", 5))
     assert code == 0, output
     result, (first, last) = json.loads((tmp_path / "result.json").read_text()), rows(tmp_path)
     assert "test_accuracy" not in first
     assert "train_accuracy" in first
-    one = network("implicit_rd", "A", 2, steps_per_block=1)
+    one = network("implicit_rd", (8, 16), 2, steps_per_block=1)
     assert result["weights"] == network_cost(one, (16, 16, 3)).weights
     assert result["test_accuracies"] == last["test_accuracy_seeds"]
     assert result["test_accuracy"] == last["test_accuracy"] == np.mean(result["test_accuracies"])

@@ -12,7 +12,7 @@ from lowcost.nn import ARCHITECTURES, Network, bound_layers, network, stability_
 IMAGE = (8, 6, 3)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def trained(request):
     """A small network with weights and statistics as if trained."""
     net = network(request.param, (2, 4), 3, steps_per_block=2, h=1.0 if request.param == "mobilenet" else 0.8)
