@@ -51,12 +51,16 @@ class Config:
     """Description of the images, for the table."""
     workdir: Path = Path("runs/ablation")
     """Folder of the runs."""
-    out: Path = Path("runs/results/ablation")
-    """Writes OUT.md and OUT.jsonl."""
+    out: Path | None = None
+    """Writes OUT.md and OUT.jsonl. None: runs/results/ablation, for the study reach runs/results/ablation_reach."""
 
 
 def main(config: Config) -> int:
     """Trains all variants, one after another, and writes the results of those that are finished."""
+    if config.study == "reach" and not config.architecture.startswith("implicit"):
+        raise ValueError(f"--architecture must have implicit steps for --study reach, got {config.architecture}")
+    name = "ablation" if config.study == "recipe" else f"ablation_{config.study}"
+    config = dataclasses.replace(config, out=config.out or Path("runs/results") / name)
     results = Results(config, markdown, without=("dataset", "workdir"))
     runs = variants(config)
     names = {run: name for name, (run, _) in runs.items()}

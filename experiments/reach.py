@@ -52,7 +52,7 @@ class Config:
     bars: the last pixel of each of three bars has the class of its first pixel, d pixels away.
     pulses: signals, in which each mark has the class of the pulse d points before it."""
     distances: tuple[int, ...] = (5, 9, 13)
-    """Values of d, in pixels."""
+    """Values of d in pixels, at least 1 and below half of the grid: 16, or 32 for pulses."""
     reach: float = 8.0
     """Reach of the implicit steps before training, in pixels."""
     channels: int = 16
@@ -76,6 +76,9 @@ class Config:
 def main(config: Config) -> None:
     """Trains the networks, writes the three files after each of them, prints the tables."""
     check_counts(config, "channels", "steps_per_block", "examples", "epochs", "batch_size", "seeds")
+    half = min(LENGTH if task == "pulses" else SIDE for task in config.tasks) // 2
+    if not all(1 <= d < half for d in config.distances):
+        raise ValueError(f"--distances must be from 1 to {half - 1} for these tasks, got {config.distances}")
     results = Results(config, markdown, draw, without=("tasks", "distances"))
     results.rows = [row for row in read_rows(config.out.with_suffix(".jsonl")) if row["flags"] == results.flags]
     measured = {(row["task"], row["distance"], label(row)) for row in results.rows}
@@ -226,7 +229,7 @@ def draw(rows: list[Row], path: Path) -> None:
     for panel, (task, of_task) in zip(axes, tasks, strict=True):
         panel.set(title=task, xlabel="distance in pixels")
         panel.axhline(50, color="0.6", linestyle=":", label="guessing")
-        for network, found in _groups(of_task, label):
+        for network, found in _groups(sorted(of_task, key=lambda row: row["distance"]), label):
             style = plots.STYLES[found[0]["architecture"]] | {"linestyle": "-" if found[0]["reach"] else "--"}
             distances = [row["distance"] for row in found]
             means, lowest, highest = (

@@ -102,8 +102,8 @@ class TrainConfig:
     h: float = 1.0
     """Time step; mobilenet has none."""
     reach: float = 0.0
-    """How many pixels of its grid an implicit step couples before training, the radius of its Green's function.
-    0: less than one."""
+    """implicit_rd, implicit_circulant_rd: radius in pixels over which a step couples its grid before training, that of
+    its Green's function. 0: the stencils of explicit steps, whose radius is mostly below one."""
     boundary: Literal["periodic", "symmetric"] = "periodic"
     """implicit_rd, implicit_circulant_rd: what lies outside the grid of the diffusion. periodic: the opposite edge.
     symmetric: the mirror image."""

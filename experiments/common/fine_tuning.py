@@ -21,7 +21,9 @@ NEW = "classifier"
 
 
 def check(config: TrainConfig) -> None:
-    """Raises ValueError for flags that need --init-from, and for a wrong --loaded-rate."""
+    """Raises ValueError for flags that need --init-from, or have no effect with it, and for a wrong --loaded-rate."""
+    if config.init_from is not None and config.reach:
+        raise ValueError(f"--reach must be left out with --init-from, which loads the stencils, got {config.reach:g}")
     if config.init_from is None and (config.freeze or config.loaded_rate != 1):
         raise ValueError("--freeze and --loaded-rate need --init-from, got none; add it, or leave them out")
     if not 0 <= config.loaded_rate <= 1:

@@ -66,6 +66,8 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
     if not path.exists():
         return None
     saved, given = _with_defaults(configuration(path.parent)), _content(config, recipe, {}, {}, {})
+    if (given["task"], saved["task"]) == ("classes", "pixels"):  # which was found in the data
+        given["task"] = "pixels"
     elsewhere = (
         () if config.dataset in ("folder", "arrays") else ("data_dir",)
     )  # an archive is the same wherever it lies

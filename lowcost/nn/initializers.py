@@ -1,4 +1,4 @@
-"""Initial stencils for which every step starts stable, or implicit steps far-reaching; the paper states none.
+"""Initial stencils, which the paper does not state: every step starts stable, or with a stated reach.
 
 If a normalisation follows an operator, the operator's size does not matter, because the normalisation divides it out.
 It matters in two places. The diffusion of the reaction-diffusion steps must not exceed the explicit limit
@@ -87,7 +87,7 @@ def reaching_stencil(h: float, reach: float) -> Initializer:
     With m = Σ_j j θ_j, λ_k = i k·m + O(|k|²). The Green's function 1 / (1 + h|λ|²) = 1 - h (k·m)² + O(|k|⁴) has the sum
     1 and on an unbounded grid the root-mean-square radius √(2h)·|m|, see `lowcost.analysis.green_radius`. Each channel
     diffuses along a direction of its own, sampled at random. Noise without mean and first moment makes it diffuse in
-    the other directions too. h·max|λ|² is then about 0.4 to 3 times reach²; the explicit limit is 2.
+    the other directions too. h·max|λ|² is then about 0.4 to 3.5 times reach²; the explicit limit is 2.
 
     For a circulant stencil φ = θ·√C, the radius is the root mean square over the frequencies along the channels.
 

@@ -159,7 +159,7 @@ class ImplicitDiffusion(_Layer):
             With the others the inverse is not diagonal.
         h: time step. The Green's function has a radius of √(2h)·|Σ_j j θ_j| pixels if Σ_j θ_j = 0.
         reach: this radius before training, by `lowcost.nn.initializers.reaching_stencil`; 0 for `stable_stencil(h)`,
-            whose radius is below one pixel for every h.
+            whose radius is mostly below one pixel, for every h.
         kernel_init: initialiser of θ, in place of the two.
 
     Raises:

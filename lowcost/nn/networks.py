@@ -70,8 +70,9 @@ def network(
             block to block.
         num_classes: number of outputs of the classifier.
         h: time step; "mobilenet" has none, Eq. (13).
-        reach: how many pixels of its grid an implicit step couples before training, the radius of its Green's function;
-            0 for less than one. Only "implicit_rd" and "implicit_circulant_rd" have it.
+        reach: radius in pixels over which an implicit step couples its grid before training, that of its Green's
+            function (`initializers.reaching_stencil`); 0 for the stencils of explicit steps, whose radius is mostly
+            below one. Only "implicit_rd" and "implicit_circulant_rd" have it.
         kernel_size: number of points of the stencils per axis.
         boundary: of the diffusion in implicit steps, "periodic" as in the paper, or "symmetric", with which it does not
             couple opposite edges (`lowcost.depthwise_resolvent`). All other stencils of the network stay periodic.

@@ -322,7 +322,7 @@ class ImplicitRDStep(_ImplicitReactionDiffusion):
         h: time step.
         kernel_size: points of the stencil per axis.
         reach: radius of the Green's function before training, in pixels, by `initializers.reaching_stencil`; 0 for
-            `initializers.stable_stencil`, whose radius is below one pixel.
+            `initializers.stable_stencil`, whose radius is mostly below one pixel.
         boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
     """
 

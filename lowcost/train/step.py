@@ -86,7 +86,10 @@ def make_train_step(
             variables = {"params": params, "batch_stats": state.batch_stats}
             outputs, updates = net.apply(variables, inputs, train=True, mutable=["batch_stats"])
             sums = _sums(loss(outputs, labels), jnp.ones(len(labels)))
-            return sums["loss"] / sums.get("weight", sums["count"]), (sums, updates.get("batch_stats", {}))
+            weight = sums.get("weight", sums["count"])
+            if "weight" in sums:  # 0 if no point of the batch has a label
+                weight = jnp.where(weight > 0, weight, 1)
+            return sums["loss"] / weight, (sums, updates.get("batch_stats", {}))
 
         (value, (sums, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         extra = {"value": value, "grad": grads, "value_fn": lambda params: mean_loss(params)[0]}

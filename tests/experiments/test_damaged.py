@@ -84,6 +84,16 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
         finished(dataclasses.replace(config, seeds=2), INGREDIENTS | {"flip": "alternating"})
 
 
+def test_a_run_whose_labels_of_points_were_found_is_found_again(tmp_path):
+    """Its configuration states the task that its data have, and the flags state none."""
+    config = TrainConfig(workdir=tmp_path, epochs=1)
+    write_or_compare(dataclasses.replace(config, task="pixels"), INGREDIENTS, {}, {}, {})
+    (tmp_path / "result.json").write_text("{}")
+    assert finished(config, INGREDIENTS) == {}
+    with pytest.raises(ValueError, match="task is pixels there and tags here"):
+        finished(dataclasses.replace(config, task="tags"), INGREDIENTS)
+
+
 def test_more_epochs_of_a_run_need_a_new_one(tmp_path):
     """The error says how, but only where nothing else differs."""
     config = TrainConfig(epochs=4, workdir=tmp_path)

@@ -131,6 +131,10 @@ def test_a_flag_is_documented(name, capsys):
         ({"patience": 0, "validation_share": 0.5}, "--patience must be at least 1, got 0"),
         ({"init_from": "none"}, "source must be a work directory, .* got none; released are "),
         ({"freeze": ("opening",)}, "--freeze and --loaded-rate need --init-from, got none; add it, or leave them out"),
+        (
+            {"init_from": "x", "reach": 2.0},
+            "--reach must be left out with --init-from, which loads the stencils, got 2",
+        ),
         ({"loaded_rate": 0.5}, "--freeze and --loaded-rate need --init-from, got none; add it, or leave them out"),
         *[
             ({"init_from": "any", "loaded_rate": x}, f"--loaded-rate must be from 0 to 1, got {x}")

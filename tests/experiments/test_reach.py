@@ -11,23 +11,35 @@ from lowcost.data import IGNORED
 @pytest.mark.parametrize("task", ["rings", "bars", "pulses"])
 @pytest.mark.parametrize("distance", [3, 12])
 def test_the_class_is_that_of_the_mark_at_the_distance(task, distance):
-    """Every labelled point is marked, its own cause is d pixels away, and its neighbourhood does not tell the class."""
+    """Every labelled point is marked, has its class from one cause at this distance, and sees no nearer cause of it."""
     split = reach.examples(task, distance, 40, seed=0)
     causes, marks = split.images[..., :2] > 0, split.images[..., 2] > 0
     grid = np.array(marks.shape[1:])
     assert 0.2 < np.mean(split.labels[split.labels != IGNORED]) < 0.8
     for image in range(40):
-        points = np.argwhere(split.labels[image] != IGNORED)
-        places, kinds = (x := np.argwhere(causes[image]))[:, :-1], x[:, -1]
-        assert len(points) == {"rings": len(points), "bars": 3, "pulses": 2}[task]
+        found, points = np.argwhere(causes[image]), np.argwhere(split.labels[image] != IGNORED)
+        places, kinds = found[:, :-1], found[:, -1]
+        expected = {"rings": points.shape[0] > 4 * distance, "bars": len(points) == 3, "pulses": len(points) == 2}
+        assert expected[task]
+        assert len(places) == {"rings": 1, "bars": 3, "pulses": 2}[task]
         for point in points:
             assert marks[(image, *point)]
             offsets = (point - places + grid // 2) % grid - grid // 2
-            apart = np.hypot(*offsets.T) if task != "pulses" else offsets[:, 0] % grid[0]
-            own = np.abs(apart - distance) < 0.5 if task == "rings" else apart == distance
-            if task == "bars":
-                own &= (offsets == 0).any(1)
-            assert split.labels[(image, *point)] in kinds[own]
+            if task == "bars":  # the marked line between them
+                lines = (
+                    place + np.outer(np.arange(distance), np.sign(x)) for place, x in zip(places, offsets, strict=True)
+                )
+                marked = [marks[image][tuple((line % grid).T)].all() for line in lines]
+                same = marked & (np.abs(offsets).sum(1) == distance) & (offsets == 0).any(1)
+            else:
+                apart = np.hypot(*offsets.T) if task == "rings" else offsets[:, 0] % grid[0]
+                same = np.abs(apart - distance) < 0.5
+            assert kinds[same].tolist() == [split.labels[(image, *point)]]
+
+
+def test_distances_must_fit_the_grid():
+    with pytest.raises(ValueError, match=r"--distances must be from 1 to 15 for these tasks, got \(5, 16\)"):
+        reach.main(reach.Config(distances=(5, 16)))
 
 
 def test_seeds_are_other_images():

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.ablation import VARIANTS, Config, markdown, variants
+from experiments.ablation import VARIANTS, Config, main, markdown, variants
 from experiments.common.config import shown
 from experiments.common.recipes import RECIPES, Recipe
 from lowcost import data
@@ -268,6 +268,11 @@ def test_a_variant_that_so_few_epochs_cannot_show_is_left_out():
     assert set(long) - set(short) == {"no late decay of the matrices", "light augmentation to the end"}
     directories = {config.directory() for runs in (short, long) for config, _ in runs.values()}
     assert len(directories) == len(short) + len(long)
+
+
+def test_the_study_of_reach_needs_implicit_steps():
+    with pytest.raises(ValueError, match="--architecture must have implicit steps for --study reach, got mobilenet"):
+        main(Config(study="reach", architecture="mobilenet"))
 
 
 def test_the_study_of_reach_changes_the_network_alone():

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.special import expit, log_expit, log_softmax
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from train.test_step import GREY, LABELS, NET, SHAPE
 
+from lowcost.data import IGNORED
 from lowcost.train.losses import binary_cross_entropy, cross_entropy, pixel_cross_entropy, squared_error
 from lowcost.train.overlap import mean_overlaps, overlaps
 from lowcost.train.state import create_state
@@ -95,6 +97,25 @@ def test_a_step_with_weights_is_the_step_on_copies():
         results.append((state.params, mean_metrics(state.metrics)["loss"], mean_metrics(sums)["loss"]))
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_without_labelled_points_changes_nothing_and_is_not_skipped():
+    """With plain gradient descent, with and without class weights."""
+
+    class Pointwise(flax.linen.Module):
+        @flax.linen.compact
+        def __call__(self, images, *, train):
+            return flax.linen.Dense(3)(images)
+
+    labels = np.full(GREY.shape[:-1], IGNORED, np.uint8)
+    for weights in (None, (1.0, 2.0, 3.0)):
+        loss = functools.partial(pixel_cross_entropy, class_weights=weights)
+        figures = {"loss": (), "weight": (), "confusion": (3, 3)}
+        state = create_state(Pointwise(), optax.sgd(0.1), KEY, SHAPE, figures=figures)
+        step = jax.jit(make_train_step(Pointwise(), optax.sgd(0.1), lambda images, draw: images, 1, loss=loss))
+        after = step(state, GREY, labels, np.arange(8))
+        assert (int(after.step), int(after.skipped), float(after.metrics["loss"])) == (1, 0, 0)
+        jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
 
 
 @pytest.mark.parametrize("loss", [binary_cross_entropy, squared_error])
