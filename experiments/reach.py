@@ -1,4 +1,4 @@
-"""Over which distance do networks see? `python -m experiments.reach` trains them on tasks with a stated distance.
+"""How far networks see: `python -m experiments.reach` trains them on tasks with a stated distance.
 
 In each task the class of a point depends on a mark at the distance d, and on nothing nearer. All networks have the same
 width and depth. Rows that OUT.jsonl holds already are not measured again.
@@ -219,7 +219,7 @@ def _table(rows: list[Row]) -> str:
             | {"network": network, "green": green}
         )
     columns = {"network": "{network}", "weights": "{weights:,}", **{f"d = {d}": f"{{at{d}}}" for d in distances}}
-    return table(lines, {**columns, "sees": "{sees:.1f}", "Green's radius": "{green}"})
+    return table(lines, {**columns, "gradient's radius": "{sees:.1f}", "Green's radius": "{green}"})
 
 
 def draw(rows: list[Row], path: Path) -> None:

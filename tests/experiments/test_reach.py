@@ -64,6 +64,6 @@ def test_a_study_is_written_and_continued(tmp_path, monkeypatch, capsys):
     assert rows[:2] == first
     assert [row["distance"] for row in rows] == [4, 4, 5]
     page = (tmp_path / "reach.md").read_text("utf-8")
-    assert "| network | weights | d = 4 | d = 5 | sees | Green's radius |" in page
+    assert "| network | weights | d = 4 | d = 5 | gradient's radius | Green's radius |" in page
     assert page == reach.markdown(rows)
     assert (tmp_path / "reach.png").stat().st_size > 10_000

@@ -13,6 +13,7 @@ from experiments import (
     deploy,
     depth,
     figure1,
+    reach,
     robustness,
     stability,
     table1,
@@ -29,6 +30,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PAGES = {
     **{module.__name__.rpartition(".")[2]: module for module in (ablation, deploy, depth, figure1, robustness)},
     **{module.__name__.rpartition(".")[2]: module for module in (compile_for, stability, table1, throughput, transfer)},
+    "reach": reach,
     "volumes": volumes,
     "table2": table2_page,
     "faults": faults,
