@@ -72,7 +72,8 @@ def point_labels(
     """Returns the names of the classes, and part → the class of each point or `IGNORED`, uint8 [N, *grid].
 
     Args:
-        labelled: part → a name for errors, and labels: integers [N, *grid] from 0 to K - 1, or `IGNORED`.
+        labelled: part → a name for errors, and labels: integers [N, *grid] or [N, *grid, 1], from 0 to
+            K - 1 or `IGNORED`.
         grids: part → [N, *grid] of its images.
         names: K names; () for 0, 1, … up to the largest training label.
 
@@ -81,9 +82,12 @@ def point_labels(
     """
     result = {}
     for part, (where, labels) in labelled.items():
-        if labels.dtype.kind not in "biu" or labels.shape != tuple(grids[part]):
-            expected = f"{where} must be integers {list(grids[part])}, the class of each point"
-            raise ValueError(f"{expected}, got {labels.dtype} {list(labels.shape)}; cast or resize them")
+        grid = tuple(grids[part])
+        labels = labels[..., 0] if labels.shape == (*grid, 1) else labels
+        if labels.dtype.kind not in "biu" or labels.shape != grid:
+            remedy = "take the argmax of one-hot labels" if labels.shape[:-1] == grid else "cast or resize them"
+            expected = f"{where} must be integers {list(grid)}, the class of each point"
+            raise ValueError(f"{expected}, got {labels.dtype} {list(labels.shape)}; {remedy}")
         known = labels != IGNORED
         top = len(names) or IGNORED
         low, high = labels.min(where=known, initial=0), labels.max(where=known, initial=0)

@@ -30,17 +30,44 @@ def read(tmp_path, content, **options):
 
 @pytest.mark.parametrize("grid", [(12,), (6, 8), (5, 6, 5)])
 def test_labels_of_the_shape_of_the_grid_are_found(tmp_path, grid):
-    """Without flags: the task, the number of grid axes, and the classes; 255 stays, and every split is checked."""
-    content = arrays(grid)
-    data = read(tmp_path, content)
+    """The number of grid axes and the classes, and but for signals the task; 255 stays, and every split is checked."""
+    content, task = arrays(grid), "pixels" if len(grid) == 1 else "classes"
+    data = read(tmp_path, content, task=task)
     assert (data.task, data.classes, data.image_shape) == ("pixels", ("0", "1", "2"), (*grid, 2))
     assert data.train.labels.dtype == np.uint8
     np.testing.assert_array_equal(data.train.labels, content["train_labels"])
     assert read(tmp_path, content, task="pixels", grid_axes=len(grid)).digest == data.digest
     flat = {name: x[..., 0] if "images" in name else x for name, x in content.items()}
-    assert read(tmp_path, flat | {"classes": np.array(["a", "b", "c"])}).classes == ("a", "b", "c")
+    assert read(tmp_path, flat | {"classes": np.array(["a", "b", "c"])}, task=task).classes == ("a", "b", "c")
     held = data.hold_out(0.5)
     assert held.train.labels.shape[1:] == held.validation.labels.shape[1:] == grid
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (2,), (3,)])
+@pytest.mark.parametrize("grid", [(6, 8), (8, 8), (5, 6, 5)])
+def test_a_last_axis_of_one_label_is_dropped(tmp_path, grid, channels):
+    """Labels of the layout of Keras: the images have the same grid and channels as with labels [N, *grid]."""
+    content = {name: x if "labels" in name else np.resize(x, (6, *grid, *channels)) for name, x in arrays(grid).items()}
+    kept = {name: x[..., None] if "labels" in name else x for name, x in content.items()}
+    for task in ("classes", "pixels"):
+        data = read(tmp_path, kept, task=task)
+        assert (data.task, data.image_shape) == ("pixels", (*grid, *(channels or (1,))))
+        np.testing.assert_array_equal(data.test.labels, content["test_labels"])
+
+
+def test_one_hot_labels_are_no_labels_of_points(tmp_path):
+    """Those of points have the shape of images with channels; those of classes may have the shape of signals."""
+    hint = "take the argmax of one-hot labels, or choose the task pixels if they are classes of points"
+    signals = {"train_images": RNG.normal(size=(20, 8, 3)), "train_labels": np.eye(8, dtype=int)[np.arange(20) % 8]}
+    with pytest.raises(ValueError, match=hint):
+        read(tmp_path, signals, grid_axes=1)
+    classes = RNG.integers(0, 3, (20, 8, 8))
+    images = {"train_images": RNG.normal(size=(20, 8, 8, 3)), "train_labels": np.eye(3, dtype=int)[classes]}
+    with pytest.raises(ValueError, match=hint):
+        read(tmp_path, images)
+    with pytest.raises(ValueError, match=r"must be integers \[20, 8, 8\], .* \[20, 8, 8, 3\]; take the argmax"):
+        read(tmp_path, images, task="pixels")
+    assert read(tmp_path, images | {"train_labels": classes}).image_shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(
