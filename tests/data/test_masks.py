@@ -1,5 +1,7 @@
 """Labels of every point, in arrays and in folders of masks: found, checked, resized and moved with their images."""
 
+import struct
+import zlib
 from functools import partial
 
 import jax
@@ -10,6 +12,7 @@ from PIL import Image
 
 from experiments.common.recipes import Recipe
 from lowcost.data import Dataset, Split, folder, read_arrays
+from lowcost.data.decoding import read_mask
 from lowcost.train.step import Draw
 
 RNG = np.random.default_rng(0)
@@ -166,18 +169,43 @@ def test_masks_are_cut_and_resized_as_their_images(tmp_path, edge):
         assert between.mean() < 0.3
 
 
+def write_grey(path, pixels, bits):
+    """Writes a PNG file of grey levels with 1, 2, 4 or 8 bits per pixel, which Pillow does not write."""
+    digits = (pixels[..., None] >> np.arange(bits)[::-1]) & 1
+    rows = np.packbits(digits.reshape(len(pixels), -1), axis=1)
+    lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each begins with the number of its filter
+    header = struct.pack(">IIBBBBB", *pixels.shape[::-1], bits, 0, 0, 0, 0)
+    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(lines), b"IEND")
+    sizes = [(struct.pack(">I", len(x) - 4), struct.pack(">I", zlib.crc32(x))) for x in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(a + x + b for (a, b), x in zip(sizes, chunks, strict=True)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_masks_of_few_bits_hold_their_numbers(tmp_path, bits):
+    """Grey levels and palette indices of 1, 2, 4 and 8 bits are the classes as they are in the file."""
+    pixels = (np.arange(5 * 16).reshape(5, 16) % 2**bits).astype(np.uint8)
+    write_grey(tmp_path / "grey.png", pixels, bits)
+    palette = Image.fromarray(pixels)
+    palette.putpalette(RNG.integers(0, 256, 768, np.uint8).tobytes())
+    palette.save(tmp_path / "palette.png", bits=bits)
+    Image.fromarray(pixels).save(tmp_path / "grey.tif")
+    for file in ("grey.png", "palette.png", "grey.tif"):
+        np.testing.assert_array_equal(read_mask(tmp_path / file, (5, 16), (5, 16)), pixels)
+    assert (tmp_path / "grey.png").read_bytes()[24] == (tmp_path / "palette.png").read_bytes()[24] == bits
+
+
 def test_wrong_masks_are_refused(masked_folder):
     """In one line that names the file and the remedy."""
     masks = masked_folder / "train" / "masks"
     original = (masks / "1.png").read_bytes()
     for pixels, message in (
-        (np.zeros((8, 16, 3), np.uint8), "a mask of mode RGB, not one grey level or palette index"),
-        (np.zeros((8, 16), np.float32), "a mask of mode F, not one grey level"),
-        (np.full((8, 16), 256, np.uint16), "a mask of mode I;16, not one grey level"),
-        (np.zeros((16, 8), np.uint8), "a mask of 8 x 16 pixels for an image of 16 x 8"),
+        (np.zeros((8, 16, 3), np.uint8), "one grey level or palette index .*, got mode RGB; convert it to mode L or P"),
+        (np.zeros((8, 16), np.float32), "one grey level .*, got mode F; convert"),
+        (np.full((8, 16), 256, np.uint16), "one grey level .*, got mode I;16; convert"),
+        (np.zeros((16, 8), np.uint8), "16 x 8 pixels, got 8 x 16; resize it to its image's size"),
     ):
         Image.fromarray(pixels).save(masks / "1.png", "TIFF")
-        with pytest.raises(ValueError, match=rf"1.png must be a readable image .*{message}"):
+        with pytest.raises(ValueError, match=rf"1.png must be a mask of {message}"):
             folder(masked_folder)
     (masks / "1.png").write_bytes(original)
     (masks / "2.png").rename(masked_folder / "2.png")
