@@ -138,7 +138,8 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
         _check_images(f"{printable(path)}: {part}", arrays, length)
     labelled = {part: (f"{printable(path)}: {part} labels", arrays["labels"]) for part, arrays in parts.items()}
     if task == "pixels":
-        classes, labels = point_labels(labelled, {part: x["images"].shape[:-1] for part, x in parts.items()}, names)
+        grids = {part: arrays["images"].shape[:-1] for part, arrays in parts.items()}
+        classes, labels = point_labels(labelled, grids, names, "the array classes")
     else:
         classes, labels = _class_labels(labelled, names) if task == "classes" else _numbers(labelled, names, task)
     for part, arrays in parts.items():

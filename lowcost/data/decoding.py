@@ -20,6 +20,7 @@ from lowcost.terminal import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -239,7 +240,7 @@ def _rgb(image: "Image") -> "Image":
 
 
 @contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
+def _opened(path: str | PathLike[str]) -> Iterator["ImageFile"]:
     with needs_extra("data"):
         from PIL import Image
 

@@ -81,8 +81,18 @@ def test_one_hot_labels_are_no_labels_of_points(tmp_path):
             {"test_labels": np.zeros((6, 6, 7), int)},
             r"test labels must be integers \[6, 6, 8\], .* int64 \[6, 6, 7\]",
         ),
-        ({"train_labels": np.zeros((6, 6, 8), int)}, r"must be of at least two classes, got \('0',\); replace 255"),
-        ({"test_labels": np.full((6, 6, 8), 3)}, r"test labels must be from 0 to 2, or 255 .* got 0..3; renumber"),
+        (
+            dict.fromkeys(("train_labels", "test_labels"), np.zeros((6, 6, 8), int)),
+            r"must be of at least two classes, got \('0',\); replace 255",
+        ),
+        (
+            {"classes": np.array(["a", "b", "c"]), "test_labels": np.full((6, 6, 8), 3)},
+            r"test labels must be from 0 to 2, or 255 .* got 0..3; .* or list all classes in the array classes",
+        ),
+        (
+            {"test_labels": np.full((6, 6, 8), 8)},
+            r"must be most of the numbers up to the largest, 8, got 4 of them; renumber",
+        ),
         (
             {"train_labels": np.full((6, 6, 8), -1)},
             r"train labels must be from 0 to 254, or 255 .* got -1..0",
@@ -94,6 +104,13 @@ def test_one_hot_labels_are_no_labels_of_points(tmp_path):
 def test_wrong_labels_of_points_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, arrays((6, 8)) | changes, task="pixels")
+
+
+def test_classes_of_all_parts_count(tmp_path, capsys):
+    """A class that has points in the test part alone is a class, whichever images a random split tests."""
+    data = read(tmp_path, arrays((6, 8)) | {"test_labels": np.full((6, 6, 8), 3)})
+    assert data.classes == ("0", "1", "2", "3")
+    assert "no train images of 3" in capsys.readouterr().err
 
 
 def test_signals_of_several_lengths_have_no_labels_of_points(tmp_path):
@@ -211,11 +228,27 @@ def test_wrong_masks_are_refused(masked_folder):
     (masks / "2.png").rename(masked_folder / "2.png")
     with pytest.raises(FileNotFoundError, match=r"masks must hold a mask for each image, .* got none for 2.png"):
         folder(masked_folder)
-    (masked_folder / "train" / "classes.txt").write_text("a\na\n")
+    names = masked_folder / "train" / "classes.txt"
+    names.write_bytes("a\nb\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"classes.txt must be UTF-8 text, got 'utf-8' codec .*; save it as such"):
+        folder(masked_folder)
+    names.write_text("a\na\n")
     with pytest.raises(ValueError, match=r"classes.txt must hold a different name in each line, got \('a', 'a'\)"):
         folder(masked_folder)
     with pytest.raises(FileNotFoundError, match="must hold the folders images and masks, got no images"):
         folder(masked_folder / "train" / "masks", task="pixels")
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_two_files_of_one_stem_are_refused(masked_folder, name, capsys):
+    """And folders inside are counted."""
+    inner = masked_folder / "train" / name
+    (inner / "more").mkdir()
+    folder(masked_folder)
+    assert f"1 folders inside {name}" in capsys.readouterr().err
+    (inner / "1.bmp").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{name} must hold one file per stem, got 1.bmp and 1.png; rename or remove"):
+        folder(masked_folder)
 
 
 @pytest.mark.parametrize(("shift", "grid"), [("translate", (12,)), ("resized_crop", (8, 10))])
