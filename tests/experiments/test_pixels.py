@@ -14,6 +14,7 @@ import lowcost
 from experiments import deploy, evaluate, export, predict, robustness
 from experiments.common import masks, runs, training
 from experiments.common.config import TrainConfig
+from experiments.common.inputs import Inputs
 
 GRIDS = {"folder": (8, 8), "arrays": (16,)}
 
@@ -131,7 +132,7 @@ def test_masks_of_a_run_and_of_exported_files(trained, tmp_path, capsys):
 
 
 def test_what_makes_no_sense_is_refused(trained, tmp_path):
-    """Programs for classes; masks without a folder, in place of inputs, and twice under one name."""
+    """Programs for classes; masks without a folder, in place of other files, and twice under one name."""
     workdir, images, _ = trained
     for program in (robustness, deploy):
         with pytest.raises(ValueError, match="must hold a network for classes, got pixels; choose another"):
@@ -145,10 +146,31 @@ def test_what_makes_no_sense_is_refused(trained, tmp_path):
     before = files[0].read_bytes()
     with pytest.raises(ValueError, match=r"--out must be a folder for masks, .* got None; add --out DIR"):
         predict.main(predict.PredictConfig(files, workdir))
-    for inputs, out in ((files[:1], tmp_path / "a"), (files, tmp_path / "masks")):
-        with pytest.raises(FileExistsError, match=r"x.png must be neither an input nor the mask of another input, got"):
+    for inputs, out, got in (
+        (files[:1], tmp_path / "a", "an existing file for .*x.png; choose another"),
+        (files[:1], tmp_path / "b", "an existing file"),
+        (files, tmp_path / "masks", "the masks of .*x.png and .*x.png"),
+    ):
+        with pytest.raises(ValueError, match=rf"x.png must be a new file for one mask, got {got}"):
             predict.main(predict.PredictConfig(inputs, workdir, out=out))
     assert files[0].read_bytes() == before
+    assert not (tmp_path / "masks").exists()
+
+
+def test_masks_of_arrays_replace_no_file(tmp_path):
+    """Which only reading them shows: an input and the mask of another input remain."""
+    classifier = predict.Classifier(lambda x: np.repeat(x, 2, -1), ["a", "b"], Inputs((4, 1), "float32"), "pixels")
+    files = tmp_path / "a" / "x.npy", tmp_path / "b" / "x.npy"
+    for file in files:
+        file.parent.mkdir()
+        np.save(file, np.zeros((2, 4, 1), np.float32))
+    targets = predict.Targets(tmp_path / "a", classifier, files)
+    targets.write(predict.classify(classifier, "a/x.npy[0]", np.zeros((4, 1), np.float32), 1))
+    assert np.load(tmp_path / "a" / "x[0].npy").shape == (4,)
+    for name in ("b/x.npy[0]", "a/x.npy"):
+        with pytest.raises(ValueError, match="must be a new file for one mask, got"):
+            targets.write(predict.classify(classifier, name, np.zeros((4, 1), np.float32), 1))
+    assert np.load(files[0]).shape == (2, 4, 1)
 
 
 def test_the_colours_are_those_of_pascal_voc():
