@@ -3,18 +3,21 @@
 import contextlib
 import csv
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import f1_score, jaccard_score
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 import lowcost
 from experiments import deploy, evaluate, export, predict, robustness
-from experiments.common import masks, runs, training
+from experiments.common import masks, pixel_evaluation, runs, training
 from experiments.common.config import TrainConfig
 from experiments.common.inputs import Inputs
+from lowcost.data import Split
 
 GRIDS = {"folder": (8, 8), "arrays": (16,)}
 
@@ -155,6 +158,24 @@ def test_what_makes_no_sense_is_refused(trained, tmp_path):
             predict.main(predict.PredictConfig(inputs, workdir, out=out))
     assert files[0].read_bytes() == before
     assert not (tmp_path / "masks").exists()
+
+
+def test_the_confusions_of_each_image_are_those_of_the_ensemble(capsys):
+    """By scikit-learn, and the printed line of each network is that of its own predictions."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 5, 4, 6, 3)), rng.integers(0, 3, (5, 4, 6), np.uint8)
+    names = SimpleNamespace(classes=("a", "b", "c"))
+    ready = SimpleNamespace(
+        dataset=names, config=SimpleNamespace(batch_size=5, seed=7), outputs=lambda variables, images: logits
+    )
+    predicted, confusions = pixel_evaluation.report(ready, None, Split(np.zeros((5, 4, 6, 1), np.uint8), labels), print)
+    np.testing.assert_array_equal(predicted, softmax(logits, -1).mean(0).argmax(-1))
+    for found, *pair in zip(confusions, labels, predicted, strict=True):
+        np.testing.assert_array_equal(found, confusion_matrix(*map(np.ravel, pair)))
+    shown = capsys.readouterr().out
+    for i, single in enumerate(logits.argmax(-1)):
+        score = jaccard_score(labels.ravel(), single.ravel(), average="macro")
+        assert f"seed {7 + i}: mean IoU {score:.2%}" in shown
 
 
 def test_masks_of_arrays_replace_no_file(tmp_path):
