@@ -93,14 +93,15 @@ def main(arguments: EvaluateConfig) -> None:
 
 def _of_pixels(arguments: EvaluateConfig, ready: Any, state: Any, split: Any, say: Callable[[str], None]) -> None:
     """Prints the figures of a network that labels every pixel, and writes its table and its plots."""
-    from experiments.common import overlaps
+    from experiments.common import pixel_evaluation
 
-    predicted, confusions = overlaps.report(ready, state.chosen, split, say)
+    predicted, confusions = pixel_evaluation.report(ready, state.chosen, split, say)
     names = [*map(printable, ready.dataset.classes)]
     say(confused(confusions.sum(0), names, unit="points"))
     if arguments.csv is not None:
-        overlaps.write_table(arguments.csv, ready.dataset.classes, split, confusions)
-    _plot(arguments, say, partial(overlaps.draw, split=split, predicted=predicted, confusions=confusions, names=names))
+        pixel_evaluation.write_table(arguments.csv, ready.dataset.classes, split, confusions)
+    shown = {"split": split, "predicted": predicted, "confusions": confusions, "names": names}
+    _plot(arguments, say, partial(pixel_evaluation.draw, **shown))
 
 
 def _plot(arguments: EvaluateConfig, say: Callable[[str], None], draw: Callable[[Path], None]) -> None:

@@ -20,7 +20,7 @@ import tyro
 from experiments.common import entry, masks
 from experiments.common.evaluation import sigmoid
 from experiments.common.files import check_target, csv_table, messages, write_whole
-from experiments.common.inputs import Inputs, examples, find
+from experiments.common.inputs import ARRAYS, Inputs, examples, find
 from lowcost import extras, terminal
 from lowcost.data import decoding
 from lowcost.train.calibration import softmax
@@ -117,7 +117,7 @@ def main(config: PredictConfig) -> int:
 
 
 class Targets:
-    """The mask files to write, one per example, of which none replaces an input or another mask.
+    """The mask files to write, one per example, of which none replaces an existing file.
 
     Args:
         folder: of the files, which is created; None for other tasks than "pixels".
@@ -125,7 +125,8 @@ class Targets:
         files: the inputs.
 
     Raises:
-        ValueError: no folder for a network that labels points, or one for another network.
+        ValueError: no folder for a network that labels points, or one for another network; or the mask of an image
+            file exists, or is that of two image files.
     """
 
     def __init__(self, folder: Path | None, classifier: Classifier, files: Sequence[Path]):
@@ -133,23 +134,30 @@ class Targets:
             remedy = "leave it out" if folder else "add --out DIR"
             raise ValueError(f"--out must be a folder for masks, for the task pixels alone, got {folder}; {remedy}")
         self.folder, self.suffix = folder, masks.suffix(classifier.takes.image_shape[:-1])
-        self.taken = {file.resolve() for file in files}
+        self.planned: dict[Path, str] = {}
+        for file in files if folder else ():
+            if file.suffix.lower() not in ARRAYS:  # an array may hold several examples, which only reading it shows
+                self._plan(str(file))
+
+    def _plan(self, name: str) -> Path:
+        """Returns the mask file of an example: its name with another suffix, of row 3 of FILE.npy FILE[3]."""
+        file, bracket, number = name.rpartition("[") if name.endswith("]") else (name, "", "")
+        target = Path(self.folder or "", f"{Path(file).stem}{bracket}{number}{self.suffix}")
+        other = self.planned.setdefault(target, name)
+        if other != name or target.exists():
+            got = f"an existing file for {name}" if other == name else f"the masks of {other} and {name}"
+            remedy = "choose another folder with --out, or predict one folder at a time"
+            raise ValueError(f"{target} must be a new file for one mask, got {got}; {remedy}")
+        return target
 
     def write(self, row: Row) -> None:
-        """Writes the mask of an example as its name with another suffix, of row 3 of FILE.npy FILE[3].
+        """Writes the mask of an example.
 
         Raises:
-            FileExistsError: the file is an input, or of another example.
+            ValueError: the file exists, or is that of another example.
         """
-        if self.folder is None or row.mask is None:
-            return
-        file, bracket, number = row.file.rpartition("[") if row.file.endswith("]") else (row.file, "", "")
-        target = self.folder / f"{Path(file).stem}{bracket}{number}{self.suffix}"
-        if target.resolve() in self.taken:
-            problem = f"{target} must be neither an input nor the mask of another input, got that of {row.file}"
-            raise FileExistsError(f"{problem}; choose another folder with --out, or predict one folder at a time")
-        self.taken.add(target.resolve())
-        masks.write(target, row.mask)
+        if row.mask is not None:
+            masks.write(self._plan(row.file), row.mask)
 
 
 def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> Row:

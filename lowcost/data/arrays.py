@@ -41,10 +41,11 @@ def read_arrays(
 
     Labels of the task "classes" are integers from 0, or strings, [N] or [N, 1]; of "tags" 0 or 1 [N, K]; of "values"
     numbers [N, K] or [N], which are standardised with mean and deviation of the training images. Labels of the task
-    "pixels" are integers from 0 to at most 254, [N, *grid], or 255 at points without a label. Integers of this shape
-    make the task "classes" become "pixels", and determine grid_axes unless it is given. An array `classes`
-    holds K names. An array `keeps` holds the changes that keep a label, see `lowcost.data.Dataset`; an empty one allows
-    none. The default is shift and hide, and for signals also scale and noise.
+    "pixels" are integers from 0 to at most 254, [N, *grid] or [N, *grid, 1], or 255 at points without a label. They
+    determine grid_axes unless it is given. Those of images and volumes make the task "classes" become "pixels". Those
+    of signals do not, since one-hot labels of classes may have the same shape. An array `classes` holds K names. An
+    array `keeps` holds the changes that keep a label, see `lowcost.data.Dataset`; an empty one allows none. The default
+    is shift and hide, and for signals also scale and noise.
 
     Signals of different lengths are padded at the end to one length, with any values, and `train_lengths` (or
     `lengths_train`) holds the number of valid points of each. They become float32 and get a mask as their last channel,
@@ -74,9 +75,7 @@ def read_arrays(
 def with_channels(where: str, images: NDArray, grid_axes: int | None) -> NDArray:
     """Returns [N, *grid] or [N, *grid, C] as [N, *grid, C], see `read_arrays`; `where` names the array in errors."""
     shape, rank = list(images.shape), images.ndim - 1
-    if grid_axes is None:
-        cubic = rank in KINDS and len(set(shape[1:])) == 1
-        grid_axes = rank if cubic else {2: 0, 3: 2 * (shape[-1] in (1, 3)), 4: 3}.get(rank)
+    grid_axes = _grid_axes(images) if grid_axes is None else grid_axes
     if grid_axes == 0:
         *grid, last = shape[1:]
         words = [" x ".join(map(str, points)) for points in (grid, shape[1:])]
@@ -87,6 +86,13 @@ def with_channels(where: str, images: NDArray, grid_axes: int | None) -> NDArray
         axes = "1 to 3 grid axes" if grid_axes is None else f"grid_axes {grid_axes}"
         raise ValueError(f"{where} must be [N, *grid] or [N, *grid, C] with {axes}, got {shape}; reshape them")
     return images[..., None] if rank == grid_axes else images
+
+
+def _grid_axes(images: NDArray) -> int | None:
+    """Returns the number of grid axes that the shape implies, 0 if there are two possibilities, None without any."""
+    rank = images.ndim - 1
+    cubic = rank in KINDS and len(set(images.shape[1:])) == 1
+    return rank if cubic else {2: 0, 3: 2 * (images.shape[-1] in (1, 3)), 4: 3}.get(rank)
 
 
 def resample(signals: NDArray[np.float32], points: int, lengths: NDArray | None = None) -> NDArray[np.float32]:
@@ -119,18 +125,21 @@ def with_mask(signals: NDArray[np.float32], lengths: NDArray) -> NDArray[np.floa
 def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, length: int | None) -> Dataset:
     contents = _contents(path)
     parts, names = _parts(path, contents), _strings(path, contents, "classes")
-    if task == "classes" and _of_points(**parts["train"]):
+    train, varies = parts["train"], "lengths" in parts["train"] or length is not None
+    point_axes = _point_axes(train["images"], train["labels"], grid_axes)
+    if task == "classes" and not varies and point_axes in (2, 3) and train["labels"].dtype.kind in "biu":
         task = "pixels"
     if task == "pixels":
-        grid_axes = grid_axes or min(parts["train"]["labels"].ndim - 1, max(KINDS)) or None
-        if "lengths" in parts["train"] or length is not None:
+        grid_axes = grid_axes or point_axes
+        if varies:
             raise ValueError("task must not be pixels for signals with lengths or length, got pixels; leave these out")
     for part, arrays in parts.items():
         arrays["images"] = with_channels(f"{printable(path)}: {part} images", arrays["images"], grid_axes)
         _check_images(f"{printable(path)}: {part}", arrays, length)
     labelled = {part: (f"{printable(path)}: {part} labels", arrays["labels"]) for part, arrays in parts.items()}
     if task == "pixels":
-        classes, labels = point_labels(labelled, {part: x["images"].shape[:-1] for part, x in parts.items()}, names)
+        grids = {part: arrays["images"].shape[:-1] for part, arrays in parts.items()}
+        classes, labels = point_labels(labelled, grids, names, "the array classes")
     else:
         classes, labels = _class_labels(labelled, names) if task == "classes" else _numbers(labelled, names, task)
     for part, arrays in parts.items():
@@ -152,10 +161,19 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
     )
 
 
-def _of_points(images: NDArray, labels: NDArray, lengths: NDArray | None = None) -> bool:
-    """Returns whether there is an integer for each point of the images, [N, *grid] of [N, *grid] or [N, *grid, C]."""
-    fits = labels.shape in (images.shape, images.shape[:-1]) and labels.shape[1:] not in ((), (1,))
-    return lengths is None and fits and labels.dtype.kind in "biu"
+def _point_axes(images: NDArray, labels: NDArray, grid_axes: int | None) -> int | None:
+    """Returns n if the labels [N, *grid] or [N, *grid, 1] have the n grid axes of the images, else None.
+
+    Labels of the shape of images with channels are one-hot labels, unless there is one channel.
+    """
+    for axes in [labels.ndim - 2] * (labels.shape[-1:] == (1,)) + [labels.ndim - 1]:
+        channels = images.ndim - 1 - axes
+        possible = axes in KINDS and grid_axes in (None, axes) and channels in (0, 1)
+        if channels == 0 and grid_axes is None:
+            possible &= _grid_axes(images) in (0, axes)
+        if possible and labels.shape[: axes + 1] == images.shape[: axes + 1]:
+            return axes
+    return None
 
 
 def _contents(path: Path) -> dict[str, NDArray]:
@@ -229,9 +247,11 @@ def _class_labels(
     for part, (where, labels) in labelled.items():
         if labels.shape[1:] not in ((), (1,)) or labels.dtype.kind not in "biuU":
             expected = f"{where} must be integers or strings, [N] or [N, 1]"
-            remedy = "cast them" if labels.shape[1:] in ((), (1,)) else "take the argmax of one-hot labels"
+            one = labels.shape[1:] in ((), (1,))
+            remedy = "cast them" if one else "take the argmax of one-hot labels"
+            tasks = "task tags or values" if one else "task pixels if they are classes of points, or tags or values"
             got = f"{labels.dtype} {list(labels.shape)}"
-            raise ValueError(f"{expected}, got {got}; {remedy}, or choose the task tags or values")
+            raise ValueError(f"{expected}, got {got}; {remedy}, or choose the {tasks}")
         columns[part] = labels.ravel()
     train = columns["train"]
     if train.dtype.kind == "U":

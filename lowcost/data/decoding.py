@@ -20,6 +20,7 @@ from lowcost.terminal import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -31,6 +32,8 @@ TASK_IMAGES = 32
 """Images per task: few enough for a smooth progress bar, enough to hide the overhead of a task."""
 MAX_THREADS = 8
 """More threads decode tiny images more slowly, since they compete for the interpreter lock."""
+GREY_STEPS = {"L;2": 85, "L;4": 17}
+"""Pillow's name of grey levels of 2 or 4 bits → the factor by which it increases them."""
 KEPT_SIDE = 128
 """The longest side of images that keep their size by default."""
 
@@ -115,7 +118,7 @@ def read_mask(
     """Returns the integers of a mask, cut and resized as `read_image` does with an image, without interpolation.
 
     Args:
-        path: a file with one grey level or palette index from 0 to 255 per pixel.
+        path: a file with one grey level or palette index of at most 8 bits per pixel, or larger integers up to 255.
         size: (H, W) that it must have.
         grid: (H, W) to resize to.
         max_pixels: as in `read_image`.
@@ -131,16 +134,18 @@ def read_mask(
 
         if math.prod(image.size) > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels, more than max_pixels {max_pixels:,}")
-        numbers = np.asarray(image)
-        if numbers.ndim != 2 or numbers.dtype.kind not in "biu" or numbers.min() < 0 or numbers.max() > 255:
-            raise ValueError(
-                f"a mask of mode {image.mode}, not one grey level or palette index from 0 to 255 per pixel"
-            )
-        if numbers.shape != size:
-            got = " x ".join(map(str, numbers.shape[::-1]))
-            raise ValueError(f"a mask of {got} pixels for an image of {size[1]} x {size[0]}")
-        mask = Image.fromarray(numbers.astype(np.uint8))
-        return np.asarray(ImageOps.fit(mask, grid[::-1], Image.Resampling.NEAREST) if size != grid else mask)
+        coding = str(image.tile)  # before the file is decoded, which empties the list
+        step = next((step for raw, step in GREY_STEPS.items() if raw in coding), 1)
+        mode, numbers = image.mode, np.asarray(image)
+    if numbers.ndim != 2 or numbers.dtype.kind not in "biu" or numbers.min() < 0 or numbers.max() > 255:
+        expected = f"{printable(path)} must be a mask of one grey level or palette index from 0 to 255 per pixel"
+        raise ValueError(f"{expected}, got mode {mode}; convert it to mode L or P")
+    if numbers.shape != size:
+        expected, got = (" x ".join(map(str, shape[::-1])) for shape in (size, numbers.shape))
+        expected = f"{printable(path)} must be a mask of {expected} pixels, got {got}"
+        raise ValueError(f"{expected}; resize it to its image's size")
+    mask = Image.fromarray((numbers // step).astype(np.uint8))
+    return np.asarray(ImageOps.fit(mask, grid[::-1], Image.Resampling.NEAREST) if size != grid else mask)
 
 
 def read_masks(
@@ -235,7 +240,7 @@ def _rgb(image: "Image") -> "Image":
 
 
 @contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator["Image"]:
+def _opened(path: str | PathLike[str]) -> Iterator["ImageFile"]:
     with needs_extra("data"):
         from PIL import Image
 

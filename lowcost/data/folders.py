@@ -16,7 +16,7 @@ from lowcost.data.dataset import PARTS, PHOTOGRAPHS, Dataset, Split, Task, check
 from lowcost.data.decoding import MAX_PIXELS, file_digests, read_images, read_masks
 from lowcost.data.labels import LABELS, Labelled, read_tables, standardise
 from lowcost.data.listing import SUFFIXES, Entries, list_images, report_left_out
-from lowcost.data.masks import class_names, has_masks, pair, point_labels
+from lowcost.data.masks import NAMES, class_names, has_masks, pair, point_labels
 from lowcost.data.splitting import check_share, fractions, warn_copies
 from lowcost.terminal import printable
 
@@ -51,7 +51,7 @@ def folder(
     is a PNG, BMP, GIF or TIFF file of the image's size, whose grey levels or palette indices are the classes, from 0 to
     at most 254, or 255 at pixels without a label. It is cut and resized as its image, without interpolation. If these
     are the only folders in train, the task "classes" becomes "pixels". The file classes.txt in train, or beside images
-    and masks, may hold the names of the classes, one per line.
+    and masks, may hold the names of the classes, one per line. Without it, they are 0, 1, … up to the largest one.
 
     Args:
         data_dir: the folder.
@@ -143,7 +143,7 @@ def _with_masks(
     labelled = {
         part: (f"{printable(root)}: {part} masks", x) for part, x in zip(parts, np.split(pixels, ends), strict=True)
     }
-    classes, labels = point_labels(labelled, {part: x.shape for part, (_, x) in labelled.items()}, names)
+    classes, labels = point_labels(labelled, {part: x.shape for part, (_, x) in labelled.items()}, names, NAMES)
     return classes, {part: (parts[part][0], labels[part]) for part in parts}
 
 

@@ -324,7 +324,7 @@ HOLE[7, 3, 2, 1] = np.nan
         ),
         (
             changed(train_labels=np.eye(40, dtype=int)),
-            r"or \[N, 1\], got int64 \[40, 40\]; take the argmax of one-hot labels, or choose the task tags",
+            r"or \[N, 1\], got int64 \[40, 40\]; take the argmax of one-hot labels, or choose the task pixels if",
         ),
         (changed(classes=np.array(["a", "a", "b", "c"])), r"classes must be different strings \[K\], got <U1 \[4\]"),
         (changed(classes=np.arange(4)), r"classes must be different strings \[K\], got int64 \[4\]"),

@@ -1,5 +1,7 @@
 """Labels of every point, in arrays and in folders of masks: found, checked, resized and moved with their images."""
 
+import struct
+import zlib
 from functools import partial
 
 import jax
@@ -10,6 +12,7 @@ from PIL import Image
 
 from experiments.common.recipes import Recipe
 from lowcost.data import Dataset, Split, folder, read_arrays
+from lowcost.data.decoding import read_mask
 from lowcost.train.step import Draw
 
 RNG = np.random.default_rng(0)
@@ -30,17 +33,44 @@ def read(tmp_path, content, **options):
 
 @pytest.mark.parametrize("grid", [(12,), (6, 8), (5, 6, 5)])
 def test_labels_of_the_shape_of_the_grid_are_found(tmp_path, grid):
-    """Without flags: the task, the number of grid axes, and the classes; 255 stays, and every split is checked."""
-    content = arrays(grid)
-    data = read(tmp_path, content)
+    """The number of grid axes and the classes, and but for signals the task; 255 stays, and every split is checked."""
+    content, task = arrays(grid), "pixels" if len(grid) == 1 else "classes"
+    data = read(tmp_path, content, task=task)
     assert (data.task, data.classes, data.image_shape) == ("pixels", ("0", "1", "2"), (*grid, 2))
     assert data.train.labels.dtype == np.uint8
     np.testing.assert_array_equal(data.train.labels, content["train_labels"])
     assert read(tmp_path, content, task="pixels", grid_axes=len(grid)).digest == data.digest
     flat = {name: x[..., 0] if "images" in name else x for name, x in content.items()}
-    assert read(tmp_path, flat | {"classes": np.array(["a", "b", "c"])}).classes == ("a", "b", "c")
+    assert read(tmp_path, flat | {"classes": np.array(["a", "b", "c"])}, task=task).classes == ("a", "b", "c")
     held = data.hold_out(0.5)
     assert held.train.labels.shape[1:] == held.validation.labels.shape[1:] == grid
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (2,), (3,)])
+@pytest.mark.parametrize("grid", [(6, 8), (8, 8), (5, 6, 5)])
+def test_a_last_axis_of_one_label_is_dropped(tmp_path, grid, channels):
+    """Labels of the layout of Keras: the images have the same grid and channels as with labels [N, *grid]."""
+    content = {name: x if "labels" in name else np.resize(x, (6, *grid, *channels)) for name, x in arrays(grid).items()}
+    kept = {name: x[..., None] if "labels" in name else x for name, x in content.items()}
+    for task in ("classes", "pixels"):
+        data = read(tmp_path, kept, task=task)
+        assert (data.task, data.image_shape) == ("pixels", (*grid, *(channels or (1,))))
+        np.testing.assert_array_equal(data.test.labels, content["test_labels"])
+
+
+def test_one_hot_labels_are_no_labels_of_points(tmp_path):
+    """Those of points have the shape of images with channels; those of classes may have the shape of signals."""
+    hint = "take the argmax of one-hot labels, or choose the task pixels if they are classes of points"
+    signals = {"train_images": RNG.normal(size=(20, 8, 3)), "train_labels": np.eye(8, dtype=int)[np.arange(20) % 8]}
+    with pytest.raises(ValueError, match=hint):
+        read(tmp_path, signals, grid_axes=1)
+    classes = RNG.integers(0, 3, (20, 8, 8))
+    images = {"train_images": RNG.normal(size=(20, 8, 8, 3)), "train_labels": np.eye(3, dtype=int)[classes]}
+    with pytest.raises(ValueError, match=hint):
+        read(tmp_path, images)
+    with pytest.raises(ValueError, match=r"must be integers \[20, 8, 8\], .* \[20, 8, 8, 3\]; take the argmax"):
+        read(tmp_path, images, task="pixels")
+    assert read(tmp_path, images | {"train_labels": classes}).image_shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +81,18 @@ def test_labels_of_the_shape_of_the_grid_are_found(tmp_path, grid):
             {"test_labels": np.zeros((6, 6, 7), int)},
             r"test labels must be integers \[6, 6, 8\], .* int64 \[6, 6, 7\]",
         ),
-        ({"train_labels": np.zeros((6, 6, 8), int)}, r"must be of at least two classes, got \('0',\); replace 255"),
-        ({"test_labels": np.full((6, 6, 8), 3)}, r"test labels must be from 0 to 2, or 255 .* got 0..3; renumber"),
+        (
+            dict.fromkeys(("train_labels", "test_labels"), np.zeros((6, 6, 8), int)),
+            r"must be of at least two classes, got \('0',\); replace 255",
+        ),
+        (
+            {"classes": np.array(["a", "b", "c"]), "test_labels": np.full((6, 6, 8), 3)},
+            r"test labels must be from 0 to 2, or 255 .* got 0..3; .* or list all classes in the array classes",
+        ),
+        (
+            {"test_labels": np.full((6, 6, 8), 8)},
+            r"must be most of the numbers up to the largest, 8, got 4 of them; renumber",
+        ),
         (
             {"train_labels": np.full((6, 6, 8), -1)},
             r"train labels must be from 0 to 254, or 255 .* got -1..0",
@@ -64,6 +104,13 @@ def test_labels_of_the_shape_of_the_grid_are_found(tmp_path, grid):
 def test_wrong_labels_of_points_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, arrays((6, 8)) | changes, task="pixels")
+
+
+def test_classes_of_all_parts_count(tmp_path, capsys):
+    """A class that has points in the test part alone is a class, whichever images a random split tests."""
+    data = read(tmp_path, arrays((6, 8)) | {"test_labels": np.full((6, 6, 8), 3)})
+    assert data.classes == ("0", "1", "2", "3")
+    assert "no train images of 3" in capsys.readouterr().err
 
 
 def test_signals_of_several_lengths_have_no_labels_of_points(tmp_path):
@@ -139,28 +186,69 @@ def test_masks_are_cut_and_resized_as_their_images(tmp_path, edge):
         assert between.mean() < 0.3
 
 
+def write_grey(path, pixels, bits):
+    """Writes a PNG file of grey levels with 1, 2, 4 or 8 bits per pixel, which Pillow does not write."""
+    digits = (pixels[..., None] >> np.arange(bits)[::-1]) & 1
+    rows = np.packbits(digits.reshape(len(pixels), -1), axis=1)
+    lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each begins with the number of its filter
+    header = struct.pack(">IIBBBBB", *pixels.shape[::-1], bits, 0, 0, 0, 0)
+    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(lines), b"IEND")
+    sizes = [(struct.pack(">I", len(x) - 4), struct.pack(">I", zlib.crc32(x))) for x in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(a + x + b for (a, b), x in zip(sizes, chunks, strict=True)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_masks_of_few_bits_hold_their_numbers(tmp_path, bits):
+    """Grey levels and palette indices of 1, 2, 4 and 8 bits are the classes as they are in the file."""
+    pixels = (np.arange(5 * 16).reshape(5, 16) % 2**bits).astype(np.uint8)
+    write_grey(tmp_path / "grey.png", pixels, bits)
+    palette = Image.fromarray(pixels)
+    palette.putpalette(RNG.integers(0, 256, 768, np.uint8).tobytes())
+    palette.save(tmp_path / "palette.png", bits=bits)
+    Image.fromarray(pixels).save(tmp_path / "grey.tif")
+    for file in ("grey.png", "palette.png", "grey.tif"):
+        np.testing.assert_array_equal(read_mask(tmp_path / file, (5, 16), (5, 16)), pixels)
+    assert (tmp_path / "grey.png").read_bytes()[24] == (tmp_path / "palette.png").read_bytes()[24] == bits
+
+
 def test_wrong_masks_are_refused(masked_folder):
     """In one line that names the file and the remedy."""
     masks = masked_folder / "train" / "masks"
     original = (masks / "1.png").read_bytes()
     for pixels, message in (
-        (np.zeros((8, 16, 3), np.uint8), "a mask of mode RGB, not one grey level or palette index"),
-        (np.zeros((8, 16), np.float32), "a mask of mode F, not one grey level"),
-        (np.full((8, 16), 256, np.uint16), "a mask of mode I;16, not one grey level"),
-        (np.zeros((16, 8), np.uint8), "a mask of 8 x 16 pixels for an image of 16 x 8"),
+        (np.zeros((8, 16, 3), np.uint8), "one grey level or palette index .*, got mode RGB; convert it to mode L or P"),
+        (np.zeros((8, 16), np.float32), "one grey level .*, got mode F; convert"),
+        (np.full((8, 16), 256, np.uint16), "one grey level .*, got mode I;16; convert"),
+        (np.zeros((16, 8), np.uint8), "16 x 8 pixels, got 8 x 16; resize it to its image's size"),
     ):
         Image.fromarray(pixels).save(masks / "1.png", "TIFF")
-        with pytest.raises(ValueError, match=rf"1.png must be a readable image .*{message}"):
+        with pytest.raises(ValueError, match=rf"1.png must be a mask of {message}"):
             folder(masked_folder)
     (masks / "1.png").write_bytes(original)
     (masks / "2.png").rename(masked_folder / "2.png")
     with pytest.raises(FileNotFoundError, match=r"masks must hold a mask for each image, .* got none for 2.png"):
         folder(masked_folder)
-    (masked_folder / "train" / "classes.txt").write_text("a\na\n")
+    names = masked_folder / "train" / "classes.txt"
+    names.write_bytes("a\nb\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"classes.txt must be UTF-8 text, got 'utf-8' codec .*; save it as such"):
+        folder(masked_folder)
+    names.write_text("a\na\n")
     with pytest.raises(ValueError, match=r"classes.txt must hold a different name in each line, got \('a', 'a'\)"):
         folder(masked_folder)
     with pytest.raises(FileNotFoundError, match="must hold the folders images and masks, got no images"):
         folder(masked_folder / "train" / "masks", task="pixels")
+
+
+@pytest.mark.parametrize("name", ["images", "masks"])
+def test_two_files_of_one_stem_are_refused(masked_folder, name, capsys):
+    """And folders inside are counted."""
+    inner = masked_folder / "train" / name
+    (inner / "more").mkdir()
+    folder(masked_folder)
+    assert f"1 folders inside {name}" in capsys.readouterr().err
+    (inner / "1.bmp").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{name} must hold one file per stem, got 1.bmp and 1.png; rename or remove"):
+        folder(masked_folder)
 
 
 @pytest.mark.parametrize(("shift", "grid"), [("translate", (12,)), ("resized_crop", (8, 10))])

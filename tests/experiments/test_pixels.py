@@ -3,17 +3,21 @@
 import contextlib
 import csv
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import f1_score, jaccard_score
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 import lowcost
 from experiments import deploy, evaluate, export, predict, robustness
-from experiments.common import masks, runs, training
+from experiments.common import masks, pixel_evaluation, runs, training
 from experiments.common.config import TrainConfig
+from experiments.common.inputs import Inputs
+from lowcost.data import Split
 
 GRIDS = {"folder": (8, 8), "arrays": (16,)}
 
@@ -43,6 +47,7 @@ def trained(request, tmp_path_factory):
         np.savez(data_dir, **dict(pairs))
     fields = {"width": (4,), "steps_per_block": 1, "batch_size": 12, "epochs": 6, "learning_rate": 0.03}
     fields |= {"keep_best": True, "class_weights": "auto", "seeds": 2 if request.param == "folder" else 1}
+    fields |= {} if request.param == "folder" else {"task": "pixels"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOWCOST_MEASURE", "0")
         patch.setattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
@@ -84,12 +89,13 @@ def test_the_figures_are_those_of_all_labelled_points(trained, tmp_path, capsys)
 
 
 def test_a_finished_run_is_left_as_it_is(trained, capsys):
-    """The same command, without the task that it has found."""
+    """The same command, which for images leaves out the task that it has found."""
     workdir, *_ = trained
     before = (workdir / "result.json").read_bytes()
     config = runs.trained(workdir).config
     fields = {name: getattr(config, name) for name in ("width", "steps_per_block", "batch_size", "epochs")}
     fields |= {name: getattr(config, name) for name in ("learning_rate", "keep_best", "class_weights", "seeds")}
+    fields |= {} if config.dataset == "folder" else {"task": "pixels"}
     again = TrainConfig(config.dataset, data_dir=config.data_dir, workdir=workdir, **fields)
     assert training.run(again) == 0
     assert "nothing was left to do" in capsys.readouterr().out
@@ -129,7 +135,7 @@ def test_masks_of_a_run_and_of_exported_files(trained, tmp_path, capsys):
 
 
 def test_what_makes_no_sense_is_refused(trained, tmp_path):
-    """Programs for classes; masks without a folder, in place of inputs, and twice under one name."""
+    """Programs for classes; masks without a folder, in place of other files, and twice under one name."""
     workdir, images, _ = trained
     for program in (robustness, deploy):
         with pytest.raises(ValueError, match="must hold a network for classes, got pixels; choose another"):
@@ -143,10 +149,49 @@ def test_what_makes_no_sense_is_refused(trained, tmp_path):
     before = files[0].read_bytes()
     with pytest.raises(ValueError, match=r"--out must be a folder for masks, .* got None; add --out DIR"):
         predict.main(predict.PredictConfig(files, workdir))
-    for inputs, out in ((files[:1], tmp_path / "a"), (files, tmp_path / "masks")):
-        with pytest.raises(FileExistsError, match=r"x.png must be neither an input nor the mask of another input, got"):
+    for inputs, out, got in (
+        (files[:1], tmp_path / "a", "an existing file for .*x.png; choose another"),
+        (files[:1], tmp_path / "b", "an existing file"),
+        (files, tmp_path / "masks", "the masks of .*x.png and .*x.png"),
+    ):
+        with pytest.raises(ValueError, match=rf"x.png must be a new file for one mask, got {got}"):
             predict.main(predict.PredictConfig(inputs, workdir, out=out))
     assert files[0].read_bytes() == before
+    assert not (tmp_path / "masks").exists()
+
+
+def test_the_confusions_of_each_image_are_those_of_the_ensemble(capsys):
+    """By scikit-learn, and the printed line of each network is that of its own predictions."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 5, 4, 6, 3)), rng.integers(0, 3, (5, 4, 6), np.uint8)
+    names = SimpleNamespace(classes=("a", "b", "c"))
+    ready = SimpleNamespace(
+        dataset=names, config=SimpleNamespace(batch_size=5, seed=7), outputs=lambda variables, images: logits
+    )
+    predicted, confusions = pixel_evaluation.report(ready, None, Split(np.zeros((5, 4, 6, 1), np.uint8), labels), print)
+    np.testing.assert_array_equal(predicted, softmax(logits, -1).mean(0).argmax(-1))
+    for found, *pair in zip(confusions, labels, predicted, strict=True):
+        np.testing.assert_array_equal(found, confusion_matrix(*map(np.ravel, pair)))
+    shown = capsys.readouterr().out
+    for i, single in enumerate(logits.argmax(-1)):
+        score = jaccard_score(labels.ravel(), single.ravel(), average="macro")
+        assert f"seed {7 + i}: mean IoU {score:.2%}" in shown
+
+
+def test_masks_of_arrays_replace_no_file(tmp_path):
+    """Which only reading them shows: an input and the mask of another input remain."""
+    classifier = predict.Classifier(lambda x: np.repeat(x, 2, -1), ["a", "b"], Inputs((4, 1), "float32"), "pixels")
+    files = tmp_path / "a" / "x.npy", tmp_path / "b" / "x.npy"
+    for file in files:
+        file.parent.mkdir()
+        np.save(file, np.zeros((2, 4, 1), np.float32))
+    targets = predict.Targets(tmp_path / "a", classifier, files)
+    targets.write(predict.classify(classifier, "a/x.npy[0]", np.zeros((4, 1), np.float32), 1))
+    assert np.load(tmp_path / "a" / "x[0].npy").shape == (4,)
+    for name in ("b/x.npy[0]", "a/x.npy"):
+        with pytest.raises(ValueError, match="must be a new file for one mask, got"):
+            targets.write(predict.classify(classifier, name, np.zeros((4, 1), np.float32), 1))
+    assert np.load(files[0]).shape == (2, 4, 1)
 
 
 def test_the_colours_are_those_of_pascal_voc():

@@ -21,7 +21,7 @@ SHOWN = 8
 
 
 def report(ready: Setup, variables: Any, split: Split, say: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
-    """Prints the figures of all images, and returns the ensemble's predictions and the confusions of each image.
+    """Prints the figures of all images, and returns the predictions of the ensemble and their confusions in each image.
 
     Args:
         ready: the run.
@@ -30,18 +30,22 @@ def report(ready: Setup, variables: Any, split: Split, say: Callable[[str], None
         say: prints.
 
     Returns:
-        uint8 [N, *grid] and int64 [N, K, K].
+        uint8 [N, *grid] and int32 [N, K, K].
     """
     names = [*map(printable, ready.dataset.classes)]
     every = predictions(ready, variables, split.images)
-    confusions = np.stack([[confusion(*pair, len(names)) for pair in zip(split.labels, x, strict=True)] for x in every])
-    *single, together = confusions.sum(1)
+    confusions, single = np.empty((len(split), len(names), len(names)), np.int32), []
+    for predicted in every:  # the ensemble comes last, so that its confusions remain
+        for i, (labels, x) in enumerate(zip(split.labels, predicted, strict=True)):
+            confusions[i] = confusion(labels, x, len(names))
+        single.append(confusions.sum(0))
+    together = single.pop()
     say("\n".join(by_network(np.array(single), together, ready.config.seed)))
     (iou, dice), shares = overlaps(together), evaluation.recall_and_precision(together)
     columns = {"class": names, "points": together.sum(1), "IoU": map(percent, iou), "Dice": map(percent, dice)}
     columns |= dict(zip(("recall", "precision"), (map(percent, x) for x in shares), strict=True))
     say(f"\n{aligned([tuple(columns), *zip(*columns.values(), strict=True)])}\n")
-    return every[-1], confusions[-1]
+    return every[-1], confusions
 
 
 def predictions(ready: Setup, variables: Any, images: np.ndarray) -> np.ndarray:
