@@ -149,7 +149,7 @@ def test_bad_networks_are_refused(arguments, message):
         (
             "explicit_rd",
             {"reach": 4.0},
-            "reach must be 0 for 'explicit_rd', .* got 4.0; use 'implicit_rd'",
+            "reach must be 0 for 'explicit_rd', .* got 4.0; use e.g. 'implicit_rd'",
         ),
         ("implicit_rd", {"reach": -1.0}, "reach must be finite and above 0, got -1.0"),
         ("implicit_rd", {"reach": 1.0, "h": 0.0}, "h must be finite and above 0, got 0.0"),
