@@ -68,7 +68,7 @@ class Config:
     """Data sets of aeon."""
     architectures: tuple[Architecture, ...] = tuple(nn.ARCHITECTURES)
     """Steps of the networks."""
-    channels: tuple[int, ...] = (12, 40)
+    channels: tuple[int, ...] = (12,)
     """Channels of the first of three blocks, one size of network each; each further block has twice as many."""
     steps_per_block: int = 2
     """Depth: steps in each block."""
