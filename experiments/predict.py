@@ -58,7 +58,7 @@ class PredictConfig:
     runtime: Literal["auto", "jax", "onnx"] = "auto"
     """auto: onnxruntime for .onnx files, JAX for all else. onnx: runs and .safetensors files are converted first."""
     top: int = 1
-    """Number of classes to print for each image, the most probable first."""
+    """Number of classes to print for each image, the most probable first. For pixels, all classes are printed."""
     csv: Path | None = None
     """Also write a table to this file."""
     out: Path | None = None
