@@ -295,6 +295,8 @@ def markdown(rows: list[Row], name: str = "segmentation") -> str:
         columns["ms per step"] = lambda row: f"{row['step_milliseconds']:.1f}" if "step_milliseconds" in row else ""
         figure = f"![the image, its labels and predictions]({name}-{task}.png)"
         parts.append(f"## {task.capitalize()}\n\n{table(found, columns)}\n\n{figure}")
+    missing = [task for task in TASKS if task not in {row["task"] for row in rows}]
+    parts += [f"Not measured: {', '.join(missing)}."] if missing else []
     return page(rows, name, "segmentation", tables="\n\n".join(parts), rounds=ROUNDS, **TASKS)
 
 
