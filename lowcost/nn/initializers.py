@@ -8,6 +8,7 @@ step, so that the signal grows about with the square root of the depth.
 
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -103,7 +104,7 @@ def reaching_stencil(h: float, reach: float) -> Initializer:
         ValueError: h or reach is not finite or not above 0; by the initialiser, for a window with fewer than 3 points.
     """
     for name, value in (("h", h), ("reach", reach)):
-        if not (math.isfinite(value) and value > 0):
+        if isinstance(value, numbers.Real) and not (math.isfinite(value) and value > 0):  # an array may be traced
             raise ValueError(f"{name} must be finite and above 0, got {value}; e.g. h=1.0, reach=4.0")
 
     def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
@@ -121,7 +122,7 @@ def reaching_stencil(h: float, reach: float) -> Initializer:
         noise = size * jax.random.normal(key_noise, (len(j), channels))
         noise = NOISE / np.linalg.norm(size) * (noise - size / size.sum() * noise.sum(0, keepdims=True))
         θ = noise + differences @ (m - j.T @ noise)
-        return (reach / math.sqrt(2 * h) * θ).reshape(shape).astype(dtype)
+        return (reach / (2 * h) ** 0.5 * θ).reshape(shape).astype(dtype)
 
     return init
 

@@ -102,6 +102,13 @@ def test_networks_start_with_the_wanted_reach(architecture):
     assert all(differs == ("step" in name and "stencil" in name) for name, differs in names.items())
 
 
+def test_the_time_step_of_a_reach_may_be_traced():
+    """As that of `stable_stencil`, where `jax.jit` traces the module."""
+    sample = jax.jit(lambda h: reaching_stencil(h, 3.0)(jax.random.key(0), (3, 3, 4)))
+    expected = reaching_stencil(2.0, 3.0)(jax.random.key(0), (3, 3, 4))
+    np.testing.assert_allclose(sample(2.0), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_reach_needs_three_points():
     with pytest.raises(
         ValueError, match=r"stencil must have at least 3 points .*got shape \[3, 2, 4\]; use a kernel_size"
