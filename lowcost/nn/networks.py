@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.arguments import ResolventBoundary, check_choice, check_floating, check_time_step, promote
-from lowcost.nn import steps
+from lowcost.nn import reaction_diffusion, steps
 from lowcost.nn.initializers import Initializer, opening_normal, reaching_stencil
+from lowcost.nn.normalization import on_valid
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
-from lowcost.nn.steps import on_valid
 from lowcost.nn.transitions import Classifier, Connecting, Opening, Standardization
 from lowcost.scaling import Moments, are_moments
 
@@ -27,10 +27,10 @@ ARCHITECTURES: dict[Architecture, type[nn.Module]] = {
     "resnet": steps.ResNetStep,
     "mobilenet": steps.MobileNetStep,
     "linear_mix": steps.LinearMixStep,
-    "explicit_rd": steps.ExplicitRDStep,
-    "implicit_rd": steps.ImplicitRDStep,
-    "circulant_rd": steps.CirculantRDStep,
-    "implicit_circulant_rd": steps.ImplicitCirculantRDStep,
+    "explicit_rd": reaction_diffusion.ExplicitRDStep,
+    "implicit_rd": reaction_diffusion.ImplicitRDStep,
+    "circulant_rd": reaction_diffusion.CirculantRDStep,
+    "implicit_circulant_rd": reaction_diffusion.ImplicitCirculantRDStep,
 }
 """The step of each architecture."""
 

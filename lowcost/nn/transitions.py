@@ -10,7 +10,7 @@ import numpy as np
 from lowcost.arguments import promote
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer, opening_normal, stable_stencil
-from lowcost.nn.steps import Normalized, constants, mean_and_variance, on_valid
+from lowcost.nn.normalization import Normalized, constants, mean_and_variance, on_valid
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
 from lowcost.spectral import symbol
