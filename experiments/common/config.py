@@ -107,6 +107,8 @@ class TrainConfig:
     boundary: Literal["periodic", "symmetric"] = "periodic"
     """implicit_rd, implicit_circulant_rd: what lies outside the grid of the diffusion. periodic: the opposite edge.
     symmetric: the mirror image."""
+    zero_mean: bool = False
+    """implicit_rd, implicit_circulant_rd: subtract from each stencil of the steps its average at every evaluation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the features; weights, statistics and sums stay float32."""
     remat: bool = False

@@ -53,6 +53,7 @@ def network(
     reach: float = 0.0,
     kernel_size: int = 3,
     boundary: ResolventBoundary = "periodic",
+    zero_mean: bool = False,
     steps_per_block: int = 4,
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
@@ -76,6 +77,8 @@ def network(
         kernel_size: number of points of the stencils per axis.
         boundary: of the diffusion in implicit steps, "periodic" as in the paper, or "symmetric", with which it does not
             couple opposite edges (`lowcost.depthwise_resolvent`). All other stencils of the network stay periodic.
+        zero_mean: whether implicit steps subtract from each stencil its average over the window, at each evaluation, so
+            that their diffusion keeps the average of each channel.
         steps_per_block: number of steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
@@ -105,8 +108,8 @@ def network(
     Raises:
         TypeError: dtype is not real floating point.
         ValueError: unknown architecture, width, boundary or head, a count below one, h negative or given to
-            "mobilenet", reach negative, reach or boundary for an architecture without implicit steps, moments that are
-            not finite, a deviation that is not above 0, or a masked network with the head "pixels".
+            "mobilenet", reach negative, reach, boundary or zero_mean for an architecture without implicit steps,
+            moments that are not finite, a deviation that is not above 0, or a masked network with the head "pixels".
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -124,13 +127,13 @@ def network(
     num_classes, kernel_size, steps_per_block = counts
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
-    options = _step_options(architecture, h, reach, boundary)
+    options = _step_options(architecture, h, reach=reach, boundary=boundary, zero_mean=zero_mean)
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     sizes = (channels, num_classes, kernel_size, steps_per_block)
     return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked, head)
 
 
-def _step_options(architecture, h, reach, boundary):
+def _step_options(architecture, h, *, reach, boundary, zero_mean):
     """Returns the options of a step that it has, or raises ValueError."""
     check_time_step(h)
     check_choice("boundary", boundary, get_args(ResolventBoundary))
@@ -140,7 +143,8 @@ def _step_options(architecture, h, reach, boundary):
     if reach:
         reaching_stencil(h, reach)  # raises ValueError
     options = {"h": h} if "h" in accepted else {}
-    for name, value, default in (("reach", reach, 0), ("boundary", boundary, "periodic")):
+    implicit = (("reach", reach, 0), ("boundary", boundary, "periodic"), ("zero_mean", zero_mean, False))
+    for name, value, default in implicit:
         if value != default:
             if name not in accepted:
                 expected = f"{name} must be {default!r} for {architecture!r}, whose steps are not implicit (Eq. 11)"

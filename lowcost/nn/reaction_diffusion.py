@@ -104,6 +104,13 @@ class _ImplicitReactionDiffusion(_ReactionDiffusion):
 
     reach: float = 0.0
     boundary: ResolventBoundary = "periodic"
+    zero_mean: bool = False
+
+    @nn.nowrap
+    def _stencil(self, y: jax.Array | None = None) -> jax.Array:
+        stencil = super()._stencil(y)
+        axes = tuple(range(stencil.ndim - 1))
+        return stencil - stencil.mean(axes, keepdims=True) if self.zero_mean else stencil
 
     @nn.nowrap
     def _stencil_init(self) -> Initializer:
@@ -138,6 +145,8 @@ class ImplicitRDStep(_ImplicitReactionDiffusion):
         reach: radius of the Green's function before training, in pixels, by `initializers.reaching_stencil`; 0 for
             `initializers.stable_stencil`, whose radius is mostly below one pixel.
         boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
+        zero_mean: whether K has the stencil minus its average over the window, θ_j - Σ_i θ_i / |window|, at each
+            evaluation. Then λ₀ = 0: the step keeps the average of each channel over the grid.
     """
 
 
@@ -162,7 +171,7 @@ class ImplicitCirculantRDStep(_ImplicitReactionDiffusion):
     "shared_stencil" is φ = θ·√C for the stencil θ of K_circ, as in `CirculantRDStep`.
 
     Attributes:
-        h, kernel_size, reach, boundary: as in `ImplicitRDStep`.
+        h, kernel_size, reach, boundary, zero_mean: as in `ImplicitRDStep`.
     """
 
     _circulant = True

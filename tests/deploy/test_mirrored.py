@@ -145,24 +145,25 @@ def test_cost_by_matrix_products(trained, architecture, shape):
 
 def test_saved_with_a_format_of_its_own(trained):
     """Earlier versions refuse the file, rather than compute with the periodic grid; other files stay as they are."""
-    for boundary, number in (("symmetric", "3"), ("periodic", "1")):
-        net, variables = trained("implicit_rd", (8, 8, 3), boundary=boundary)
+    for options, number in (({"boundary": "symmetric"}, "3"), ({"zero_mean": True}, "3"), ({}, "1")):
+        net, variables = trained("implicit_rd", (8, 8, 3), **options)
         about = {"classes": tuple("abcde"), "image_shape": (8, 8, 3), "preprocessing": "{}"}
         content = packaged.encode(packaged.Loaded(net=net, variables=variables, **about))
         assert packaged.decode(content, "file").net == net
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         assert metadata["format"] == number
-        assert json.loads(metadata["network"]).get("boundary", "periodic") == boundary
+        assert options.items() <= json.loads(metadata["network"]).items()
 
 
 def test_what_has_no_implicit_step_is_refused():
-    for architecture in ARCHITECTURES:
-        make = partial(network, architecture, (2, 4), 3, boundary="symmetric")
-        if architecture.startswith("implicit"):
-            assert make().step.keywords["boundary"] == "symmetric"
-            continue
-        message = f"boundary must be 'periodic' for '{architecture}', .* not implicit .* got 'symmetric'; use"
-        with pytest.raises(ValueError, match=message):
-            make()
+    for name, value, default in (("boundary", "symmetric", "'periodic'"), ("zero_mean", True, "False")):
+        for architecture in ARCHITECTURES:
+            make = partial(network, architecture, (2, 4), 3, **{name: value})
+            if architecture.startswith("implicit"):
+                assert make().step.keywords[name] == value
+                continue
+            message = f"{name} must be {default} for '{architecture}', .* not implicit .* got {value!r}; use"
+            with pytest.raises(ValueError, match=message):
+                make()
     with pytest.raises(ValueError, match="boundary must be one of 'periodic', 'symmetric' here, got 'reflect'"):
         network("implicit_rd", (2, 4), 3, boundary="reflect")

@@ -12,7 +12,8 @@ import pytest
 import lowcost
 from lowcost import analysis
 from lowcost.analysis import max_stable_step
-from lowcost.nn import ARCHITECTURES, network, network_cost
+from lowcost.nn import ARCHITECTURES, ImplicitCirculantRDStep, ImplicitRDStep, network, network_cost
+from lowcost.nn import operations as ops
 from lowcost.nn.initializers import stable_shared_stencil, stable_stencil
 from lowcost.spectral import circulant_symbol, symbol
 from lowcost.train.state import count_weights
@@ -319,3 +320,21 @@ def test_steps_report_the_symbol_of_their_convolutions(architecture):
     else:
         expected = analysis.transfer_matrix(partial(lowcost.depthwise, weights["stencil"]), grid, c)
         np.testing.assert_allclose(λ, np.diagonal(expected, axis1=-2, axis2=-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [ImplicitRDStep, ImplicitCirculantRDStep])
+def test_zero_mean(step):
+    """The step is that of the stencil minus its average, as a module and at inference; it keeps each channel's mean."""
+    y = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
+    free, projected = step(h=2.0), step(h=2.0, zero_mean=True)
+    variables = free.init(jax.random.key(1), y, train=False)
+    (name,) = set(variables["params"]) - {"reaction"}
+    θ = variables["params"][name]
+    centred = {**variables, "params": {**variables["params"], name: θ - θ.mean((0, 1), keepdims=True)}}
+    got = projected.apply(variables, y, train=False)
+    np.testing.assert_array_equal(got, free.apply(centred, y, train=False))
+    np.testing.assert_allclose(ops.run(projected.bind(variables).operations((6, 5)), y), got, atol=1e-5)
+    np.testing.assert_allclose(projected.bind(variables).symbol((6, 5))[0, 0], 0, atol=1e-6)
+    reaction = projected.bind(variables).reaction(y, train=False)
+    np.testing.assert_allclose(got.mean((1, 2)), (y + 2 * reaction).mean((1, 2)), atol=1e-5)
+    assert not np.allclose(got, free.apply(variables, y, train=False), atol=1e-3)
