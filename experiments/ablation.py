@@ -37,8 +37,8 @@ class Config:
     length: int | None = None
     """arrays: resample every signal to this number of points, as in training."""
     study: Study = "recipe"
-    """What changes. recipe: one ingredient of the fast recipe. reach: the reach of the implicit steps, the points of
-    their stencils, and the time step."""
+    """What changes. recipe: one ingredient of the fast recipe. reach: the reach of the implicit steps, the points,
+    the boundary and the mean of their stencils, and the time step."""
     architecture: Architecture = "implicit_rd"
     """Network, as in training."""
     train_images: int | None = None
