@@ -7,6 +7,7 @@ Ingredients that act only after more epochs are left out.
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import tyro
 
 from experiments.common import entry, recipes, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived
+from experiments.common.files import read_rows
 from experiments.common.results import Columns, Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
@@ -43,6 +45,9 @@ class Config:
     """Network, as in training."""
     train_images: int | None = None
     """Number of training images. None: all."""
+    validation_share: float = 0.0
+    """Share of these images that training leaves out, and on which the variants are compared. With 0 the table shows
+    test images alone, by which nothing should be chosen."""
     epochs: int = 8
     """Epochs of every variant."""
     seeds: int = 3
@@ -69,6 +74,14 @@ def main(config: Config) -> int:
         result = Result(run.directory() / "result.json")
         del result["recipe"], result["peak_memory_gib"]  # the memory is that of all variants before, too
         about = {"study": config.study, "variant": names[run], "images": config.images or config.dataset}
+        last = read_rows(run.directory() / "metrics.jsonl")[-1]
+        if "validation_accuracy" in last:
+            found = last.get("validation_accuracy_seeds", [last["validation_accuracy"]])
+            about["validation_accuracies"] = found
+            about |= {
+                "validation_accuracy": mean(found),
+                "validation_accuracy_std": stdev(found) if found[1:] else None,
+            }
         results.add([{**about, "flags": f"{config.dataset} {results.flags}", **result}])
 
     first, *others = runs.values()
@@ -82,6 +95,7 @@ def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
     group += f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
     group += "" if config.train_images is None else f"-{config.train_images}images"
     group += "" if config.length is None else f"-{config.length}points"
+    group += f"-validation{config.validation_share:g}" if config.validation_share else ""
     fields, runs = {field.name for field in dataclasses.fields(TrainConfig)}, {}
     for name, changes in VARIANTS[config.study].items():
         base: RecipeName = "paper" if name == "paper" else "fast"
@@ -99,18 +113,21 @@ def markdown(rows: list[Row], name: str = "ablation") -> str:
     """Returns the page: each variant beside the first one of its study; and the variants that are missing."""
     first = rows[0]
     study: Study = first.get("study", "recipe")
+    part = "validation" if "validation_accuracies" in first else "test"
 
     def difference(row: Row) -> str:
-        pairs = zip(row["test_accuracies"], first["test_accuracies"], strict=True)
+        pairs = zip(row[f"{part}_accuracies"], first[f"{part}_accuracies"], strict=True)
         values = [100 * (x - y) for x, y in pairs]
         error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
         return "" if row is first else f"{mean(values):+.2f}{error}"
 
     columns: Columns = {study: "{variant}", "weights": "{weights:,}"} if study == "reach" else {study: "{variant}"}
-    columns = {**columns, "test accuracy": accuracy, "difference": difference}
+    columns |= {f"{part} accuracy": partial(accuracy, part=part), "difference": difference, "test accuracy": accuracy}
     missing = [variant for variant in VARIANTS[study] if variant not in {row["variant"] for row in rows}]
     note = f"\n\nNot measured: {', '.join(missing)}." if missing else ""
-    parts = {"seeds": len(first["test_accuracies"]), "study": study, "table": table(rows, columns) + note}
+    compared = f"{first['validation_images']:,} other training images" if part == "validation" else "the test images"
+    parts = {"seeds": len(first["test_accuracies"]), "study": study, "compared": compared}
+    parts["table"] = table(rows, columns) + note
     return page(rows, name, "ablation", **parts)
 
 

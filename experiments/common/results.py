@@ -104,10 +104,10 @@ def table(rows: Sequence[Row], columns: Columns, *, text: int = 1) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(columns), alignment, *cells])
 
 
-def accuracy(row: Row) -> str:
-    """Returns the test accuracy of a result in percent, with the standard deviation if there are several seeds."""
-    deviation = row["test_accuracy_std"]
-    return f"{100 * row['test_accuracy']:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}") + " %"
+def accuracy(row: Row, part: str = "test") -> str:
+    """Returns the accuracy of a result in percent, with the standard deviation if there are several seeds."""
+    deviation = row[f"{part}_accuracy_std"]
+    return f"{100 * row[f'{part}_accuracy']:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}") + " %"
 
 
 def source(rows: Sequence[Row], name: str) -> str:

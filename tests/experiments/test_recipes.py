@@ -304,4 +304,20 @@ def test_the_table_compares_seed_by_seed():
     assert "| fast | 60.00 ± 10.00 % |  |" in table
     assert "| other | 50.00 ± 10.00 % | -10.00 ± 0.00 |" in table
     assert "Not measured: without whitening of the opening" in table
+    assert "on the test images, and" in table
     assert "\nMade by `python -m experiments.ablation digits --epochs 2`.\n" in table
+
+
+def test_the_table_compares_on_validation_images():
+    """Where there are some; the test accuracy is beside it."""
+    common = {"architecture": "a", "width": "A", "images": "d", "epochs": 2, "train_images": 9, "test_images": 8}
+    common |= {"device": "x", "flags": "digits", "validation_images": 7, "validation_accuracy_std": None}
+    common |= {"test_accuracy_std": None, "test_accuracy": 0.5, "test_accuracies": [0.5]}
+    first, other = (
+        common | {"variant": name, "validation_accuracy": share, "validation_accuracies": [share]}
+        for name, share in (("fast", 0.25), ("other", 0.75))
+    )
+    page = markdown([first, other])
+    assert "7 other training images" in page
+    assert "| fast | 25.00 % |  | 50.00 % |" in page
+    assert "| other | 75.00 % | +50.00 | 50.00 % |" in page
