@@ -17,7 +17,7 @@ import tyro
 from experiments.common import entry, recipes, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived
 from experiments.common.files import read_rows
-from experiments.common.results import Columns, Results, Row, accuracy, page, table
+from experiments.common.results import Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
 Study = Literal["recipe", "reach"]
@@ -75,18 +75,19 @@ def main(config: Config) -> int:
         del result["recipe"], result["peak_memory_gib"]  # the memory is that of all variants before, too
         about = {"study": config.study, "variant": names[run], "images": config.images or config.dataset}
         last = read_rows(run.directory() / "metrics.jsonl")[-1]
-        if "validation_accuracy" in last:
-            found = last.get("validation_accuracy_seeds", [last["validation_accuracy"]])
-            about["validation_accuracies"] = found
-            about |= {
-                "validation_accuracy": mean(found),
-                "validation_accuracy_std": stdev(found) if found[1:] else None,
-            }
-        results.add([{**about, "flags": f"{config.dataset} {results.flags}", **result}])
+        validation = _validation(last) if "validation_accuracy" in last else {}
+        results.add([{**about, "flags": f"{config.dataset} {results.flags}", **result, **validation}])
 
     first, *others = runs.values()
     # nothing can be compared with a first run that failed
     return training.run_all([first], training.run, report) or training.run_all(others, training.run, report)
+
+
+def _validation(last: Row) -> Row:
+    """Returns the accuracies on the validation images after the last epoch."""
+    found = last.get("validation_accuracy_seeds", [last["validation_accuracy"]])
+    deviation = stdev(found) if len(found) > 1 else None
+    return {"validation_accuracy": mean(found), "validation_accuracy_std": deviation, "validation_accuracies": found}
 
 
 def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
@@ -121,7 +122,7 @@ def markdown(rows: list[Row], name: str = "ablation") -> str:
         error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
         return "" if row is first else f"{mean(values):+.2f}{error}"
 
-    columns: Columns = {study: "{variant}", "weights": "{weights:,}"} if study == "reach" else {study: "{variant}"}
+    columns: dict[str, Any] = {study: "{variant}"} | ({"weights": "{weights:,}"} if study == "reach" else {})
     columns |= {f"{part} accuracy": partial(accuracy, part=part), "difference": difference, "test accuracy": accuracy}
     missing = [variant for variant in VARIANTS[study] if variant not in {row["variant"] for row in rows}]
     note = f"\n\nNot measured: {', '.join(missing)}." if missing else ""
