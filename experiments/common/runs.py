@@ -262,7 +262,9 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
         about: the data set, see `describe`.
         options: of the network.
     """
-    options |= values(config, "h", "reach", "kernel_size", "boundary", "zero_mean", "steps_per_block", "remat")
+    options |= values(
+        config, "h", "reach", "kernel_size", "boundary", "zero_mean", "decoder", "steps_per_block", "remat"
+    )
     options["head"] = "pixels" if config.task == "pixels" else "class"
     net = nn.network(config.architecture, config.width, len(about["classes"]), dtype=jnp.dtype(config.dtype), **options)
     optimizer = recipe.transformation(config.epochs or 0, about["train"] // config.batch_size)

@@ -19,11 +19,13 @@ class FoldedLayer(NamedTuple):
         name: of the Flax module.
         operations: to apply one after another.
         lipschitz: ‖f(y) - f(z)‖ ≤ lipschitz · ‖y - z‖ of the layer as trained.
+        skip: as in `lowcost.nn.networks.Layer`.
     """
 
     name: str
     operations: tuple[Operation, ...]
     lipschitz: float
+    skip: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,9 +46,13 @@ class Folded:
         Raises:
             ValueError: images of another shape.
         """
-        y = self.checked(images)
+        y, skips = self.checked(images), []
         for layer in self.layers:
+            if layer.skip > 0:
+                skips.append(y)
             y = run(layer.operations, y)
+            if layer.skip < 0:
+                y = y + skips.pop()
         return y
 
     def checked(self, images: jax.Array) -> jax.Array:
@@ -85,7 +91,8 @@ def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int])
     layers = []
     for layer in bound_layers(net, variables, image_shape):
         operations = layer.operations()
-        layers.append(FoldedLayer(layer.name, tuple(map(_with_stencil, operations)), lipschitz(operations, layer.grid)))
+        bound = lipschitz(operations, layer.grid)
+        layers.append(FoldedLayer(layer.name, tuple(map(_with_stencil, operations)), bound, layer.skip))
     return Folded(tuple(layers), tuple(image_shape))
 
 

@@ -72,7 +72,7 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         ValueError, OSError: as in `load`.
     """
     config, result = flat(configuration(workdir)), workdir / "result.json"
-    names = ("h", "kernel_size", "boundary", "zero_mean", "steps_per_block", "dtype")
+    names = ("h", "kernel_size", "boundary", "zero_mean", "decoder", "steps_per_block", "dtype")
     options: Json = {name: config[name] for name in names if name in config}
     options["head"] = "pixels" if config.get("task") == "pixels" else "class"
     options |= {"moments": as_tuples(config.get("data.moments")), "masked": config.get("data.masked", False)}

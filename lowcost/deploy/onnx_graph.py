@@ -61,10 +61,14 @@ def to_onnx(
         raise ValueError(f"{expected}, got {opset}; choose one that the runtime reads")
     helper, number = onnx.helper, onnx.TensorProto.FLOAT
     graph = _Graph(onnx, bits, folded.image_shape)
-    y = "images"
+    y, skips = "images", []
     for layer in folded.layers:
         graph.scope = layer.name
+        if layer.skip > 0:
+            skips.append(y)
         y = graph.run(layer.operations, y)
+        if layer.skip < 0:
+            y = graph.alike("Add", y, skips.pop())
     y = graph.viewed(y, (*graph.grid, graph.views[y][-1]))
     graph.nodes[-1].output[0] = "logits"
     images = helper.make_tensor_value_info("images", number, ["batch", *folded.image_shape])
@@ -157,6 +161,13 @@ class _Graph:
                 total, points = self.node("ReduceSum", y, axes, keepdims=0, view=self.views[y][-1:]), self.grid
                 self.grid = ()
                 return self.alike("Mul", total, 1 / math.prod(points))
+            case ops.Upsample(grid):
+                y = self.viewed(y, (*self.grid, self.views[y][-1]))
+                for axis, n in enumerate(grid, 1):
+                    view = (*grid[:axis], *self.grid[axis:], self.views[y][-1])
+                    y = self.node("Gather", y, np.arange(n) // 2, axis=axis, view=view)
+                self.grid = grid
+                return y
             case ops.Sum(branches):
                 terms = [self.run(branch, y) for branch in branches]
                 return reduce(lambda a, b: self.alike("Add", a, b), reversed(terms))

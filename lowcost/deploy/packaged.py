@@ -290,6 +290,7 @@ def _options(net: Network) -> dict[str, Any]:
         "steps_per_block": net.steps_per_block,
         "dtype": jnp.dtype(net.dtype).name,
         **({} if net.head == "class" else {"head": net.head}),
+        **({"decoder": True} if net.decoder else {}),
         **keywords,
     }
     made = network(**options) if options["architecture"] else None

@@ -89,8 +89,10 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
     Raises:
         ValueError: images of another shape than the network was folded for.
     """
-    y, error, layers = truncated.checked(images), jnp.zeros(len(images)), {}
+    y, error, layers, skips = truncated.checked(images), jnp.zeros(len(images)), {}, []
     for layer in truncated.layers:
+        if layer.skip > 0:
+            skips.append((y, error))
         new = jnp.zeros(len(images))
         for operation in layer.operations:
             if isinstance(operation, Depthwise) and operation.dropped is not None:
@@ -99,4 +101,6 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
             y = operation(y)
         layers[layer.name] = new
         error = layer.lipschitz * error + new
+        if layer.skip < 0:
+            y, error = jax.tree.map(jnp.add, (y, error), skips.pop())
     return Certified(y, error, layers)

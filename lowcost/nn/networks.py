@@ -15,7 +15,7 @@ from lowcost.nn import reaction_diffusion, steps
 from lowcost.nn.initializers import Initializer, opening_normal, reaching_stencil
 from lowcost.nn.normalization import on_valid
 from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
-from lowcost.nn.transitions import Classifier, Connecting, Opening, Standardization
+from lowcost.nn.transitions import Classifier, Connecting, Expanding, Opening, Standardization
 from lowcost.scaling import Moments, are_moments
 
 Architecture = Literal[
@@ -40,6 +40,9 @@ Width = Literal["A", "B", "C"]
 WIDTHS: dict[Width, tuple[int, ...]] = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 """The channels of each block, by width."""
 
+Masks = dict[str, jax.Array]
+"""{"mask": where features are valid, [B, *grid, 1]}, or {} if they all are."""
+
 Head = Literal["class", "pixels"]
 """What a network classifies: the whole image, or each of its points."""
 
@@ -61,6 +64,7 @@ def network(
     moments: Moments | None = None,
     masked: bool = False,
     head: Head = "class",
+    decoder: bool = False,
 ) -> "Network":
     """Returns the network of Section 4: a Flax module with the map images → logits.
 
@@ -94,22 +98,26 @@ def network(
             the mask. The network appends padding, so that the ends of the longest signal do not meet on the periodic
             grid. Outputs do not depend on the amount of padding. The implicit steps are an exception: they reach every
             point of the padded grid.
-        head: "class" for one vector of logits per image, or "pixels" for one per point (dense prediction). The network
-            then has no poolings, and all blocks have the grid of the images; names and shapes of the weights are the
-            same.
+        head: "class" for one vector of logits per image, or "pixels" for one per point (dense prediction). Without a
+            decoder the network then has no poolings, and all blocks have the grid of the images; names and shapes of
+            the weights are the same.
+        decoder: whether a network with the head "pixels" keeps the poolings between its blocks, so that its steps cost
+            less. For each pooling an expanding layer then returns to the grid before it, adds the features from there,
+            and a block of steps follows (a U-Net).
 
     Returns:
         A Flax module, images [B, *grid, C_in] → logits [B, num_classes], or [B, *grid, num_classes] with the head
         "pixels". The images are in [0, 1] unless there are moments. The grid has one to three axes. Unless masked, each
         has at least max(5, (kernel_size - 1)·2^(blocks - 1) + 1) points: the opening's stencil has 5 points, and each
         block after the first has half of the points of the block before it, rounded up. With the head "pixels", each
-        has at least max(5, kernel_size) points.
+        and no decoder, each has at least max(5, kernel_size) points.
 
     Raises:
         TypeError: dtype is not real floating point.
         ValueError: unknown architecture, width, boundary or head, a count below one, h negative or given to
             "mobilenet", reach negative, reach, boundary or zero_mean for an architecture without implicit steps,
-            moments that are not finite, a deviation that is not above 0, or a masked network with the head "pixels".
+            moments that are not finite, a deviation that is not above 0, a masked network with the head "pixels", or a
+            decoder with the head "class".
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -122,6 +130,8 @@ def network(
     if masked and head == "pixels":
         remedy = "resample the signals to one length, or choose the head 'class'"
         raise ValueError(f"masked must be False for the head 'pixels', got {masked}; {remedy}")
+    if decoder and head != "pixels":
+        raise ValueError(f"decoder must be False for the head {head!r}, got {decoder}; choose the head 'pixels'")
     channels = block_channels(width)
     counts = _whole_numbers(num_classes=num_classes, kernel_size=kernel_size, steps_per_block=steps_per_block)
     num_classes, kernel_size, steps_per_block = counts
@@ -130,7 +140,7 @@ def network(
     options = _step_options(architecture, h, reach=reach, boundary=boundary, zero_mean=zero_mean)
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     sizes = (channels, num_classes, kernel_size, steps_per_block)
-    return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked, head)
+    return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked, head, decoder)
 
 
 def _step_options(architecture, h, *, reach, boundary, zero_mean):
@@ -203,7 +213,8 @@ class Network(nn.Module):
     Attributes:
         step: (name) → the module of a step, e.g. the class of a step of your own (see `lowcost.nn.steps`).
         channels: channels of each block.
-        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments, masked, head: as in `network`.
+        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments, masked, head, decoder: as in
+            `network`.
     """
 
     step: Callable[..., nn.Module]
@@ -217,6 +228,7 @@ class Network(nn.Module):
     moments: Moments | None = None
     masked: bool = False
     head: Head = "class"
+    decoder: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -224,29 +236,48 @@ class Network(nn.Module):
         channels = block_channels(self.channels)
         # Enough for the stencil of each block, and for the opening's.
         padding = max(2, self.kernel_size * 2 ** (len(channels) - 1)) if self.masked else 0
-        _check_images(images, channels, self.kernel_size, padding, halves=self.head == "class")
+        _check_images(images, channels, self.kernel_size, padding, halves=self.pools)
         if padding:
             images = jnp.pad(images, [(0, 0), *[(0, padding)] * (images.ndim - 2), (0, 0)])
         y, mask = (images[..., :-1], images[..., -1:] > 0) if self.masked else (images, None)
         if self.moments is not None:
             y = Standardization(*self.moments, name="standardization")(y)
 
-        def block(net: Network, y: jax.Array, number: int, masks: dict[str, jax.Array]) -> jax.Array:
+        def steps(net: Network, y: jax.Array, name: str, masks: Masks) -> jax.Array:
             for j in range(net.steps_per_block):
-                step = net.step(name=f"block{number}_step{j + 1}")
+                step = net.step(name=f"{name}_step{j + 1}")
                 y = on_valid(step(y, train=train, **masks), masks.get("mask"))
+            return y
+
+        def block(net: Network, y: jax.Array, number: int, masks: Masks) -> tuple[jax.Array, jax.Array]:
+            y = steps(net, y, f"block{number}", masks)
+            if net.decoder and number == len(channels):
+                return y, y
             pooling = None
-            if net.head == "class":
+            if net.pools:
                 pooling = AveragePool() if number < len(channels) else GlobalAveragePool()
-            return Connecting(pooling, net.kernel_size, name=f"block{number}_connecting")(y, train=train, **masks)
+            connecting = Connecting(pooling, net.kernel_size, int(net.decoder), name=f"block{number}_connecting")
+            return y, connecting(y, train=train, **masks)
 
         opening = Opening(channels[0], stencil_init=self.opening_init, name="opening")
         y = opening(on_valid(y, mask).astype(self.dtype), train=train, mask=mask)
-        run = nn.remat(block, static_argnums=2) if self.remat else block
+        remat = partial(nn.remat, static_argnums=2) if self.remat else lambda function: function
+        skips = []
         for number in range(1, len(channels) + 1):
-            y = run(self, y, number, {} if mask is None else {"mask": mask})
+            skip, y = remat(block)(self, y, number, {} if mask is None else {"mask": mask})
+            skips.append(skip)
             mask = None if mask is None else AveragePool()(promote(mask)) > 0
+        if self.decoder:
+            for number, skip in reversed(list(enumerate(skips[:-1], 1))):
+                expanding = Expanding(skip.shape[1:-1], name=f"decoder{number}_expanding")
+                y = remat(steps)(self, skip + expanding(y, train=train), f"decoder{number}", {})
+            y = Connecting(None, self.kernel_size, name="decoder1_connecting")(y, train=train)
         return Classifier(self.num_classes, name="classifier")(y)
+
+    @property
+    def pools(self) -> bool:
+        """Whether there are poolings between the blocks."""
+        return self.head == "class" or self.decoder
 
 
 def _check_images(images, channels, kernel_size, padding, *, halves):
@@ -288,6 +319,11 @@ class Layer(NamedTuple):
     module: nn.Module
     grid: tuple[int, ...]
 
+    @property
+    def skip(self) -> int:
+        """1 if the layer's input is kept, -1 if the input that was kept last is added to its result, else 0."""
+        return getattr(self.module, "skip", 0)
+
     def operations(self) -> tuple[Operation, ...]:
         """Returns what the layer computes at inference.
 
@@ -303,6 +339,8 @@ class Layer(NamedTuple):
 
 def bound_layers(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> list[Layer]:
     """net = layer_L ∘ … ∘ layer₁: returns the layers of Section 4's network in the order in which they are applied.
+
+    In a network with a decoder, the results of some layers are sums, see `Layer.skip`.
 
     Args:
         net: the network.

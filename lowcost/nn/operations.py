@@ -259,6 +259,23 @@ class GlobalAveragePool:
 
 
 @dataclass(frozen=True, eq=False)
+class Upsample:
+    """z_x = y_⌊x/2⌋ along each axis: repeats every pixel, the 2ᵈ-fold adjoint of the average over whole windows.
+
+    Attributes:
+        grid: points per axis of the result; those of y are half as many, rounded up.
+    """
+
+    grid: tuple[int, ...]
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """[B, *⌈grid / 2⌉, C] → [B, *grid, C]."""
+        for axis in range(1, y.ndim - 1):
+            y = jnp.repeat(y, 2, axis)
+        return y[:, *map(slice, self.grid)]
+
+
+@dataclass(frozen=True, eq=False)
 class Sum:
     """Σ f(y) over its branches f; a branch without operations is y itself, as in Eq. (1).
 
@@ -289,7 +306,17 @@ class Concatenate:
 
 
 Operation = (
-    Convolution | Depthwise | Pointwise | Scale | Filter | Relu | AveragePool | GlobalAveragePool | Sum | Concatenate
+    Convolution
+    | Depthwise
+    | Pointwise
+    | Scale
+    | Filter
+    | Relu
+    | AveragePool
+    | GlobalAveragePool
+    | Upsample
+    | Sum
+    | Concatenate
 )
 
 

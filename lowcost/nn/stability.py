@@ -27,6 +27,7 @@ class LayerBounds(NamedTuple):
             its boundary is "symmetric".
         amplification: smallest and largest factor R(h|λ|²) of its linear part.
         stable: whether |R| ≤ 1 for every frequency; for the explicit step, whether h·max|λ|² ≤ 2.
+        skip: as in `networks.Layer`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LayerBounds(NamedTuple):
     stiffness: float | None = None
     amplification: tuple[float, float] | None = None
     stable: bool = True
+    skip: int = 0
 
 
 class StabilityReport(NamedTuple):
@@ -47,8 +49,18 @@ class StabilityReport(NamedTuple):
 
     @property
     def lipschitz(self) -> float:
-        """Π of the layers' bounds: ‖net(y) - net(z)‖ ≤ lipschitz · ‖y - z‖ for any two images."""
-        return math.prod(layer.lipschitz for layer in self.layers)
+        """Π of the layers' bounds: ‖net(y) - net(z)‖ ≤ lipschitz · ‖y - z‖ for any two images.
+
+        Where features from before a pooling are added, so is their bound.
+        """
+        bound, skips = 1.0, []
+        for layer in self.layers:
+            if layer.skip > 0:
+                skips.append(bound)
+            bound *= layer.lipschitz
+            if layer.skip < 0:
+                bound += skips.pop()
+        return bound
 
     @property
     def unstable(self) -> tuple[str, ...]:
@@ -87,7 +99,7 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
         operations = layer.operations()
         if net.masked:  # the average of a window with a single valid point has norm 1
             operations = tuple(x for x in operations if not isinstance(x, ops.AveragePool | ops.GlobalAveragePool))
-        bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid))
+        bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid), skip=layer.skip)
         if filters := _filters(operations):
             factors = np.concatenate([x.symbol.ravel() for x in filters])
             stiffness = float(max(x.decay.max() for x in filters))
@@ -118,6 +130,8 @@ def _bound(operation, grid):
             return 2 ** (-sum(n % 2 == 0 for n in grid) / 2)  # the last window of an odd axis has one point
         case ops.GlobalAveragePool():
             return math.prod(grid) ** -0.5
+        case ops.Upsample(larger):
+            return 2 ** (sum(n > 1 for n in larger) / 2)
         case ops.Depthwise(stencil=θ, boundary="symmetric"):  # the image and its 2ᵈ - 1 mirror images are filtered
             return 2 ** (len(grid) / 2) * _norm(symbol(jnp.asarray(θ), [2 * n for n in grid]), grid)
         case ops.Filter():

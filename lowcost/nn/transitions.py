@@ -1,11 +1,18 @@
-"""The layers of Section 4's network around its blocks: standardization, opening, connecting, classifier."""
+"""The layers of Section 4's network around its blocks: standardization, opening, connecting, classifier.
+
+With the head "pixels" there may also be a decoder. Its expanding layers return to the grids of the blocks, and to the
+result of each the features are added that the connecting layer of that grid received. `skip` is 1 for layers whose
+input is kept for that, and -1 for layers to whose result it is added.
+"""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.initializers import lecun_normal
 
 from lowcost.arguments import promote
 from lowcost.nn import operations as ops
@@ -13,6 +20,7 @@ from lowcost.nn.initializers import Initializer, opening_normal, stable_stencil
 from lowcost.nn.normalization import Normalized, constants, mean_and_variance, on_valid
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
+from lowcost.operators.pointwise import pointwise
 from lowcost.spectral import symbol
 
 
@@ -76,10 +84,12 @@ class Connecting(Normalized):
         pooling: `AveragePool()`, of 2x2 pixels, between two blocks; `GlobalAveragePool()` after the last block; None to
             keep every pixel.
         kernel_size: points of the stencil per axis.
+        skip: 1 if the decoder needs the layer's input.
     """
 
     pooling: ops.AveragePool | ops.GlobalAveragePool | None
     kernel_size: int = 3
+    skip: int = 0
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -111,6 +121,28 @@ class Connecting(Normalized):
         (a1, a2), (b1, b2) = (np.split(x, 2) for x in self.normalize.scale_and_shift())
         doubled = ops.Concatenate(((ops.Scale(a1, b1),), (ops.Depthwise(a2 * stencil, b2),)))
         return (doubled,) if self.pooling is None else (doubled, self.pooling)
+
+
+class Expanding(Normalized):
+    """x_⌊i/2⌋ with x = N(M y): halves the channels and repeats every pixel; the counterpart of `Connecting`.
+
+    Attributes:
+        grid: points per axis of the result; those of y are half as many, rounded up.
+    """
+
+    grid: tuple[int, ...]
+    skip: ClassVar[int] = -1
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        """[B, *⌈grid / 2⌉, 2C] → [B, *grid, C]."""
+        matrix = self.param("matrix", lecun_normal(), (y.shape[-1], y.shape[-1] // 2), jnp.float32)
+        return ops.Upsample(self.grid)(self.normalize(pointwise(matrix.astype(y.dtype), y), train=train))
+
+    def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
+        """a ⊙ (M y) + b, then every pixel is repeated."""
+        (matrix,), (a, b) = constants(self, "matrix"), self.normalize.scale_and_shift()
+        return ops.Pointwise(a * matrix, b), ops.Upsample(self.grid)
 
 
 class Classifier(nn.Dense):

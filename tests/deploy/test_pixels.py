@@ -11,23 +11,29 @@ from cases import QUICK
 
 import lowcost
 from lowcost.deploy import certified, fold, to_onnx, to_stablehlo, truncate
-from lowcost.nn import network, network_cost, stability_report
+from lowcost.nn import bound_layers, network, network_cost, stability_report
 
 jit = partial(jax.jit, compiler_options=QUICK)
-CASES = [("circulant_rd", (12, 2)), ("explicit_rd", (5, 6, 5, 1))]
+DECODER = {"decoder": True, "width": (2, 4, 8)}
+CASES = [
+    ("circulant_rd", (12, 2), {}),
+    ("explicit_rd", (5, 6, 5, 1), {}),
+    ("implicit_rd", (12, 20, 2), DECODER),
+    ("linear_mix", (9, 14, 1), DECODER),
+]
 
 
 @pytest.fixture(params=CASES, ids=str)
 def pixels(request, trained):
     """Network, variables, image shape, three images and their logits."""
-    architecture, shape = request.param
-    net, variables = trained(architecture, shape, head="pixels")
+    architecture, shape, options = request.param
+    net, variables = trained(architecture, shape, head="pixels", **options)
     images = np.random.default_rng(1).uniform(size=(3, *shape)).astype(np.float32)
     return net, variables, shape, images, np.asarray(jit(net.apply)(variables, images))
 
 
 def test_exported_forms_agree_and_shifts_move_the_logits(pixels):
-    """Folded to 1e-5, ONNX and StableHLO to 1e-4. Without poolings, a network commutes with every periodic shift."""
+    """Folded to 1e-5, ONNX and StableHLO to 1e-4. A network commutes with periodic shifts of whole windows, if any."""
     net, variables, shape, images, want = pixels
     assert want.shape == (3, *shape[:-1], 5)
     folded, largest = fold(net, variables, shape), np.abs(want).max()
@@ -39,8 +45,11 @@ def test_exported_forms_agree_and_shifts_move_the_logits(pixels):
     assert session.run(None, {"images": images[:0]})[0].shape == (0, *shape[:-1], 5)
     exported = jax.export.deserialize(bytearray(to_stablehlo(folded)))
     np.testing.assert_allclose(jit(exported.call)(images), want, atol=1e-4 * largest)
-    moved = jit(net.apply)(variables, np.roll(images, (1, 2), (1, images.ndim - 2)))
-    np.testing.assert_allclose(moved, np.roll(want, (1, 2), (1, images.ndim - 2)), atol=1e-4 * largest)
+    window = 2 ** (len(net.channels) - 1) if net.decoder else 1
+    if all(n % window == 0 for n in shape[:-1]):
+        shift, axes = (window, 2 * window), (1, images.ndim - 2)
+        moved = jit(net.apply)(variables, np.roll(images, shift, axes))
+        np.testing.assert_allclose(moved, np.roll(want, shift, axes), atol=1e-4 * largest)
 
 
 def test_no_perturbation_grows_more_than_the_bound(pixels):
@@ -61,8 +70,9 @@ def test_no_perturbation_grows_more_than_the_bound(pixels):
     assert 0 < first < second <= bound
 
 
-def test_a_truncated_network_never_errs_more_than_its_certificate(trained):
-    net, variables = trained("implicit_rd", (16, 16, 2), h=0.3, head="pixels")
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_truncated_network_never_errs_more_than_its_certificate(trained, decoder):
+    net, variables = trained("implicit_rd", (16, 16, 2), h=0.3, head="pixels", decoder=decoder)
     folded = fold(net, variables, (16, 16, 2))
     images = np.random.default_rng(0).uniform(size=(4, 16, 16, 2)).astype(np.float32)
     result = jit(partial(certified, truncate(folded, 0.03)))(images)
@@ -84,6 +94,39 @@ def test_weights_are_those_of_the_classifier(architecture):
     assert of_image != of_pixels
 
 
+def test_the_decoder_mirrors_the_poolings(trained):
+    """Its weights beside the classifier's, and the grid of each block."""
+    shape, width = (16, 12, 3), {"width": (4, 8, 16), "steps_per_block": 4}
+    of_image, _ = trained("implicit_rd", shape, **width)
+    flat, _ = trained("implicit_rd", shape, head="pixels", **width)
+    net, variables = trained("implicit_rd", shape, head="pixels", decoder=True, remat=True, **width)
+    grids = {layer.name: layer.grid for layer in bound_layers(net, variables, shape)}
+    blocks = ("block1", "block2", "block3", "decoder2", "decoder1")
+    assert [grids[f"{name}_step1"] for name in blocks] == [(16, 12), (8, 6), (4, 3), (8, 6), (16, 12)]
+    more = 8 * 4 + 16 * 8  # the expanding layers
+    more += 4 * (4 * 4 + 9 * 4 + 8 * 8 + 9 * 8)  # the steps
+    more += (5 * 2 + 9) * (4 - 16)  # the last connecting layer and the classifier have the first block's channels
+    costs = [network_cost(x, shape) for x in (of_image, net, flat)]
+    assert costs[1].weights == costs[0].weights + more
+    assert costs[0].multiply_adds < costs[1].multiply_adds < costs[2].multiply_adds
+
+
+def test_what_is_pooled_is_added_to_what_is_not(trained):
+    """Without its expanding layers (M = 0, statistics of 0) a decoder sees the first block alone."""
+    net, variables = trained("explicit_rd", (8, 8, 2), head="pixels", decoder=True)
+    images = np.random.default_rng(1).uniform(size=(2, 8, 8, 2)).astype(np.float32)
+    outputs = {}
+    for size in (1.0, 0.0):
+        cut = jax.tree.map(lambda x, size=size: size * x, variables)
+        for kind in ("params", "batch_stats"):
+            cut[kind] = variables[kind] | {"decoder1_expanding": cut[kind]["decoder1_expanding"]}
+        changed = jax.tree.map(np.copy, cut)
+        changed["params"]["block2_step1"]["stencil"] *= 2
+        outputs[size] = [jit(net.apply)(x, images) for x in (cut, changed)]
+    assert np.abs(outputs[1.0][0] - outputs[1.0][1]).max() > 1e-3
+    np.testing.assert_array_equal(*outputs[0.0])
+
+
 def test_small_grids_and_bad_heads():
     """All blocks have the grid of the images, so that 5 points suffice for any number of blocks."""
     net = network("implicit_rd", (2, 4, 8, 16), 3, head="pixels", dtype=jnp.bfloat16)
@@ -96,13 +139,18 @@ def test_small_grids_and_bad_heads():
         network("implicit_rd", (4, 8), 3, head="mask")
     with pytest.raises(ValueError, match="masked must be False for the head 'pixels', got True; resample"):
         network("implicit_rd", (4, 8), 3, head="pixels", masked=True)
+    with pytest.raises(ValueError, match="decoder must be False for the head 'class', got True; choose"):
+        network("implicit_rd", (4, 8), 3, decoder=True)
+    deep = network("implicit_rd", (2, 4, 8, 16), 3, head="pixels", decoder=True)
+    with pytest.raises(ValueError, match="at least 17 points, because 4 blocks halve the grid 3 times"):
+        jax.eval_shape(deep.init, jax.random.key(0), images)
 
 
 def test_a_saved_network_comes_back_with_its_head(trained, tmp_path):
     """Only such files have the newest format, which earlier versions refuse; the task must fit the head."""
     about = {"classes": [*"abcde"], "image_shape": (8, 6, 2)}
     for head, task, number in (("class", "classes", 1), ("pixels", "pixels", 3)):
-        net, variables = trained("implicit_rd", (8, 6, 2), head=head)
+        net, variables = trained("implicit_rd", (8, 6, 2), head=head, decoder=head == "pixels")
         lowcost.save(tmp_path / head, net, variables, **about, task=task)
         loaded = lowcost.load(tmp_path / head)
         assert (loaded.net, loaded.task) == (net, task)

@@ -47,7 +47,7 @@ def trained(request, tmp_path_factory):
         np.savez(data_dir, **dict(pairs))
     fields = {"width": (4,), "steps_per_block": 1, "batch_size": 12, "epochs": 6, "learning_rate": 0.03}
     fields |= {"keep_best": True, "class_weights": "auto", "seeds": 2 if request.param == "folder" else 1}
-    fields |= {} if request.param == "folder" else {"task": "pixels"}
+    fields |= {"width": (4, 8), "decoder": True} if request.param == "folder" else {"task": "pixels"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOWCOST_MEASURE", "0")
         patch.setattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
@@ -93,7 +93,8 @@ def test_a_finished_run_is_left_as_it_is(trained, capsys):
     workdir, *_ = trained
     before = (workdir / "result.json").read_bytes()
     config = runs.trained(workdir).config
-    fields = {name: getattr(config, name) for name in ("width", "steps_per_block", "batch_size", "epochs")}
+    network = ("width", "decoder", "steps_per_block")
+    fields = {name: getattr(config, name) for name in (*network, "batch_size", "epochs")}
     fields |= {name: getattr(config, name) for name in ("learning_rate", "keep_best", "class_weights", "seeds")}
     fields |= {} if config.dataset == "folder" else {"task": "pixels"}
     again = TrainConfig(config.dataset, data_dir=config.data_dir, workdir=workdir, **fields)

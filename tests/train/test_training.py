@@ -33,7 +33,7 @@ LABELS = RNG.integers(0, 3, 32, np.int32)
 TASKS = {
     "classes": (NET, LABELS, ("loss", "correct"), {}),
     "pixels": (
-        network("implicit_rd", (2, 4), 3, steps_per_block=1, head="pixels"),
+        network("implicit_rd", (2, 4), 3, steps_per_block=1, head="pixels", decoder=True),
         RNG.choice(np.array([0, 1, 2, 255], np.uint8), (32, *SHAPE[:-1])),
         {"loss": (), "weight": (), "confusion": (3, 3)},
         {"loss": pixel_cross_entropy, "augment_labels": RECIPES["paper"].label_augmentation(("flip", "shift"), 3)},
