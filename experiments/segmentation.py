@@ -112,26 +112,34 @@ def tissue(validate: bool) -> Scene:
 
 
 def networks(
-    classes: int, steps: int, reach: float, widths: dict[Architecture, int], unets: Sequence[tuple[int, ...]]
+    classes: int,
+    steps: int,
+    reach: float,
+    widths: dict[Architecture, int],
+    unets: Sequence[tuple[int, ...]],
+    decoded: tuple[int, ...],
 ) -> dict[str, Any]:
-    """Returns our networks, of one block on the full grid, and a U-Net for each tuple of channels."""
-    ours = partial(nn.network, num_classes=classes, steps_per_block=steps, head="pixels")
-    implicit = partial(ours, "implicit_rd", (widths["implicit_rd"],), boundary="symmetric")
+    """Returns our networks, of one block on the full grid or with a decoder, and a U-Net for each tuple of channels."""
+    ours = partial(nn.network, num_classes=classes, head="pixels", steps_per_block=steps)
+    implicit = partial(ours, "implicit_rd", boundary="symmetric")
     return {
-        f"implicit_rd, reach {reach:g}": implicit(reach=reach),
-        "implicit_rd": implicit(),
+        f"implicit_rd, reach {reach:g}": implicit((widths["implicit_rd"],), reach=reach),
+        "implicit_rd": implicit((widths["implicit_rd"],)),
+        "implicit_rd, decoder": implicit(decoded, decoder=True, steps_per_block=DECODED_STEPS),
         **{name: ours(name, (widths[name],)) for name in widths if name != "implicit_rd"},
         **{f"U-Net, {len(channels)} levels": UNet(channels, classes) for channels in unets},
     }
 
 
+DECODED_STEPS = 3
+"""Steps per block of the networks with a decoder."""
 PLANE: dict[Architecture, int] = {"implicit_rd": 44, "explicit_rd": 44, "linear_mix": 31, "resnet": 12}
 SPACE: dict[Architecture, int] = {"implicit_rd": 33, "explicit_rd": 33, "linear_mix": 25, "resnet": 8}
 TASKS: dict[Task, Setting] = {
     "microscopy": Setting(
-        microscopy, ("background", "nucleus"), 64, 512, 4, networks(2, 4, 8, PLANE, [(11, 22), (5, 10, 20)])
+        microscopy, ("background", "nucleus"), 64, 512, 4, networks(2, 4, 8, PLANE, [(11, 22), (5, 10, 20)], (20, 40))
     ),
-    "tissue": Setting(tissue, volumes.CLASSES, 12, 12, 8, networks(3, 3, 3, SPACE, [(6, 12)])),
+    "tissue": Setting(tissue, volumes.CLASSES, 12, 12, 8, networks(3, 3, 3, SPACE, [(6, 12)], (14, 28))),
 }
 
 

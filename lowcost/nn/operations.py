@@ -260,7 +260,7 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True, eq=False)
 class Upsample:
-    """z_x = y_⌊x/2⌋ along each axis: repeats every pixel, the 2ᵈ-fold adjoint of the average over whole windows.
+    """z_x = y_⌊x/2⌋ along each axis: repeats every pixel; not in the paper. On even axes 2ᵈ times `AveragePool`'s adjoint.
 
     Attributes:
         grid: points per axis of the result; those of y are half as many, rounded up.

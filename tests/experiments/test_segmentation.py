@@ -163,8 +163,8 @@ def striped(validate):
 
 def test_the_program_in_small(tmp_path, monkeypatch, capsys):
     """Measured networks are not measured again; the page and the figure show what the rows and the files hold."""
-    networks = segmentation.networks(2, 1, 2, {"implicit_rd": 2}, [(2, 4)])
-    del networks["implicit_rd, reach 2"]
+    networks = segmentation.networks(2, 1, 2, {"implicit_rd": 2}, [(2, 4)], (2, 4))
+    del networks["implicit_rd, reach 2"], networks["implicit_rd, decoder"]
     setting = Setting(striped, ("dark", "bright"), 8, 16, 2, networks)
     monkeypatch.setattr(segmentation, "TASKS", TASKS | {"microscopy": setting})
     monkeypatch.setattr(segmentation, "ROUNDS", 1)
