@@ -260,7 +260,7 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True, eq=False)
 class Upsample:
-    """z_x = y_⌊x/2⌋ along each axis: repeats every pixel; not in the paper. On even axes 2ᵈ times `AveragePool`'s adjoint.
+    """z_x = y_⌊x/2⌋ along each axis: repeats every pixel, 2ᵈ times the adjoint of `AveragePool`; not in the paper.
 
     Attributes:
         grid: points per axis of the result; those of y are half as many, rounded up.
