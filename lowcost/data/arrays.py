@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowcost.data.array_labels import class_labels, number_labels
 from lowcost.data.dataset import PARTS, Dataset, Split, Task, check_kept, check_task, warn_absent
-from lowcost.data.labels import VALUE_LIMIT, standardise
+from lowcost.data.labels import standardise
 from lowcost.data.masks import point_labels
+from lowcost.data.signals import resample, with_mask
 from lowcost.data.splitting import check_share, fractions, warn_copies
 from lowcost.terminal import first_line, printable, warn
 
@@ -57,7 +59,7 @@ def read_arrays(
         task: "classes", "tags", "values" or "pixels".
         grid_axes: number of axes of the grid. With None, [N, n, n] and [N, n, n, n] have no axis of channels, and
             [N, H, W, 1 or 3] has one; other arrays with 3 or 4 axes are an error.
-        length: resamples signals to this number of points, see `resample`; None keeps them.
+        length: resamples signals to this number of points, see `signals.resample`; None keeps them.
 
     Raises:
         ValueError: an argument is out of its range, or an array is missing, damaged, or not as described.
@@ -95,33 +97,6 @@ def _grid_axes(images: NDArray) -> int | None:
     return rank if cubic else {2: 0, 3: 2 * (images.shape[-1] in (1, 3)), 4: 3}.get(rank)
 
 
-def resample(signals: NDArray[np.float32], points: int, lengths: NDArray | None = None) -> NDArray[np.float32]:
-    """signal(p·(n − 1)/(points − 1)) for p = 0 … points − 1, linear between the n valid points of each signal.
-
-    The first and, unless points = 1, the last point stay, and points = n is the identity. There is no low-pass filter
-    before a reduction.
-
-    Args:
-        signals: [N, P, C].
-        points: the new number of points.
-        lengths: n of each signal, [N]; None: P.
-
-    Returns:
-        [N, points, C].
-    """
-    last = np.full(len(signals), signals.shape[1] - 1) if lengths is None else np.asarray(lengths, np.int64) - 1
-    places = np.linspace(0, last, points, axis=1)[..., None]
-    left = places.astype(np.int64)
-    start, end = (np.take_along_axis(signals, p, 1) for p in (left, np.minimum(left + 1, last[:, None, None])))
-    return start + (places - left).astype(np.float32) * (end - start)
-
-
-def with_mask(signals: NDArray[np.float32], lengths: NDArray) -> NDArray[np.float32]:
-    """Returns signals [N, P, C] with a further channel, 1 at the first n points of each and 0 after; 0 after in all."""
-    valid = (np.arange(signals.shape[1]) < np.asarray(lengths)[:, None])[..., None]
-    return np.concatenate([np.where(valid, signals, np.float32(0)), valid.astype(np.float32)], axis=-1)
-
-
 def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, length: int | None) -> Dataset:
     contents = _contents(path)
     parts, names = _parts(path, contents), _strings(path, contents, "classes")
@@ -141,7 +116,7 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
         grids = {part: arrays["images"].shape[:-1] for part, arrays in parts.items()}
         classes, labels = point_labels(labelled, grids, names, "the array classes")
     else:
-        classes, labels = _class_labels(labelled, names) if task == "classes" else _numbers(labelled, names, task)
+        classes, labels = class_labels(labelled, names) if task == "classes" else number_labels(labelled, names, task)
     for part, arrays in parts.items():
         arrays["labels"] = labels[part]
     if "test" not in parts:
@@ -237,67 +212,6 @@ def _strings(path: Path, contents: Mapping[str, NDArray], name: str) -> tuple[st
         got = f"{array.dtype} {list(array.shape)}"
         raise ValueError(f"{printable(path)}: {name} must be different strings [K], got {got}; save np.array([...])")
     return tuple(array.tolist())
-
-
-def _class_labels(
-    labelled: Mapping[str, tuple[str, NDArray]], classes: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[str, NDArray]]:
-    """Returns the names of the classes, and part → the class of each example, int32 [N]."""
-    columns = {}
-    for part, (where, labels) in labelled.items():
-        if labels.shape[1:] not in ((), (1,)) or labels.dtype.kind not in "biuU":
-            expected = f"{where} must be integers or strings, [N] or [N, 1]"
-            one = labels.shape[1:] in ((), (1,))
-            remedy = "cast them" if one else "take the argmax of one-hot labels"
-            tasks = "task tags or values" if one else "task pixels if they are classes of points, or tags or values"
-            got = f"{labels.dtype} {list(labels.shape)}"
-            raise ValueError(f"{expected}, got {got}; {remedy}, or choose the {tasks}")
-        columns[part] = labels.ravel()
-    train = columns["train"]
-    if train.dtype.kind == "U":
-        for part in [] if classes else [part for part, column in columns.items() if column.dtype.kind != "U"]:
-            problem = f"{labelled[part][0]} must be strings as in training, got {columns[part].dtype}"
-            raise ValueError(f"{problem}; add the array classes")
-        classes = classes or tuple(np.unique(train).tolist())
-    elif not classes:
-        low, high = int(train.min()), int(train.max())
-        if low < 0 or high >= len(train):
-            expected = f"{labelled['train'][0]} must be from 0 to K - 1, for at most {len(train)} classes"
-            raise ValueError(f"{expected}, got {low}..{high}; renumber them, or use strings")
-        classes = tuple(map(str, range(high + 1)))
-    by_name = {name: i for i, name in enumerate(classes)}
-    result = {}
-    for part, column in columns.items():
-        unique, inverse = np.unique(column, return_inverse=True)
-        found = unique.tolist()
-        places = by_name if column.dtype.kind == "U" else {i: i for i in range(len(classes))}
-        if unknown := [label for label in found if label not in places]:
-            expected = f"{labelled[part][0]} must be of the {len(classes)} classes"
-            raise ValueError(f"{expected}, got {printable(repr(unknown[0]))}; correct them, or the array classes")
-        result[part] = np.array([places[label] for label in found], np.int32)[inverse]
-    if len(classes) < 2:
-        raise ValueError(f"{labelled['train'][0]} must be of at least two classes, got {classes}")
-    return classes, result
-
-
-def _numbers(
-    labelled: Mapping[str, tuple[str, NDArray]], names: tuple[str, ...], task: Task
-) -> tuple[tuple[str, ...], dict[str, NDArray]]:
-    """Returns the names of the tags or values, and part → labels, float64 [N, K]."""
-    result = {}
-    for part, (where, labels) in labelled.items():
-        columns = labels.reshape(len(labels), -1)
-        names = names or tuple(map(str, range(columns.shape[1])))
-        numeric = labels.ndim <= 2 and labels.dtype.kind in "fiub"
-        if not numeric or columns.shape[1] != len(names):
-            got = f"{labels.dtype} {list(labels.shape)}"
-            raise ValueError(f"{where} must be numbers [N, {len(names)}], one for each of the {task}, got {got}")
-        columns = columns.astype(np.float64)
-        if not (np.isin(columns, (0, 1)) if task == "tags" else np.abs(columns) < VALUE_LIMIT).all():
-            expected = "0 or 1" if task == "tags" else f"from {-VALUE_LIMIT} to {VALUE_LIMIT}"
-            raise ValueError(f"{where} must be {expected}, got {columns.min()}..{columns.max()}")
-        result[part] = columns
-    return names, result
 
 
 def _split(arrays: dict[str, NDArray], share: float, classes: tuple[str, ...], task: Task) -> Parts:

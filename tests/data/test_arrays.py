@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowcost.data import load
-from lowcost.data.arrays import resample, with_mask
 from lowcost.data.dataset import DTYPES
+from lowcost.data.signals import resample, with_mask
 from lowcost.data.splitting import fractions
 
 RNG = np.random.default_rng(0)
