@@ -12,7 +12,7 @@ from flax import linen as nn
 from scipy.ndimage import gaussian_filter
 
 from lowcost.nn import Network, stability_report
-from lowcost.nn.networks import bound_layers
+from lowcost.nn.structure import bound_layers
 
 Variables = Mapping[str, Any]
 """{"params", "batch_stats"} of a network."""

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lowcost.nn.networks import Network, bound_layers
+from lowcost.nn.networks import Network
 from lowcost.nn.operations import Filter, Operation, Sum, run
 from lowcost.nn.stability import lipschitz
+from lowcost.nn.structure import bound_layers
 
 
 class FoldedLayer(NamedTuple):
@@ -19,7 +20,7 @@ class FoldedLayer(NamedTuple):
         name: of the Flax module.
         operations: to apply one after another.
         lipschitz: ‖f(y) - f(z)‖ ≤ lipschitz · ‖y - z‖ of the layer as trained.
-        skip: as in `lowcost.nn.networks.Layer`.
+        skip: as in `lowcost.nn.structure.Layer`.
     """
 
     name: str

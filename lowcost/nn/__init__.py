@@ -3,7 +3,7 @@
 from lowcost.nn import initializers
 from lowcost.nn.costs import network_cost
 from lowcost.nn.layers import Circulant, Depthwise, ImplicitDiffusion, LinearMix
-from lowcost.nn.networks import ARCHITECTURES, Architecture, Network, Width, block_channels, bound_layers, network
+from lowcost.nn.networks import ARCHITECTURES, Architecture, Network, Width, block_channels, network
 from lowcost.nn.normalization import Normalize
 from lowcost.nn.reaction_diffusion import (
     CirculantRDStep,
@@ -14,6 +14,7 @@ from lowcost.nn.reaction_diffusion import (
 )
 from lowcost.nn.stability import StabilityReport, stability_report
 from lowcost.nn.steps import LinearMixStep, MobileNetStep, ResNetStep
+from lowcost.nn.structure import bound_layers
 
 __all__ = ["ARCHITECTURES", "Architecture", "Network", "Width", "block_channels", "bound_layers", "network"]
 __all__ += ["CirculantRDStep", "ExplicitRDStep", "ImplicitCirculantRDStep", "ImplicitRDStep", "LinearMixStep"]

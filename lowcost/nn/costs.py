@@ -13,7 +13,8 @@ from lowcost.arguments import check_choice
 from lowcost.cost import Cost, Method
 from lowcost.methods import SPECTRAL
 from lowcost.nn import operations as ops
-from lowcost.nn.networks import Network, bound_layers
+from lowcost.nn.networks import Network
+from lowcost.nn.structure import bound_layers
 
 
 def network_cost(net: Network, image_shape: Sequence[int], *, method: Method | None = None) -> Cost:

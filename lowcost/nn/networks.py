@@ -2,9 +2,9 @@
 
 import itertools
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from lowcost.arguments import ResolventBoundary, check_choice, check_floating, c
 from lowcost.nn import reaction_diffusion, steps
 from lowcost.nn.initializers import Initializer, opening_normal, reaching_stencil
 from lowcost.nn.normalization import on_valid
-from lowcost.nn.operations import AveragePool, GlobalAveragePool, Operation
+from lowcost.nn.operations import AveragePool, GlobalAveragePool
 from lowcost.nn.transitions import Classifier, Connecting, Expanding, Opening, Standardization
 from lowcost.scaling import Moments, are_moments
 
@@ -304,65 +304,3 @@ def _check_images(images, channels, kernel_size, padding, *, halves):
         fitting = ((min(grid) - 1) // (kernel_size - 1)).bit_length()
         remedy = f"{remedy}, or fewer blocks, e.g. a width of {channels[:fitting]}"
     raise ValueError(f"{expected}, {reason}, {got}; {remedy}")
-
-
-class Layer(NamedTuple):
-    """A layer of a network with its weights, e.g. `layer.module.symbol(layer.grid)` for the steps.
-
-    Attributes:
-        name: of the module.
-        module: bound to its weights and statistics.
-        grid: points per axis of its input.
-    """
-
-    name: str
-    module: nn.Module
-    grid: tuple[int, ...]
-
-    @property
-    def skip(self) -> int:
-        """1 if the layer's input is kept, -1 if the input that was kept last is added to its result, else 0."""
-        return getattr(self.module, "skip", 0)
-
-    def operations(self) -> tuple[Operation, ...]:
-        """Returns what the layer computes at inference.
-
-        Raises:
-            ValueError: the module has no method `operations`.
-        """
-        if not hasattr(self.module, "operations"):
-            got = f"{type(self.module).__name__} without one"
-            remedy = "return what it computes at inference, as the steps of lowcost.nn.steps do"
-            raise ValueError(f"{self.name} must have a method operations(grid), got {got}; {remedy}")
-        return tuple(self.module.operations(self.grid))
-
-
-def bound_layers(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> list[Layer]:
-    """net = layer_L ∘ … ∘ layer₁: returns the layers of Section 4's network in the order in which they are applied.
-
-    In a network with a decoder, the results of some layers are sums, see `Layer.skip`.
-
-    Args:
-        net: the network.
-        variables: {"params", "batch_stats"}, trained or not.
-        image_shape: [*grid, C].
-
-    Returns:
-        Each layer's name, its module bound to its weights, and the grid of its input.
-
-    Raises:
-        ValueError: the network cannot take images of this shape.
-    """
-    layers = []
-
-    def note(call, args, kwargs, context):
-        module = context.module
-        if context.method_name == "__call__" and len(module.path) == 1:
-            own = {kind: tree[module.name] for kind, tree in variables.items() if module.name in tree}
-            layers.append(Layer(module.name, module.clone(parent=None).bind(own), args[0].shape[1:-1]))
-        return call(*args, **kwargs)
-
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    with nn.intercept_methods(note):  # tracing the network visits its layers without computing them
-        jax.eval_shape(lambda image: net.apply(variables, image, train=False), image)
-    return layers

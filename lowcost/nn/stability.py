@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.nn import operations as ops
-from lowcost.nn.networks import Network, bound_layers
+from lowcost.nn.networks import Network
+from lowcost.nn.structure import bound_layers
 from lowcost.spectral import coupled_symbol, symbol
 
 
@@ -27,7 +28,7 @@ class LayerBounds(NamedTuple):
             its boundary is "symmetric".
         amplification: smallest and largest factor R(h|λ|²) of its linear part.
         stable: whether |R| ≤ 1 for every frequency; for the explicit step, whether h·max|λ|² ≤ 2.
-        skip: as in `networks.Layer`.
+        skip: as in `structure.Layer`.
     """
 
     name: str
