@@ -7,6 +7,7 @@ accelerator in every precision, shard by themselves, and export to formats that 
 
 import math
 from functools import cache, partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,29 +61,49 @@ def slots(spectrum: jax.Array, axis: int) -> jax.Array:
     return jnp.concatenate([piece(0, half), piece(half + 1, n), piece(half, half + 1)], axis)
 
 
-def real_parts(symbol: jax.Array, mirrored: int = 0) -> dict[tuple[int, ...], jax.Array]:
-    """{S: A_S} with A_S = 2⁻ᵈ Σ_s λ(s·k) Π_{i in S}(-i s_i) over sign patterns s: real, in the order of the basis.
+def both_signs(symbol: jax.Array) -> jax.Array:
+    """Values at k, then at -k, along each axis but the last, in the order of `real_basis`.
 
-    A_S is the part of λ, [*grid, K], that is odd in the frequencies of the axes S and even in the others. Of a real
-    symbol only the parts with an even number of axes remain.
+    Args:
+        symbol: [*grid, K], frequencies in FFT order.
 
-    The first `mirrored` axes, those of a cosine transform, are left as they are.
+    Returns:
+        [2n₁, …, 2n_{d-1}, n_d, K].
     """
-    is_real = not jnp.iscomplexobj(symbol)
-    parts: dict[tuple[int, ...], jax.Array] = {(): symbol}
-    for axis in range(mirrored, symbol.ndim - 1):
-        split = {}
+    for axis in range(symbol.ndim - 2):
+        opposite = jnp.roll(jnp.flip(symbol, axis), 1, axis)
+        symbol = jnp.concatenate([slots(symbol, axis), slots(opposite, axis)], axis)
+    return slots(symbol, symbol.ndim - 2)
+
+
+def real_parts(values: jax.Array, *, even: bool = False) -> dict[tuple[int, ...], jax.Array]:
+    """{S: A_S} with A_S = 2⁻ᵈ Σ_s λ(s·k) Π_{i in S}(-i s_i) over sign patterns s: real, [*grid, K].
+
+    A_S is the part of λ that is odd in the frequencies of the axes S and even in the others. As λ(-k) is the conjugate
+    of λ(k), the patterns with s_d = 1 suffice. Of a real λ only the parts with an even number of axes remain.
+
+    Args:
+        values: λ(s·k) as in `both_signs`.
+        even: whether only S = () is needed; λ is then real.
+    """
+    parts: dict[tuple[int, ...], jax.Array] = {(): values}
+    last = values.ndim - 2
+    for axis in range(last):
+        split: dict[tuple[int, ...], jax.Array] = {}
         for subset, part in parts.items():
-            opposite = jnp.roll(jnp.flip(part, axis), 1, axis)  # λ(-k)
-            split[subset] = slots(part + opposite, axis) / 2
-            split[(*subset, axis)] = slots(part - opposite, axis) / 2
+            plus, minus = jnp.split(part, 2, axis)
+            split[subset] = (plus + minus) / 2
+            split |= {} if even else {(*subset, axis): (plus - minus) / 2}
         parts = split
-    if is_real:
-        return {s: part * (-1) ** (len(s) // 2) for s, part in parts.items() if len(s) % 2 == 0}
-    return {s: jnp.real(part * (-1j) ** len(s)) for s, part in parts.items()}
+    if even:
+        return parts
+    parts = {s: part for subset, part in parts.items() for s in (subset, (*subset, last))}
+    if jnp.iscomplexobj(values):
+        return {s: jnp.real(part * (-1j) ** len(s)) for s, part in parts.items()}
+    return {s: part * (-1) ** (len(s) // 2) for s, part in parts.items() if len(s) % 2 == 0}
 
 
-def along(matrix: jax.Array, y: jax.Array, axis: int) -> jax.Array:
+def along(matrix: jax.Array | NDArray[Any], y: jax.Array, axis: int) -> jax.Array:
     """Σ_j matrix[i, j] y[..., j, ...] along `axis`, in full precision (accelerators would round to fewer bits)."""
     product = jnp.tensordot(matrix, y, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(product, 0, axis)

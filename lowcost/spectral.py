@@ -5,8 +5,9 @@ adjoint has the symbol λ̄, the normal operator |λ|², the resolvent 1 / (1 + 
 is therefore three steps: a stencil's `symbol`, a function of it, and `apply_symbol`.
 """
 
+import math
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache, partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,13 @@ import numpy as np
 from lowcost.arguments import check_floating, check_stencil, promote
 from lowcost.batching import each_image, per_shard
 from lowcost.methods import SpectralMethod, choices, on_platform
-from lowcost.real_dft import along, filter_image, real_parts
+from lowcost.real_dft import along, both_signs, filter_image, frequencies, real_parts
 
 LARGEST_CONSTANT = 2**20
 """Entries of a DFT matrix up to which it is written into a program; for larger ones the symbol is computed by FFT."""
+
+LARGEST_PRODUCT = 2**16
+"""Entries of the DFT matrix of all axes up to which a symbol is one matrix product, a single kernel."""
 
 
 def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
@@ -83,43 +87,68 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     return unchecked_symbol(stencil, grid)
 
 
-def unchecked_symbol(stencil: jax.Array, grid: Sequence[int], *, mirrored: bool = False) -> jax.Array:
-    """λ of `symbol` or `coupled_symbol`, for arguments that the caller has checked.
+def unchecked_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
+    """λ of `symbol` or `coupled_symbol`, for arguments that the caller has checked."""
+    return _evaluated(promote(stencil), [(n, np.arange(n)) for n in grid])
 
-    If mirrored, at the frequencies πk/n, k = 0, …, n - 1, of the first axis, and at πk/n, then -πk/n, of each other
-    axis, [n₁, 2n₂, …, C]; see `even_part`.
+
+def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
+    """λ of `circulant_symbol`, for arguments that the caller has checked."""
+    return unchecked_symbol(_along_channels(stencil, np.arange(stencil.shape[-1])), grid)
+
+
+def symbol_for(
+    method: str, stencil: jax.Array, grid: Sequence[int], *, mirrored: bool = False, circulant: bool = False
+) -> jax.Array:
+    """λ at the frequencies at which `filter_spectrum` needs it, without checks.
+
+    By FFT on the periodic grid it is the symbol. Otherwise the frequencies are those of the basis of F, and along every
+    axis of F but the last k is followed by -k: [2n₁, …, 2n_{d-1}, n_d, C].
+
+    Args:
+        method: "fft" or "matmul".
+        stencil: [*window, C], or coupled [*window, C_in, C_out].
+        grid: points per axis.
+        mirrored: whether F is the cosine transform along the grid, with the frequencies πk/n, k = 0, …, n - 1.
+        circulant: whether F has the channels as its last axis.
     """
+    if method == "fft" and not mirrored:
+        return (unchecked_circulant_symbol if circulant else unchecked_symbol)(stencil, grid)
+    axes = []
+    for axis, n in enumerate(grid):
+        period, k = (2 * n, np.arange(n)) if mirrored else (n, frequencies(n))
+        both = circulant or axis + 1 < len(grid)
+        axes.append((period, np.concatenate([k, -k % period]) if both else k))
+    weights = _along_channels(stencil, frequencies(stencil.shape[-1])) if circulant else promote(stencil)
+    return _evaluated(weights, axes)
+
+
+def _evaluated(weights, axes):
+    """λ_k = Σ_j θ_j exp(2πi k·j / period) for weights θ and the (period, k) of each axis; j is 0 at the centre."""
     # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
-    λ = promote(stencil) + 0j
-    for axis, (n, m) in enumerate(zip(grid, stencil.shape, strict=False)):
-        period, k = (2 * n if mirrored else n), np.arange(n)
-        if mirrored and axis:
-            k = np.concatenate([k, -k % period])
-        if n * m <= LARGEST_CONSTANT:
+    window, points = weights.shape[: len(axes)], [len(k) for _, k in axes]
+    if math.prod(points) * math.prod(window) <= LARGEST_PRODUCT and not jnp.iscomplexobj(weights):
+        matrices = [_characters(period, m, m // 2)[k] for (period, k), m in zip(axes, window, strict=True)]
+        matrix, flat = reduce(np.kron, matrices), weights.reshape(math.prod(window), -1)
+        parts = along(np.concatenate([matrix.real, matrix.imag]).astype(weights.dtype), flat, 0)
+        return jax.lax.complex(*jnp.split(parts, 2)).reshape(*points, *weights.shape[len(axes) :])
+    λ = weights + 0j
+    for axis, (period, k) in enumerate(axes):
+        m = λ.shape[axis]
+        if len(k) * m <= LARGEST_CONSTANT:
             λ = along(_characters(period, m, m // 2)[k].astype(λ.dtype), λ, axis)
         else:
             phase = _characters(period, 1, m // 2).astype(λ.dtype)
             λ = period * jnp.fft.ifft(λ, period, axis) * phase.reshape([-1 if i == axis else 1 for i in range(λ.ndim)])
-            λ = jnp.take(λ, k, axis) if mirrored else λ
+            λ = λ if np.array_equal(k, np.arange(period)) else jnp.take(λ, k, axis)
     return λ
 
 
-def even_part(factors: jax.Array, grid: Sequence[int]) -> jax.Array:
-    """Averages values at the frequencies of a mirrored `unchecked_symbol` over all signs: [n₁, 2n₂, …, C] → [*grid, C].
-
-    Of |λ|², whose values at ω and -ω are equal, this is the part that is even in the frequency of each axis.
-    """
-    for axis in range(1, len(grid)):
-        plus, minus = jnp.split(factors, 2, axis)
-        factors = (plus + minus) / 2
-    return factors
-
-
-def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int], *, mirrored: bool = False) -> jax.Array:
-    """λ of `circulant_symbol`, for arguments that the caller has checked; mirrored as in `unchecked_symbol`."""
-    λ = unchecked_symbol(stencil, grid, mirrored=mirrored)
-    c = λ.shape[-1]
-    return along(_characters(c, c, 0).astype(λ.dtype), λ, λ.ndim - 1)
+def _along_channels(stencil, q):
+    """Σ_p θ_p exp(2πi q·p / c): the Fourier transform of the last axis."""
+    c = stencil.shape[-1]
+    λ = promote(stencil) + 0j
+    return along(_characters(c, c, 0)[q].astype(λ.dtype), λ, λ.ndim - 1)
 
 
 def squared_modulus(symbol: jax.Array) -> jax.Array:
@@ -167,39 +196,44 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: SpectralMethod = "a
         )
     *grid, channels = symbol.shape
     chosen = choices(method, "complex" if jnp.iscomplexobj(symbol) else "real", grid, grid, channels)
-    return per_shard(on_platform, len(grid), y, symbol, function=scale_spectrum, choices=chosen)
+    return per_shard(on_platform, len(grid), y, symbol, function=_apply, choices=chosen)
 
 
-def scale_spectrum(y: jax.Array, symbol: jax.Array, method: str, *, mirrored: int = 0) -> jax.Array:
-    """F⁻¹(λ ⊙ F y): `apply_symbol` for the images of one device, without checks; mirrored as in `filter_spectrum`."""
-    return filter_spectrum(symbol, y, _scale, method, mirrored=mirrored)
+def _apply(y, symbol, method):
+    return scale_spectrum(y, symbol if method == "fft" else both_signs(symbol), method)
+
+
+def scale_spectrum(y: jax.Array, λ: jax.Array, method: str, *, mirrored: int = 0) -> jax.Array:
+    """F⁻¹(λ ⊙ F y) for the images of one device, without checks; the arguments are those of `filter_spectrum`."""
+    return filter_spectrum(λ, y, _scale, method, mirrored=mirrored)
 
 
 def _scale(λ, spectrum):
     return jnp.expand_dims(λ, range(spectrum.ndim - λ.ndim)) * spectrum  # explicit: tests forbid rank promotion
 
 
-def filter_spectrum(symbol, y, multiply, method, *, all_at_once=False, mirrored=0):
+def filter_spectrum(λ, y, multiply, method, *, all_at_once=False, mirrored=0):
     """F⁻¹(multiply(λ, F y)): `apply_symbol` for any product that acts on each frequency, e.g. of matrices.
 
     By FFT `multiply` is called once with half the spectrum, by matrix product once for each real part of λ.
 
     Args:
-        symbol: λ, [*grid, K]; y: features [..., *grid, C]; K and C may differ as long as `multiply` accepts them.
+        λ: of `symbol_for` with this method, or a function of it, [*grid, K] with both signs of some axes.
+        y: features [..., *grid, C]; K and C may differ as long as `multiply` accepts them.
         multiply: bilinear in (λ, ŷ), with the grid axes of λ and ŷ aligned. It must be the same object at every call,
             because compiled programs are cached by it.
         method: "fft" or "matmul".
         all_at_once: process all images at once on a CPU too, for a λ much larger than an image.
-        mirrored: number of leading axes along which F is the cosine transform DCT-II; λ is then real. Of the other
-            axes only the part of λ that is even in their frequencies counts.
+        mirrored: number of leading axes along which F is the cosine transform DCT-II; λ is then real, and only its
+            part that is even in the frequency of each axis counts.
     """
     promoted = promote(y)
     if method == "fft" and not mirrored:
-        grid = symbol.shape[:-1]
-        half = symbol[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
+        grid = λ.shape[:-1]
+        half = λ[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
         filtered = _over_images(_filter_image_by_fft, multiply, grid, all_at_once, promoted, half)
     else:
-        parts = real_parts(symbol, mirrored)
+        parts = real_parts(λ, even=mirrored > 0)
         weights = [part.astype(promoted.dtype) for part in parts.values()]
         how = (tuple(parts), mirrored, method)
         filtered = _over_images(filter_image, multiply, how, all_at_once, promoted, *weights)

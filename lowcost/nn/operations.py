@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from lowcost.arguments import ResolventBoundary, promote
 from lowcost.operators.boundary import pad
 from lowcost.operators.sliding import MAX_PATCH_POINTS, UNROLLED, convolve_by_xla, shifted
-from lowcost.real_dft import cosine_basis, real_basis, real_parts, real_transform
+from lowcost.real_dft import both_signs, cosine_basis, real_basis, real_parts, real_transform, slots
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
 
@@ -197,7 +197,10 @@ class Filter:
     def parts(self) -> dict[tuple[int, ...], NDArray[np.float32]]:
         """{S: A_S} of `real_parts`, each [*axes, channels that F does not transform]."""
         with jax.ensure_compile_time_eval():
-            parts = real_parts(jnp.asarray(self.symbol.reshape(*self.axes, -1)), self.mirrored)
+            symbol = jnp.asarray(self.symbol.reshape(*self.axes, -1))
+            if self.mirrored:  # and even along the channels
+                symbol = reduce(slots, range(self.mirrored, len(self.axes)), symbol)
+            parts = {(): symbol} if self.mirrored else real_parts(both_signs(symbol))
             return {subset: np.asarray(part, np.float32) for subset, part in parts.items()}
 
     def cut(self, radius: Sequence[int]) -> Depthwise:

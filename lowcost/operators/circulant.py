@@ -7,7 +7,7 @@ from jax import Array
 from lowcost.arguments import Boundary, ResolventBoundary
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
-from lowcost.spectral import even_part, scale_spectrum, unchecked_circulant_symbol
+from lowcost.spectral import scale_spectrum, symbol_for
 
 
 def circulant(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -95,8 +95,7 @@ def as_fully_coupled(stencil: Array) -> Array:
 def _filter(function, stencil, method, y, *, mirrored=False):
     """F₃⁻¹(function(λ) ⊙ F₃ y): the channels become one more grid axis, and a single channel remains."""
     grid = y.shape[-stencil.ndim : -1]
-    factors = function(unchecked_circulant_symbol(stencil, grid, mirrored=mirrored))
-    factors = even_part(factors, grid) if mirrored else factors
+    factors = function(symbol_for(method, stencil, grid, mirrored=mirrored, circulant=True))
     return scale_spectrum(y[..., None], factors[..., None], method, mirrored=len(grid) * mirrored)[..., 0]
 
 

@@ -5,7 +5,7 @@ from jax import Array
 from lowcost.arguments import Boundary, ResolventBoundary
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
-from lowcost.spectral import even_part, scale_spectrum, unchecked_symbol
+from lowcost.spectral import scale_spectrum, symbol_for
 
 
 def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -100,8 +100,7 @@ def depthwise_resolvent(
 
 def _filter(function, stencil, method, y, *, mirrored=False):
     grid = y.shape[-stencil.ndim : -1]
-    factors = function(unchecked_symbol(stencil, grid, mirrored=mirrored))
-    factors = even_part(factors, grid) if mirrored else factors
+    factors = function(symbol_for(method, stencil, grid, mirrored=mirrored))
     return scale_spectrum(y, factors, method, mirrored=len(grid) * mirrored)
 
 

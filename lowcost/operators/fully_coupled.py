@@ -9,7 +9,7 @@ from jax import Array
 from lowcost.arguments import Boundary
 from lowcost.methods import Method
 from lowcost.operators.forms import Ways, apply, convolve, correlate
-from lowcost.spectral import filter_spectrum, unchecked_symbol
+from lowcost.spectral import filter_spectrum, symbol_for
 
 
 def fully_coupled(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -54,7 +54,7 @@ def fully_coupled_adjoint(
 
 def _filter(function, stencil, method, y):
     """One matrix product per frequency, since the symbol of a coupled stencil is a matrix, [*grid, C_in, C_out]."""
-    λ = function(unchecked_symbol(stencil, y.shape[1 - stencil.ndim : -1]))
+    λ = function(symbol_for(method, stencil, y.shape[1 - stencil.ndim : -1]))
     flat = λ.reshape(*λ.shape[:-2], -1)
     return filter_spectrum(flat, y, _multiply(λ.shape[-2:]), method, all_at_once=True)
 

@@ -169,3 +169,16 @@ def test_the_platform_chooses_how_many_axes():
     assert [products(8, platform) for platform in ("cpu", "tpu", "cuda")] == [4, 2, 2]
     assert [products(16, platform) for platform in ("cpu", "tpu", "cuda")] == [4, 2, 4]
     assert [products(17, platform) for platform in ("cpu", "tpu", "cuda")] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("largest", [0, 2**16])
+@pytest.mark.parametrize("grid", [(5,), (6, 5), (4, 3, 5)])
+def test_symbols_for_matrix_products(grid, largest, monkeypatch):
+    """Equal to the values of the symbol itself at k and -k, by one product for all axes and axis by axis."""
+    monkeypatch.setattr(spectral, "LARGEST_PRODUCT", largest)
+    stencil = jax.random.normal(jax.random.key(0), (*[3] * len(grid), 4), jnp.float64)
+    want = real_dft.both_signs(spectral.symbol(stencil, grid))
+    np.testing.assert_allclose(spectral.symbol_for("matmul", stencil, grid), want, atol=1e-12)
+    circulant = real_dft.both_signs(spectral.circulant_symbol(stencil, grid)[..., None])[..., 0]
+    got = spectral.symbol_for("matmul", stencil, grid, circulant=True)
+    np.testing.assert_allclose(got, circulant, atol=1e-12)
