@@ -39,15 +39,15 @@ class Config:
     length: int | None = None
     """arrays: resample every signal to this number of points, as in training."""
     study: Study = "recipe"
-    """What changes. recipe: one ingredient of the fast recipe. reach: the reach of the implicit steps, the points,
-    the boundary and the mean of their stencils, and the time step."""
+    """What changes. recipe: one ingredient of the fast recipe. reach: the reach, the boundary, the stencils
+    and the time step of the implicit steps, and explicit steps."""
     architecture: Architecture = "implicit_rd"
     """Network, as in training."""
     train_images: int | None = None
     """Number of training images. None: all."""
     validation_share: float = 0.0
     """Share of these images that training leaves out, and on which the variants are compared. With 0 the table shows
-    test images alone, by which nothing should be chosen."""
+    test images alone; do not choose a variant by them."""
     epochs: int = 8
     """Epochs of every variant."""
     seeds: int = 3
@@ -126,7 +126,7 @@ def markdown(rows: list[Row], name: str = "ablation") -> str:
     columns |= {f"{part} accuracy": partial(accuracy, part=part), "difference": difference, "test accuracy": accuracy}
     missing = [variant for variant in VARIANTS[study] if variant not in {row["variant"] for row in rows}]
     note = f"\n\nNot measured: {', '.join(missing)}." if missing else ""
-    compared = f"{first['validation_images']:,} other training images" if part == "validation" else "the test images"
+    compared = f"{first['validation_images']:,} validation images" if part == "validation" else "the test images"
     parts = {"seeds": len(first["test_accuracies"]), "study": study, "compared": compared}
     parts["table"] = table(rows, columns) + note
     return page(rows, name, "ablation", **parts)

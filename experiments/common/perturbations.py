@@ -12,7 +12,8 @@ from flax import linen as nn
 from scipy.ndimage import gaussian_filter
 
 from lowcost.nn import Network, stability_report
-from lowcost.nn.structure import bound_layers
+from lowcost.nn.stability import LayerBounds
+from lowcost.nn.structure import bound_layers, chain
 
 Variables = Mapping[str, Any]
 """{"params", "batch_stats"} of a network."""
@@ -81,7 +82,7 @@ def features(net: Network, variables: Variables, images: np.ndarray) -> dict[str
 
 
 def weights_bound(net: Network, perturbed: Variables, images: np.ndarray, clean: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j for each image.
+    """Returns Σ_k ‖f'_k(y_k) - f_k(y_k)‖ Π_{j>k} L'_j for each image; where a decoder adds features, sums are added.
 
     Args:
         net: the network.
@@ -89,20 +90,26 @@ def weights_bound(net: Network, perturbed: Variables, images: np.ndarray, clean:
         images: in [0, 1].
         clean: the outputs of its layers with the unperturbed ones, see `features`.
     """
-    total, outputs = np.zeros(len(images)), _single_layers(net, perturbed, images, clean)
-    for bounds in stability_report(net, perturbed, images.shape[1:]).layers:
-        total = bounds.lipschitz * total + norms(outputs[bounds.name] - clean[bounds.name])
-    return total
+    outputs = _single_layers(net, perturbed, images, clean)
+
+    def apply(bounds: LayerBounds, total: np.ndarray) -> np.ndarray:
+        return bounds.lipschitz * total + norms(outputs[bounds.name] - clean[bounds.name])
+
+    layers = stability_report(net, perturbed, images.shape[1:]).layers
+    return chain(layers, np.zeros(len(images)), apply, np.add)
 
 
 @partial(jax.jit, static_argnums=0)
 def _single_layers(net, perturbed, images, clean):
     """Returns f'_k(y_k) by the layer's name."""
-    y, outputs = images, {}
-    for layer in bound_layers(net, perturbed, images.shape[1:]):
+    outputs = {}
+
+    def apply(layer, y):
         takes_train = "train" in inspect.signature(type(layer.module).__call__).parameters
         outputs[layer.name] = layer.module(y, **({"train": False} if takes_train else {}))
-        y = clean[layer.name]
+        return clean[layer.name]
+
+    chain(bound_layers(net, perturbed, images.shape[1:]), images, apply, jnp.add)
     return outputs
 
 

@@ -161,6 +161,8 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     jax.set_mesh(mesh)
     dataset = _parts(config, load(config))
     config = dataclasses.replace(config, task=dataset.task)  # labels of points are found in the data
+    if config.decoder and config.task != "pixels":
+        raise ValueError(f"--decoder needs the task pixels, got {config.task}; leave it out")
     if config.batch_size > len(dataset.train):
         largest = f"the {len(dataset.train)} training images of {dataset.name}"
         raise ValueError(f"--batch-size must be at most {largest}, got {config.batch_size}; use a smaller one")

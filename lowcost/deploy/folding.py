@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lowcost.nn.networks import Network
 from lowcost.nn.operations import Filter, Operation, Sum, run
 from lowcost.nn.stability import lipschitz
-from lowcost.nn.structure import bound_layers
+from lowcost.nn.structure import bound_layers, chain
 
 
 class FoldedLayer(NamedTuple):
@@ -20,13 +20,14 @@ class FoldedLayer(NamedTuple):
         name: of the Flax module.
         operations: to apply one after another.
         lipschitz: ‖f(y) - f(z)‖ ≤ lipschitz · ‖y - z‖ of the layer as trained.
-        skip: as in `lowcost.nn.structure.Layer`.
+        keeps_input, adds_kept: as in `lowcost.nn.structure.Layer`.
     """
 
     name: str
     operations: tuple[Operation, ...]
     lipschitz: float
-    skip: int = 0
+    keeps_input: bool = False
+    adds_kept: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,14 +48,7 @@ class Folded:
         Raises:
             ValueError: images of another shape.
         """
-        y, skips = self.checked(images), []
-        for layer in self.layers:
-            if layer.skip > 0:
-                skips.append(y)
-            y = run(layer.operations, y)
-            if layer.skip < 0:
-                y = y + skips.pop()
-        return y
+        return chain(self.layers, self.checked(images), lambda layer, y: run(layer.operations, y), jnp.add)
 
     def checked(self, images: jax.Array) -> jax.Array:
         """Returns the images in float32, after a check that they have the shape for which the network was folded."""
@@ -93,7 +87,8 @@ def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int])
     for layer in bound_layers(net, variables, image_shape):
         operations = layer.operations()
         bound = lipschitz(operations, layer.grid)
-        layers.append(FoldedLayer(layer.name, tuple(map(_with_stencil, operations)), bound, layer.skip))
+        folded = tuple(map(_with_stencil, operations))
+        layers.append(FoldedLayer(layer.name, folded, bound, layer.keeps_input, layer.adds_kept))
     return Folded(tuple(layers), tuple(image_shape))
 
 

@@ -10,16 +10,17 @@ n x n pixels.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowcost.arguments import ResolventBoundary
-from lowcost.deploy.folding import Folded
+from lowcost.deploy.folding import Folded, FoldedLayer
 from lowcost.extras import needs_extra
 from lowcost.nn import operations as ops
+from lowcost.nn.structure import chain
 from lowcost.operators.boundary import MODES
 from lowcost.real_dft import frequencies
 
@@ -61,14 +62,12 @@ def to_onnx(
         raise ValueError(f"{expected}, got {opset}; choose one that the runtime reads")
     helper, number = onnx.helper, onnx.TensorProto.FLOAT
     graph = _Graph(onnx, bits, folded.image_shape)
-    y, skips = "images", []
-    for layer in folded.layers:
+
+    def apply(layer: FoldedLayer, y: str) -> str:
         graph.scope = layer.name
-        if layer.skip > 0:
-            skips.append(y)
-        y = graph.run(layer.operations, y)
-        if layer.skip < 0:
-            y = graph.alike("Add", y, skips.pop())
+        return graph.run(layer.operations, y)
+
+    y = chain(folded.layers, "images", apply, partial(graph.alike, "Add"))
     y = graph.viewed(y, (*graph.grid, graph.views[y][-1]))
     graph.nodes[-1].output[0] = "logits"
     images = helper.make_tensor_value_info("images", number, ["batch", *folded.image_shape])

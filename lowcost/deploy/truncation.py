@@ -8,6 +8,7 @@ even along each axis. The results there are mirror images too, so that the bound
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 
 from lowcost.deploy.folding import Folded, FoldedLayer
 from lowcost.nn.operations import Depthwise, Filter
+from lowcost.nn.structure import chain
 
 
 def truncate(folded: Folded, tolerance: float) -> Folded:
@@ -74,7 +76,8 @@ class Certified(NamedTuple):
 def certified(truncated: Folded, images: jax.Array) -> Certified:
     """f̃(ỹ) - f(y) = (f̃ - f)(ỹ) + f(ỹ) - f(y), layer by layer: e ← L e + √(Σ_c t_c² ‖ỹ_c‖²), from e = 0.
 
-    Returns the logits of the truncated network and the bound e of their error. Not in the paper.
+    Returns the logits of the truncated network and the bound e of their error. Where a decoder adds earlier features,
+    their e is added too. Not in the paper.
 
     L is the Lipschitz bound of the layer as trained, t_c the ℓ¹ norm that its stencil omits in channel c, and ỹ the
     features to which the stencil is applied. Only the truncated network is run.
@@ -89,18 +92,17 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
     Raises:
         ValueError: images of another shape than the network was folded for.
     """
-    y, error, layers, skips = truncated.checked(images), jnp.zeros(len(images)), {}, []
-    for layer in truncated.layers:
-        if layer.skip > 0:
-            skips.append((y, error))
-        new = jnp.zeros(len(images))
+    layers = {}
+
+    def apply(layer: FoldedLayer, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        y, error = state
+        layers[layer.name] = jnp.zeros(len(images))
         for operation in layer.operations:
             if isinstance(operation, Depthwise) and operation.dropped is not None:
                 squares = jnp.sum(y**2, axis=range(1, y.ndim - 1))
-                new = jnp.linalg.norm(jnp.sqrt(squares) * operation.dropped[None], axis=-1)
+                layers[layer.name] = jnp.linalg.norm(jnp.sqrt(squares) * operation.dropped[None], axis=-1)
             y = operation(y)
-        layers[layer.name] = new
-        error = layer.lipschitz * error + new
-        if layer.skip < 0:
-            y, error = jax.tree.map(jnp.add, (y, error), skips.pop())
-    return Certified(y, error, layers)
+        return y, layer.lipschitz * error + layers[layer.name]
+
+    start = truncated.checked(images), jnp.zeros(len(images))
+    return Certified(*chain(truncated.layers, start, apply, partial(jax.tree.map, jnp.add)), layers)

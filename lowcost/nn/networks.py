@@ -23,6 +23,9 @@ Architecture = Literal[
 ]
 """The names of the architectures in flags and files; all but the last are rows of Table 2."""
 
+Masks = dict[str, jax.Array]
+"""{"mask": where features are valid, [B, *grid, 1]}, or {} if they all are."""
+
 ARCHITECTURES: dict[Architecture, type[nn.Module]] = {
     "resnet": steps.ResNetStep,
     "mobilenet": steps.MobileNetStep,
@@ -39,9 +42,6 @@ Width = Literal["A", "B", "C"]
 
 WIDTHS: dict[Width, tuple[int, ...]] = {"A": (32, 64, 128), "B": (48, 96, 192), "C": (32, 64, 128, 256)}
 """The channels of each block, by width."""
-
-Masks = dict[str, jax.Array]
-"""{"mask": where features are valid, [B, *grid, 1]}, or {} if they all are."""
 
 Head = Literal["class", "pixels"]
 """What a network classifies: the whole image, or each of its points."""
@@ -109,15 +109,15 @@ def network(
         A Flax module, images [B, *grid, C_in] → logits [B, num_classes], or [B, *grid, num_classes] with the head
         "pixels". The images are in [0, 1] unless there are moments. The grid has one to three axes. Unless masked, each
         has at least max(5, (kernel_size - 1)·2^(blocks - 1) + 1) points: the opening's stencil has 5 points, and each
-        block after the first has half of the points of the block before it, rounded up. With the head "pixels", each
-        and no decoder, each has at least max(5, kernel_size) points.
+        block after the first has half of the points of the block before it, rounded up. With the head "pixels" and no
+        decoder, each has at least max(5, kernel_size) points.
 
     Raises:
         TypeError: dtype is not real floating point.
         ValueError: unknown architecture, width, boundary or head, a count below one, h negative or given to
             "mobilenet", reach negative, reach, boundary or zero_mean for an architecture without implicit steps,
-            moments that are not finite, a deviation that is not above 0, a masked network with the head "pixels", or a
-            decoder with the head "class".
+            a kernel_size of 1 with zero_mean, moments that are not finite, a deviation that is not above 0, a masked
+            network with the head "pixels", or a decoder with the head "class" or with one block.
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -127,20 +127,30 @@ def network(
     """
     check_choice("architecture", architecture, tuple(ARCHITECTURES))
     check_choice("head", head, get_args(Head))
-    if masked and head == "pixels":
-        remedy = "resample the signals to one length, or choose the head 'class'"
-        raise ValueError(f"masked must be False for the head 'pixels', got {masked}; {remedy}")
-    if decoder and head != "pixels":
-        raise ValueError(f"decoder must be False for the head {head!r}, got {decoder}; choose the head 'pixels'")
     channels = block_channels(width)
+    _check_head(head, masked, decoder, channels)
     counts = _whole_numbers(num_classes=num_classes, kernel_size=kernel_size, steps_per_block=steps_per_block)
     num_classes, kernel_size, steps_per_block = counts
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
     options = _step_options(architecture, h, reach=reach, boundary=boundary, zero_mean=zero_mean)
+    if zero_mean and kernel_size == 1:
+        raise ValueError("kernel_size must be at least 2 with zero_mean, got 1; a single weight minus its average is 0")
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     sizes = (channels, num_classes, kernel_size, steps_per_block)
     return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked, head, decoder)
+
+
+def _check_head(head, masked, decoder, channels):
+    """Raises ValueError unless these options fit together."""
+    if masked and head == "pixels":
+        remedy = "resample the signals to one length, or choose the head 'class'"
+        raise ValueError(f"masked must be False for the head 'pixels', got {masked}; {remedy}")
+    if decoder and head != "pixels":
+        raise ValueError(f"decoder must be False for the head {head!r}, got {decoder}; choose the head 'pixels'")
+    if decoder and len(channels) < 2:
+        got = f"got a width of {channels}"
+        raise ValueError(f"decoder needs at least two blocks, with a pooling between them, {got}; add a block")
 
 
 def _step_options(architecture, h, *, reach, boundary, zero_mean):
@@ -210,6 +220,8 @@ class _Step(partial):
 class Network(nn.Module):
     """W · mean(blocks(opening(y))) + μ, Section 4: opening, blocks of steps, classifier; use `network` to make one.
 
+    With the head "pixels" there is no mean, and a decoder may follow the blocks.
+
     Attributes:
         step: (name) → the module of a step, e.g. the class of a step of your own (see `lowcost.nn.steps`).
         channels: channels of each block.
@@ -234,6 +246,7 @@ class Network(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Images [B, *grid, C_in] → logits [B, num_classes], or [B, *grid, num_classes] with the head "pixels"."""
         channels = block_channels(self.channels)
+        _check_head(self.head, self.masked, self.decoder, channels)
         # Enough for the stencil of each block, and for the opening's.
         padding = max(2, self.kernel_size * 2 ** (len(channels) - 1)) if self.masked else 0
         _check_images(images, channels, self.kernel_size, padding, halves=self.pools)
@@ -243,35 +256,40 @@ class Network(nn.Module):
         if self.moments is not None:
             y = Standardization(*self.moments, name="standardization")(y)
 
-        def steps(net: Network, y: jax.Array, name: str, masks: Masks) -> jax.Array:
+        last = len(channels)
+
+        def take_steps(net: Network, y: jax.Array, name: str, masks: Masks) -> jax.Array:
             for j in range(net.steps_per_block):
                 step = net.step(name=f"{name}_step{j + 1}")
                 y = on_valid(step(y, train=train, **masks), masks.get("mask"))
             return y
 
-        def block(net: Network, y: jax.Array, number: int, masks: Masks) -> tuple[jax.Array, jax.Array]:
-            y = steps(net, y, f"block{number}", masks)
-            if net.decoder and number == len(channels):
-                return y, y
-            pooling = None
-            if net.pools:
-                pooling = AveragePool() if number < len(channels) else GlobalAveragePool()
-            connecting = Connecting(pooling, net.kernel_size, int(net.decoder), name=f"block{number}_connecting")
-            return y, connecting(y, train=train, **masks)
+        def encode(net: Network, y: jax.Array, number: int, masks: Masks) -> tuple[jax.Array, jax.Array]:
+            skip = y = take_steps(net, y, f"block{number}", masks)
+            if number < last or not net.decoder:
+                pooling = (AveragePool() if number < last else GlobalAveragePool()) if net.pools else None
+                connecting = Connecting(pooling, net.kernel_size, net.decoder, name=f"block{number}_connecting")
+                y = connecting(y, train=train, **masks)
+            return skip, y
+
+        def decode(net: Network, y: jax.Array, number: int, skip: jax.Array) -> jax.Array:
+            expanding = Expanding(skip.shape[1:-1], name=f"decoder{number}_expanding")
+            y = take_steps(net, skip + expanding(y, train=train), f"decoder{number}", {})
+            if number > 1:
+                return y
+            return Connecting(None, net.kernel_size, name="decoder1_connecting")(y, train=train)
 
         opening = Opening(channels[0], stencil_init=self.opening_init, name="opening")
         y = opening(on_valid(y, mask).astype(self.dtype), train=train, mask=mask)
-        remat = partial(nn.remat, static_argnums=2) if self.remat else lambda function: function
-        skips = []
-        for number in range(1, len(channels) + 1):
-            skip, y = remat(block)(self, y, number, {} if mask is None else {"mask": mask})
-            skips.append(skip)
+        if self.remat:
+            encode = nn.remat(encode, static_argnums=2)
+            decode = nn.remat(decode, static_argnums=2)
+        skips = {}
+        for number in range(1, last + 1):
+            skips[number], y = encode(self, y, number, {} if mask is None else {"mask": mask})
             mask = None if mask is None else AveragePool()(promote(mask)) > 0
-        if self.decoder:
-            for number, skip in reversed(list(enumerate(skips[:-1], 1))):
-                expanding = Expanding(skip.shape[1:-1], name=f"decoder{number}_expanding")
-                y = remat(steps)(self, skip + expanding(y, train=train), f"decoder{number}", {})
-            y = Connecting(None, self.kernel_size, name="decoder1_connecting")(y, train=train)
+        for number in range(last - 1, 0, -1) if self.decoder else ():
+            y = decode(self, y, number, skips[number])
         return Classifier(self.num_classes, name="classifier")(y)
 
     @property

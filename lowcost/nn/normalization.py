@@ -1,4 +1,4 @@
-"""N: normalisation by the statistics of the batch, the only place where images meet; with it, masks of valid points."""
+"""Normalises features by the statistics of the batch, the only place where images meet. Masks exclude padding."""
 
 from collections.abc import Callable
 from functools import partial

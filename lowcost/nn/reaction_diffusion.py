@@ -146,7 +146,7 @@ class ImplicitRDStep(_ImplicitReactionDiffusion):
             `initializers.stable_stencil`, whose radius is mostly below one pixel.
         boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
         zero_mean: whether K has the stencil minus its average over the window, θ_j - Σ_i θ_i / |window|, at each
-            evaluation. Then λ₀ = 0: the step keeps the average of each channel over the grid.
+            evaluation. Then λ₀ = 0: the diffusion keeps the average of each channel over the grid.
     """
 
 

@@ -6,6 +6,7 @@ singular value problems; ReLU never increases a distance.
 
 import itertools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from lowcost.nn import operations as ops
 from lowcost.nn.networks import Network
-from lowcost.nn.structure import bound_layers
+from lowcost.nn.structure import bound_layers, chain
 from lowcost.spectral import coupled_symbol, symbol
 
 
@@ -28,7 +29,7 @@ class LayerBounds(NamedTuple):
             its boundary is "symmetric".
         amplification: smallest and largest factor R(h|λ|²) of its linear part.
         stable: whether |R| ≤ 1 for every frequency; for the explicit step, whether h·max|λ|² ≤ 2.
-        skip: as in `structure.Layer`.
+        keeps_input, adds_kept: as in `structure.Layer`.
     """
 
     name: str
@@ -36,7 +37,8 @@ class LayerBounds(NamedTuple):
     stiffness: float | None = None
     amplification: tuple[float, float] | None = None
     stable: bool = True
-    skip: int = 0
+    keeps_input: bool = False
+    adds_kept: bool = False
 
 
 class StabilityReport(NamedTuple):
@@ -50,18 +52,11 @@ class StabilityReport(NamedTuple):
 
     @property
     def lipschitz(self) -> float:
-        """Π of the layers' bounds: ‖net(y) - net(z)‖ ≤ lipschitz · ‖y - z‖ for any two images.
+        """Π L_l of the layers' bounds: ‖net(y) - net(z)‖ ≤ lipschitz · ‖y - z‖ for any two images.
 
-        Where features from before a pooling are added, so is their bound.
+        Where a decoder adds earlier features, their bound is added to the product so far.
         """
-        bound, skips = 1.0, []
-        for layer in self.layers:
-            if layer.skip > 0:
-                skips.append(bound)
-            bound *= layer.lipschitz
-            if layer.skip < 0:
-                bound += skips.pop()
-        return bound
+        return chain(self.layers, 1.0, lambda layer, bound: layer.lipschitz * bound, operator.add)
 
     @property
     def unstable(self) -> tuple[str, ...]:
@@ -74,7 +69,8 @@ class StabilityReport(NamedTuple):
         for layer in self.layers:
             stiffness = "" if layer.stiffness is None else f"{layer.stiffness:.4g}"
             factors = "" if layer.amplification is None else "[{:.3f}, {:.3f}]".format(*layer.amplification)
-            note = "" if layer.stable else "  unstable: h max|λ|² > 2"
+            note = "  + earlier features" if layer.adds_kept else ""
+            note += "" if layer.stable else "  unstable: h max|λ|² > 2"
             lines.append(f"{layer.name:<20} {stiffness:>10} {factors:>18} {layer.lipschitz:>12.4g}{note}")
         return "\n".join([*lines, f"{'network':<20} {'':>10} {'':>18} {self.lipschitz:>12.4g}"])
 
@@ -88,8 +84,8 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
         image_shape: [*grid, C]; the symbols depend on the grid.
 
     Returns:
-        The bound of each layer at inference, in the Euclidean norm. Their product is a Lipschitz bound of the network;
-        if it is masked, for signals of equal lengths.
+        The bound of each layer at inference, in the Euclidean norm. `StabilityReport.lipschitz`, their product if there
+        is no decoder, is a Lipschitz bound of the network; if it is masked, for signals of equal lengths.
 
     Raises:
         ValueError: the network cannot take images of this shape, or a layer has no method `operations`
@@ -100,7 +96,8 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
         operations = layer.operations()
         if net.masked:  # the average of a window with a single valid point has norm 1
             operations = tuple(x for x in operations if not isinstance(x, ops.AveragePool | ops.GlobalAveragePool))
-        bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid), skip=layer.skip)
+        bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid))
+        bounds = bounds._replace(keeps_input=layer.keeps_input, adds_kept=layer.adds_kept)
         if filters := _filters(operations):
             factors = np.concatenate([x.symbol.ravel() for x in filters])
             stiffness = float(max(x.decay.max() for x in filters))

@@ -1,7 +1,7 @@
 """The layers of a network with their weights, from which its bounds, its cost and its exported forms are made."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lowcost.nn.networks import Network
 from lowcost.nn.operations import Operation
+from lowcost.nn.transitions import Connecting, Expanding
 
 
 class Layer(NamedTuple):
@@ -25,9 +26,14 @@ class Layer(NamedTuple):
     grid: tuple[int, ...]
 
     @property
-    def skip(self) -> int:
-        """1 if the layer's input is kept, -1 if the input that was kept last is added to its result, else 0."""
-        return getattr(self.module, "skip", 0)
+    def keeps_input(self) -> bool:
+        """Whether the decoder needs the layer's input."""
+        return isinstance(self.module, Connecting) and self.module.keeps_input
+
+    @property
+    def adds_kept(self) -> bool:
+        """Whether the input that was kept last is added to the layer's result."""
+        return isinstance(self.module, Expanding)
 
     def operations(self) -> tuple[Operation, ...]:
         """Returns what the layer computes at inference.
@@ -42,10 +48,50 @@ class Layer(NamedTuple):
         return tuple(self.module.operations(self.grid))
 
 
+class Chained(Protocol):
+    """A layer, or what was made of it."""
+
+    @property
+    def keeps_input(self) -> bool:
+        """As in `Layer`."""
+
+    @property
+    def adds_kept(self) -> bool:
+        """As in `Layer`."""
+
+
+ChainedT = TypeVar("ChainedT", bound=Chained)
+State = TypeVar("State")
+
+
+def chain(
+    layers: Iterable[ChainedT], start: State, apply: Callable[[ChainedT, State], State], add: Callable[..., State]
+) -> State:
+    """Applies the layers one after another to a state, and adds the states that a decoder needs again.
+
+    Args:
+        layers: in their order.
+        start: the state before the first layer, such as features or a bound.
+        apply: (layer, state) → the state after it.
+        add: (state, kept state) → their sum.
+
+    Returns:
+        The last state.
+    """
+    state, kept = start, []
+    for layer in layers:
+        if layer.keeps_input:
+            kept.append(state)
+        state = apply(layer, state)
+        if layer.adds_kept:
+            state = add(state, kept.pop())
+    return state
+
+
 def bound_layers(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> list[Layer]:
     """net = layer_L ∘ … ∘ layer₁: returns the layers of Section 4's network in the order in which they are applied.
 
-    In a network with a decoder, the results of some layers are sums, see `Layer.skip`.
+    In a network with a decoder, inputs of some layers are added to results of others, see `chain`.
 
     Args:
         net: the network.

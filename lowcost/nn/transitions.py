@@ -1,12 +1,10 @@
 """The layers of Section 4's network around its blocks: standardization, opening, connecting, classifier.
 
-With the head "pixels" there may also be a decoder. Its expanding layers return to the grids of the blocks, and to the
-result of each the features are added that the connecting layer of that grid received. `skip` is 1 for layers whose
-input is kept for that, and -1 for layers to whose result it is added.
+A network with the head "pixels" may also have a decoder. Each of its expanding layers returns to the grid of a block.
+The network adds the input of that block's connecting layer to the result.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -84,12 +82,12 @@ class Connecting(Normalized):
         pooling: `AveragePool()`, of 2x2 pixels, between two blocks; `GlobalAveragePool()` after the last block; None to
             keep every pixel.
         kernel_size: points of the stencil per axis.
-        skip: 1 if the decoder needs the layer's input.
+        keeps_input: whether the decoder needs the layer's input.
     """
 
     pooling: ops.AveragePool | ops.GlobalAveragePool | None
     kernel_size: int = 3
-    skip: int = 0
+    keeps_input: bool = False
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -131,7 +129,6 @@ class Expanding(Normalized):
     """
 
     grid: tuple[int, ...]
-    skip: ClassVar[int] = -1
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:

@@ -88,6 +88,7 @@ def test_a_run_starts_from_the_loaded_weights(source):
         ({"kernel_size": 5}, ("--kernel-size", 5, 3)),
         ({"steps_per_block": 2}, ("--steps-per-block", 2, 1)),
         ({"h": 0.5}, ("--h", 0.5, 1.0)),
+        ({"zero_mean": True}, ("--zero-mean", True, False)),
         ({"masked": True}, ("mask", "yes", "no")),
     ],
 )

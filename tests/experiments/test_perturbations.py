@@ -56,15 +56,17 @@ def test_both_on_a_run(tmp_path, monkeypatch):
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("stability", "robustness"))
 
 
-def test_the_bound_on_changed_weights_is_exact_where_nothing_follows():
+@pytest.mark.parametrize("options", [{}, {"head": "pixels", "decoder": True}], ids=["class", "pixels"])
+def test_the_bound_on_changed_weights_is_exact_where_nothing_follows(options):
     """Of the classifier it is the change of the logits; of the layer before, that change times the last two bounds."""
     from lowcost.nn import network
     from lowcost.nn.stability import stability_report
 
-    net = network("implicit_rd", (4, 8), 3, steps_per_block=1)
+    net = network("implicit_rd", (4, 8), 3, steps_per_block=1, **options)
     images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
     variables = jax.jit(net.init)(jax.random.key(0), images)
     clean = perturbations.features(net, variables, images)
+    np.testing.assert_allclose(perturbations.weights_bound(net, variables, images, clean), 0, atol=1e-3)
     layers = list(clean)
     for depth in 1, 3:
         name = layers[-depth]

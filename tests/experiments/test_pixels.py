@@ -47,7 +47,8 @@ def trained(request, tmp_path_factory):
         np.savez(data_dir, **dict(pairs))
     fields = {"width": (4,), "steps_per_block": 1, "batch_size": 12, "epochs": 6, "learning_rate": 0.03}
     fields |= {"keep_best": True, "class_weights": "auto", "seeds": 2 if request.param == "folder" else 1}
-    fields |= {"width": (4, 8), "decoder": True} if request.param == "folder" else {"task": "pixels"}
+    folder = {"width": (4, 8), "decoder": True, "zero_mean": True}
+    fields |= folder if request.param == "folder" else {"task": "pixels"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOWCOST_MEASURE", "0")
         patch.setattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
@@ -65,6 +66,8 @@ def test_the_figures_are_those_of_all_labelled_points(trained, tmp_path, capsys)
     assert config["task"] == result["task"] == "pixels"
     assert result["chosen"]["by"] == "validation mean IoU"
     ready, state = runs.reopen(workdir, None)
+    assert lowcost.load(workdir).net.step == ready.net.step
+    assert ready.net.step.keywords.get("zero_mean", False) == ready.net.decoder == (config["dataset"] == "folder")
     every, known = ready.outputs(state.chosen, images).argmax(-1), labels != 255
     for i, predicted in enumerate(every):
         pair = labels[known], predicted[known]
@@ -93,7 +96,7 @@ def test_a_finished_run_is_left_as_it_is(trained, capsys):
     workdir, *_ = trained
     before = (workdir / "result.json").read_bytes()
     config = runs.trained(workdir).config
-    network = ("width", "decoder", "steps_per_block")
+    network = ("width", "decoder", "zero_mean", "steps_per_block")
     fields = {name: getattr(config, name) for name in (*network, "batch_size", "epochs")}
     fields |= {name: getattr(config, name) for name in ("learning_rate", "keep_best", "class_weights", "seeds")}
     fields |= {} if config.dataset == "folder" else {"task": "pixels"}

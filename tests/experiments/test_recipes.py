@@ -318,6 +318,6 @@ def test_the_table_compares_on_validation_images():
         for name, share in (("fast", 0.25), ("other", 0.75))
     )
     page = markdown([first, other])
-    assert "7 other training images" in page
+    assert "7 validation images" in page
     assert "| fast | 25.00 % |  | 50.00 % |" in page
     assert "| other | 75.00 % | +50.00 | 50.00 % |" in page

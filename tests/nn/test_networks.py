@@ -322,9 +322,14 @@ def test_steps_report_the_symbol_of_their_convolutions(architecture):
         np.testing.assert_allclose(λ, np.diagonal(expected, axis1=-2, axis2=-1), atol=1e-5)
 
 
+def test_a_stencil_of_one_point_has_no_zero_mean():
+    with pytest.raises(ValueError, match="kernel_size must be at least 2 with zero_mean, got 1; a single weight"):
+        network("implicit_rd", (2, 4), 3, kernel_size=1, zero_mean=True)
+
+
 @pytest.mark.parametrize("step", [ImplicitRDStep, ImplicitCirculantRDStep])
 def test_zero_mean(step):
-    """The step is that of the stencil minus its average, as a module and at inference; it keeps each channel's mean."""
+    """The step is that of the stencil minus its average, also at inference; its diffusion keeps each channel's mean."""
     y = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
     free, projected = step(h=2.0), step(h=2.0, zero_mean=True)
     variables = free.init(jax.random.key(1), y, train=False)
