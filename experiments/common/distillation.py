@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.common.config import TrainConfig
 from lowcost import data
 from lowcost.deploy.loading import configuration, load, load_run
-from lowcost.deploy.packaged import Loaded
-from lowcost.train import checkpoint
+from lowcost.deploy.packaged import Loaded, decode, encode
+from lowcost.train import checkpoint, processes
 from lowcost.train.distillation import Teacher
 
 
@@ -25,24 +24,27 @@ def check(config: TrainConfig) -> None:
 
 
 def teachers(config: TrainConfig, dataset: data.Dataset) -> tuple[str, tuple[Teacher, ...]]:
-    """Returns the sha256 of the weights of all teachers, and the teachers.
+    """Returns the sha256 of the weights of all teachers, and the teachers, which process 0 reads for all.
 
     Raises:
         ValueError: what --teacher names cannot be loaded, or has other classes or takes other images than the run.
     """
-    found = [network for source in config.teacher for network in _networks(source, dataset)]
-    digest = checkpoint.digest([jax.tree.map(jnp.asarray, network.variables) for network in found])
+
+    def read() -> list[bytes]:  # networks cannot be pickled
+        return [encode(network) for source in config.teacher for network in _networks(source, dataset)]
+
+    found = [decode(content, "--teacher") for content in processes.from_process_0(read)]
+    digest = checkpoint.digest([network.variables for network in found])
     return digest, tuple(Teacher(network.net, jax.device_get(network.variables)) for network in found)
 
 
 def _networks(source: str, dataset: data.Dataset) -> list[Loaded]:
     """Returns the networks of a source: those of all seeds of a work directory, else one."""
     try:
+        found = [load(source)]
         if Path(source).is_dir():
             seeds = configuration(Path(source)).get("seeds", 1)
-            found = [load_run(Path(source), index=index) for index in range(seeds)]
-        else:
-            found = [load(source)]
+            found += [load_run(Path(source), index=index) for index in range(1, seeds)]
     except (ValueError, OSError) as error:
         raise ValueError(f"--teacher {source} cannot be loaded: {error}") from error
     ours, theirs = _described(dataset), _described(found[0])

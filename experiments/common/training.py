@@ -109,7 +109,7 @@ def _with_source(ready: runs.Setup) -> runs.Setup:
         digest, loaded = processes.from_process_0(lambda: fine_tuning.source(config, ready.net, dataset))
         ready = ready._replace(extra={**ready.extra, "init_from": digest}, loaded=loaded)
     if config.teacher:
-        digest, teachers = processes.from_process_0(lambda: distillation.teachers(config, dataset))
+        digest, teachers = distillation.teachers(config, dataset)
         teachers = jax.tree.map(lambda x: place(x, replicated(ready.mesh)), teachers)
         train_steps = partial(ready.train_steps, teachers=teachers)
         ready = ready._replace(extra={**ready.extra, "teacher": digest}, train_steps=train_steps)

@@ -104,6 +104,14 @@ def test_a_teacher_for_other_classes_or_images_is_refused(finished, change, mess
         distillation.teachers(finished, dataset(**change))
 
 
+def test_a_damaged_teacher_is_refused_in_one_line(finished, tmp_path):
+    shutil.copytree(finished.workdir, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"seeds": 2', '"seeds": {}'))
+    with pytest.raises(ValueError, match="--teacher .* cannot be loaded: .* put back the run's own"):
+        distillation.teachers(dataclasses.replace(finished, teacher=(str(path.parent),)), dataset())
+
+
 def test_teachers_need_classes():
     with pytest.raises(ValueError, match="--teacher needs --task classes, got tags; leave it out"):
         distillation.check(TrainConfig(teacher=("any",), task="tags"))
