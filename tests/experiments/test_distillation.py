@@ -108,7 +108,7 @@ def test_a_damaged_teacher_is_refused_in_one_line(finished, tmp_path):
     shutil.copytree(finished.workdir, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace('"seeds": 2', '"seeds": {}'))
-    with pytest.raises(ValueError, match="--teacher .* cannot be loaded: .* put back the run's own"):
+    with pytest.raises(ValueError, match=r"--teacher .* cannot be loaded: .* put back the run's own"):
         distillation.teachers(dataclasses.replace(finished, teacher=(str(path.parent),)), dataset())
 
 
