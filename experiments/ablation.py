@@ -1,8 +1,8 @@
 """What the parts of a training run are worth: `python -m experiments.ablation folder --data-dir DIR`.
 
 Trains network A with the fast recipe, and then with changes to it. The study `recipe` replaces one ingredient of the
-recipe at a time; `reach` changes how far the implicit steps reach. Finished runs are skipped, stopped ones resume.
-Ingredients that act only after more epochs are left out.
+recipe at a time; `reach` changes how far the implicit steps reach; `distillation` adds teachers. Finished runs are
+skipped, stopped ones resume. Ingredients that act only after more epochs are left out.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from experiments.common.files import read_rows
 from experiments.common.results import Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
-Study = Literal["recipe", "reach"]
+Study = Literal["recipe", "reach", "distillation"]
 
 VARIANTS: dict[Study, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 """For each study, the run with the fast recipe, and the changes of the others: ingredients, or fields of the run."""
@@ -40,7 +40,10 @@ class Config:
     """arrays: resample every signal to this number of points, as in training."""
     study: Study = "recipe"
     """What changes. recipe: one ingredient of the fast recipe. reach: the reach, the boundary, the stencils
-    and the time step of the implicit steps, and explicit steps."""
+    and the time step of the implicit steps, and explicit steps. distillation: the share of the loss that compares with
+    --teacher."""
+    teacher: tuple[str, ...] = ()
+    """--study distillation: the teachers, as in training."""
     architecture: Architecture = "implicit_rd"
     """Network, as in training."""
     train_images: int | None = None
@@ -57,15 +60,17 @@ class Config:
     workdir: Path = Path("runs/ablation")
     """Folder of the runs."""
     out: Path | None = None
-    """Writes OUT.md and OUT.jsonl. None: runs/results/ablation, for the study reach runs/results/ablation_reach."""
+    """Writes OUT.md and OUT.jsonl. None: runs/results/ablation, for other studies than recipe
+    runs/results/ablation_STUDY."""
 
 
 def main(config: Config) -> int:
     """Trains all variants, one after another, and writes the results of those that are finished."""
     if config.study == "reach" and not config.architecture.startswith("implicit"):
         raise ValueError(f"--architecture must have implicit steps for --study reach, got {config.architecture}")
-    name = "ablation" if config.study == "recipe" else f"ablation_{config.study}"
-    config = dataclasses.replace(config, out=config.out or Path("runs/results") / name)
+    if (config.study == "distillation") != bool(config.teacher):
+        raise ValueError(f"--teacher must name networks for --study distillation alone, got {config.teacher}")
+    config = dataclasses.replace(config, out=config.out or Path("runs/results") / name_of(config.study))
     results = Results(config, markdown, without=("dataset", "workdir"))
     runs = variants(config)
     names = {run: name for name, (run, _) in runs.items()}
@@ -103,6 +108,7 @@ def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
         if {"matrix_decay", "hidden"} & changes.keys() and config.epochs <= recipes.RECIPES[base].late:
             continue
         workdir = config.workdir / group / name.replace(" ", "-")
+        changes = {field: tuple(x) if isinstance(x, list) else x for field, x in changes.items()}
         of_run = {field: value for field, value in changes.items() if field in fields}
         run = derived(config, **{"recipe": base, "evaluate_every": config.epochs, "workdir": workdir, **of_run})
         ingredients = {field: value for field, value in changes.items() if field not in fields}
@@ -110,7 +116,12 @@ def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
     return runs
 
 
-def markdown(rows: list[Row], name: str = "ablation") -> str:
+def name_of(study: Study) -> str:
+    """Returns the name of the page of a study."""
+    return "ablation" if study == "recipe" else f"ablation_{study}"
+
+
+def markdown(rows: list[Row], name: str = "") -> str:
     """Returns the page: each variant beside the first one of its study; and the variants that are missing."""
     first = rows[0]
     study: Study = first.get("study", "recipe")
@@ -129,7 +140,7 @@ def markdown(rows: list[Row], name: str = "ablation") -> str:
     compared = f"{first['validation_images']:,} validation images" if part == "validation" else "the test images"
     parts = {"seeds": len(first["test_accuracies"]), "study": study, "compared": compared}
     parts["table"] = table(rows, columns) + note
-    return page(rows, name, "ablation", **parts)
+    return page(rows, name or name_of(study), "ablation", **parts)
 
 
 if __name__ == "__main__":

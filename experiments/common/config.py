@@ -85,6 +85,12 @@ class TrainConfig:
     """--init-from: layers whose weights do not change, such as opening,block1,block2_step3; block1 is all of it."""
     loaded_rate: float = 1.0
     """--init-from: factor on the learning rate of all weights but those of the classifier."""
+    teacher: tuple[str, ...] = ()
+    """Distillation: train also towards the mean of the class probabilities of these trained networks, the teachers, for
+    the same augmented images. Each is a source as of --init-from; of a work directory with several seeds, all networks
+    are teachers. Their classes and image size must be those of the run."""
+    distill: float = 0.5
+    """--teacher: share of the loss that compares with the teachers and not with the labels, above 0 and at most 1."""
     epochs: int | None = None
     """Passes over the training images. None: 300 with the recipe paper, 30 with fast."""
     train_images: int | None = None

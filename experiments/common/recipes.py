@@ -26,15 +26,16 @@ class Recipe:
 
     Attributes:
         epochs: number of epochs if the user states none.
-        optimizer: "adam"; "adamw", with weight decay; or "muon": AdamW, except for the matrices M, whose updates are
-            orthogonalised.
+        optimizer: "adam"; "adamw", with weight decay; or "muon": AdamW, except for the matrices, whose updates are
+            orthogonalised. Matrices are M and the fully coupled stencils of the ResNet's steps, [*window, C_in, C_out],
+            taken as matrices of C_out columns.
         learning_rate: the largest one.
-        stencil_rate: of adamw and muon: learning rate of all weights but the matrices M, divided by that of M.
+        stencil_rate: of adamw and muon: learning rate of all weights but the matrices, divided by theirs.
         schedule: "halving" after every fifth of the run, or "one_cycle": a linear rise from a tenth, then a cosine back
             to it. In a run of under five steps only the fifths that begin at a later step of their own halve the rate.
         weight_decay: of adamw and muon.
         late: number of epochs after which `matrix_decay` and `hidden` begin, which are meant to reduce overfitting.
-        matrix_decay: late weight decay of the matrices M, added to weight_decay. A normalisation follows M, so that its
+        matrix_decay: late weight decay of the matrices, added to weight_decay. A normalisation follows M, so that its
             size does not matter; but M grows with every step, and each step then changes M less. Decay keeps M small.
         hidden: late augmentation, 0 for none: a square of this share of the side is hidden (of a signal an interval of
             time), and translations reach twice as far if the side has at least 32 pixels.
@@ -230,8 +231,16 @@ def recipe_named(name: str) -> Recipe:
 
 
 def _is_matrix(params):
-    """Returns which weights are matrices M: those whose name begins with "matrix"; no stencil, not the classifier."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key.startswith("matrix"), params)
+    """Returns which weights are matrices: M, by its name, and coupled stencils of steps, by name and shape.
+
+    These are [*window, C, C]; depth-wise stencils are [*window, C]. The opening and the classifier are no steps.
+    """
+
+    def is_matrix(path, x):
+        name, coupled = path[-1].key, x.ndim > 2 and x.shape[0] != x.shape[-2] == x.shape[-1]
+        return name.startswith("matrix") or (name.startswith("stencil") and coupled and path[0].key != "opening")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def _is_no_matrix(params):
@@ -239,4 +248,9 @@ def _is_no_matrix(params):
 
 
 def _matrices(params):
-    return jax.tree.map(lambda matrix: MuonDimensionNumbers() if matrix else None, _is_matrix(params))
+    """Returns how a matrix is read: [*window, C_in, C_out] as prod(window)·C_in rows and C_out columns."""
+
+    def axes(x, matrix):
+        return MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if matrix else None
+
+    return jax.tree.map(axes, params, _is_matrix(params))

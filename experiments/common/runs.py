@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, Sharding
 
-from experiments.common import fine_tuning, tuning
+from experiments.common import distillation, fine_tuning, tuning
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_counts, values
 from experiments.common.objective import figures, loss_of
@@ -27,6 +27,7 @@ from lowcost.deploy.loading import configuration, flat, load_run, newest
 from lowcost.deploy.packaged import Loaded, as_tuples, variable_shapes
 from lowcost.methods import Point, decided_by
 from lowcost.train import loop, processes
+from lowcost.train.distillation import distilled
 from lowcost.train.mesh import data_mesh, place, replicated, shard_batch, use_every_core
 from lowcost.train.metrics_log import Metrics
 from lowcost.train.state import TrainState, create_state, keep_best
@@ -49,7 +50,8 @@ class Setup(NamedTuple):
         mesh: all devices; already set as JAX's mesh.
         net: the network.
         steps_per_epoch: whole batches in the training images.
-        train_steps: jitted, (state, n, *batches) → state; the state is donated.
+        train_steps: jitted, (state, n, *batches) → state; the state is donated. With --teacher it also takes
+            the keyword `teachers`.
         eval_step: jitted, see `make_eval_step`.
         apply: jitted, (variables, images of the data set) → outputs.
         keep_best: jitted, see `state.keep_best`.
@@ -163,6 +165,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     config = dataclasses.replace(config, task=dataset.task)  # labels of points are found in the data
     if config.decoder and config.task != "pixels":
         raise ValueError(f"--decoder needs the task pixels, got {config.task}; leave it out")
+    distillation.check(config)
     if config.batch_size > len(dataset.train):
         largest = f"the {len(dataset.train)} training images of {dataset.name}"
         raise ValueError(f"--batch-size must be at most {largest}, got {config.batch_size}; use a smaller one")
@@ -226,10 +229,11 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
         options["opening_init"] = nn.initializers.patch_whitening(_values(to_unit_range(some), **options))
     loss, extra = loss_of(config, dataset)
+    train_loss = partial(distilled, loss=loss, share=config.distill) if config.teacher else loss
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
     augment = recipe.augmentation(dataset.keeps, dataset.moments, dataset.masked)
-    changes: dict[str, Any] = {"average": recipe.average, "loss": loss}
+    changes: dict[str, Any] = {"average": recipe.average, "loss": train_loss}
     if dataset.task == "pixels":
         changes["augment_labels"] = recipe.label_augmentation(dataset.keeps, len(dataset.classes))
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, **changes)
@@ -238,7 +242,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     decided = decided_by(lambda point: methods.get(str(point)))
     train_step, eval_step, apply = decided(train_step), decided(eval_step), decided(apply)
     if config.seeds > 1:
-        train_step = jax.vmap(train_step)
+        train_step = _of_each_seed(train_step)
         eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None))
         apply = jax.vmap(apply, in_axes=(0, None))
     jit = partial(jax.jit, out_shardings=replicated(mesh))
@@ -247,6 +251,11 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, *programs, extra, methods)
     setup.abstract_state()  # raises where the network cannot take the images
     return setup
+
+
+def _of_each_seed(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
+    """Returns the step of several seeds, which share their teachers."""
+    return lambda state, *batch, **shared: jax.vmap(partial(train_step, **shared))(state, *batch)
 
 
 def _values(images: np.ndarray, moments: Moments | None, masked: bool) -> np.ndarray:

@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import dry_run, entry, files, fine_tuning, memory, plots, results, runs
+from experiments.common import distillation, dry_run, entry, files, fine_tuning, memory, plots, results, runs
 from experiments.common.config import TrainConfig, values
 from experiments.common.recipes import Recipe
 from experiments.common.workdir import Result, finished, write_or_compare
@@ -24,6 +25,7 @@ from lowcost.terminal import first_line, printable, warn
 from lowcost.train import checkpoint, feed, lock, loop, processes
 from lowcost.train.calibration import fit_temperature
 from lowcost.train.interruption import Interruption
+from lowcost.train.mesh import place, replicated
 from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
 from lowcost.train.state import TrainState, count_weights
 
@@ -101,12 +103,17 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> runs.Setup:
 
 
 def _with_source(ready: runs.Setup) -> runs.Setup:
-    """Returns the set-up with the weights of --init-from, which process 0 reads for all."""
-    if ready.config.init_from is None:
-        return ready
-    ingredients = (ready.config, ready.net, ready.dataset)
-    digest, loaded = processes.from_process_0(lambda: fine_tuning.source(*ingredients))
-    return ready._replace(extra={**ready.extra, "init_from": digest}, loaded=loaded)
+    """Returns the set-up with the weights of --init-from and of --teacher, which process 0 reads for all."""
+    config, dataset = ready.config, ready.dataset
+    if config.init_from is not None:
+        digest, loaded = processes.from_process_0(lambda: fine_tuning.source(config, ready.net, dataset))
+        ready = ready._replace(extra={**ready.extra, "init_from": digest}, loaded=loaded)
+    if config.teacher:
+        digest, teachers = distillation.teachers(config, dataset)
+        teachers = jax.tree.map(lambda x: place(x, replicated(ready.mesh)), teachers)
+        train_steps = partial(ready.train_steps, teachers=teachers)
+        ready = ready._replace(extra={**ready.extra, "teacher": digest}, train_steps=train_steps)
+    return ready
 
 
 def _claim(ready: runs.Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -280,7 +287,7 @@ def _result(ready: runs.Setup, state: TrainState, log: MetricsLog, measured: dic
         **{f"test_{name}": statistics.mean(found) for name, found in overlaps.items()},
         **{f"test_{name}s": found for name, found in overlaps.items()},
         **measured,
-        "init_from": config.init_from,
+        **values(config, "init_from", "teacher"),
         "test_images": len(ready.dataset.test),
         "validation_images": len(ready.dataset.validation or ()),
         "train_images": len(ready.dataset.train),

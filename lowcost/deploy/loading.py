@@ -61,12 +61,13 @@ def load(source: str | os.PathLike[str]) -> Loaded:
     return decode(path.read_bytes(), str(path))
 
 
-def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
+def load_run(workdir: Path, *, finished: bool = False, index: int = 0) -> Loaded:
     """Returns the network of a run's newest valid checkpoint; reads neither its data set nor its optimiser.
 
     Args:
         workdir: its work directory.
         finished: refuse a run that has not finished.
+        index: of several seeds, the number of the network to return, from 0.
 
     Raises:
         ValueError, OSError: as in `load`.
@@ -77,6 +78,7 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
     options["head"] = "pixels" if config.get("task") == "pixels" else "class"
     options |= {"moments": as_tuples(config.get("data.moments")), "masked": config.get("data.masked", False)}
     try:
+        config["seed"] += index
         net = network(config["architecture"], config["width"], len(config["data.classes"]), **options)
         like, steps = _state(net, config), config["epochs"] * (config["data.train"] // config["batch_size"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -84,8 +86,8 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         raise ValueError(f"config.json in {workdir} is not of this version ({reason}); {_REMEDY}") from error
     restored = newest(workdir, like, steps, finished=finished)
     variables = restored.state.chosen
-    if config.get("seeds", 1) > 1:
-        variables = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[0], variables))
+    if (seeds := config.get("seeds", 1)) > 1:
+        variables = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[index], variables))
     about: Json = Result(result) if result.exists() else {}
     if about.get("steps", steps) != restored.step:  # it is of a later checkpoint, which is damaged
         about = {}
@@ -97,11 +99,11 @@ def load_run(workdir: Path, *, finished: bool = False) -> Loaded:
         classes=tuple(config["data.classes"]),
         image_shape=tuple(shape),
         task=config.get("task", "classes"),
-        temperature=(temperatures(workdir, config.get("seeds", 1), restored.step) or [1.0])[0],
+        temperature=(temperatures(workdir, seeds, restored.step) or [1.0] * seeds)[index],
         scale=as_tuples(config.get("data.scale")),
         preprocessing=preprocessing(shape, dtype, **inputs),
         dtype=dtype,
-        card=_card(config, about, restored.step, count_weights(variables["params"])),
+        card=_card(config, about, restored.step, count_weights(variables["params"]), index),
     )
 
 
@@ -117,19 +119,20 @@ def _state(net: Network, config: Json) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=device), state)
 
 
-def _card(config: Json, result: Json, steps: int, weights: int) -> dict[str, str]:
+def _card(config: Json, result: Json, steps: int, weights: int, index: int) -> dict[str, str]:
     """Returns how a network was trained, how accurate it is, and its limits."""
     card = {"network": f"{config['architecture']} {'-'.join(map(str, config['width']))}"}
     names = ("dataset", "recipe", "init_from", "epochs", "seed")
     card |= {name: str(config[name]) for name in names if config.get(name) is not None}
+    card |= {"teacher": ", ".join(config["teacher"])} if config.get("teacher") else {}
     card |= {"steps": str(steps), "weights": str(weights)}
     card |= {"epochs": str(result["epochs"])} if "epochs" in result else {}
     if result.get("chosen", {}).get("by", "last epoch") != "last epoch":
-        card["chosen"] = f"epoch {result['chosen']['epochs'][0]} by {result['chosen']['by']}"
+        card["chosen"] = f"epoch {result['chosen']['epochs'][index]} by {result['chosen']['by']}"
     lists = {"test_accuracy": "test_accuracies", "test_mean_iou": "test_mean_ious", "test_loss": "test_losses"}
     for figure, numbers in lists.items():
         if result.get(numbers):
-            card[figure] = str(result[numbers][0])
+            card[figure] = str(result[numbers][index])
     return {**card, "lowcost": __version__, "limits": LIMITS}
 
 

@@ -6,6 +6,7 @@ reported as the accuracy, and the sum of "confusion" as the overlaps of classes,
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 Figures = dict[str, jax.Array]
-Loss = Callable[[jax.Array, jax.Array], Figures]
+Loss = Callable[[jax.Array, Any], Figures]
 
 
 def cross_entropy(

@@ -1,6 +1,6 @@
 """Optimiser steps and evaluation as pure functions, for any network and data set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from lowcost.scaling import to_unit_range
+from lowcost.train.distillation import Teacher, mean_probabilities
 from lowcost.train.losses import Figures, Loss, cross_entropy
 from lowcost.train.overlap import mean_overlaps
 from lowcost.train.state import TrainState
@@ -52,7 +53,7 @@ def make_train_step(
     average: float | None = None,
     loss: Loss = cross_entropy,
     augment_labels: Augment | None = None,
-) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
+) -> Callable[..., TrainState]:
     """Returns the step θ ← θ - optimiser(∇ Σ w L(net(images), labels) / Σ w): the loss L of Section 2, weights w = 1.
 
     The images are augmented first. A step whose loss or gradient is not finite is counted and skipped. The state no
@@ -70,26 +71,27 @@ def make_train_step(
         augment_labels: (labels, the same draw) → labels, which moves labels of points with the images; None for none.
 
     Returns:
-        (state, images [B, *grid, C], labels of the loss, indices [B] in the data set) → state. `to_unit_range` scales
-        the images, and raises TypeError for unknown dtypes. Normalisations use statistics of the whole global batch.
+        (state, images [B, *grid, C], labels of the loss, indices [B] in the data set, teachers=()) → state.
+        `to_unit_range` scales the images, and raises TypeError for unknown dtypes. Normalisations use statistics of the
+        whole global batch. With teachers the loss takes (labels, their mean probabilities for the augmented images).
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def train_step(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array) -> TrainState:
+    def train_step(
+        state: TrainState, images: jax.Array, labels: Any, indices: jax.Array, teachers: Sequence[Teacher] = ()
+    ) -> TrainState:
         chex.assert_equal_shape_prefix([images, labels, indices], 1)
         key = jax.random.wrap_key_data(state.key, impl=state.key_impl)
         draw = Draw(key, jax.random.fold_in(key, state.step), indices, state.step // steps_per_epoch)
         inputs = augment(to_unit_range(images), draw)
         labels = labels if augment_labels is None else augment_labels(labels, draw)
+        labels = (labels, mean_probabilities(teachers, inputs)) if teachers else labels
 
         def mean_loss(params: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             outputs, updates = net.apply(variables, inputs, train=True, mutable=["batch_stats"])
-            sums = _sums(loss(outputs, labels), jnp.ones(len(labels)))
-            weight = sums.get("weight", sums["count"])
-            if "weight" in sums:  # 0 if no point of the batch has a label
-                weight = jnp.where(weight > 0, weight, 1)
-            return sums["loss"] / weight, (sums, updates.get("batch_stats", {}))
+            sums = _sums(loss(outputs, labels), jnp.ones(len(indices)))
+            return _mean_loss(sums), (sums, updates.get("batch_stats", {}))
 
         (value, (sums, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         extra = {"value": value, "grad": grads, "value_fn": lambda params: mean_loss(params)[0]}
@@ -114,13 +116,13 @@ def repeat(train_step: Callable[..., TrainState]) -> TrainSteps:
     """Returns (state, n, *batches [K, ...]) → the state after train_step with each of the first n ≤ K batches.
 
     One program serves every n, so that the division of a run into dispatches changes no bit. Jit it with the state
-    donated.
+    donated. Keyword arguments, such as `teachers`, are passed on to each step.
     """
 
-    def train_steps(state: TrainState, n: jax.Array, *batches: jax.Array) -> TrainState:
+    def train_steps(state: TrainState, n: jax.Array, *batches: jax.Array, **shared: Any) -> TrainState:
         def body(i: jax.Array, state: TrainState) -> TrainState:
             batch = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in batches]
-            return train_step(state, *batch)
+            return train_step(state, *batch, **shared)
 
         return jax.lax.fori_loop(0, n, body, state)
 
@@ -180,6 +182,14 @@ def _averaged(state: TrainState, variables: Any, decay_max: float | None) -> Any
         return state.average
     decay = jnp.minimum(decay_max, (1 + state.step) / (10 + state.step))
     return jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, state.average, variables)
+
+
+def _mean_loss(sums: Sums) -> jax.Array:
+    """Returns Σ w L / Σ w."""
+    weight = sums.get("weight", sums["count"])
+    if "weight" in sums:  # 0 if no point of the batch has a label
+        weight = jnp.where(weight > 0, weight, 1)
+    return sums["loss"] / weight
 
 
 def _sums(figures: Figures, mask: jax.Array) -> Sums:

@@ -39,6 +39,8 @@ OF_THE_RUN = {
     "init_from": "old",
     "freeze": ("opening", "block1"),
     "loaded_rate": 0.5,
+    "teacher": ("large", "larger"),
+    "distill": 0.3,
     "kernel_size": 5,
     "width": (4, 8),
     "recipe": "own.json",
@@ -144,6 +146,12 @@ def test_a_flag_is_documented(name, capsys):
             {"init_from": "any", "freeze": ("block",)},
             "--freeze must name layers .*, got 'block'; the layers are ",
         ),
+        ({"distill": 0.3}, "--distill needs --teacher, got 0.3 and none; add one, or leave it out"),
+        *[
+            ({"teacher": ("any",), "distill": x}, f"--distill must be above 0 and at most 1, got {x}")
+            for x in (0.0, 1.5, np.nan)
+        ],
+        ({"teacher": ("none",)}, "--teacher none cannot be loaded: source must be a work directory, .* got none; "),
         ({"kernel_size": 0}, "kernel_size must be a whole number of at least 1, got 0"),
         ({"kernel_size": 7}, "with grid axes of at least 13 points, because 2 blocks halve"),
         ({"width": (4, 9)}, r"width must double from block to block, .* got \(4, 9\)"),

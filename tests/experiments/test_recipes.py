@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax.contrib import MuonDimensionNumbers
 
 from experiments.ablation import VARIANTS, Config, main, markdown, variants
-from experiments.common.config import shown
-from experiments.common.recipes import RECIPES, Recipe
+from experiments.common.config import TrainConfig, shown
+from experiments.common.recipes import RECIPES, Recipe, _matrices
 from lowcost import data
 from lowcost.nn import network
 from lowcost.train.step import Draw
@@ -77,6 +78,45 @@ def test_muon_orthogonalises_the_matrices_alone():
     assert sizes[0] == pytest.approx(sizes[1], rel=0.6)  # one learning rate suits both
     sign = np.sign(updates["muon"]["classifier"]["kernel"])
     np.testing.assert_array_equal(sign, -np.sign(grads["classifier"]["kernel"]))
+
+
+TAKEN = {
+    "resnet": ("stencil1", "stencil2"),
+    "linear_mix": ("matrix1", "matrix2"),
+    "mobilenet": ("matrix",),
+    "circulant_rd": ("matrix",),
+}
+"""The weights of a step that Muon updates."""
+
+
+@pytest.mark.parametrize("grid", [(8,), (8, 8), (5, 5, 5)])
+@pytest.mark.parametrize("architecture", TAKEN)
+def test_muon_takes_matrices_and_coupled_stencils_of_steps(architecture, grid):
+    """On grids of one to three axes; no other stencil, and not the opening, which has as many channels here."""
+    net = network(architecture, (6,), 3, steps_per_block=1)
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *grid, 6)))["params"]
+    found = jax.tree_util.tree_leaves_with_path(
+        _matrices(params), is_leaf=lambda x: isinstance(x, MuonDimensionNumbers)
+    )
+    taken = {(path[0].key, path[-1].key): x for path, x in found}
+    assert taken.keys() == {("block1_step1", name) for name in TAKEN[architecture]}
+    rows = len(grid) + 1 if architecture == "resnet" else 1
+    assert set(taken.values()) == {MuonDimensionNumbers(tuple(range(rows)), rows)}
+
+
+def test_muon_orthogonalises_a_coupled_stencil_as_a_matrix():
+    """[*window, C_in, C_out] is taken as [window · C_in, C_out]: the update is that of this matrix."""
+    stencil, grad = jax.random.normal(jax.random.key(0), (2, 3, 3, 4, 4))
+    optimizer = Recipe(optimizer="muon").transformation(10, 1)
+
+    def update(name, shape):
+        params, grads = ({"step": {name: x.reshape(shape)}} for x in (stencil, grad))
+        return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]["step"][name]
+
+    flat = update("matrix", (36, 4))
+    np.testing.assert_allclose(update("stencil1", stencil.shape).reshape(36, 4), flat, rtol=1e-5, atol=1e-8)
+    singular = np.linalg.svd(flat, compute_uv=False)
+    assert singular[0] / singular[-1] < 2
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -285,6 +325,20 @@ def test_the_study_of_reach_changes_the_network_alone():
     both = [*runs.values(), *variants(Config()).values()]
     assert len({config.directory() for config, _ in both}) == len(both)
     assert len({dataclasses.replace(config, workdir=None) for config, _ in runs.values()}) == len(runs)
+
+
+def test_the_study_of_distillation_changes_the_teachers_alone():
+    """The first run has none, all others have those of the flag."""
+    config = Config(study="distillation", teacher=("large", "larger"))
+    first, *others = variants(config).values()
+    assert (first[0].teacher, first[0].distill) == ((), TrainConfig.distill)
+    assert [run.distill for run, _ in others] == [0.5, 0.9]
+    for run, recipe in others:
+        same = dataclasses.replace(run, teacher=(), distill=TrainConfig.distill, workdir=first[0].workdir)
+        assert (run.teacher, recipe, same) == (config.teacher, RECIPES["fast"], first[0])
+    for study, teacher in (("distillation", ()), ("recipe", ("large",))):
+        with pytest.raises(ValueError, match="--teacher must name networks for --study distillation alone, got "):
+            main(Config(study=study, teacher=teacher))
 
 
 def test_the_table_compares_seed_by_seed():
