@@ -116,7 +116,7 @@ class TrainConfig:
     zero_mean: bool = False
     """implicit_rd, implicit_circulant_rd: subtract from each stencil of the steps its average at every evaluation."""
     decoder: bool = False
-    """--task pixels: keep the poolings between the blocks, and return to the full grid by a decoder (a U-Net). The
+    """Labels of pixels: keep the poolings between the blocks, and return to the full grid by a decoder (a U-Net). The
     steps then cost less. Without it all blocks have the grid of the images."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the features; weights, statistics and sums stay float32."""
