@@ -303,9 +303,11 @@ def markdown(rows: list[Row], name: str = "segmentation") -> str:
         columns["ms per step"] = lambda row: f"{row['step_milliseconds']:.1f}" if "step_milliseconds" in row else ""
         figure = f"![the image, its labels and predictions]({name}-{task}.png)"
         parts.append(f"## {task.capitalize()}\n\n{table(found, columns)}\n\n{figure}")
-    missing = [task for task in TASKS if task not in {row["task"] for row in rows}]
-    parts += [f"Not measured: {', '.join(missing)}."] if missing else []
-    return page(rows, name, "segmentation", tables="\n\n".join(parts), rounds=ROUNDS, **TASKS)
+    measured = {(row["task"], row["network"]) for row in rows}
+    missing = [f"{task}, {x}" for task in TASKS for x in TASKS[task].networks if (task, x) not in measured]
+    parts += [f"Not measured: {'; '.join(missing)}."] if missing else []
+    constants = {"rounds": ROUNDS, "decoded_steps": DECODED_STEPS}
+    return page(rows, name, "segmentation", tables="\n\n".join(parts), **constants, **TASKS)
 
 
 def _percent(name: str, row: Row) -> str:
