@@ -3,7 +3,7 @@
 Features are channels last as everywhere, so that most of the work is large matrix products. ONNX's Conv takes channels
 first: a stencil's Conv stands between two transpositions, and the transform of an axis is a Conv of width 1. The graph
 computes the symbols of the filters from their stencils, and a runtime evaluates them once, when it loads the file.
-Besides the network's weights the file holds only the real bases of the transforms, about 11 n² bytes for images of
+Besides the network's weights the file holds only the real bases of the transforms, about 5 n² bytes for images of
 n x n pixels.
 """
 
@@ -95,20 +95,24 @@ class _Graph:
         self.constants: dict[Any, Any] = {}
         self.scope = ""
         self.views = {"images": image_shape}
+        self.scales: dict[str, Any] = {}
 
     def node(self, kind: str, *inputs: str | ArrayLike, view: Sequence[int] | None = None, **attributes: Any) -> str:
         """Adds a node whose result is [-1, *view]; inputs that are no names are constants."""
-        name = f"{self.scope}/{kind}{len(self.nodes)}"
+        short, label = f"{len(self.nodes):x}", f"{self.scope}/{kind}{len(self.nodes)}"
+        name, label = (short, "") if self.bits == 8 else (label, label)  # names take a quarter of a small file
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
-        self.nodes.append(self.onnx.helper.make_node(kind, names, [name], name, **attributes))
+        self.nodes.append(self.onnx.helper.make_node(kind, names, [name], label, **attributes))
         if view is not None:
             self.views[name] = tuple(view)
+        if kind in ("Reshape", "Transpose", "Gather") and names[0] in self.scales:
+            self.scales[name] = self.scales[names[0]]
         return name
 
     def constant(self, value: ArrayLike) -> str:
-        """One constant for all places that need the same: int8, int64 or float32."""
+        """One constant for all places that need the same: int8, uint8, int32, int64 or float32."""
         array = np.ascontiguousarray(value)
-        if array.dtype != np.int8:
+        if array.dtype not in (np.int8, np.uint8, np.int32):
             array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         key = (array.dtype.str, np.shape(value), array.tobytes())
         if key not in self.constants:
@@ -120,9 +124,22 @@ class _Graph:
         """A learned constant; with 8 bits, integers and a scale for each index of `axis`."""
         if self.bits == 32:
             return self.constant(array)
+        axis %= array.ndim
         largest = np.abs(array).max(tuple(i for i in range(array.ndim) if i != axis), keepdims=True)
         scale = np.where(largest == 0, 1, largest / 127)
-        return self.node("Mul", self.node("Cast", np.round(array / scale).astype(np.int8), to=1), scale)
+        zeros = np.zeros(array.shape[axis], np.int8)  # without them onnxruntime fuses nothing
+        integers = np.round(array / scale).astype(np.int8)
+        name = self.node("DequantizeLinear", integers, scale.ravel(), zeros, axis=axis)
+        self.scales[name] = np.float32(scale.ravel())
+        return name
+
+    def bias(self, bias: ArrayLike, y: str, weight: str) -> str | ArrayLike:
+        """The bias of a product of y and the weight: integers, with which runtimes fuse it, if both come from some."""
+        if y not in self.scales or weight not in self.scales:
+            return bias
+        scales = self.scales[weight], np.float32(self.scales[y])
+        integers = np.round(np.asarray(bias) / (scales[0] * scales[1])).astype(np.int32)
+        return self.node("DequantizeLinear", integers, self.node("Mul", *scales), axis=0)
 
     def viewed(self, y: str, view: Sequence[int]) -> str:
         """y as [-1, *view]."""
@@ -147,11 +164,18 @@ class _Graph:
                 return self.alike("Add", self.alike("Mul", y, scale.reshape(-1)), bias)
             case ops.Pointwise(matrix, bias):  # one product for all pixels, with which runtimes fuse the bias and ReLU
                 y = self.viewed(y, matrix.shape[:1])
-                return self.node("Gemm", y, self.weight(matrix, 1), bias, view=matrix.shape[1:])
+                weight = self.weight(matrix, 1)
+                return self.node("Gemm", y, weight, self.bias(bias, y, weight), view=matrix.shape[1:])
             case ops.Filter():
                 return self.filter(operation, y)
             case ops.Relu():
                 return self.alike("Relu", y)
+            case ops.Quantize(scale, zero):
+                levels: list[ArrayLike] = [np.float32(scale), np.uint8(zero)]
+                y = self.viewed(y, self.views[y][-1:])  # as Gemm takes it: runtimes fuse neighbours alone
+                y = self.alike("DequantizeLinear", self.alike("QuantizeLinear", y, *levels), *levels)
+                self.scales[y] = scale
+                return y
             case ops.AveragePool():
                 return self.average_pool(y)
             case ops.GlobalAveragePool():
@@ -189,7 +213,8 @@ class _Graph:
         for axis, (n, m) in enumerate(zip(self.grid, weight.shape[2:], strict=True), 1):
             # Not Pad, whose mode "wrap" needs opset 19 and, in onnxruntime, at least one image; Gather is also faster.
             y = self.node("Gather", y, np.pad(np.arange(n), (m // 2, m - 1 - m // 2), MODES[boundary]), axis=axis)
-        y = self.node("Conv", self.channels_first(y), self.weight(weight, 0), bias, group=groups)
+        y, stored = self.channels_first(y), self.weight(weight, 0)
+        y = self.node("Conv", y, stored, self.bias(bias, y, stored), group=groups)
         return self.channels_last(y, len(weight))
 
     def channels_first(self, y: str) -> str:
@@ -215,19 +240,26 @@ class _Graph:
             y = self.along(basis, y, shape, axis)
         y = self.viewed(y, shape)
         products = [self.alike("Mul", self.flip(y, subset), part) for subset, part in self.parts(operation).items()]
-        y = reduce(lambda a, b: self.alike("Add", a, b), products)
+        y = reduce(partial(self.alike, "Add"), products)
         for axis, basis in reversed(bases):
-            y = self.along(basis.T, y, shape, axis)
+            y = self.along(basis, y, shape, axis, adjoint=True)
         return self.viewed(y, shape)
 
-    def along(self, matrix: NDArray[Any], y: str, shape: Sequence[int], axis: int) -> str:
-        """Σ_j matrix[i, j] y[..., j, ...] along an axis of y [-1, *shape], no axis moved."""
-        n, m = matrix.shape
-        if axis + 1 == len(shape):
-            return self.node("MatMul", self.viewed(y, shape), matrix.T, view=(*shape[:-1], n))
-        behind = math.prod(shape[axis + 1 :])
+    def along(self, matrix: NDArray[Any], y: str, shape: Sequence[int], axis: int, *, adjoint: bool = False) -> str:
+        """Σ_j matrix[i, j] y[..., j, ...] along an axis of y [-1, *shape], no axis moved; or with the matrix's adjoint.
+
+        The file holds a matrix once: the adjoint is a node that runtimes evaluate when they load the file.
+        """
+        n, m = matrix.shape[::-1] if adjoint else matrix.shape
+        last = axis + 1 == len(shape)
         # Not MatMul with the matrix on the left, which refuses an empty batch in onnxruntime 1.27 and older.
-        return self.node("Conv", self.viewed(y, (m, behind)), matrix[..., None], view=(n, behind))
+        weight: str | NDArray[Any] = matrix if last else matrix[..., None]
+        if adjoint != last:  # of MatMul on the right, the matrix itself is the adjoint
+            weight = self.node("Transpose", weight, perm=[1, 0] if last else [1, 0, 2])
+        if last:
+            return self.node("MatMul", self.viewed(y, shape), weight, view=(*shape[:-1], n))
+        behind = math.prod(shape[axis + 1 :])
+        return self.node("Conv", self.viewed(y, (m, behind)), weight, view=(n, behind))
 
     def flip(self, y: str, subset: tuple[int, ...]) -> str:
         if not subset:
@@ -240,32 +272,42 @@ class _Graph:
 
         What is mirrored has only the part that is even in each frequency.
         """
-        rank = len(operation.axes)
-        patterns = list(itertools.product((1,), *[(1, -1)] * (rank - 1)))  # k and -k are alike
-        factors = [self.factor(operation, signs) for signs in patterns]
-        parts = {}
+        rank, factors, parts = len(operation.axes), self.factors(operation), {}
         sizes = (0,) if operation.mirrored else range(0, rank + 1, 2)
         for subset in (s for size in sizes for s in itertools.combinations(range(rank), size)):
-            parity = [(-1) ** (len(subset) // 2) * math.prod(signs[i] for i in subset) for signs in patterns]
-            terms = [self.alike("Mul", x, p / len(patterns)) for x, p in zip(factors, parity, strict=True)]
-            parts[subset] = reduce(lambda a, b: self.alike("Add", a, b), terms)
+            parity = (-1) ** (len(subset) // 2)
+            weights = {signs: parity * math.prod(signs[i] for i in subset) / len(factors) for signs in factors}
+            terms = [self.alike("Mul", x, weights[signs]) for signs, x in factors.items()]
+            parts[subset] = reduce(partial(self.alike, "Add"), terms)
         return parts
 
-    def factor(self, operation: ops.Filter, signs: tuple[int, ...]) -> str:
-        """R(h|λ|²) with λ_k = Σ_j θ_j exp(2πi s·k·j / period), k in the order of the basis."""
+    def factors(self, operation: ops.Filter) -> dict[tuple[int, ...], str]:
+        """{s: R(h|λ|²)} with λ_k = Σ_j θ_j exp(2πi s·k·j / period), k in the order of the basis.
+
+        The signs s of all axes but the first are 1 and -1; -k and k give the same.
+        """
         shape = list(operation.stencil.shape)
-        re, im = self.weight(operation.stencil[None], operation.stencil.ndim), ""
-        self.views[re] = tuple(shape)
-        for axis, (n, period, sign) in enumerate(zip(operation.axes, operation.period, signs, strict=True)):
+        θ = self.weight(operation.stencil[None], operation.stencil.ndim)
+        self.views[θ] = tuple(shape)
+        spectra: dict[tuple[int, ...], tuple[str, str]] = {(): (θ, "")}
+        for axis, (n, period) in enumerate(zip(operation.axes, operation.period, strict=True)):
             k = np.arange(n) if axis < operation.mirrored else frequencies(n)
-            phase = 2 * np.pi * (sign * np.outer(k, np.arange(shape[axis])) % period) / period
-            cos, sin = np.cos(phase), np.sin(phase)
-            turned = [self.along(matrix, re, shape, axis) for matrix in (cos, sin)]
-            if im:
-                real, imaginary = (self.along(matrix, im, shape, axis) for matrix in (sin, cos))
-                turned = [self.alike("Sub", turned[0], real), self.alike("Add", turned[1], imaginary)]
-            re, im = turned
+            phase = 2 * np.pi * (np.outer(k, np.arange(shape[axis])) % period) / period
+            turned: dict[tuple[int, ...], tuple[str, str]] = {}
+            for signs, (re, im) in spectra.items():
+                cos_re, sin_re = (self.along(matrix, re, shape, axis) for matrix in (np.cos(phase), np.sin(phase)))
+                if not im:
+                    turned[1,] = cos_re, sin_re
+                    continue
+                cos_im, sin_im = (self.along(matrix, im, shape, axis) for matrix in (np.cos(phase), np.sin(phase)))
+                for sign, (plus, minus) in {1: ("Add", "Sub"), -1: ("Sub", "Add")}.items():
+                    turned[*signs, sign] = self.alike(minus, cos_re, sin_im), self.alike(plus, cos_im, sin_re)
+            spectra = turned
             shape[axis] = n
+        return {signs: self.response(operation, re, im, shape) for signs, (re, im) in spectra.items()}
+
+    def response(self, operation: ops.Filter, re: str, im: str, shape: Sequence[int]) -> str:
+        """R(h (re² + im²))."""
         squared_modulus = self.alike("Add", self.alike("Mul", re, re), self.alike("Mul", im, im))
         z = self.alike("Mul", self.viewed(squared_modulus, shape), operation.h)
         if operation.integrator == "forward_euler":

@@ -236,6 +236,24 @@ class Relu:
 
 
 @dataclass(frozen=True, eq=False)
+class Quantize:
+    """Δ (q - z) with q = clip(round(y / Δ) + z, 0, 255): rounds to an 8-bit integer; not in the paper.
+
+    Attributes:
+        scale: Δ.
+        zero: z, the integer for y = 0.
+    """
+
+    scale: float
+    zero: int
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """Any shape."""
+        integers = jnp.clip(jnp.round(y / self.scale) + self.zero, 0, 255)
+        return self.scale * (integers - self.zero)
+
+
+@dataclass(frozen=True, eq=False)
 class AveragePool:
     """(y₀₀ + y₀₁ + y₁₀ + y₁₁) / 4 of every 2x2 pixels, likewise for other grids: the pooling between blocks, Section 4.
 
@@ -315,6 +333,7 @@ Operation = (
     | Scale
     | Filter
     | Relu
+    | Quantize
     | AveragePool
     | GlobalAveragePool
     | Upsample
