@@ -32,7 +32,8 @@ FILES: dict[str, dict[str, Any]] = {
     "StableHLO": {"format": "stablehlo"},
     "ONNX, exact": {},
     "ONNX, truncated": {},
-    "ONNX, 8 bit": {"bits": 8},
+    "ONNX, 8-bit weights": {"bits": 8},
+    "ONNX, 8 bit": {"bits": 8, "activations": 8},
 }
 """The options of `experiments.export` for each form that is a file."""
 COMPARED = ("ONNX, exact", "StableHLO")
@@ -85,6 +86,7 @@ class Subject:
         self.network = jax.jit(partial(run.net.apply, run.variables))
         self.exact = deploy.fold(run.net, run.variables, run.image_shape)
         self.truncated = deploy.truncate(self.exact, config.tolerance)
+        self.quantized = export.quantized(self.exact, dataset)
         words = config.images if run.config.dataset == "folder" else ""
         network = f"{run.config.architecture} {run.config.width_name}"
         self.about = {"workdir": str(workdir), "network": network, "dataset": words or run.config.dataset}
@@ -150,7 +152,7 @@ class Subject:
         for name in names:
             files[name] = folder / f"{name}.{FILES[name].get('format', 'onnx')}"
             options = export.ExportConfig(self.workdir, files[name], **FILES[name])
-            folded = self.truncated if name == "ONNX, truncated" else self.exact
+            folded = {"ONNX, truncated": self.truncated, "ONNX, 8 bit": self.quantized}.get(name, self.exact)
             for file, content in export.serialized(folded, self.run.metadata(), options).items():
                 write_whole(file, content)
         return files

@@ -12,8 +12,14 @@ from typing import Literal
 
 from experiments.common import entry, files, runs
 from lowcost import deploy, terminal
+from lowcost.data import Dataset
 from lowcost.deploy import packaged
+from lowcost.deploy.loading import configuration
 from lowcost.nn.operations import Depthwise, Filter, Operation
+from lowcost.scaling import to_unit_range
+
+CALIBRATION = 500
+"""Number of training images from which the ranges of 8-bit activations are computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,11 @@ class ExportConfig:
     of its features. None: exact. Circulant steps stay exact."""
     bits: Literal[32, 8] = 32
     """onnx: bits of a weight in the file."""
+    activations: Literal[32, 8] = 32
+    """onnx, with --bits 8: bits of what enters and leaves products and convolutions. 8: runtimes may compute these in
+    integers, whose ranges are those on some training images."""
+    data_dir: Path | None = None
+    """--activations 8: folder or file of the training images, if it is no longer the one of training."""
     opset: int = 21
     """onnx: version of the operators, 13 to 21; a lower one for older runtimes."""
 
@@ -41,6 +52,8 @@ def main(config: ExportConfig) -> None:
         raise ValueError(f"--bits 8 and --opset are for --format onnx; leave them out for {config.format}")
     if config.format == "safetensors" and config.tolerance is not None:
         raise ValueError("--tolerance is for --format onnx and stablehlo; leave it out for safetensors")
+    if config.activations == 8 and config.bits != 8:
+        raise ValueError(f"--activations 8 needs --bits 8, got {config.bits}; add it")
     files.check_target(config.out, "--out")
     run = runs.trained(config.workdir, to_the_end=True)
     if config.format == "safetensors":
@@ -52,10 +65,20 @@ def main(config: ExportConfig) -> None:
     folded, metadata = deploy.fold(run.net, run.variables, run.image_shape), {**run.metadata(), **run.card}
     if config.tolerance is not None:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
+    if config.activations == 8:
+        ours = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
+        runs.check_data(config.workdir, ours, configuration(config.workdir)["data"])
+        folded = quantized(folded, ours)
     _write(serialized(folded, metadata, config), config.out)
     for layer in folded.layers:
         if config.tolerance is not None and (choice := _choice(layer.operations)):
             print(f"{layer.name:20} {choice}", file=files.messages(config.out))
+
+
+def quantized(folded: deploy.Folded, dataset: Dataset) -> deploy.Folded:
+    """Returns the network with 8-bit activations, calibrated on about `CALIBRATION` training images."""
+    images = dataset.train.images
+    return deploy.quantize(folded, to_unit_range(images[:: max(1, len(images) // CALIBRATION)]))
 
 
 def _write(contents: dict[Path, bytes], out: Path) -> None:

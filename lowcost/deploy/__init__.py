@@ -9,7 +9,8 @@ A folded network consists of the operations in `lowcost.nn.operations`.
 
 from lowcost.deploy.folding import Folded, FoldedLayer, fold
 from lowcost.deploy.onnx_graph import to_onnx
+from lowcost.deploy.quantization import quantize
 from lowcost.deploy.stablehlo import to_stablehlo
 from lowcost.deploy.truncation import Certified, certified, truncate
 
-__all__ = ["Certified", "Folded", "FoldedLayer", "certified", "fold", "to_onnx", "to_stablehlo", "truncate"]
+__all__ = ["Certified", "Folded", "FoldedLayer", "certified", "fold", "quantize", "to_onnx", "to_stablehlo", "truncate"]

@@ -3,7 +3,7 @@
 Features are channels last as everywhere, so that most of the work is large matrix products. ONNX's Conv takes channels
 first: a stencil's Conv stands between two transpositions, and the transform of an axis is a Conv of width 1. The graph
 computes the symbols of the filters from their stencils, and a runtime evaluates them once, when it loads the file.
-Besides the network's weights the file holds only the real bases of the transforms, about 5 n² bytes for images of
+Besides the network's weights the file holds only the real bases of the transforms, about 6 n² bytes for images of
 n x n pixels.
 """
 

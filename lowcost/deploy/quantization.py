@@ -72,7 +72,7 @@ def _rounded(operations: Sequence[Operation], y: jax.Array) -> tuple[Operation, 
 
 
 def _rounding(y: jax.Array) -> Quantize:
-    low, high = min(0.0, float(y.min())), max(0.0, float(y.max()))  # zero itself is representable
+    low, high = float(jnp.minimum(0, y.min())), float(jnp.maximum(0, y.max()))  # so that zero is one of the values
     if not np.isfinite([low, high]).all():
         raise ValueError("variables and images must be finite, got features with NaN or infinity; train again")
     scale = np.float32((high - low) / (LEVELS - 1) or 1.0)

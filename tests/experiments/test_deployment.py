@@ -359,6 +359,7 @@ def test_bad_exports_leave_one_line_and_no_file(run, image_folder, tmp_path):
         (run, out, {"tolerance": 0.0}, "tolerance must be above 0"),
         (run, out, {**stablehlo, "bits": 8}, "--bits 8 and --opset are for --format onnx"),
         (run, out, {"format": "safetensors", "tolerance": 0.1}, "--tolerance is for --format onnx and stablehlo"),
+        (run, out, {"activations": 8}, "--activations 8 needs --bits 8, got 32; add it"),
         (run, out, {"opset": 22}, "opset must be from 13 to 21, got 22"),
     ):
         with pytest.raises((ValueError, OSError), match=message) as error:
@@ -430,7 +431,7 @@ def test_the_table_of_all_forms(run, tmp_path, monkeypatch):
     assert out.with_suffix(".md").read_text() == deploy.markdown(rows)
     *forms, agreement = rows
     assert [row["form"] for row in forms][:3] == ["JAX", "JAX, folded", "StableHLO"]
-    assert len(forms) == 6
+    assert len(forms) == 7
     assert 20 < forms[3]["peak_mib"] < 150
     for name in ("StableHLO", "ONNX, exact"):
         assert agreement[name]["difference"] < 1e-4
