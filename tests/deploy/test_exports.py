@@ -15,7 +15,7 @@ from lowcost.nn import ARCHITECTURES
 from lowcost.nn.operations import Convolution, GlobalAveragePool
 
 OPERATORS = {
-    *("Add", "AveragePool", "Concat", "Conv", "DequantizeLinear", "Gather", "Gemm", "MatMul", "Mul", "Reciprocal"),
+    *("Add", "AveragePool", "Cast", "Concat", "Conv", "Gather", "Gemm", "MatMul", "Mul", "Reciprocal"),
     *("ReduceSum", "Relu", "Reshape", "Slice", "Sub", "Transpose"),
 }
 

@@ -77,6 +77,7 @@ def test_runtimes_compute_the_products_in_integers(trained, tmp_path):
     kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
     assert kinds.count("QGemm") == 5  # the reactions of four steps, and the classifier
     assert "Gemm" not in kinds
+    assert "Reciprocal" not in kinds  # the symbols of the filters are constants
 
 
 def test_a_rounding_keeps_zero_and_its_range():
