@@ -89,7 +89,7 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
 
 def unchecked_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     """λ of `symbol` or `coupled_symbol`, for arguments that the caller has checked."""
-    return _evaluated(promote(stencil), [(n, np.arange(n)) for n in grid])
+    return _evaluated(promote(stencil) + 0j, [(n, np.arange(n)) for n in grid])
 
 
 def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
@@ -119,20 +119,20 @@ def symbol_for(
         period, k = (2 * n, np.arange(n)) if mirrored else (n, frequencies(n))
         both = circulant or axis + 1 < len(grid)
         axes.append((period, np.concatenate([k, -k % period]) if both else k))
-    weights = _along_channels(stencil, frequencies(stencil.shape[-1])) if circulant else promote(stencil)
-    return _evaluated(weights, axes)
+    if circulant:
+        return _evaluated(_along_channels(stencil, frequencies(stencil.shape[-1])), axes)
+    window, points = stencil.shape[: len(axes)], [len(k) for _, k in axes]
+    if math.prod(points) * math.prod(window) > LARGEST_PRODUCT:
+        return _evaluated(promote(stencil) + 0j, axes)
+    matrices = [_characters(period, m, m // 2)[k] for (period, k), m in zip(axes, window, strict=True)]
+    matrix, flat = reduce(np.kron, matrices), promote(stencil).reshape(math.prod(window), -1)
+    parts = along(np.concatenate([matrix.real, matrix.imag]).astype(flat.dtype), flat, 0)
+    return jax.lax.complex(*jnp.split(parts, 2)).reshape(*points, *stencil.shape[len(axes) :])
 
 
-def _evaluated(weights, axes):
-    """λ_k = Σ_j θ_j exp(2πi k·j / period) for weights θ and the (period, k) of each axis; j is 0 at the centre."""
+def _evaluated(λ, axes):
+    """Σ_j λ_j exp(2πi k·j / period) for the (period, k) of each axis, one after another; j is 0 at the centre."""
     # An m-point stencil needs m columns of the DFT matrix: a few small products, exact, and no transform of zeros.
-    window, points = weights.shape[: len(axes)], [len(k) for _, k in axes]
-    if math.prod(points) * math.prod(window) <= LARGEST_PRODUCT and not jnp.iscomplexobj(weights):
-        matrices = [_characters(period, m, m // 2)[k] for (period, k), m in zip(axes, window, strict=True)]
-        matrix, flat = reduce(np.kron, matrices), weights.reshape(math.prod(window), -1)
-        parts = along(np.concatenate([matrix.real, matrix.imag]).astype(weights.dtype), flat, 0)
-        return jax.lax.complex(*jnp.split(parts, 2)).reshape(*points, *weights.shape[len(axes) :])
-    λ = weights + 0j
     for axis, (period, k) in enumerate(axes):
         m = λ.shape[axis]
         if len(k) * m <= LARGEST_CONSTANT:
