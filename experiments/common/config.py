@@ -127,7 +127,8 @@ class TrainConfig:
     keep: int = 2
     """Number of checkpoints to keep; older ones are deleted."""
     evaluate_every: int = 1
-    """Evaluate on the test images after every this many epochs, and after the last one."""
+    """Evaluate on the test and the validation images after every this many epochs, and after the last one. Validation
+    images that choose the epoch to keep are evaluated after every epoch."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard, to WORKDIR/tensorboard."""
     data_dir: Path | None = None

@@ -243,8 +243,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     train_step, eval_step, apply = decided(train_step), decided(eval_step), decided(apply)
     if config.seeds > 1:
         train_step = _of_each_seed(train_step)
-        eval_step = jax.vmap(eval_step, in_axes=(0, None, None, None))
-        apply = jax.vmap(apply, in_axes=(0, None))
+        eval_step, apply = _of_each_seed(eval_step, shared=True), _of_each_seed(apply, shared=True)
     jit = partial(jax.jit, out_shardings=replicated(mesh))
     train_steps = jit(repeat(train_step), donate_argnums=0)
     programs = (train_steps, jit(eval_step), jit(apply), jit(keep_best), jit(initial_state))
@@ -253,9 +252,20 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     return setup
 
 
-def _of_each_seed(train_step: Callable[..., TrainState]) -> Callable[..., TrainState]:
-    """Returns the step of several seeds, which share their teachers."""
-    return lambda state, *batch, **shared: jax.vmap(partial(train_step, **shared))(state, *batch)
+def _of_each_seed(function: Callable[..., Any], *, shared: bool = False) -> Callable[..., Any]:
+    """Returns the function of the states of several seeds, and of the batch of each, or one that is shared.
+
+    A CPU takes one seed after another: all at once they take longer there, and more memory.
+    """
+
+    def of_each(states: Any, *batch: Any, **teachers: Any) -> Any:
+        def of_one(seed: tuple[Any, ...]) -> Any:
+            return function(*seed, *(batch if shared else ()), **teachers)
+
+        seeds = (states,) if shared else (states, *batch)
+        return jax.lax.platform_dependent(seeds, cpu=partial(jax.lax.map, of_one), default=jax.vmap(of_one))
+
+    return of_each
 
 
 def _values(images: np.ndarray, moments: Moments | None, masked: bool) -> np.ndarray:

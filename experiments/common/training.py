@@ -179,13 +179,19 @@ def _open_log(ready: runs.Setup, step: int) -> MetricsLog:
 def _fit(ready: runs.Setup, state: TrainState, interruption: Interruption, options: dict[str, Any]) -> TrainState:
     """Trains to the end or to a stop request; a ValueError here is a fault of the program and keeps its traceback."""
 
-    def evaluate(state: TrainState) -> Metrics | None:
+    def due(state: TrainState) -> bool:
         epoch = loop.first_step(state) // ready.steps_per_epoch
-        if epoch % ready.config.evaluate_every and epoch < ready.epochs:
-            return None if interruption.stop_requested() else {}
-        return ready.evaluate(state.variables, interruption=interruption)
+        return epoch % ready.config.evaluate_every == 0 or epoch == ready.epochs
 
-    validate = None if ready.dataset.validation is None else ready.validate
+    def evaluate(state: TrainState) -> Metrics | None:
+        if due(state):
+            return ready.evaluate(state.variables, interruption=interruption)
+        return None if interruption.stop_requested() else {}
+
+    def validate(state: TrainState) -> tuple[Metrics, TrainState]:
+        validates = ready.dataset.validation is not None and (ready.config.keeps_best or due(state))
+        return ready.validate(state) if validates else ({}, state)
+
     train, steps_max = ready.dataset.train, loop.dispatch_max(ready.mesh)
     resident = feed.fits(train.images, ready.mesh)
     batches = feed.feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
