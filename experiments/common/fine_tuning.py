@@ -120,6 +120,7 @@ def _described(net: nn.Network, image_shape: tuple[int, ...]) -> dict[str, Any]:
         "--h": step.keywords.get("h", 1.0),
         "--boundary": step.keywords.get("boundary", "periodic"),
         "--zero-mean": step.keywords.get("zero_mean", False),
+        "--norm-budget": "yes" if net.fixed_scale else "none",
         "--decoder": net.decoder,
         "number of grid axes": len(image_shape) - 1,
         "mask": "yes" if net.masked else "no",

@@ -21,6 +21,34 @@ Strengths = Mapping[str, Sequence[float]]
 """Kind of perturbation → its strengths."""
 
 
+def sensitivities(net: Network, variables: Variables, images: jax.Array, iterations: int = 20) -> jax.Array:
+    """‖J‖₂ of the network's Jacobian J at each image, from below: by power iteration on JᵀJ from a random direction.
+
+    Args:
+        net: the network.
+        variables: its weights and statistics.
+        images: [N, *grid, C] as the network takes them.
+        iterations: the number of products with JᵀJ.
+
+    Returns:
+        [N].
+    """
+
+    def of_image(image_and_start: tuple[jax.Array, jax.Array]) -> jax.Array:
+        image, start = image_and_start
+        jacobian = jax.linearize(lambda x: net.apply(variables, x[None], train=False)[0], image)[1]
+        transposed = jax.linear_transpose(jacobian, image)
+
+        def iterate(_: int, u: jax.Array) -> jax.Array:
+            (new,) = transposed(jacobian(u / jnp.linalg.norm(u)))
+            return new
+
+        u = jax.lax.fori_loop(0, iterations, iterate, start)
+        return jnp.linalg.norm(jacobian(u / jnp.linalg.norm(u)))
+
+    return jax.jit(partial(jax.lax.map, of_image))((images, jax.random.normal(jax.random.key(0), images.shape)))
+
+
 def perturbed_weights(params: Any, strengths: Strengths, seed: int) -> Iterator[tuple[str, float, Any]]:
     """Yields (kind, strength, weights): rounded to bfloat16, rounded to fewer bits, and with normal noise.
 

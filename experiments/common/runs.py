@@ -26,6 +26,7 @@ from lowcost.data.dataset import Moments
 from lowcost.deploy.loading import configuration, flat, load_run, newest
 from lowcost.deploy.packaged import Loaded, as_tuples, variable_shapes
 from lowcost.methods import Point, decided_by
+from lowcost.nn.norm_budget import keep_norms
 from lowcost.train import loop, processes
 from lowcost.train.distillation import distilled
 from lowcost.train.mesh import data_mesh, place, replicated, shard_batch, use_every_core
@@ -287,10 +288,13 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
         config, "h", "reach", "kernel_size", "boundary", "zero_mean", "decoder", "steps_per_block", "remat"
     )
     options["head"] = "pixels" if config.task == "pixels" else "class"
+    options["fixed_scale"] = config.norm_budget is not None
     net = nn.network(config.architecture, config.width, len(about["classes"]), dtype=jnp.dtype(config.dtype), **options)
     optimizer = recipe.transformation(config.epochs or 0, about["train"] // config.batch_size)
     if config.init_from is not None:
         optimizer = fine_tuning.slowed(optimizer, config)
+    if config.norm_budget is not None:
+        optimizer = optax.chain(optimizer, _keep_norms(net, tuple(about["image_shape"]), config.norm_budget))
 
     def create(key: jax.Array) -> TrainState:
         keeps = {"average": recipe.average is not None, "best": config.keeps_best}
@@ -302,6 +306,13 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
         return create(keys[0]) if config.seeds == 1 else jax.vmap(create)(jnp.stack(keys))
 
     return net, optimizer, initial_state
+
+
+def _keep_norms(net: nn.Network, image_shape: tuple[int, ...], budget: float) -> optax.GradientTransformation:
+    try:
+        return keep_norms(net, image_shape, budget)
+    except ValueError as error:
+        raise ValueError(f"--norm-{error}") from None
 
 
 def abstract(make: Callable[[], Any], sharding: Sharding) -> Any:

@@ -76,6 +76,7 @@ def load_run(workdir: Path, *, finished: bool = False, index: int = 0) -> Loaded
     names = ("h", "kernel_size", "boundary", "zero_mean", "decoder", "steps_per_block", "dtype")
     options: Json = {name: config[name] for name in names if name in config}
     options["head"] = "pixels" if config.get("task") == "pixels" else "class"
+    options["fixed_scale"] = config.get("norm_budget") is not None
     options |= {"moments": as_tuples(config.get("data.moments")), "masked": config.get("data.masked", False)}
     try:
         config["seed"] += index

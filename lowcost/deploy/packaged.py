@@ -216,7 +216,7 @@ def encode(loaded: Loaded) -> bytes:
     _check_tensors("variables", tensors, variable_shapes(loaded.net, loaded.image_shape))
     options, card = _options(loaded.net), json.dumps(loaded.card)
     second = loaded.moments or loaded.masked or loaded.dtype != "uint8"
-    newest = bool(options.keys() & {"boundary", "zero_mean"}) or loaded.net.head != "class"
+    newest = bool(options.keys() & {"boundary", "zero_mean", "fixed_scale"}) or loaded.net.head != "class"
     oldest = FORMAT if newest else 2 if second else 1  # which earlier versions can read
     metadata = {"format": str(oldest), "network": json.dumps(options, default=float), **loaded.metadata(), "card": card}
     content = safetensors.numpy.save(tensors, {**metadata, "sha256": _sha256(tensors, metadata)})

@@ -12,7 +12,7 @@ from lowcost.nn.reaction_diffusion import (
     ImplicitRDStep,
     Reaction,
 )
-from lowcost.nn.stability import StabilityReport, stability_report
+from lowcost.nn.stability import StabilityReport, certified_radii, stability_report
 from lowcost.nn.steps import LinearMixStep, MobileNetStep, ResNetStep
 from lowcost.nn.structure import bound_layers
 
@@ -20,4 +20,4 @@ __all__ = ["ARCHITECTURES", "Architecture", "Network", "Width", "block_channels"
 __all__ += ["CirculantRDStep", "ExplicitRDStep", "ImplicitCirculantRDStep", "ImplicitRDStep", "LinearMixStep"]
 __all__ += ["MobileNetStep", "Normalize", "Reaction", "ResNetStep"]
 __all__ += ["Circulant", "Depthwise", "ImplicitDiffusion", "LinearMix", "initializers"]
-__all__ += ["StabilityReport", "network_cost", "stability_report"]
+__all__ += ["StabilityReport", "certified_radii", "network_cost", "stability_report"]

@@ -57,6 +57,7 @@ def network(
     kernel_size: int = 3,
     boundary: ResolventBoundary = "periodic",
     zero_mean: bool = False,
+    fixed_scale: bool = False,
     steps_per_block: int = 4,
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: bool = False,
@@ -83,6 +84,8 @@ def network(
             couple opposite edges (`lowcost.depthwise_resolvent`). All other stencils of the network stay periodic.
         zero_mean: whether implicit steps subtract from each stencil its average over the window, at each evaluation, so
             that their diffusion keeps the average of each channel.
+        fixed_scale: whether normalisations subtract the mean of each channel without dividing by its deviation. Then
+            Lipschitz bounds depend on the weights alone, and `lowcost.nn.norm_budget` can keep them in training.
         steps_per_block: number of steps in each block.
         dtype: of the features. With `jnp.bfloat16` they take half the memory; weights, statistics, the sums inside
             the operators, and logits stay float32.
@@ -136,9 +139,11 @@ def network(
     options = _step_options(architecture, h, reach=reach, boundary=boundary, zero_mean=zero_mean)
     if zero_mean and kernel_size == 1:
         raise ValueError("kernel_size must be at least 2 with zero_mean, got 1; a single weight minus its average is 0")
+    options |= {"fixed_scale": True} if fixed_scale else {}
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
-    sizes = (channels, num_classes, kernel_size, steps_per_block)
-    return Network(step, *sizes, jnp.dtype(dtype), remat, opening_init, _checked(moments), masked, head, decoder)
+    sizes, moments = (channels, num_classes, kernel_size, steps_per_block), _checked(moments)
+    dtype = jnp.dtype(dtype)
+    return Network(step, *sizes, dtype, remat, opening_init, moments, masked, head, decoder, fixed_scale)
 
 
 def _check_head(head, masked, decoder, channels):
@@ -225,8 +230,8 @@ class Network(nn.Module):
     Attributes:
         step: (name) → the module of a step, e.g. the class of a step of your own (see `lowcost.nn.steps`).
         channels: channels of each block.
-        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments, masked, head, decoder: as in
-            `network`.
+        num_classes, kernel_size, steps_per_block, dtype, remat, opening_init, moments, masked, head, decoder,
+            fixed_scale: as in `network`; `fixed_scale` is that of all layers but the steps.
     """
 
     step: Callable[..., nn.Module]
@@ -241,6 +246,7 @@ class Network(nn.Module):
     masked: bool = False
     head: Head = "class"
     decoder: bool = False
+    fixed_scale: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -256,7 +262,7 @@ class Network(nn.Module):
         if self.moments is not None:
             y = Standardization(*self.moments, name="standardization")(y)
 
-        last = len(channels)
+        last, fixed = len(channels), self.fixed_scale
 
         def take_steps(net: Network, y: jax.Array, name: str, masks: Masks) -> jax.Array:
             for j in range(net.steps_per_block):
@@ -268,18 +274,20 @@ class Network(nn.Module):
             skip = y = take_steps(net, y, f"block{number}", masks)
             if number < last or not net.decoder:
                 pooling = (AveragePool() if number < last else GlobalAveragePool()) if net.pools else None
-                connecting = Connecting(pooling, net.kernel_size, net.decoder, name=f"block{number}_connecting")
+                connecting = Connecting(
+                    pooling, net.kernel_size, net.decoder, name=f"block{number}_connecting", fixed_scale=fixed
+                )
                 y = connecting(y, train=train, **masks)
             return skip, y
 
         def decode(net: Network, y: jax.Array, number: int, skip: jax.Array) -> jax.Array:
-            expanding = Expanding(skip.shape[1:-1], name=f"decoder{number}_expanding")
+            expanding = Expanding(skip.shape[1:-1], name=f"decoder{number}_expanding", fixed_scale=fixed)
             y = take_steps(net, skip + expanding(y, train=train), f"decoder{number}", {})
             if number > 1:
                 return y
-            return Connecting(None, net.kernel_size, name="decoder1_connecting")(y, train=train)
+            return Connecting(None, net.kernel_size, name="decoder1_connecting", fixed_scale=fixed)(y, train=train)
 
-        opening = Opening(channels[0], stencil_init=self.opening_init, name="opening")
+        opening = Opening(channels[0], stencil_init=self.opening_init, name="opening", fixed_scale=fixed)
         y = opening(on_valid(y, mask).astype(self.dtype), train=train, mask=mask)
         if self.remat:
             encode = nn.remat(encode, static_argnums=2)

@@ -1,7 +1,9 @@
 """Normalises features by the statistics of the batch, the only place where images meet. Masks exclude padding."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,9 @@ EPSILON = 1e-5
 
 MOMENTUM = 0.9
 """Of the running means of the statistics."""
+
+Limits = dict[str, Any]
+"""Name of a weight → its largest operator norm, in the nested form of the weights; weights without one are free."""
 
 
 def mean_and_variance(y: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -34,10 +39,18 @@ class Normalize(nn.Module):
 
     In training μ and σ² are those of the (global) batch, at inference their running means; float32 at least.
     Computed as a·y + b, so that the backward pass needs only y; `flax.linen.BatchNorm` stores y - μ as well.
+
+    Attributes:
+        fixed_scale: N y = y - μ. Then the weights alone determine Lipschitz bounds, see `lowcost.nn.norm_budget`.
     """
 
+    fixed_scale: bool = False
+
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """[B, *grid, C] → the same shape; valid points have mean 0 and variance 1 per channel, the others are 0."""
+        """[B, *grid, C] → the same shape; valid points have mean 0 and variance 1 per channel, the others are 0.
+
+        With a fixed scale the variance is that of y.
+        """
         return on_valid(self.scaled(y, partial(mean_and_variance, y, mask), train=train), mask)
 
     @nn.compact
@@ -51,29 +64,42 @@ class Normalize(nn.Module):
             statistics: returns μ and σ² of y, each [C]; called in training only.
             train: whether to use `statistics()`; otherwise the running means are used.
         """
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, z.shape[-1], jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, z.shape[-1], jnp.float32)
-        mean, var = statistics() if train else (running_mean.value, running_var.value)
+        running = [self.variable("batch_stats", "mean", jnp.zeros, z.shape[-1], jnp.float32)]
+        if not self.fixed_scale:
+            running.append(self.variable("batch_stats", "var", jnp.ones, z.shape[-1], jnp.float32))
+        now = statistics()[: len(running)] if train else [average.value for average in running]
         if train and not self.is_initializing():
-            for running, new in ((running_mean, mean), (running_var, var)):
-                running.value += ((1 - MOMENTUM) * (new - running.value)).astype(running.value.dtype)
-        a = jax.lax.rsqrt(var + EPSILON)
+            for average, new in zip(running, now, strict=True):
+                average.value += ((1 - MOMENTUM) * (new - average.value)).astype(average.value.dtype)
+        mean, a = now[0], jnp.ones_like(now[0]) if self.fixed_scale else jax.lax.rsqrt(now[1] + EPSILON)
         scale, shift = (jnp.expand_dims(x, range(z.ndim - 1)) for x in (a, mean * a))
         return (promote(z) * scale - shift).astype(z.dtype)
 
     def scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
         """a and b of N y = a ⊙ y + b at inference, each [C], float64."""
-        mean, var = (np.asarray(self.get_variable("batch_stats", name), np.float64) for name in ("mean", "var"))
-        a = 1 / np.sqrt(var + EPSILON)
+        names = ("mean",) if self.fixed_scale else ("mean", "var")
+        mean, *var = (np.asarray(self.get_variable("batch_stats", name), np.float64) for name in names)
+        a = 1 / np.sqrt(var[0] + EPSILON) if var else np.ones_like(mean)
         return a, -mean * a
 
 
-class Normalized(nn.Module):
-    """A module with one normalisation N."""
+class Normalized(nn.Module, kw_only=True):
+    """A module with one normalisation N.
+
+    Attributes:
+        fixed_scale: as in `Normalize`.
+    """
+
+    fixed_scale: bool = False
 
     def setup(self) -> None:
         """N."""
-        self.normalize = Normalize()
+        self.normalize = Normalize(self.fixed_scale)
+
+
+def change_limit(bound: float, h: float) -> float:
+    """(bound - 1) / h: the largest Lipschitz constant of f with which that of y + h f(y) is at most `bound`."""
+    return (bound - 1) / h if h else math.inf
 
 
 def constants(module: nn.Module, *names: str) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """The reaction-diffusion steps: explicit, Eq. (9), and implicit, Eq. (11), with K_dw or with K_circ, Eq. (12)."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from lowcost.arguments import ResolventBoundary
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer
-from lowcost.nn.normalization import Normalized, constants
+from lowcost.nn.normalization import Limits, Normalized, change_limit, constants
 from lowcost.operators.circulant import circulant_diffusion, circulant_resolvent
 from lowcost.operators.depthwise import depthwise_diffusion, depthwise_resolvent
 from lowcost.operators.pointwise import pointwise
@@ -48,11 +49,12 @@ class _ReactionDiffusion(nn.Module):
 
     h: float = 1.0
     kernel_size: int = 3
+    fixed_scale: bool = dataclasses.field(default=False, kw_only=True)
     _circulant: ClassVar[bool] = False
 
     def setup(self) -> None:
         """The reaction."""
-        self.reaction = Reaction()
+        self.reaction = Reaction(fixed_scale=self.fixed_scale)
 
     @nn.nowrap  # Flax would report the result of a wrapped method among the intermediate features
     def _stencil(self, y: jax.Array | None = None) -> jax.Array:
@@ -88,6 +90,12 @@ class _ReactionDiffusion(nn.Module):
         """(I - hKᵀK) y + σ(h r(y)), with r(y) = a ⊙ (M y) + b."""
         diffusion = ops.Filter(np.asarray(self._stencil()), self.h, "forward_euler", tuple(grid), self._circulant)
         return (ops.Sum(((diffusion,), self.reaction.operations(grid, self.h))),)
+
+    def weight_limits(self, bound: float) -> Limits:
+        """‖M‖ = (bound - 1) / h, and max|λ|² = 2 / h, up to which ‖I - hKᵀK‖ ≤ 1."""
+        reaction = {"reaction": {"matrix": change_limit(bound, self.h)}}
+        stencil = "shared_stencil" if self._circulant else "stencil"
+        return {**reaction, stencil: math.sqrt(2 / self.h) if self.h else math.inf}
 
 
 class ExplicitRDStep(_ReactionDiffusion):
@@ -134,6 +142,10 @@ class _ImplicitReactionDiffusion(_ReactionDiffusion):
         stencil, circulant = np.asarray(self._stencil()), self._circulant
         diffusion = ops.Filter(stencil, self.h, "imex_euler", tuple(grid), circulant, self.boundary)
         return ops.Sum(((), self.reaction.operations(grid, self.h))), diffusion
+
+    def weight_limits(self, bound: float) -> Limits:
+        """‖M‖ = (bound - 1) / h; ‖(I + hKᵀK)⁻¹‖ ≤ 1 for every stencil."""
+        return {"reaction": {"matrix": change_limit(bound, self.h)}}
 
 
 class ImplicitRDStep(_ImplicitReactionDiffusion):

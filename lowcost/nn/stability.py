@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lowcost.nn import operations as ops
 from lowcost.nn.networks import Network
@@ -105,6 +106,48 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
             bounds = bounds._replace(stiffness=stiffness, amplification=amplification, stable=stable)
         layers.append(bounds)
     return StabilityReport(tuple(layers))
+
+
+def certified_radii(
+    net: Network,
+    variables: Mapping[str, Any],
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    logits: ArrayLike | None = None,
+) -> np.ndarray:
+    """r = min (z_y - z_j) / (L ‖w_y - w_j‖) over j ≠ y: no change of an image below r takes its class from y to j.
+
+    z are the logits, w_j the weights of the classifier for class j, and L is the bound of all layers before it. Norms
+    are Euclidean, over all points and channels of an image.
+
+    Args:
+        net: with the head "class".
+        variables: {"params", "batch_stats"}.
+        images: [N, *grid, C], as the network takes them.
+        labels: y, integers [N].
+        logits: z [N, num_classes], if they are known already; all images at once may need much memory.
+
+    Returns:
+        The radii, float64 [N]; negative for images that the network does not assign to y. Rounding of the logits to
+        float32 is not included.
+
+    Raises:
+        ValueError: a network with the head "pixels", or as in `stability_report`.
+    """
+    if net.head != "class":
+        raise ValueError(f"net must have the head 'class', got {net.head!r}; use one that labels whole images")
+    *layers, _ = stability_report(net, variables, np.shape(images)[1:]).layers
+    bound = StabilityReport(tuple(layers)).lipschitz
+    z = np.asarray(net.apply(variables, jnp.asarray(images), train=False) if logits is None else logits, np.float64)
+    y, i = np.asarray(labels), np.arange(len(z))
+    w = np.asarray(variables["params"]["classifier"]["kernel"], np.float64).T
+    distances = np.linalg.norm(w[y][:, None] - w, axis=-1)
+    margins = z[i, y][:, None] - z
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 for the class itself
+        radii = margins / (bound * distances)
+    radii[i, y] = np.inf
+    return radii.min(axis=1)
 
 
 def lipschitz(operations: Sequence[ops.Operation], grid: Sequence[int]) -> float:

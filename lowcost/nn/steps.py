@@ -4,12 +4,15 @@ A step keeps the shape and dtype of its features [B, *grid, C]. Bound to its var
 
 - `operations(grid)`: what it computes at inference, from which its stability bound, its cost and its exported form
   follow (`lowcost.nn.operations`); a step of your own needs nothing else;
-- `symbol(grid)`: the symbol of its convolution, for `lowcost.analysis`.
+- `symbol(grid)`: the symbol of its convolution, for `lowcost.analysis`;
+- `weight_limits(bound)`: the operator norms of its weights that make its Lipschitz constant at most `bound`, for
+  `lowcost.nn.norm_budget`.
 
 In a masked network features are 0 on padding. Its steps also receive `mask`, boolean [B, *grid, 1], which is True on
 valid points, and pass it to their normalisations. The network itself sets their results to 0 on padding.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +25,7 @@ from flax.linen.initializers import lecun_normal
 
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
-from lowcost.nn.normalization import Normalize, Normalized, constants
+from lowcost.nn.normalization import Limits, Normalize, Normalized, change_limit, constants
 from lowcost.nn.reaction_diffusion import Reaction
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
@@ -75,6 +78,10 @@ class ResNetStep(_ResidualStep):
         adjoint = _mirrored(second, channel_axes=2).swapaxes(-1, -2)
         return (ops.Sum(((), (ops.Convolution(a * first, b), ops.Relu(), ops.Convolution(self.h * adjoint)))),)
 
+    def weight_limits(self, bound: float) -> Limits:
+        """‖K(θ¹)‖ = ‖K(θ²)‖ = √((bound - 1) / h)."""
+        return dict.fromkeys(("stencil1", "stencil2"), math.sqrt(change_limit(bound, self.h)))
+
 
 class LinearMixStep(_ResidualStep):
     """y + h K_lm(θ²)ᵀ σ(N(K_lm(θ¹) y)): Eqs. (1) and (3) with the operators of Eq. (7), where h = 1.
@@ -110,19 +117,26 @@ class LinearMixStep(_ResidualStep):
         adjoint = ops.Sum(((ops.Depthwise(h * _mirrored(stencil2)),), (ops.Pointwise(h * matrix2.T),)))
         return (ops.Sum(((), (first, ops.Relu(), adjoint))),)
 
+    def weight_limits(self, bound: float) -> Limits:
+        """‖K_dw‖ = ‖M‖ = √((bound - 1) / h) / 2 of both K_lm, whose norms are at most the sum of these two."""
+        half = math.sqrt(change_limit(bound, self.h)) / 2
+        return dict.fromkeys(("stencil1", "matrix1", "stencil2", "matrix2"), half)
+
 
 class MobileNetStep(nn.Module):
     """σ(N(M(θ²) σ(N(K_dw(θ¹) y)))): Eq. (13). Two layers and no time step: y itself is not passed on.
 
     Attributes:
         kernel_size: points of the stencil per axis.
+        fixed_scale: of N, as in `Normalize`.
     """
 
     kernel_size: int = 3
+    fixed_scale: bool = False
 
     def setup(self) -> None:
         """N of the convolution; the reaction has its own."""
-        self.normalize, self.reaction = Normalize(), Reaction()
+        self.normalize, self.reaction = Normalize(self.fixed_scale), Reaction(fixed_scale=self.fixed_scale)
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -140,6 +154,10 @@ class MobileNetStep(nn.Module):
         """σ(a ⊙ (K_dw y) + b), then the reaction."""
         (stencil,), (a, b) = constants(self, "stencil"), self.normalize.scale_and_shift()
         return ops.Depthwise(a * stencil, b), ops.Relu(), *self.reaction.operations(grid)
+
+    def weight_limits(self, bound: float) -> Limits:
+        """‖K_dw‖ = ‖M‖ = √bound."""
+        return {"stencil": math.sqrt(bound), "reaction": {"matrix": math.sqrt(bound)}}
 
 
 def _mirrored(stencil, channel_axes=1):

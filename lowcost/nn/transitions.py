@@ -4,6 +4,7 @@ A network with the head "pixels" may also have a decoder. Each of its expanding 
 The network adds the input of that block's connecting layer to the result.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from flax.linen.initializers import lecun_normal
 from lowcost.arguments import promote
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer, opening_normal, stable_stencil
-from lowcost.nn.normalization import Normalized, constants, mean_and_variance, on_valid
+from lowcost.nn.normalization import Limits, Normalized, constants, mean_and_variance, on_valid
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
 from lowcost.operators.pointwise import pointwise
@@ -70,6 +71,10 @@ class Opening(Normalized):
         (stencil,), (a, b) = constants(self, "stencil"), self.normalize.scale_and_shift()
         return ops.Convolution(a * stencil, b), ops.Relu()
 
+    def weight_limits(self, bound: float) -> Limits:
+        """‖K‖ = bound."""
+        return {"stencil": bound}
+
 
 class Connecting(Normalized):
     """pool(N([x; K_dw(θ) x])): doubles the channels and averages over pixels, Section 4.
@@ -120,6 +125,10 @@ class Connecting(Normalized):
         doubled = ops.Concatenate(((ops.Scale(a1, b1),), (ops.Depthwise(a2 * stencil, b2),)))
         return (doubled,) if self.pooling is None else (doubled, self.pooling)
 
+    def weight_limits(self, bound: float) -> Limits:
+        """‖K_dw‖ = √(bound² - 1), with which ‖[x; K_dw x]‖ ≤ bound · ‖x‖; without the factor of the averages."""
+        return {"stencil": math.sqrt(bound**2 - 1)}
+
 
 class Expanding(Normalized):
     """x_⌊i/2⌋ with x = N(M y): halves the channels and repeats every pixel; the counterpart of `Connecting`.
@@ -141,6 +150,10 @@ class Expanding(Normalized):
         (matrix,), (a, b) = constants(self, "matrix"), self.normalize.scale_and_shift()
         return ops.Pointwise(a * matrix, b), ops.Upsample(self.grid)
 
+    def weight_limits(self, bound: float) -> Limits:
+        """‖M‖ = bound, without the factor of the repetition."""
+        return {"matrix": bound}
+
 
 class Classifier(nn.Dense):
     """W y + μ: the linear classifier of Section 4, of the averages [B, C] or of each point, [B, *grid, C]."""
@@ -148,3 +161,7 @@ class Classifier(nn.Dense):
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """W y + μ with constant weights."""
         return (ops.Pointwise(*constants(self, "kernel", "bias")),)
+
+    def weight_limits(self, bound: float) -> Limits:
+        """‖W‖ = bound."""
+        return {"kernel": bound}

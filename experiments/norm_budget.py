@@ -1,0 +1,128 @@
+"""Accuracy, sensitivity and certified accuracy of networks with a norm budget: `python -m experiments.norm_budget`.
+
+Trains the same network without a budget and with several. Finished runs are skipped, stopped ones resume.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, median, stdev
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.common import entry, runs, training
+from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width, derived, values
+from experiments.common.perturbations import sensitivities
+from experiments.common.recipes import RECIPES
+from experiments.common.results import Results, Row, page, provenance
+from lowcost.nn import certified_radii, stability_report
+from lowcost.train.step import to_unit_range
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The runs to compare, and where to write the table."""
+
+    dataset: tyro.conf.Positional[DatasetName] = "digits"
+    """Data set, as in training."""
+    data_dir: Path | None = None
+    """Folder of the images or archives."""
+    budgets: tuple[float, ...] = (300, 1000, 3000)
+    """Bounds of the networks; one more has none."""
+    architecture: Architecture = "implicit_rd"
+    """Network, as in training."""
+    width: Width | tuple[int, ...] = "A"
+    """Channels of the blocks, as in training."""
+    steps_per_block: int = 4
+    """Steps in each block."""
+    recipe: RecipeName = "fast"
+    """Recipe of all runs."""
+    train_images: int | None = None
+    """Number of training images. None: all."""
+    epochs: int = 20
+    """Epochs of every run."""
+    seeds: int = 3
+    """Number of networks of each budget."""
+    epsilon: float = 36 / 255
+    """Norm of the changes of an image for which the accuracy is certified; pixels are in [0, 1]."""
+    sample: int = 100
+    """Number of test images whose sensitivity is measured."""
+    images: str = ""
+    """Description of the images, for the table."""
+    workdir: Path = Path("runs/norm_budget")
+    """Folder of the runs."""
+    out: Path = Path("runs/results/norm_budget")
+    """Writes OUT.md and OUT.jsonl."""
+
+
+def main(config: Config) -> int:
+    """Trains all networks, measures them, writes the table after each, and prints it."""
+    results = Results(config, markdown, without=("dataset", "workdir"))
+
+    def report(run: TrainConfig) -> None:
+        results.add(list(measure(run, config)))
+
+    status = training.run_all(((run, RECIPES[config.recipe]) for run in runs_of(config)), training.run, report)
+    results.show()
+    return status
+
+
+def runs_of(config: Config) -> Iterator[TrainConfig]:
+    """Yields the run without a budget, then one for each budget."""
+    for budget in (None, *config.budgets):
+        group = f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
+        workdir = config.workdir / group / ("none" if budget is None else f"{budget:g}")
+        yield derived(config, norm_budget=budget, evaluate_every=config.epochs, workdir=workdir)
+
+
+def measure(run: TrainConfig, config: Config) -> Iterator[Row]:
+    """Yields a row for each network of a finished run."""
+    ready, state = runs.reopen(run.directory(), run.data_dir, to_the_end=True)
+    images, labels = to_unit_range(ready.dataset.test.images), ready.dataset.test.labels
+    sample = np.linspace(0, len(images) - 1, min(config.sample, len(images))).astype(int)  # a folder is sorted by class
+    outputs = ready.outputs(state.chosen, ready.dataset.test.images)
+    for seed, logits in enumerate(outputs):
+        variables = state.chosen if config.seeds == 1 else jax.tree.map(lambda x, i=seed: x[i], state.chosen)
+        radii = certified_radii(ready.net, variables, images, labels, logits=logits)
+        yield {
+            **values(config, "dataset", "architecture", "width", "recipe", "epochs", "seeds", "epsilon"),
+            "images": config.images or config.dataset,
+            "train_images": len(ready.dataset.train),
+            "test_images": len(images),
+            "budget": run.norm_budget,
+            "seed": run.seed + seed,
+            "accuracy": float((logits.argmax(-1) == labels).mean()),
+            "bound": stability_report(ready.net, variables, images.shape[1:]).lipschitz,
+            "observed": float(sensitivities(ready.net, variables, jnp.asarray(images[sample])).max()),
+            "certified": float((radii > config.epsilon).mean()),
+            "radius": float(np.median(radii)),
+            **provenance(),
+        }
+
+
+def markdown(rows: list[Row], name: str = "norm_budget") -> str:
+    """Returns the page: one line per budget, over all of its seeds."""
+    first = rows[0]
+    lines = [_line([row for row in rows if row["budget"] == b]) for b in dict.fromkeys(row["budget"] for row in rows)]
+    return page(rows, name, f"norm_budget {first['dataset']}", lines=lines, level=255 * first["epsilon"])
+
+
+def _line(networks: list[Row]) -> Row:
+    accuracies = [100 * row["accuracy"] for row in networks]
+    deviation = f" ± {stdev(accuracies):.1f}" if len(networks) > 1 else ""
+    return {
+        "budget": "none" if networks[0]["budget"] is None else f"{networks[0]['budget']:,.0f}",
+        "accuracy": f"{mean(accuracies):.1f}{deviation}",
+        "bound": f"{max(row['bound'] for row in networks):,.0f}",
+        "observed": f"{median(row['observed'] for row in networks):.1f}",
+        "ratio": f"{max(row['bound'] / row['observed'] for row in networks):,.0f}",
+        "certified": f"{mean(100 * row['certified'] for row in networks):.1f}",
+        "radius": f"{median(row['radius'] for row in networks):.2g}",
+    }
+
+
+if __name__ == "__main__":
+    entry.run(main, Config, long=True)
