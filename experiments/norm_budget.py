@@ -114,9 +114,9 @@ def _line(networks: list[Row]) -> Row:
     accuracies = [100 * row["accuracy"] for row in networks]
     deviation = f" ± {stdev(accuracies):.1f}" if len(networks) > 1 else ""
     return {
-        "budget": "none" if networks[0]["budget"] is None else f"{networks[0]['budget']:,.0f}",
+        "budget": "none" if networks[0]["budget"] is None else f"{networks[0]['budget']:,g}",
         "accuracy": f"{mean(accuracies):.1f}{deviation}",
-        "bound": f"{max(row['bound'] for row in networks):,.0f}",
+        "bound": f"{max(row['bound'] for row in networks):,.4g}",
         "observed": f"{median(row['observed'] for row in networks):.1f}",
         "ratio": f"{max(row['bound'] / row['observed'] for row in networks):,.0f}",
         "certified": f"{mean(100 * row['certified'] for row in networks):.1f}",

@@ -117,7 +117,8 @@ class TrainConfig:
     """implicit_rd, implicit_circulant_rd: subtract from each stencil of the steps its average at every evaluation."""
     norm_budget: float | None = None
     """Keep the network's Lipschitz bound at or below this number: the logits change by at most this factor times the
-    change of the image, in the Euclidean norm. Normalisations then only subtract the mean. None: no bound."""
+    change of the image, in the Euclidean norm and in exact arithmetic. Normalisations then only subtract the mean.
+    None: no bound."""
     decoder: bool = False
     """Labels of pixels: keep the poolings between the blocks, and return to the full grid by a decoder (a U-Net). The
     steps then cost less. Without it all blocks have the grid of the images."""

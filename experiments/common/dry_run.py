@@ -59,5 +59,6 @@ def _times(ready: Setup) -> tuple[float, float, float]:
         begin = time.monotonic()
         ready.evaluate(state.variables, test.images[some], test.labels[some])
     per_image = (time.monotonic() - begin) / len(test.labels[some])
-    images = len(ready.dataset.validation or ()) + len(test) / ready.config.evaluate_every
+    validation, every = len(ready.dataset.validation or ()), ready.config.evaluate_every
+    images = validation / (1 if ready.config.keeps_best else every) + len(test) / every
     return seconds[0], seconds[-1], per_image * images

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.common.budgets import projection_of
 from experiments.common.config import TrainConfig
 from lowcost import data, nn
 from lowcost.deploy.loading import configuration, load
@@ -104,10 +105,13 @@ def weights(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> dict
         problem = f"--init-from {config.init_from} must hold a network with {name} {ours[name]}"
         raise ValueError(f"{problem}, got {theirs[name]}; change the flags or the data, or choose another network")
     known = dataset.task != "values" and (source.task, tuple(source.classes)) == (dataset.task, dataset.classes)
-    return {
+    loaded = {
         kind: {layer: leaves for layer, leaves in layers.items() if known or layer != NEW}
-        for kind, layers in jax.device_get(source.variables).items()
+        for kind, layers in source.variables.items()
     }
+    if (project := projection_of(config, net, dataset.image_shape)) is not None:
+        loaded["params"] = project(loaded["params"])
+    return jax.device_get(loaded)
 
 
 def _described(net: nn.Network, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def _described(net: nn.Network, image_shape: tuple[int, ...]) -> dict[str, Any]:
         "--h": step.keywords.get("h", 1.0),
         "--boundary": step.keywords.get("boundary", "periodic"),
         "--zero-mean": step.keywords.get("zero_mean", False),
-        "--norm-budget": "yes" if net.fixed_scale else "none",
+        "--norm-budget": "a number" if net.fixed_scale else "none",
         "--decoder": net.decoder,
         "number of grid axes": len(image_shape) - 1,
         "mask": "yes" if net.masked else "no",

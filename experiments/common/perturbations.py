@@ -21,6 +21,7 @@ Strengths = Mapping[str, Sequence[float]]
 """Kind of perturbation → its strengths."""
 
 
+@partial(jax.jit, static_argnums=(0, 3))
 def sensitivities(net: Network, variables: Variables, images: jax.Array, iterations: int = 20) -> jax.Array:
     """‖J‖₂ of the network's Jacobian J at each image, from below: by power iteration on JᵀJ from a random direction.
 
@@ -46,7 +47,8 @@ def sensitivities(net: Network, variables: Variables, images: jax.Array, iterati
         u = jax.lax.fori_loop(0, iterations, iterate, start)
         return jnp.linalg.norm(jacobian(u / jnp.linalg.norm(u)))
 
-    return jax.jit(partial(jax.lax.map, of_image))((images, jax.random.normal(jax.random.key(0), images.shape)))
+    norms: jax.Array = jax.lax.map(of_image, (images, jax.random.normal(jax.random.key(0), images.shape)))
+    return norms
 
 
 def perturbed_weights(params: Any, strengths: Strengths, seed: int) -> Iterator[tuple[str, float, Any]]:

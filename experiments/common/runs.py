@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh, Sharding
 
 from experiments.common import distillation, fine_tuning, tuning
+from experiments.common.budgets import projection_of
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_counts, values
 from experiments.common.objective import figures, loss_of
@@ -293,26 +294,23 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
     optimizer = recipe.transformation(config.epochs or 0, about["train"] // config.batch_size)
     if config.init_from is not None:
         optimizer = fine_tuning.slowed(optimizer, config)
-    if config.norm_budget is not None:
-        optimizer = optax.chain(optimizer, _keep_norms(net, tuple(about["image_shape"]), config.norm_budget))
+    project = projection_of(config, net, about["image_shape"])
+    if project is not None:
+        optimizer = optax.chain(optimizer, keep_norms(project))
 
     def create(key: jax.Array) -> TrainState:
         keeps = {"average": recipe.average is not None, "best": config.keeps_best}
         sums = figures(config, len(about["classes"]))
-        return create_state(net, optimizer, key, tuple(about["image_shape"]), figures=sums, **keeps)
+        state = create_state(net, optimizer, key, tuple(about["image_shape"]), figures=sums, **keeps)
+        if project is None:
+            return state
+        return fine_tuning.start(state, {"params": project(state.params), "batch_stats": {}})
 
     def initial_state() -> TrainState:
         keys = [jax.random.key(config.seed + i) for i in range(config.seeds)]
         return create(keys[0]) if config.seeds == 1 else jax.vmap(create)(jnp.stack(keys))
 
     return net, optimizer, initial_state
-
-
-def _keep_norms(net: nn.Network, image_shape: tuple[int, ...], budget: float) -> optax.GradientTransformation:
-    try:
-        return keep_norms(net, image_shape, budget)
-    except ValueError as error:
-        raise ValueError(f"--norm-{error}") from None
 
 
 def abstract(make: Callable[[], Any], sharding: Sharding) -> Any:

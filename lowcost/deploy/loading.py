@@ -123,7 +123,7 @@ def _state(net: Network, config: Json) -> TrainState:
 def _card(config: Json, result: Json, steps: int, weights: int, index: int) -> dict[str, str]:
     """Returns how a network was trained, how accurate it is, and its limits."""
     card = {"network": f"{config['architecture']} {'-'.join(map(str, config['width']))}"}
-    names = ("dataset", "recipe", "init_from", "epochs", "seed")
+    names = ("dataset", "recipe", "init_from", "norm_budget", "epochs", "seed")
     card |= {name: str(config[name]) for name in names if config.get(name) is not None}
     card |= {"teacher": ", ".join(config["teacher"])} if config.get("teacher") else {}
     card |= {"steps": str(steps), "weights": str(weights)}

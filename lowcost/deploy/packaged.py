@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -294,7 +295,8 @@ def _options(net: Network) -> dict[str, Any]:
         **keywords,
     }
     made = network(**options) if options["architecture"] else None
-    if made is None or (made.step, made.kernel_size) != (net.step, net.kernel_size):
+    compared = operator.attrgetter("step", "kernel_size", "fixed_scale")
+    if made is None or compared(made) != compared(net):
         problem = f"net must be made by lowcost.nn.network, got steps {net.step!r}"
         raise ValueError(f"{problem}; save keeps no networks with steps of your own")
     options.pop("reach", None)  # it only sets weights that the file has; earlier versions do not know it

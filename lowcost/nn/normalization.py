@@ -1,9 +1,7 @@
 """Normalises features by the statistics of the batch, the only place where images meet. Masks exclude padding."""
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,9 +15,6 @@ EPSILON = 1e-5
 
 MOMENTUM = 0.9
 """Of the running means of the statistics."""
-
-Limits = dict[str, Any]
-"""Name of a weight → its largest operator norm, in the nested form of the weights; weights without one are free."""
 
 
 def mean_and_variance(y: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -95,11 +90,6 @@ class Normalized(nn.Module, kw_only=True):
     def setup(self) -> None:
         """N."""
         self.normalize = Normalize(self.fixed_scale)
-
-
-def change_limit(bound: float, h: float) -> float:
-    """(bound - 1) / h: the largest Lipschitz constant of f with which that of y + h f(y) is at most `bound`."""
-    return (bound - 1) / h if h else math.inf
 
 
 def constants(module: nn.Module, *names: str) -> list[np.ndarray]:

@@ -16,7 +16,8 @@ from lowcost.arguments import ResolventBoundary
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer
-from lowcost.nn.normalization import Limits, Normalized, change_limit, constants
+from lowcost.nn.limits import Limits, change_limit
+from lowcost.nn.normalization import Normalized, constants
 from lowcost.operators.circulant import circulant_diffusion, circulant_resolvent
 from lowcost.operators.depthwise import depthwise_diffusion, depthwise_resolvent
 from lowcost.operators.pointwise import pointwise
@@ -25,7 +26,11 @@ from lowcost.time_stepping import Map, forward_euler, imex_euler, reaction_diffu
 
 
 class Reaction(Normalized):
-    """σ(N(M(θ) y)): the reaction of Eq. (8), between the channels of a pixel, with σ = ReLU."""
+    """σ(N(M(θ) y)): the reaction of Eq. (8), between the channels of a pixel, with σ = ReLU.
+
+    Attributes:
+        fixed_scale: of N, as in `Normalize`.
+    """
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -104,6 +109,7 @@ class ExplicitRDStep(_ReactionDiffusion):
     Attributes:
         h: time step.
         kernel_size: points of the stencil per axis.
+        fixed_scale: of N, as in `Normalize`.
     """
 
 
@@ -154,6 +160,7 @@ class ImplicitRDStep(_ImplicitReactionDiffusion):
     Attributes:
         h: time step.
         kernel_size: points of the stencil per axis.
+        fixed_scale: of N, as in `Normalize`.
         reach: radius of the Green's function before training, in pixels, by `initializers.reaching_stencil`; 0 for
             `initializers.stable_stencil`, whose radius is mostly below one pixel.
         boundary: of the diffusion, "periodic" as in the paper, or "symmetric"; see `lowcost.depthwise_resolvent`.
@@ -169,8 +176,7 @@ class CirculantRDStep(_ReactionDiffusion):
     of a network.
 
     Attributes:
-        h: time step.
-        kernel_size: points of the stencil per axis.
+        h, kernel_size, fixed_scale: as in `ExplicitRDStep`.
     """
 
     _circulant = True
@@ -183,7 +189,7 @@ class ImplicitCirculantRDStep(_ImplicitReactionDiffusion):
     "shared_stencil" is φ = θ·√C for the stencil θ of K_circ, as in `CirculantRDStep`.
 
     Attributes:
-        h, kernel_size, reach, boundary, zero_mean: as in `ImplicitRDStep`.
+        h, kernel_size, fixed_scale, reach, boundary, zero_mean: as in `ImplicitRDStep`.
     """
 
     _circulant = True

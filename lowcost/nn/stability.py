@@ -119,34 +119,40 @@ def certified_radii(
     """r = min (z_y - z_j) / (L ‖w_y - w_j‖) over j ≠ y: no change of an image below r takes its class from y to j.
 
     z are the logits, w_j the weights of the classifier for class j, and L is the bound of all layers before it. Norms
-    are Euclidean, over all points and channels of an image.
+    are Euclidean, over all points and channels of an image. The class is that of the largest logit. The radii are those
+    of exact arithmetic: rounding to float32 is not included. Not in the paper; see Tsuzuku et al. 2018,
+    arXiv:1802.04034.
 
     Args:
-        net: with the head "class".
+        net: with the head "class", not masked, and in float32 at least.
         variables: {"params", "batch_stats"}.
         images: [N, *grid, C], as the network takes them.
         labels: y, integers [N].
         logits: z [N, num_classes], if they are known already; all images at once may need much memory.
 
     Returns:
-        The radii, float64 [N]; negative for images that the network does not assign to y. Rounding of the logits to
-        float32 is not included.
+        The radii, float64 [N]; negative for images that the network does not assign to y.
 
     Raises:
-        ValueError: a network with the head "pixels", or as in `stability_report`.
+        ValueError: another network, or labels or logits that do not fit the images; or as in `stability_report`.
     """
-    if net.head != "class":
-        raise ValueError(f"net must have the head 'class', got {net.head!r}; use one that labels whole images")
-    *layers, _ = stability_report(net, variables, np.shape(images)[1:]).layers
-    bound = StabilityReport(tuple(layers)).lipschitz
+    if net.head != "class" or net.masked or jnp.finfo(net.dtype).bits < 32:
+        got = f"head {net.head!r}, masked={net.masked}, dtype {jnp.dtype(net.dtype).name}"
+        raise ValueError(f"net must have the head 'class', no mask and at least float32, got {got}; use another")
     z = np.asarray(net.apply(variables, jnp.asarray(images), train=False) if logits is None else logits, np.float64)
-    y, i = np.asarray(labels), np.arange(len(z))
+    y, shape = np.asarray(labels), (len(np.asarray(images)), net.num_classes)
+    if z.shape != shape:
+        raise ValueError(f"logits must have shape {list(shape)}, one row per image, got {list(z.shape)}; pass all")
+    if y.shape != shape[:1] or not np.issubdtype(y.dtype, np.integer) or not ((y >= 0) & (y < shape[1])).all():
+        got = f"{y.dtype} {list(y.shape)}" + (f" from {y.min()} to {y.max()}" if y.size else "")
+        raise ValueError(f"labels must be {shape[0]} integers from 0 to {shape[1] - 1}, got {got}; pass one per image")
+    *layers, _ = stability_report(net, variables, np.shape(images)[1:]).layers
     w = np.asarray(variables["params"]["classifier"]["kernel"], np.float64).T
-    distances = np.linalg.norm(w[y][:, None] - w, axis=-1)
-    margins = z[i, y][:, None] - z
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 for the class itself
-        radii = margins / (bound * distances)
-    radii[i, y] = np.inf
+    margins = np.take_along_axis(z, y[:, None], 1) - z
+    changes = StabilityReport(tuple(layers)).lipschitz * np.linalg.norm(w[y][:, None] - w, axis=-1)  # of a margin
+    radii = np.where(margins == 0, 0.0, np.copysign(np.inf, margins))  # if no change of the image changes the margin
+    np.divide(margins, changes, out=radii, where=changes > 0)
+    np.put_along_axis(radii, y[:, None], np.inf, 1)
     return radii.min(axis=1)
 
 

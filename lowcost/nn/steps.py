@@ -12,6 +12,7 @@ In a masked network features are 0 on padding. Its steps also receive `mask`, bo
 valid points, and pass it to their normalisations. The network itself sets their results to 0 on padding.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +26,8 @@ from flax.linen.initializers import lecun_normal
 
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
-from lowcost.nn.normalization import Limits, Normalize, Normalized, change_limit, constants
+from lowcost.nn.limits import Limits, change_limit
+from lowcost.nn.normalization import Normalize, Normalized, constants
 from lowcost.nn.reaction_diffusion import Reaction
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
@@ -56,6 +58,7 @@ class ResNetStep(_ResidualStep):
     Attributes:
         h: time step.
         kernel_size: points of the stencils per axis.
+        fixed_scale: of N, as in `Normalize`.
     """
 
     @nn.compact
@@ -89,6 +92,7 @@ class LinearMixStep(_ResidualStep):
     Attributes:
         h: time step.
         kernel_size: points of the stencils per axis.
+        fixed_scale: of N, as in `Normalize`.
     """
 
     @nn.compact
@@ -132,7 +136,7 @@ class MobileNetStep(nn.Module):
     """
 
     kernel_size: int = 3
-    fixed_scale: bool = False
+    fixed_scale: bool = dataclasses.field(default=False, kw_only=True)
 
     def setup(self) -> None:
         """N of the convolution; the reaction has its own."""

@@ -16,7 +16,8 @@ from flax.linen.initializers import lecun_normal
 from lowcost.arguments import promote
 from lowcost.nn import operations as ops
 from lowcost.nn.initializers import Initializer, opening_normal, stable_stencil
-from lowcost.nn.normalization import Limits, Normalized, constants, mean_and_variance, on_valid
+from lowcost.nn.limits import Limits
+from lowcost.nn.normalization import Normalized, constants, mean_and_variance, on_valid
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled
 from lowcost.operators.pointwise import pointwise
@@ -53,6 +54,7 @@ class Opening(Normalized):
         features: channels of the first block.
         kernel_size: points of the stencil per axis.
         stencil_init: initialiser of the stencil.
+        fixed_scale: of N, as in `Normalize`.
     """
 
     features: int
@@ -88,6 +90,7 @@ class Connecting(Normalized):
             keep every pixel.
         kernel_size: points of the stencil per axis.
         keeps_input: whether the decoder needs the layer's input.
+        fixed_scale: of N, as in `Normalize`.
     """
 
     pooling: ops.AveragePool | ops.GlobalAveragePool | None
@@ -135,6 +138,7 @@ class Expanding(Normalized):
 
     Attributes:
         grid: points per axis of the result; those of y are half as many, rounded up.
+        fixed_scale: of N, as in `Normalize`.
     """
 
     grid: tuple[int, ...]

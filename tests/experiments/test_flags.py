@@ -15,6 +15,7 @@ from chex import assert_trees_all_equal
 
 from experiments.common import runs, training
 from experiments.common.config import TrainConfig, flags
+from experiments.common.files import read_rows
 from experiments.common.objective import loss_of
 from experiments.common.recipes import RECIPES, Recipe
 from experiments.common.workdir import read, shared, write_or_compare
@@ -42,6 +43,8 @@ OF_THE_RUN = {
     "teacher": ("large", "larger"),
     "distill": 0.3,
     "kernel_size": 5,
+    "zero_mean": True,
+    "norm_budget": 100.0,
     "width": (4, 8),
     "recipe": "own.json",
 }
@@ -305,3 +308,20 @@ def _linear(loss, images, labels):
 
     weights = jnp.zeros((images.shape[1], 10))
     return jax.jit(lambda carry: jax.lax.scan(step, carry, length=60)[0][0])((weights, optimizer.init(weights)))
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_validation_images_are_evaluated_as_often_as_test_images(keep_best, tmp_path):
+    """But after every epoch if they choose one."""
+    fields = {
+        **SMALL,
+        "train_images": 80,
+        "epochs": 3,
+        "validation_share": 0.5,
+        "evaluate_every": 2,
+        "keep_best": keep_best,
+    }
+    assert training.run(TrainConfig(**fields, workdir=tmp_path)) == 0
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert ["validation_loss" in row for row in rows] == [keep_best, True, True]
+    assert ["test_loss" in row for row in rows] == [False, True, True]
