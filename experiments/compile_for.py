@@ -16,9 +16,10 @@ import tyro
 from flax.linen import Module
 from jax.sharding import Mesh
 
-from experiments.common import entry, flax_networks, recipes, runs, topologies
+from experiments.common import entry, flax_networks, recipes, topologies
 from experiments.common.config import Architecture, values
 from experiments.common.results import Results, Row, commit, filled, page
+from experiments.common.setup import abstract
 from lowcost import nn
 from lowcost.data.dataset import PHOTOGRAPHS
 from lowcost.train.mesh import over_batch, replicated
@@ -104,7 +105,7 @@ def _training(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: i
     recipe = recipes.RECIPES["paper"]
     optimizer = recipe.transformation(300, 390)
     step = make_train_step(net, optimizer, recipe.augmentation(PHOTOGRAPHS), 390)
-    state = runs.abstract(lambda: create_state(net, optimizer, jax.random.key(0), shape), replicated(mesh))
+    state = abstract(lambda: create_state(net, optimizer, jax.random.key(0), shape), replicated(mesh))
     kinds = [(shape, np.uint8), ((), np.int32), ((), np.int32)]
     lead = (steps,) if steps else ()
     arrays = [jax.ShapeDtypeStruct((*lead, batch, *s), t, sharding=over_batch(mesh, len(lead))) for s, t in kinds]
@@ -114,7 +115,7 @@ def _training(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...], steps: i
 
 
 def _inference(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...]) -> tuple[Any, list[Any]]:
-    variables = runs.abstract(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape))), replicated(mesh))
+    variables = abstract(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape))), replicated(mesh))
     images = jax.ShapeDtypeStruct((batch, *shape), np.uint8, sharding=over_batch(mesh))
     program = jax.jit(lambda variables, images: net.apply(variables, to_unit_range(images)))
     return program, [variables, images]

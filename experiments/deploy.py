@@ -21,6 +21,7 @@ import tyro
 from experiments import export, predict
 from experiments.common import entry, memory, runs, timing
 from experiments.common.config import check_counts, values
+from experiments.common.description import check_data
 from experiments.common.files import write_whole
 from experiments.common.results import Results, Row, page, provenance
 from lowcost import deploy
@@ -81,7 +82,7 @@ class Subject:
         self.workdir, self.config = workdir, config
         dataset = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
         about = {"classes": list(run.classes), "image_shape": list(run.image_shape), **values(run, "dtype", "masked")}
-        runs.check_data(workdir, dataset, about)
+        check_data(workdir, dataset, about)
         self.images, self.labels = to_unit_range(dataset.test.images), dataset.test.labels
         self.network = jax.jit(partial(run.net.apply, run.variables))
         self.exact = deploy.fold(run.net, run.variables, run.image_shape)

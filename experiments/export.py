@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.common import entry, files, runs
+from experiments.common.description import check_data
 from lowcost import deploy, terminal
 from lowcost.data import Dataset
 from lowcost.deploy import packaged
@@ -67,7 +68,7 @@ def main(config: ExportConfig) -> None:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
     if config.activations == 8:
         ours = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
-        runs.check_data(config.workdir, ours, configuration(config.workdir)["data"])
+        check_data(config.workdir, ours, configuration(config.workdir)["data"])
         folded = quantized(folded, ours)
     _write(serialized(folded, metadata, config), config.out)
     for layer in folded.layers:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median, stdev
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -84,8 +83,7 @@ def measure(run: TrainConfig, config: Config) -> Iterator[Row]:
     images, labels = to_unit_range(ready.dataset.test.images), ready.dataset.test.labels
     sample = np.linspace(0, len(images) - 1, min(config.sample, len(images))).astype(int)  # a folder is sorted by class
     outputs = ready.outputs(state.chosen, ready.dataset.test.images)
-    for seed, logits in enumerate(outputs):
-        variables = state.chosen if config.seeds == 1 else jax.tree.map(lambda x, i=seed: x[i], state.chosen)
+    for seed, (logits, variables) in enumerate(zip(outputs, ready.of_each_seed(state.chosen), strict=True)):
         radii = certified_radii(ready.net, variables, images, labels, logits=logits)
         yield {
             **values(config, "dataset", "architecture", "width", "recipe", "epochs", "seeds", "epsilon"),

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.common import memory
-from experiments.common.runs import Setup
+from experiments.common.setup import Setup
 from lowcost.train import loop, processes
 from lowcost.train.feed import feed, fits
 from lowcost.train.state import count_weights

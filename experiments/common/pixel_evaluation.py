@@ -10,7 +10,7 @@ import numpy as np
 from experiments.common import evaluation, evaluation_plots
 from experiments.common.evaluation import aligned, percent
 from experiments.common.files import csv_table, write_whole
-from experiments.common.runs import Setup
+from experiments.common.setup import Setup
 from lowcost.data.dataset import IGNORED, Split
 from lowcost.terminal import printable
 from lowcost.train.calibration import softmax

@@ -1,37 +1,37 @@
 """Turns a configuration into everything a run needs: data set, mesh, network, optimiser, compiled programs, state."""
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from experiments.common import distillation, fine_tuning, tuning
 from experiments.common.budgets import projection_of
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_counts, values
+from experiments.common.description import check_data, describe
 from experiments.common.objective import figures, loss_of
 from experiments.common.recipes import Recipe, recipe_named
-from experiments.common.workdir import read, shared
+from experiments.common.setup import Setup
+from experiments.common.workdir import read
 from lowcost import data, nn
 from lowcost.data.dataset import Moments
-from lowcost.deploy.loading import configuration, flat, load_run, newest
+from lowcost.deploy.loading import configuration, load_run, newest
 from lowcost.deploy.packaged import Loaded, as_tuples, variable_shapes
 from lowcost.methods import Point, decided_by
 from lowcost.nn.norm_budget import keep_norms
-from lowcost.train import loop, processes
+from lowcost.train import processes
 from lowcost.train.distillation import distilled
-from lowcost.train.mesh import data_mesh, place, replicated, shard_batch, use_every_core
-from lowcost.train.metrics_log import Metrics
+from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.state import TrainState, create_state, keep_best
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
 
@@ -40,104 +40,6 @@ _Model = tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState
 CACHE = ".lowcost-cache"
 WHITENING_IMAGES = 1000
 """Number of training images from which the whitened opening layer is computed."""
-
-
-class Setup(NamedTuple):
-    """What training and evaluation share.
-
-    Attributes:
-        config: the configuration, with the number of epochs.
-        recipe: how to train, with what the flags replace.
-        dataset: images and labels.
-        mesh: all devices; already set as JAX's mesh.
-        net: the network.
-        steps_per_epoch: whole batches in the training images.
-        train_steps: jitted, (state, n, *batches) → state; the state is donated. With --teacher it also takes
-            the keyword `teachers`.
-        eval_step: jitted, see `make_eval_step`.
-        apply: jitted, (variables, images of the data set) → outputs.
-        keep_best: jitted, see `state.keep_best`.
-        initial_state: jitted, () → the state before the first step, on all devices.
-        extra: what identifies the run besides the data set, see `describe`.
-        methods: the methods on CPUs by point, see `methods_of`; filled in before a program is traced.
-        loaded: the weights to start from, see `fine_tuning.weights`.
-    """
-
-    config: TrainConfig
-    recipe: Recipe
-    dataset: data.Dataset
-    mesh: Mesh
-    net: nn.Network
-    steps_per_epoch: int
-    train_steps: Callable[..., TrainState]
-    eval_step: Callable[..., dict[str, jax.Array]]
-    apply: Callable[..., jax.Array]
-    keep_best: Callable[..., TrainState]
-    initial_state: Callable[[], TrainState]
-    extra: dict[str, Any]
-    methods: dict[str, str]
-    loaded: dict[str, Any] | None = None
-
-    @property
-    def epochs(self) -> int:
-        """The number of epochs."""
-        return self.config.epochs or 0
-
-    @property
-    def steps(self) -> int:
-        """The number of steps of the whole run."""
-        return self.epochs * self.steps_per_epoch
-
-    def indices(self, step: int) -> np.ndarray:
-        """Returns the rows of the batch of a step, [B], or [seeds, B]."""
-        seed, seeds = self.config.seed, self.config.seeds
-        either = seed if seeds == 1 else tuple(range(seed, seed + seeds))
-        return data.batch_indices(either, step, len(self.dataset.train), self.config.batch_size)
-
-    def start(self) -> TrainState:
-        """Returns the state before the first step, with the weights of --init-from if there are any."""
-        state = self.initial_state()
-        if self.loaded is None:
-            return state
-        return jax.jit(fine_tuning.start, out_shardings=replicated(self.mesh))(state, self.loaded)
-
-    def abstract_state(self) -> TrainState:
-        """Returns the shapes, dtypes and shardings of the state."""
-        return abstract(self.initial_state, replicated(self.mesh))
-
-    def evaluate(
-        self, variables: Any, images: np.ndarray | None = None, labels: np.ndarray | None = None, **options: Any
-    ) -> Metrics | None:
-        """Returns the mean metrics of images with labels, by default all test images; see `evaluate_all`."""
-        test = self.dataset.test
-        images, labels = test.images if images is None else images, test.labels if labels is None else labels
-        options |= {"batch_size": self.config.batch_size, "mesh": self.mesh}
-        return loop.evaluate_all(self.eval_step, variables, images, labels, **options)
-
-    def validate(self, state: TrainState) -> tuple[Metrics, TrainState]:
-        """Returns the mean metrics of the validation images, and the state with the best variables so far, if kept.
-
-        The best epoch has the highest mean IoU, without one the highest accuracy, or without both the lowest loss.
-        """
-        part = self.dataset.validation
-        assert part is not None
-        metrics = self.evaluate(state.variables, part.images, part.labels)
-        assert metrics is not None
-        if state.best:
-            score = np.asarray(metrics.get("mean_iou", metrics.get("accuracy", -metrics["loss"])), np.float32)
-            epoch = np.full(score.shape, loop.first_step(state) // self.steps_per_epoch, np.int32)
-            state = self.keep_best(state, *(place(x, replicated(self.mesh)) for x in (score, epoch)))
-        return metrics, state
-
-    def outputs(self, variables: Any, images: np.ndarray) -> np.ndarray:
-        """Returns the outputs of each network for images of the data set, float32 [seeds, N, K], or of each point."""
-        seeds, size = self.config.seeds, self.config.batch_size
-        parts = []
-        for start in range(0, len(images), size):
-            rows = np.arange(start, start + size).clip(max=len(images) - 1)  # one program serves the last batch too
-            outputs = np.asarray(self.apply(variables, *shard_batch(self.mesh, images[rows])), np.float32)
-            parts.append(outputs if seeds > 1 else outputs[None])
-        return np.concatenate(parts, axis=1)[:, : len(images)]
 
 
 def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str, Any] | None = None) -> Setup:
@@ -313,11 +215,6 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
     return net, optimizer, initial_state
 
 
-def abstract(make: Callable[[], Any], sharding: Sharding) -> Any:
-    """Returns the shapes and dtypes of what make() returns, with this sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make))
-
-
 def methods_of(ready: Setup) -> dict[str, str]:
     """Returns the methods that a run has recorded; for a new run on a CPU those that `tuning.chosen` chooses."""
     if (ready.config.directory() / "config.json").exists():
@@ -326,45 +223,6 @@ def methods_of(ready: Setup) -> dict[str, str]:
     with decided_by(points.add):
         variable_shapes(ready.net, ready.dataset.image_shape)
     return tuning.chosen(points) if ready.mesh.devices.flat[0].platform == "cpu" else {}
-
-
-def describe(dataset: data.Dataset) -> dict[str, Any]:
-    """Returns what must be the same for a run to resume: classes, image shape, counts, and every pixel and label."""
-    about = {
-        "classes": list(dataset.classes),
-        "image_shape": list(dataset.image_shape),
-        "train": len(dataset.train),
-        "test": len(dataset.test),
-        "digest": dataset.digest,
-    }
-    if dataset.validation is not None:
-        about["validation"] = len(dataset.validation)
-    if dataset.scale is not None:
-        about["scale"] = [list(numbers) for numbers in dataset.scale]
-    if (dtype := dataset.train.images.dtype) != np.uint8:
-        about["dtype"] = dtype.name
-    if dataset.moments is not None:
-        about["moments"] = [list(numbers) for numbers in dataset.moments]
-    if dataset.masked:
-        about["masked"] = True
-    if dataset.name == "arrays":  # whose file states them
-        about["keeps"] = sorted(dataset.keeps)
-    return about
-
-
-def settings() -> dict[str, Any]:
-    """Returns JAX's settings that a result depends on."""
-    names = ("jax_enable_x64", "jax_threefry_partitionable", "jax_default_prng_impl", "jax_default_matmul_precision")
-    return {name: getattr(jax.config, name) for name in names}
-
-
-def differing_fields(ready: Setup) -> list[str]:
-    """Returns the names of what differs between the processes: code, configuration, recipe, data, settings."""
-    packages = (Path(__file__).parents[1], Path(data.__file__).parents[1])
-    code = b"".join(path.read_bytes() for package in packages for path in sorted(package.rglob("*.py")))
-    parts = {"ingredients": dataclasses.asdict(ready.recipe), "data": describe(ready.dataset) | ready.extra}
-    versions = processes.differing({"code": hashlib.sha256(code).hexdigest(), "jax": jax.__version__})
-    return versions or processes.differing({**shared(ready.config), **flat(parts), **settings()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -407,12 +265,3 @@ def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) ->
     ready = prepare(config, recipe, configuration(workdir)["data"])
     ready.methods.update(methods_of(ready))
     return ready, newest(workdir, ready.abstract_state(), ready.steps, finished=to_the_end).state
-
-
-def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -> None:
-    """Raises ValueError unless the data set has the classes, the image shape, and what else is expected of the run."""
-    got = {"dtype": "uint8", "masked": False, **describe(dataset)}
-    for field in ("classes", "image_shape", "dtype", "masked"):
-        if got[field] != expected.get(field, got[field]):
-            problem = f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
-            raise ValueError(f"{problem}; name its own data with --data-dir")

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from experiments import table2
-from experiments.common import training
+from experiments.common import outcome
 from experiments.common.config import flags
 
 ROOT = Path(__file__).parents[2]
@@ -168,7 +168,7 @@ def test_the_work_directory_is_never_cut(capsys):
         "skipped_steps": 0,
     }
     workdir = Path("/somewhere") / ("long-" * 20)
-    training.print_result(Console(width=40, soft_wrap=True, markup=False), result | {"peak_memory_gib": 1.0}, workdir)
+    outcome.print_result(Console(width=40, soft_wrap=True, markup=False), result | {"peak_memory_gib": 1.0}, workdir)
     assert f"work directory: {workdir}\n" in capsys.readouterr().out
 
 

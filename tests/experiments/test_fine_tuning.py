@@ -14,6 +14,7 @@ from chex import assert_trees_all_close, assert_trees_all_equal
 
 from experiments.common import fine_tuning, runs, training
 from experiments.common.config import TrainConfig
+from experiments.common.setup import Setup
 from lowcost.data import Dataset, Split
 from lowcost.deploy.packaged import save
 from lowcost.nn import network
@@ -202,8 +203,8 @@ def test_figures_that_are_not_finite_have_a_result(finished, tmp_path, monkeypat
     config, _ = finished
     shutil.copytree(config.workdir, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
-    monkeypatch.setattr(runs.Setup, "outputs", lambda *_: np.full((1, 60, 10), np.nan, np.float32))
-    monkeypatch.setattr(runs.Setup, "evaluate", lambda *_, **__: {"loss": np.inf, "accuracy": 0.5})
+    monkeypatch.setattr(Setup, "outputs", lambda *_: np.full((1, 60, 10), np.nan, np.float32))
+    monkeypatch.setattr(Setup, "evaluate", lambda *_, **__: {"loss": np.inf, "accuracy": 0.5})
     assert training.run(dataclasses.replace(config, workdir=tmp_path / "run")) == 0
     again = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (again["test_losses"], again["temperatures"], again["test_accuracy"]) == ([None], [1.0], 0.5)

@@ -13,7 +13,7 @@ import pytest
 import tyro
 from chex import assert_trees_all_equal
 
-from experiments.common import runs, training
+from experiments.common import description, runs, training
 from experiments.common.config import TrainConfig, flags
 from experiments.common.files import read_rows
 from experiments.common.objective import loss_of
@@ -223,7 +223,7 @@ def test_flags_of_network_data_and_recipe(tmp_path):
     held = runs.load(ready.config).sample(200).hold_out(0.3)
     assert ready.dataset.digest == held.digest
     assert ready.steps_per_epoch == len(held.train) // 20
-    assert runs.describe(ready.dataset)["validation"] == len(held.validation)
+    assert description.describe(ready.dataset)["validation"] == len(held.validation)
 
 
 def test_the_loss_has_the_flags_and_the_task():

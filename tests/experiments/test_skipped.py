@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from experiments import robustness
-from experiments.common import training
+from experiments.common import outcome, training
 from experiments.common.config import TrainConfig
 from experiments.common.entry import DIVERGED
 from experiments.common.files import read_rows, write_rows
@@ -62,7 +62,7 @@ def test_the_last_table_reports_skipped_steps(tmp_path, skipped):
     }
     result |= {"test_accuracy": 0.5, "test_accuracy_std": None, "train_seconds": 1.0, "images_per_second": None}
     with (tmp_path / "output").open("w") as output:
-        training.print_result(
+        outcome.print_result(
             Console(file=output, width=100), {**result, "peak_memory_gib": 1.0, "skipped_steps": skipped}, tmp_path
         )
     assert ("skipped steps" in (tmp_path / "output").read_text()) == bool(skipped)
