@@ -14,7 +14,8 @@ from jax.sharding import SingleDeviceSharding
 
 from lowcost import __version__
 from lowcost.deploy.packaged import Loaded, as_tuples, decode, preprocessing, variable_shapes
-from lowcost.nn.networks import Network, network
+from lowcost.nn.architectures import network
+from lowcost.nn.networks import Network
 from lowcost.terminal import first_line
 from lowcost.train import checkpoint, processes
 from lowcost.train.mesh import place

@@ -21,7 +21,8 @@ from numpy.typing import DTypeLike
 from lowcost import disk
 from lowcost.arguments import check_choice
 from lowcost.data.dataset import DTYPES, Task
-from lowcost.nn.networks import ARCHITECTURES, Network, block_channels, network
+from lowcost.nn.architectures import ARCHITECTURES, network
+from lowcost.nn.networks import Network, block_channels
 from lowcost.scaling import Moments, are_moments
 from lowcost.terminal import first_line
 

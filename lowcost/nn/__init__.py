@@ -1,9 +1,10 @@
 """Networks of the paper as Flax (linen) modules."""
 
 from lowcost.nn import initializers
+from lowcost.nn.architectures import ARCHITECTURES, Architecture, network
 from lowcost.nn.costs import network_cost
 from lowcost.nn.layers import Circulant, Depthwise, ImplicitDiffusion, LinearMix
-from lowcost.nn.networks import ARCHITECTURES, Architecture, Network, Width, block_channels, network
+from lowcost.nn.networks import Network, Width, block_channels
 from lowcost.nn.normalization import Normalize
 from lowcost.nn.reaction_diffusion import (
     CirculantRDStep,
