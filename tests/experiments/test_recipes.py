@@ -319,9 +319,9 @@ def test_the_study_of_reach_changes_the_network_alone():
     """Each with the fast recipe, in directories and with names of their own."""
     runs = variants(Config(study="reach"))
     assert all(recipe == RECIPES["fast"] for _, recipe in runs.values())
-    assert runs["reach 4, 5x5"][0].reach == 4
-    assert runs["reach 4, 5x5"][0].kernel_size == 5
-    assert runs["explicit"][0].architecture == "explicit_rd"
+    assert runs["reach 8"][0].reach == 8
+    assert runs["explicit, 5x5"][0].kernel_size == 5
+    assert runs["explicit, 5x5"][0].architecture == "explicit_rd"
     both = [*runs.values(), *variants(Config()).values()]
     assert len({config.directory() for config, _ in both}) == len(both)
     assert len({dataclasses.replace(config, workdir=None) for config, _ in runs.values()}) == len(runs)
