@@ -13,7 +13,16 @@ import numpy as np
 import tyro
 
 from experiments.common import entry, runs, training
-from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width, derived, values
+from experiments.common.config import (
+    Architecture,
+    DatasetName,
+    RecipeName,
+    TrainConfig,
+    Width,
+    check_counts,
+    derived,
+    values,
+)
 from experiments.common.perturbations import sensitivities
 from experiments.common.recipes import RECIPES
 from experiments.common.results import Results, Row, page, provenance
@@ -59,6 +68,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Trains all networks, measures them, writes the table after each, and prints it."""
+    check_counts(config, "sample", "epochs", "seeds")
     results = Results(config, markdown, without=("dataset", "workdir"))
 
     def report(run: TrainConfig) -> None:
@@ -72,9 +82,12 @@ def main(config: Config) -> int:
 def runs_of(config: Config) -> Iterator[TrainConfig]:
     """Yields the run without a budget, then one for each budget."""
     for budget in (None, *config.budgets):
-        group = f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
+        run = derived(config, norm_budget=budget, evaluate_every=config.epochs)
+        images = "all" if run.train_images is None else run.train_images
+        group = f"{run.dataset}-{run.architecture}-{run.width_name}-{run.steps_per_block}steps-{run.recipe}"
+        group += f"-{run.epochs}epochs-{run.seeds}seeds-{images}images"
         workdir = config.workdir / group / ("none" if budget is None else f"{budget:g}")
-        yield derived(config, norm_budget=budget, evaluate_every=config.epochs, workdir=workdir)
+        yield dataclasses.replace(run, workdir=workdir)
 
 
 def measure(run: TrainConfig, config: Config) -> Iterator[Row]:

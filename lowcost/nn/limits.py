@@ -66,7 +66,7 @@ def spectral_norms(matrices: jax.Array) -> jax.Array:
     scale = jnp.maximum(jnp.abs(matrices).max((-2, -1), keepdims=True), tiny)  # so that no square overflows
     a = matrices / scale if matrices.shape[-2] >= matrices.shape[-1] else (matrices / scale).swapaxes(-1, -2)
     power, log = _product(a.conj().swapaxes(-1, -2), a), jnp.log(scale[..., 0, 0])
-    for i in range(9):
+    for i in range(9):  # power is (AᴴA)^(2^i) up to a factor
         power = _product(power, power) if i else power
         size = jnp.maximum(jnp.sqrt((jnp.abs(power) ** 2).sum((-2, -1), keepdims=True)), tiny)
         power = power / size

@@ -64,9 +64,8 @@ def keep_norms(project: Projection) -> optax.GradientTransformation:
 def projection(net: Network, image_shape: Sequence[int], budget: float) -> Projection:
     """Returns params → params with which ‖net(y) - net(z)‖ ≤ budget · ‖y - z‖.
 
-    The bound is that of `stability_report`, in exact arithmetic and in the Euclidean norm. Finding the norms takes some
-    products of matrices; those of fully coupled stencils, which only "resnet" has in its steps, take about as long as a
-    training step.
+    The bound is that of `stability_report`, in exact arithmetic and in the Euclidean norm. Finding the norms takes
+    products of matrices, for fully coupled stencils at each frequency; they are slow only in the steps of "resnet".
 
     Args:
         net: with `fixed_scale`, of layers that have a method `weight_limits`.
@@ -76,8 +75,8 @@ def projection(net: Network, image_shape: Sequence[int], budget: float) -> Proje
     Raises:
         ValueError: as in `layer_limits`.
     """
-    limits = layer_limits(net, image_shape, budget)
-    grids = {layer.name: layer.grid for layer in _layers(net, image_shape)}
+    layers = _layers(net, image_shape)
+    limits, grids = _limits(layers, budget, masked=net.masked), {layer.name: layer.grid for layer in layers}
 
     def project(params: Any) -> Any:
         return {name: within(x, limits[name], grids[name]) if name in limits else x for name, x in params.items()}
@@ -95,12 +94,15 @@ def layer_limits(net: Network, image_shape: Sequence[int], budget: float) -> dic
         ValueError: a network without fixed scales, a layer without `weight_limits`, or a budget that is not finite or
             too small for the network.
     """
-    layers = _layers(net, image_shape)
+    return _limits(_layers(net, image_shape), budget, masked=net.masked)
+
+
+def _limits(layers: Sequence[Layer], budget: float, *, masked: bool) -> dict[str, Limits]:
     for layer in layers:
         _check(layer)
     weighted = [layer.name for layer in layers if _has_weights(layer)]
     exponents = dict.fromkeys(weighted, 1.0) | dict.fromkeys((weighted[0], weighted[-1]), (len(weighted) - 2) / 2)
-    shares = [_share(layer, exponents.get(layer.name, 0.0), masked=net.masked) for layer in layers]
+    shares = [_share(layer, exponents.get(layer.name, 0.0), masked=masked) for layer in layers]
 
     def bound(s: float) -> float:
         return chain(shares, 1.0, lambda share, so_far: so_far * share.factor * s**share.exponent, operator.add)

@@ -11,9 +11,11 @@ from experiments import norm_budget
 from experiments.common import fine_tuning, runs, training
 from experiments.common.config import TrainConfig
 from experiments.common.perturbations import sensitivities
+from experiments.common.recipes import Recipe
 from lowcost.nn import network, stability_report
 
-SMALL = {"width": (4, 8), "steps_per_block": 1, "train_images": 200, "recipe": "fast", "epochs": 2}
+SMALL = {"width": (4, 8), "steps_per_block": 1, "train_images": 200, "epochs": 2}
+AVERAGED = Recipe(average=0.9)
 
 
 def feed_of(ready):
@@ -26,9 +28,9 @@ def feed_of(ready):
 def test_a_run_keeps_to_its_budget(tmp_path, capsys):
     """From its start, in the moving averages of each seed, and as the start of a run with a smaller budget."""
     config = TrainConfig(norm_budget=20.0, seeds=2, workdir=tmp_path / "run", **SMALL)
-    assert training.run(config) == 0
+    assert training.run(config, AVERAGED) == 0
     ready, _ = runs.reopen(config.directory(), None)
-    assert ready.recipe.average is not None  # the chosen variables are averages
+    assert ready.recipe == AVERAGED  # the chosen variables are averages
     for seed in (0, 1):
         loaded = lowcost.deploy.loading.load_run(config.directory(), index=seed)
         assert loaded.net.fixed_scale
@@ -39,7 +41,7 @@ def test_a_run_keeps_to_its_budget(tmp_path, capsys):
         assert (observed > 0).all()
         assert (observed <= bound).all()
     frozen = {"freeze": ("block1",), "init_from": str(config.directory()), "workdir": tmp_path / "smaller"}
-    smaller = runs.prepare(dataclasses.replace(config, norm_budget=2.0, seeds=1, **frozen))
+    smaller = runs.prepare(dataclasses.replace(config, norm_budget=2.0, seeds=1, **frozen), AVERAGED)
     smaller = smaller._replace(loaded=fine_tuning.weights(smaller.config, smaller.net, smaller.dataset))
     start = smaller.start()
     done = smaller.train_steps(smaller.start(), 1, *feed_of(smaller))
@@ -50,7 +52,7 @@ def test_a_run_keeps_to_its_budget(tmp_path, capsys):
         same = jax.tree.map(lambda x, y: bool((x == y).all()), start.params[name], done.params[name])
         assert all(jax.tree.leaves(same)) == name.startswith("block1")
     capsys.readouterr()
-    assert training.run(dataclasses.replace(config, norm_budget=30.0)) != 0
+    assert training.run(dataclasses.replace(config, norm_budget=30.0), AVERAGED) != 0
     assert "norm_budget is 20.0 there and 30.0 here" in capsys.readouterr().err
     unlike = TrainConfig(init_from=str(config.directory()), workdir=tmp_path / "other", **SMALL)
     assert training.run(unlike) != 0
@@ -63,7 +65,7 @@ def test_a_run_keeps_to_its_budget(tmp_path, capsys):
 def test_the_program_compares_budgets(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = {"width": (4, 8), "steps_per_block": 1, "train_images": 200, "epochs": 1, "seeds": 1, "sample": 5}
-    config = norm_budget.Config(budgets=(5.0,), **options)
+    config = norm_budget.Config(budgets=(5.0,), recipe="paper", **options)
     assert norm_budget.main(config) == 0
     text = (tmp_path / "runs/results/norm_budget.md").read_text()
     without, with_budget = (line for line in text.splitlines() if line.startswith(("| none", "| 5")))
@@ -75,7 +77,6 @@ def test_the_program_compares_budgets(tmp_path, monkeypatch, capsys):
 
 
 def test_the_sensitivity_is_the_norm_of_the_jacobian():
-
     net = network("implicit_rd", (2, 4), 3, steps_per_block=1)
     images = jax.random.uniform(jax.random.key(1), (3, 8, 6, 1))
     variables = jax.jit(net.init)(jax.random.key(0), images)
