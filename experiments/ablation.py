@@ -20,7 +20,7 @@ from experiments.common.files import read_rows
 from experiments.common.results import Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
 
-Study = Literal["recipe", "reach", "distillation"]
+Study = Literal["recipe", "reach", "circulant", "distillation"]
 
 VARIANTS: dict[Study, dict[str, dict[str, Any]]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 """For each study, the run with the fast recipe, and the changes of the others: ingredients, or fields of the run."""
@@ -40,7 +40,8 @@ class Config:
     """arrays: resample every signal to this number of points, as in training."""
     study: Study = "recipe"
     """What changes. recipe: one ingredient of the fast recipe. reach: the reach, the boundary, the stencils
-    and the time step of the implicit steps, and explicit steps. distillation: the share of the loss that compares with
+    and the time step of the implicit steps, and explicit steps. circulant: the integrator and the stencil size of
+    circulant_rd, and depth-wise steps. distillation: the share of the loss that compares with
     --teacher."""
     teacher: tuple[str, ...] = ()
     """--study distillation: the teachers, as in training."""
@@ -68,6 +69,8 @@ def main(config: Config) -> int:
     """Trains all variants, one after another, and writes the results of those that are finished."""
     if config.study == "reach" and not config.architecture.startswith("implicit"):
         raise ValueError(f"--architecture must have implicit steps for --study reach, got {config.architecture}")
+    if config.study == "circulant" and config.architecture != "circulant_rd":
+        raise ValueError(f"--architecture must be circulant_rd for --study circulant, got {config.architecture}")
     if (config.study == "distillation") != bool(config.teacher):
         raise ValueError(f"--teacher must name networks for --study distillation alone, got {config.teacher}")
     config = dataclasses.replace(config, out=config.out or Path("runs/results") / name_of(config.study))
@@ -133,7 +136,9 @@ def markdown(rows: list[Row], name: str = "") -> str:
         error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
         return "" if row is first else f"{mean(values):+.2f}{error}"
 
-    columns: dict[str, Any] = {study: "{variant}"} | ({"weights": "{weights:,}"} if study == "reach" else {})
+    columns: dict[str, Any] = {study: "{variant}"} | (
+        {"weights": "{weights:,}"} if study in ("reach", "circulant") else {}
+    )
     columns |= {f"{part} accuracy": partial(accuracy, part=part), "difference": difference, "test accuracy": accuracy}
     missing = [variant for variant in VARIANTS[study] if variant not in {row["variant"] for row in rows}]
     note = f"\n\nNot measured: {', '.join(missing)}." if missing else ""

@@ -53,6 +53,8 @@ class Config:
     """Number of networks of each kind, trained at once."""
     batch_size: int = 100
     """Images per optimiser step."""
+    kernel_size: int = 3
+    """Points of the stencils per axis; 3 in the paper."""
     train_images: int | None = None
     """Number of training images. None: all."""
     image_size: int | None = None
@@ -102,6 +104,7 @@ def runs(config: Config) -> Iterator[TrainConfig]:
     epochs = config.epochs or recipes.RECIPES[config.recipe].epochs
     some = "" if config.batch_size == 100 else f"-batch{config.batch_size}"
     some += "" if config.train_images is None else f"-{config.train_images}images"
+    some += "" if config.kernel_size == 3 else f"-stencil{config.kernel_size}"
     some += "" if config.image_size is None else f"-{config.image_size}pixels"
     some += "" if config.length is None else f"-{config.length}points"
     end = f"{config.recipe}-{epochs}epochs{some}-seed{config.seed}x{config.seeds}"
@@ -174,7 +177,8 @@ def plan(wanted: Iterable[TrainConfig]) -> None:
         passes = max(0, epochs - done) * run.seeds * images
         hours = passes / speeds[kind] / 3600 if passes else 0.0
         total += hours
-        work += PASSES * network_cost(network(run.architecture, run.width, 10), (side, side, 3)).multiply_adds * passes
+        net = network(run.architecture, run.width, 10, kernel_size=run.kernel_size or 3)
+        work += PASSES * network_cost(net, (side, side, 3)).multiply_adds * passes
         about = f"{run.dataset:8} {run.architecture:13} {run.width}  {done}/{epochs} epochs of {images:,} images"
         print(f"{about}, {run.seeds} seed{'s' * (run.seeds > 1)}: {_duration(hours)}", flush=True)
     assumed = "without augmentation and evaluation, and with the seeds one after another"

@@ -103,8 +103,9 @@ class TrainConfig:
     """Train this number of independent networks at once, with seed, seed + 1, …; report mean ± standard deviation."""
     steps_per_block: int = 4
     """Depth: steps in each block."""
-    kernel_size: int = 3
-    """Points of the stencils per axis."""
+    kernel_size: int | None = None
+    """Points of the stencils per axis. None: as in the network of --init-from, else 5 in implicit_rd and
+    implicit_circulant_rd for images that are large enough, and 3 in all others."""
     h: float = 1.0
     """Time step; mobilenet has none."""
     reach: float = 0.0
@@ -195,9 +196,12 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def derived(program: Any, **fields: Any) -> TrainConfig:
-    """Returns the configuration of a run from the fields that a program's own configuration shares with it."""
+    """Returns the configuration of a run from the fields that a program's own configuration shares with it.
+
+    Its stencils have 3 points per axis unless stated, as in the paper.
+    """
     names = {field.name for field in dataclasses.fields(TrainConfig)} & {f.name for f in dataclasses.fields(program)}
-    return TrainConfig(**{**values(program, *names), **fields})
+    return TrainConfig(**{"kernel_size": 3, **values(program, *names), **fields})
 
 
 def flags(config: Any, *without: str, prefix: str = "") -> list[str]:

@@ -1,5 +1,6 @@
 """Turns a configuration into everything a run needs: data set, mesh, network, optimiser, compiled programs, state."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -25,9 +26,11 @@ from experiments.common.setup import Setup
 from experiments.common.workdir import read
 from lowcost import data, nn
 from lowcost.data.dataset import Moments
+from lowcost.deploy import loading
 from lowcost.deploy.loading import configuration, load_run, newest
 from lowcost.deploy.packaged import Loaded, as_tuples, variable_shapes
 from lowcost.methods import Point, decided_by
+from lowcost.nn.networks import least_points
 from lowcost.nn.norm_budget import keep_norms
 from lowcost.train import processes
 from lowcost.train.distillation import distilled
@@ -67,6 +70,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     jax.set_mesh(mesh)
     dataset = _parts(config, load(config))
     config = dataclasses.replace(config, task=dataset.task)  # labels of points are found in the data
+    config = dataclasses.replace(config, kernel_size=_kernel_size(config, dataset.image_shape))
     if config.decoder and config.task != "pixels":
         raise ValueError(f"--decoder needs the task pixels, got {config.task}; leave it out")
     distillation.check(config)
@@ -85,6 +89,20 @@ def _check_width(config: TrainConfig) -> None:
         nn.block_channels(config.width)
     except ValueError as error:
         raise ValueError(f"--{error}; use A, B, C or numbers such as 8 16 32") from None
+
+
+def _kernel_size(config: TrainConfig, image_shape: tuple[int, ...]) -> int:
+    """Returns the points of the stencils per axis: as stated, of the run itself, of --init-from, or the default."""
+    if config.kernel_size is not None:
+        return config.kernel_size
+    if (config.directory() / "config.json").exists():
+        return configuration(config.directory()).get("kernel_size", 3)
+    if config.init_from is not None:
+        with contextlib.suppress(ValueError, OSError):  # of which training tells once it reads the weights
+            return loading.load(config.init_from).net.kernel_size
+    blocks, halves = len(nn.block_channels(config.width)), config.task != "pixels" or config.decoder
+    fits = len(image_shape) == 3 and min(image_shape[:2]) >= least_points(5, blocks, halves=halves)
+    return 5 if fits and config.architecture.startswith("implicit") else 3
 
 
 def _changed(recipe: Recipe, config: TrainConfig) -> Recipe:

@@ -15,6 +15,8 @@ _OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tenso
 """Fields that may differ from one process of a run to the other."""
 _NOT_OF_THE_RUN = (*_OF_A_PROCESS, "evaluate_every", "cluster", "dry_run")
 """Fields that may differ when a run resumes; data_dir is written nevertheless, for programs that read the run."""
+_AT_FIRST = {"kernel_size": 3}
+"""Values of fields that the first runs lack, where today's default is another."""
 _DATA = {"classes": list[str], "image_shape": list[int], "train": int}
 """Types of the values under "data" in config.json that readers of a run need."""
 _FROM_ZERO = ("seed", "ingredients.late")
@@ -83,7 +85,7 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
         ValueError: config.json is damaged.
     """
     path = workdir / "config.json"
-    fields = configuration(workdir)
+    fields = {**_AT_FIRST, **configuration(workdir)}
     _check_types(path, {**fields, **flat({name: fields[name] for name in ("ingredients", "data")})})
     fields.pop("methods", None)  # which older runs lack
     recipe, data, _, data_dir = (fields.pop(name) for name in ("ingredients", "data", "settings", "data_dir"))
@@ -107,7 +109,7 @@ def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json, meth
 def _with_defaults(content: Json) -> Json:
     """Returns the content of a config.json with the fields that it lacks, because they are newer than the run."""
     defaults = _content(TrainConfig(), dataclasses.asdict(Recipe()), {}, {}, {})
-    return {**defaults, **content, "ingredients": defaults["ingredients"] | content["ingredients"]}
+    return {**defaults, **_AT_FIRST, **content, "ingredients": defaults["ingredients"] | content["ingredients"]}
 
 
 def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> None:
@@ -136,7 +138,7 @@ def _short(name: str, value: Any) -> str:
 
 def _check_types(path: Path, values: Json) -> None:
     """Raises ValueError that names the first value of the wrong type; whole numbers are at least 1."""
-    kinds = {**get_type_hints(TrainConfig), "epochs": int, "data_dir": str | None}
+    kinds = {**get_type_hints(TrainConfig), "epochs": int, "kernel_size": int, "data_dir": str | None}
     kinds |= flat({"ingredients": get_type_hints(Recipe), "data": _DATA})
     for name in values.keys() & kinds.keys():
         value, kind = values[name], kinds[name]

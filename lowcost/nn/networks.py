@@ -141,6 +141,17 @@ class Network(nn.Module):
         return self.head == "class" or self.decoder
 
 
+def least_points(kernel_size: int, blocks: int, *, halves: bool) -> int:
+    """Returns the points that each axis of the images must at least have.
+
+    Args:
+        kernel_size: points of the stencils per axis.
+        blocks: number of blocks.
+        halves: whether each block after the first has half the grid of the block before it, rounded up.
+    """
+    return max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1 if halves else kernel_size)
+
+
 def _check_images(images, channels, kernel_size, padding, *, halves):
     """Raises TypeError or ValueError unless the stencils fit the grid in every block, and a mask has features."""
     if jnp.issubdtype(images.dtype, jnp.integer):
@@ -153,7 +164,7 @@ def _check_images(images, channels, kernel_size, padding, *, halves):
     grid, blocks, got = images.shape[1:-1], len(channels), f"got shape {list(images.shape)}"
     if not 1 <= len(grid) <= 3:
         raise ValueError(f"images must be [B, *grid, C] with one to three grid axes, {got}; reshape them")
-    least = max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1 if halves else kernel_size)
+    least = least_points(kernel_size, blocks, halves=halves)
     if min(grid) + padding >= least:
         return
     expected = f"images must be [B, *grid, C] with grid axes of at least {least} points"

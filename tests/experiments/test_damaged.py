@@ -25,7 +25,7 @@ INGREDIENTS = dataclasses.asdict(RECIPES["paper"])
 @pytest.fixture
 def workdir(tmp_path):
     """A work directory with a configuration and a result."""
-    config = TrainConfig(workdir=tmp_path, epochs=1)
+    config = TrainConfig(workdir=tmp_path, epochs=1, kernel_size=3)
     data = {"classes": ["0", "1"], "image_shape": [8, 8, 1], "train": 1437}
     write_or_compare(config, INGREDIENTS, data, {}, {})
     (tmp_path / "result.json").write_text('{"test_accuracy": 0.5}')
@@ -63,10 +63,10 @@ def test_a_configuration_of_wrong_types_is_refused(workdir, name, value):
 
 
 def test_a_run_older_than_some_fields_is_the_same_run(workdir):
-    """A field that config.json lacks had the value that is now the default."""
-    path, config = workdir / "config.json", TrainConfig(workdir=workdir, epochs=1)
+    """A field that config.json lacks had the value that is now the default; stencils had 3 points."""
+    path, config = workdir / "config.json", TrainConfig(workdir=workdir, epochs=1, kernel_size=3)
     content = json.loads(path.read_text())
-    del content["methods"]
+    del content["methods"], content["kernel_size"]
     for older in (content, content["ingredients"]):
         del older["seeds" if "seeds" in older else "flip"]
     path.write_text(json.dumps(content))
@@ -86,7 +86,7 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
 
 def test_a_run_whose_labels_of_points_were_found_is_found_again(tmp_path):
     """Its configuration states the task that its data have, and the flags state none."""
-    config = TrainConfig(workdir=tmp_path, epochs=1)
+    config = TrainConfig(workdir=tmp_path, epochs=1, kernel_size=3)
     write_or_compare(dataclasses.replace(config, task="pixels"), INGREDIENTS, {}, {}, {})
     (tmp_path / "result.json").write_text("{}")
     assert finished(config, INGREDIENTS) == {}
@@ -106,7 +106,7 @@ def test_more_epochs_of_a_run_need_a_new_one(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"\xff{}", b"[]", b"{" * 100, b"[" * 100_000])
 def test_a_damaged_result_is_refused(workdir, content):
-    path, config = workdir / "result.json", TrainConfig(workdir=workdir, epochs=1)
+    path, config = workdir / "result.json", TrainConfig(workdir=workdir, epochs=1, kernel_size=3)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} .*; remove it and run the same training again"):
         finished(config, INGREDIENTS)
@@ -116,7 +116,7 @@ def test_a_damaged_result_is_refused(workdir, content):
 
 
 def test_a_result_without_a_name_is_refused(workdir):
-    result = finished(TrainConfig(workdir=workdir, epochs=1), INGREDIENTS)
+    result = finished(TrainConfig(workdir=workdir, epochs=1, kernel_size=3), INGREDIENTS)
     with pytest.raises(ValueError, match=f"{workdir / 'result.json'} must hold digest, got none; remove it"):
         result["digest"]
 

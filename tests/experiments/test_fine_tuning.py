@@ -102,6 +102,20 @@ def test_weights_of_another_network_are_refused(source, change, got):
         fine_tuning.weights(TrainConfig(init_from=str(source[0])), net, dataset("xyz"))
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_stencils_are_as_large_as_in_the_loaded_network(size, tmp_path):
+    """Also when the run resumes and the loaded file is gone."""
+    net = network("implicit_rd", (4, 8), 3, steps_per_block=1, kernel_size=size)
+    variables = jax.device_get(jax.jit(lambda key: net.init(key, jnp.zeros((1, 9, 9, 1))))(jax.random.key(5)))
+    save(path := tmp_path / "net.safetensors", net, variables, classes="xyz", image_shape=(9, 9, 1))
+    fields = {"width": (4, 8), "steps_per_block": 1, "train_images": 40, "batch_size": 20, "epochs": 1}
+    config = TrainConfig(init_from=str(path), workdir=tmp_path / "run", **fields)
+    assert training.run(config) == 0
+    path.unlink()
+    assert runs.prepare(config).config.kernel_size == size
+    assert training.run(config) == 0
+
+
 def test_weights_of_another_grid_are_refused(source):
     """The source has stencils of two axes, and signals need one."""
     split = Split(np.zeros((3, 12, 1), np.uint8), np.arange(3, dtype=np.int32))

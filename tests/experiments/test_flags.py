@@ -13,6 +13,7 @@ import pytest
 import tyro
 from chex import assert_trees_all_equal
 
+from experiments import norm_budget, table2
 from experiments.common import description, runs, training
 from experiments.common.config import TrainConfig, flags
 from experiments.common.files import read_rows
@@ -69,7 +70,7 @@ def dataset(labels=(0, 0, 0, 1), task="classes", names=("cat", "dog")):
 @pytest.mark.parametrize("name", OF_THE_RUN)
 def test_a_flag_is_recorded_and_another_value_refused(name, tmp_path):
     """In both directions; what is recorded is what readers of the run get, and processes must agree on it."""
-    plain = TrainConfig(workdir=tmp_path / "plain", epochs=1)
+    plain = TrainConfig(workdir=tmp_path / "plain", epochs=1, kernel_size=3)
     changed = dataclasses.replace(plain, workdir=tmp_path / "changed", **{name: OF_THE_RUN[name]})
     for config in (plain, changed):
         write_or_compare(config, INGREDIENTS, ABOUT, {}, {})
@@ -224,6 +225,37 @@ def test_flags_of_network_data_and_recipe(tmp_path):
     assert ready.dataset.digest == held.digest
     assert ready.steps_per_epoch == len(held.train) // 20
     assert description.describe(ready.dataset)["validation"] == len(held.validation)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "grid", "options", "size"),
+    [
+        ("implicit_rd", (9, 9), {}, 5),
+        ("implicit_circulant_rd", (10, 9), {}, 5),
+        ("implicit_rd", (9, 8), {}, 3),
+        ("implicit_rd", (9, 9), {"width": (4, 8, 16)}, 3),
+        ("implicit_rd", (9, 9), {"kernel_size": 2}, 2),
+        ("implicit_rd", (99,), {}, 3),
+        ("implicit_rd", (9, 9, 9), {}, 3),
+        ("implicit_rd", (8, 8), {"task": "pixels"}, 5),
+        ("implicit_rd", (8, 8), {"task": "pixels", "decoder": True}, 3),
+        ("explicit_rd", (9, 9), {}, 3),
+    ],
+)
+def test_stencils_are_larger_in_implicit_networks_of_images_that_allow_it(architecture, grid, options, size, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, *grid, 3)).astype(np.uint8)
+    labels = images[..., 0] % 2 if options.get("task") == "pixels" else np.arange(4) % 2
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    fields = {"steps_per_block": 1, "width": (4, 8), "batch_size": 4, "data_dir": tmp_path / "a.npz", **options}
+    config = TrainConfig("arrays", architecture, workdir=tmp_path / "run", grid_axes=len(grid), **fields)
+    ready = runs.prepare(config)
+    assert ready.config.kernel_size == ready.net.kernel_size == size
+
+
+def test_programs_that_reproduce_the_paper_have_its_stencils():
+    assert all(run.kernel_size == 3 for run in table2.runs(table2.Config()))
+    assert all(run.kernel_size == 3 for run in norm_budget.runs_of(norm_budget.Config()))
+    assert {run.kernel_size for run in table2.runs(table2.Config(kernel_size=5))} == {5}
 
 
 def test_the_loss_has_the_flags_and_the_task():

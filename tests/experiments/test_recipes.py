@@ -310,21 +310,28 @@ def test_a_variant_that_so_few_epochs_cannot_show_is_left_out():
     assert len(directories) == len(short) + len(long)
 
 
-def test_the_study_of_reach_needs_implicit_steps():
-    with pytest.raises(ValueError, match="--architecture must have implicit steps for --study reach, got mobilenet"):
-        main(Config(study="reach", architecture="mobilenet"))
+@pytest.mark.parametrize(("study", "needed"), [("reach", "have implicit steps"), ("circulant", "be circulant_rd")])
+def test_studies_of_steps_need_them(study, needed):
+    with pytest.raises(ValueError, match=f"--architecture must {needed} for --study {study}, got mobilenet"):
+        main(Config(study=study, architecture="mobilenet"))
 
 
-def test_the_study_of_reach_changes_the_network_alone():
+@pytest.mark.parametrize(("study", "architecture"), [("reach", "implicit_rd"), ("circulant", "circulant_rd")])
+def test_studies_of_steps_change_the_network_alone(study, architecture):
     """Each with the fast recipe, in directories and with names of their own."""
-    runs = variants(Config(study="reach"))
+    runs = variants(Config(study=study, architecture=architecture))
     assert all(recipe == RECIPES["fast"] for _, recipe in runs.values())
-    assert runs["reach 8"][0].reach == 8
-    assert runs["explicit, 5x5"][0].kernel_size == 5
-    assert runs["explicit, 5x5"][0].architecture == "explicit_rd"
     both = [*runs.values(), *variants(Config()).values()]
     assert len({config.directory() for config, _ in both}) == len(both)
     assert len({dataclasses.replace(config, workdir=None) for config, _ in runs.values()}) == len(runs)
+
+
+def test_the_study_of_reach_has_reaches_and_stencils():
+    runs = variants(Config(study="reach"))
+    assert runs["reach 8"][0].reach == 8
+    assert runs["explicit, 5x5"][0].kernel_size == 5
+    assert runs["explicit, 5x5"][0].architecture == "explicit_rd"
+    assert {run.kernel_size for run, _ in runs.values()} == {3, 5, 7}
 
 
 def test_the_study_of_distillation_changes_the_teachers_alone():
