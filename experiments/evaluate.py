@@ -35,6 +35,8 @@ class EvaluateConfig:
     """Folder of the images, if they were moved after training."""
     part: Literal["test", "validation", "train"] = "test"
     """Part of the images to evaluate on."""
+    average_flips: bool = False
+    """Average the outputs of the network for each image and its mirror image, which takes twice the time."""
     out: Path | None = None
     """Folder for the plots. None: WORKDIR/evaluation."""
     csv: Path | None = None
@@ -59,14 +61,20 @@ def main(arguments: EvaluateConfig) -> None:
     split = dataset.splits.get(arguments.part)
     if split is None:
         raise ValueError(f"--part must be test or train for a run without validation images, got {arguments.part}")
+    if arguments.average_flips and ("flip" not in dataset.keeps or task == "pixels"):
+        expected = "--average-flips needs a network with one output per image that was trained on flipped images"
+        raise ValueError(f"{expected}, got {dataset.name} with the task {task}; leave it out")
     weights = count_weights(state.params) // config.seeds
     network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {first_step(state)} steps"
     say = partial(print, file=messages(arguments.csv))
-    say(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}:")
+    mirrored = ", each averaged with its mirror image" if arguments.average_flips else ""
+    say(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}{mirrored}:")
     if task == "pixels":
         _of_pixels(arguments, ready, state, split, say)
         return
     outputs = ready.outputs(state.chosen, split.images).astype(np.float64)
+    if arguments.average_flips:
+        outputs = (outputs + ready.outputs(state.chosen, np.flip(split.images, -2))) / 2
     labels, fitted = split.labels, None
     if task == "classes":
         fitted = temperatures(arguments.workdir, config.seeds, first_step(state))
