@@ -139,7 +139,7 @@ def record(config: Config, result: dict[str, Any]) -> None:
     like = config.like or (result["dataset"] if result["dataset"] in WIDTHS else None)
     origin = {"folder": "images of the user", "digits": "inside scikit-learn"}
     images = config.images or f"{result['dataset']}, {origin.get(result['dataset'], 'original')}"
-    new = {"images": images, "like": like, "flags": command, **result}
+    new = {"images": images, "like": like, "flags": command, "kernel_size": config.kernel_size, **result}
     with files.changing(config.out.with_suffix(".jsonl")) as rows:
         same = [i for i, row in enumerate(rows) if row["digest"] == new["digest"]]
         older = [i for i, row in enumerate(rows) if place(row) == place(new)]

@@ -49,7 +49,8 @@ def _kind(row: Row) -> tuple:
 
 
 def _groups(rows: list[Row]) -> list[list[Row]]:
-    """Returns the rows of each table, in the order of their first rows."""
+    """Returns the rows of each table, in the order of their first rows; in older rows stencils have 3 points."""
+    rows = [{"kernel_size": 3, **row} for row in rows]
     kinds = list(dict.fromkeys(map(_kind, rows)))
     return [[row for row in rows if _kind(row) == kind] for kind in kinds]
 
@@ -67,7 +68,8 @@ def draw(rows: list[Row], path: Path) -> None:
             panel.errorbar(row["weights"], row["test_accuracy"], yerr=row["test_accuracy_std"], label=label, **style)
             if printed := paper(row["like"], row["architecture"], row["width"]):
                 panel.plot(row["weights"], printed / 100, fillstyle="none", **style)
-        title = "{images}\nrecipe {recipe}, {epochs} epochs (hollow: the paper, 300)".format(**group[0])
+        about = "recipe {recipe}, {epochs} epochs, stencil size {kernel_size} (hollow: the paper, 300)"
+        title = f"{{images}}\n{about}".format(**group[0])
         panel.set(xscale="log", xlabel="weights", ylabel="test accuracy")
         panel.set_title(title, fontsize=9)
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))

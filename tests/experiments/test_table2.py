@@ -74,17 +74,20 @@ def test_finished_runs_are_skipped_and_lines_stay(tmp_path, trained):
     assert table2.main(config) == 0
     assert [run.architecture for run in trained] == ["explicit_rd", "mobilenet"]
     assert table2.main(dataclasses.replace(config, architectures=("resnet",), epochs=2)) == 0
+    assert table2.main(dataclasses.replace(config, architectures=("explicit_rd",), kernel_size=5)) == 0
     rows = read_rows(config.out.with_suffix(".jsonl"))
-    assert [(row["architecture"], row["epochs"]) for row in rows] == [
-        ("explicit_rd", 30),
-        ("mobilenet", 30),
-        ("resnet", 2),
+    assert [(row["architecture"], row["epochs"], row["kernel_size"]) for row in rows] == [
+        ("explicit_rd", 30, 3),
+        ("mobilenet", 30, 3),
+        ("resnet", 2, 3),
+        ("explicit_rd", 30, 5),
     ]
     page = config.out.with_suffix(".md").read_text()
     assert page == table2_page.markdown(rows, "t")
     assert "| explicit_rd | A | 101,066 | 30 | 51.00 ± 0.20 % | 88.9 % |" in page
     assert "Made by `python -m experiments.table2 cifar10 --architectures resnet --widths A --epochs 2`." in page
     assert "cifar10, original, 2 epochs" in page
+    assert page.count("stencils of 5 points per axis") == 1
     assert config.out.with_suffix(".png").stat().st_size > 10_000
 
 
