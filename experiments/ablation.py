@@ -1,8 +1,9 @@
 """What the parts of a training run are worth: `python -m experiments.ablation folder --data-dir DIR`.
 
 Trains network A with the fast recipe, and then with changes to it. The study `recipe` replaces one ingredient of the
-recipe at a time; `reach` changes how far the implicit steps reach; `distillation` adds teachers. Finished runs are
-skipped, stopped ones resume. Ingredients that act only after more epochs are left out.
+recipe at a time; `reach` changes how far the implicit steps reach; `circulant` changes the circulant steps;
+`distillation` adds teachers. Finished runs are skipped, stopped ones resume. Ingredients that act only after more
+epochs are left out.
 """
 
 import dataclasses
@@ -39,10 +40,9 @@ class Config:
     length: int | None = None
     """arrays: resample every signal to this number of points, as in training."""
     study: Study = "recipe"
-    """What changes. recipe: one ingredient of the fast recipe. reach: the reach, the boundary, the stencils
-    and the time step of the implicit steps, and explicit steps. circulant: the integrator and the stencil size of
-    circulant_rd, and depth-wise steps. distillation: the share of the loss that compares with
-    --teacher."""
+    """What changes. recipe: one ingredient of the fast recipe. reach: the reach, the boundary, the stencils and the
+    time step of the implicit steps, and explicit steps. circulant: the integrator and the stencil size of circulant_rd,
+    and depth-wise steps. distillation: the share of the loss that compares with --teacher."""
     teacher: tuple[str, ...] = ()
     """--study distillation: the teachers, as in training."""
     architecture: Architecture = "implicit_rd"
@@ -68,9 +68,12 @@ class Config:
 def main(config: Config) -> int:
     """Trains all variants, one after another, and writes the results of those that are finished."""
     if config.study == "reach" and not config.architecture.startswith("implicit"):
-        raise ValueError(f"--architecture must have implicit steps for --study reach, got {config.architecture}")
+        raise ValueError(
+            f"--architecture must have implicit steps for --study reach, got {config.architecture}; omit it"
+        )
     if config.study == "circulant" and config.architecture != "circulant_rd":
-        raise ValueError(f"--architecture must be circulant_rd for --study circulant, got {config.architecture}")
+        expected = "--architecture must be circulant_rd for --study circulant"
+        raise ValueError(f"{expected}, got {config.architecture}; add --architecture circulant_rd")
     if (config.study == "distillation") != bool(config.teacher):
         raise ValueError(f"--teacher must name networks for --study distillation alone, got {config.teacher}")
     config = dataclasses.replace(config, out=config.out or Path("runs/results") / name_of(config.study))

@@ -36,9 +36,10 @@ class EvaluateConfig:
     part: Literal["test", "validation", "train"] = "test"
     """Part of the images to evaluate on."""
     average_flips: bool = False
-    """Average the outputs of the network for each image and its mirror image, which takes twice the time."""
+    """Average the outputs of the network for each image and its mirror image, which takes twice the time. Only for
+    networks with one output per image that were trained on flipped images."""
     out: Path | None = None
-    """Folder for the plots. None: WORKDIR/evaluation."""
+    """Folder for the plots. None: WORKDIR/evaluation, with --average-flips WORKDIR/evaluation-flips."""
     csv: Path | None = None
     """Also write a table to this file: for each image its file or index, the true and the predicted class."""
 
@@ -61,9 +62,12 @@ def main(arguments: EvaluateConfig) -> None:
     split = dataset.splits.get(arguments.part)
     if split is None:
         raise ValueError(f"--part must be test or train for a run without validation images, got {arguments.part}")
-    if arguments.average_flips and ("flip" not in dataset.keeps or task == "pixels"):
-        expected = "--average-flips needs a network with one output per image that was trained on flipped images"
-        raise ValueError(f"{expected}, got {dataset.name} with the task {task}; leave it out")
+    if arguments.average_flips and "flip" not in dataset.keeps:
+        raise ValueError(
+            "--average-flips needs a run that flips its training images, got one without flips; leave it out"
+        )
+    if arguments.average_flips and task == "pixels":
+        raise ValueError("--average-flips needs a network with one output per image, got the task pixels; leave it out")
     weights = count_weights(state.params) // config.seeds
     network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {first_step(state)} steps"
     say = partial(print, file=messages(arguments.csv))
@@ -114,7 +118,7 @@ def _of_pixels(arguments: EvaluateConfig, ready: Any, state: Any, split: Any, sa
 
 def _plot(arguments: EvaluateConfig, say: Callable[[str], None], draw: Callable[[Path], None]) -> None:
     """Draws into the folder for plots, or prints why not."""
-    folder = arguments.out or arguments.workdir / "evaluation"
+    folder = arguments.out or arguments.workdir / ("evaluation-flips" if arguments.average_flips else "evaluation")
     if arguments.out or os.access(arguments.workdir, os.W_OK):
         draw(folder)
         say(f"plots: {printable(folder)}")

@@ -170,7 +170,7 @@ def plan(wanted: Iterable[TrainConfig]) -> None:
         shape = (archive.train, *archive.image_shape) if archive else load(run).train.images.shape
         images, side = run.train_images or shape[0], shape[1]
         done = len(files.read_rows(run.directory() / "metrics.jsonl"))
-        kind = (run.architecture, run.width, side)
+        kind = (run.architecture, run.width, run.kernel_size, side)
         if kind not in speeds and done < epochs:
             print(f"measuring {run.architecture} {run.width} on {side}x{side} pixels …", file=sys.stderr)
             speeds[kind] = entry.in_a_process(_images_per_second, *kind, run.batch_size)
@@ -189,11 +189,11 @@ def _duration(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 or not hours else f"{math.ceil(60 * hours)} min"
 
 
-def _images_per_second(architecture: Architecture, width: Width, side: int, batch_size: int) -> float:
+def _images_per_second(architecture: Architecture, width: Width, kernel_size: int, side: int, batch_size: int) -> float:
     """Returns the speed of three training steps."""
     mesh.use_every_core(batch_size)
     config = throughput.Config(width=width, size=side, batch_size=batch_size)
-    ours = throughput.Ours(architecture, config)
+    ours = throughput.Ours(architecture, config, kernel_size)
     return batch_size / timing.interleave({"train": ours.steps["train"]}, 3)["train"]
 
 

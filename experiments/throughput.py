@@ -129,7 +129,7 @@ class Ours:
         steps: a call of each mode that waits for its result.
     """
 
-    def __init__(self, architecture: Architecture, config: Config):
+    def __init__(self, architecture: Architecture, config: Config, kernel_size: int = 3):
         mesh = data_mesh(config.batch_size)
         jax.set_mesh(mesh)
         rng = np.random.default_rng(0)
@@ -137,7 +137,7 @@ class Ours:
         self.images = rng.integers(0, 256, (config.batch_size, *shape), np.uint8)
         self.labels = rng.integers(0, 10, config.batch_size).astype(np.int32)
         batch = shard_batch(mesh, self.images, self.labels, np.arange(config.batch_size, dtype=np.int32))
-        self.net, optimizer = nn.network(architecture, config.width, 10), optax.adam(1e-3)
+        self.net, optimizer = nn.network(architecture, config.width, 10, kernel_size=kernel_size), optax.adam(1e-3)
         create = partial(create_state, self.net, optimizer, jax.random.key(0), shape)
         initial = jax.jit(create, out_shardings=replicated(mesh))
         state, self.state = initial(), initial()  # training overwrites the latter

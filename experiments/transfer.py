@@ -27,6 +27,8 @@ class Config:
     """The trained network: a work directory, a file, or the name of a released network."""
     architecture: Architecture = "implicit_rd"
     """Its architecture."""
+    kernel_size: int = 3
+    """Points of its stencils per axis."""
     recipe: RecipeName = "fast"
     """Recipe of all variants."""
     epochs: int = 40

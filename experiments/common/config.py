@@ -104,8 +104,8 @@ class TrainConfig:
     steps_per_block: int = 4
     """Depth: steps in each block."""
     kernel_size: int | None = None
-    """Points of the stencils per axis. None: as in the network of --init-from, else 5 in implicit_rd and
-    implicit_circulant_rd for images that are large enough, and 3 in all others."""
+    """Points of the stencils per axis. None: those of the run that resumes, or of the network of --init-from, else 5
+    in implicit_rd and implicit_circulant_rd if the task is not pixels and the images are large enough, else 3."""
     h: float = 1.0
     """Time step; mobilenet has none."""
     reach: float = 0.0

@@ -29,6 +29,7 @@ def report(ready: Setup) -> int:
             table.add_row(f"{name} images", f"{len(part):,} of {shape}")
     params = jax.eval_shape(ready.initial_state).params
     table.add_row("weights", f"{count_weights(params) // config.seeds:,}")
+    table.add_row("stencils", f"{config.kernel_size} points per axis")
     table.add_row("steps per epoch", f"{ready.steps_per_epoch:,} of {config.batch_size} images")
     table.add_row("first step", f"{first:,.1f} s, with compilation")
     table.add_row("an epoch", f"{epoch:,.1f} s, of which {evaluation:,.1f} s are evaluation")

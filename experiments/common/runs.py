@@ -92,16 +92,22 @@ def _check_width(config: TrainConfig) -> None:
 
 
 def _kernel_size(config: TrainConfig, image_shape: tuple[int, ...]) -> int:
-    """Returns the points of the stencils per axis: as stated, of the run itself, of --init-from, or the default."""
+    """Returns the points of the stencils per axis: as stated, of the run itself, of --init-from, or the default.
+
+    Work directories are not loaded, because only process 0 can read checkpoints.
+    """
     if config.kernel_size is not None:
         return config.kernel_size
-    if (config.directory() / "config.json").exists():
-        return configuration(config.directory()).get("kernel_size", 3)
+    for workdir in (config.directory(), *([Path(config.init_from)] if config.init_from else [])):
+        if (workdir / "config.json").exists():
+            size = read(workdir)[0].kernel_size
+            assert size is not None
+            return size
     if config.init_from is not None:
-        with contextlib.suppress(ValueError, OSError):  # of which training tells once it reads the weights
+        with contextlib.suppress(ValueError, OSError):  # training reports the error when it reads the weights
             return loading.load(config.init_from).net.kernel_size
-    blocks, halves = len(nn.block_channels(config.width)), config.task != "pixels" or config.decoder
-    fits = len(image_shape) == 3 and min(image_shape[:2]) >= least_points(5, blocks, halves=halves)
+    least = least_points(5, len(nn.block_channels(config.width)), halves=True)
+    fits = config.task != "pixels" and len(image_shape) == 3 and min(image_shape[:2]) >= least
     return 5 if fits and config.architecture.startswith("implicit") else 3
 
 

@@ -86,6 +86,8 @@ def _prepare(config: TrainConfig, recipe: Recipe | None) -> Setup:
                     ready.methods.update(processes.from_process_0(lambda: runs.methods_of(ready)))
                 return _with_source(ready)
             failure = f"all processes must have the same {', '.join(names)}, got several; start them alike"
+            if "kernel_size" in names:
+                failure += ", with --kernel-size stated"
     except OSError as error:  # no devices, or another process has ended
         failure = failure or str(error)
     raise ValueError(failure or "another process could not start; see what it printed")

@@ -15,8 +15,8 @@ _OF_A_PROCESS = ("workdir", "data_dir", "download", "max_pixels", "keep", "tenso
 """Fields that may differ from one process of a run to the other."""
 _NOT_OF_THE_RUN = (*_OF_A_PROCESS, "evaluate_every", "cluster", "dry_run")
 """Fields that may differ when a run resumes; data_dir is written nevertheless, for programs that read the run."""
-_AT_FIRST = {"kernel_size": 3}
-"""Values of fields that the first runs lack, where today's default is another."""
+_OLD_DEFAULTS = {"kernel_size": 3}
+"""Values of fields that an old config.json lacks and whose default has changed since."""
 _DATA = {"classes": list[str], "image_shape": list[int], "train": int}
 """Types of the values under "data" in config.json that readers of a run need."""
 _FROM_ZERO = ("seed", "ingredients.late")
@@ -85,7 +85,7 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
         ValueError: config.json is damaged.
     """
     path = workdir / "config.json"
-    fields = {**_AT_FIRST, **configuration(workdir)}
+    fields = {**_OLD_DEFAULTS, **configuration(workdir)}
     _check_types(path, {**fields, **flat({name: fields[name] for name in ("ingredients", "data")})})
     fields.pop("methods", None)  # which older runs lack
     recipe, data, _, data_dir = (fields.pop(name) for name in ("ingredients", "data", "settings", "data_dir"))
@@ -109,7 +109,7 @@ def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json, meth
 def _with_defaults(content: Json) -> Json:
     """Returns the content of a config.json with the fields that it lacks, because they are newer than the run."""
     defaults = _content(TrainConfig(), dataclasses.asdict(Recipe()), {}, {}, {})
-    return {**defaults, **_AT_FIRST, **content, "ingredients": defaults["ingredients"] | content["ingredients"]}
+    return {**defaults, **_OLD_DEFAULTS, **content, "ingredients": defaults["ingredients"] | content["ingredients"]}
 
 
 def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> None:

@@ -142,7 +142,7 @@ class Network(nn.Module):
 
 
 def least_points(kernel_size: int, blocks: int, *, halves: bool) -> int:
-    """Returns the points that each axis of the images must at least have.
+    """Returns the smallest number of points that each axis of the images may have.
 
     Args:
         kernel_size: points of the stencils per axis.

@@ -77,6 +77,7 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
     known = identity(workdir)
     write_or_compare(dataclasses.replace(config, data_dir=workdir), INGREDIENTS, content["data"], {}, {})
     assert json.loads(path.read_text()) == content | {"data_dir": str(workdir)}
+    assert runs.prepare(dataclasses.replace(config, kernel_size=None)).config.kernel_size == 3
     assert identity(workdir) == known  # so that its checkpoints stay those of this run
     with pytest.raises(
         ValueError, match=r"seeds is 1 there and 2 here, ingredients\.flip is random there and alternating"

@@ -162,21 +162,26 @@ def test_evaluate_of_tags_and_values(task, capsys, monkeypatch, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "table.csv"}
 
 
-@pytest.mark.parametrize("keeps", [("flip",), ("shift",)])
-def test_outputs_are_averaged_over_an_image_and_its_mirror_image(keeps, capsys, monkeypatch, tmp_path):
-    """The network returns the mean of the left column; only data sets that are flipped in training allow it."""
+@pytest.mark.parametrize(
+    ("keeps", "task", "message"),
+    [
+        (("flip",), "values", None),
+        (("shift",), "values", "needs a run that flips its training images, got one without flips; leave it out"),
+        (("flip",), "pixels", "needs a network with one output per image, got the task pixels; leave it out"),
+    ],
+)
+def test_outputs_are_averaged_over_an_image_and_its_mirror_image(keeps, task, message, capsys, monkeypatch, tmp_path):
+    """The network returns the mean of the left column."""
     images = np.random.default_rng(0).uniform(size=(5, 4, 3, 1))
     split = Images(np.arange(5, dtype=np.float32)[:, None], [f"{i}.png" for i in range(5)], images)
     parts = {"splits": {"test": split}, "scale": None, "keeps": keeps}
-    dataset = SimpleNamespace(name="folder", classes=("a",), task="values", **parts)
+    dataset = SimpleNamespace(name="folder", classes=("a",), task=task, **parts)
     ready = SimpleNamespace(config=TrainConfig(), dataset=dataset, outputs=lambda _, x: x[None, :, :, 0].mean(-2))
     state = SimpleNamespace(params={"w": np.zeros(4)}, step=np.array(7), chosen={})
     monkeypatch.setattr(runs, "reopen", lambda workdir, data_dir: (ready, state))
     arguments = EvaluateConfig(tmp_path, csv=tmp_path / "table.csv", average_flips=True)
-    if "flip" not in keeps:
-        with pytest.raises(
-            ValueError, match="trained on flipped images, got folder with the task values; leave it out"
-        ):
+    if message is not None:
+        with pytest.raises(ValueError, match=f"--average-flips {message}"):
             evaluate.main(arguments)
         return
     evaluate.main(arguments)

@@ -102,18 +102,20 @@ def test_weights_of_another_network_are_refused(source, change, got):
         fine_tuning.weights(TrainConfig(init_from=str(source[0])), net, dataset("xyz"))
 
 
-@pytest.mark.parametrize("size", [3, 5])
-def test_stencils_are_as_large_as_in_the_loaded_network(size, tmp_path):
-    """Also when the run resumes and the loaded file is gone."""
-    net = network("implicit_rd", (4, 8), 3, steps_per_block=1, kernel_size=size)
+@pytest.mark.parametrize(("architecture", "size"), [("implicit_rd", 3), ("explicit_rd", 5)])
+def test_stencils_are_as_large_as_in_the_loaded_network(architecture, size, tmp_path):
+    """By default they are larger in implicit networks. Also when the run resumes and the file is gone, or is a run."""
+    net = network(architecture, (4, 8), 3, steps_per_block=1, kernel_size=size)
     variables = jax.device_get(jax.jit(lambda key: net.init(key, jnp.zeros((1, 9, 9, 1))))(jax.random.key(5)))
     save(path := tmp_path / "net.safetensors", net, variables, classes="xyz", image_shape=(9, 9, 1))
     fields = {"width": (4, 8), "steps_per_block": 1, "train_images": 40, "batch_size": 20, "epochs": 1}
-    config = TrainConfig(init_from=str(path), workdir=tmp_path / "run", **fields)
+    config = TrainConfig("digits", architecture, init_from=str(path), workdir=tmp_path / "run", **fields)
     assert training.run(config) == 0
     path.unlink()
-    assert runs.prepare(config).config.kernel_size == size
     assert training.run(config) == 0
+    assert runs.prepare(config).config.kernel_size == size
+    of_run = dataclasses.replace(config, init_from=str(config.directory()), workdir=tmp_path / "next")
+    assert runs.prepare(of_run).config.kernel_size == size
 
 
 def test_weights_of_another_grid_are_refused(source):
