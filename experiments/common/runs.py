@@ -23,7 +23,7 @@ from experiments.common.description import check_data, describe
 from experiments.common.objective import figures, loss_of
 from experiments.common.recipes import Recipe, recipe_named
 from experiments.common.setup import Setup
-from experiments.common.workdir import read
+from experiments.common.workdir import read, recorded_kernel_size
 from lowcost import data, nn
 from lowcost.data.dataset import Moments
 from lowcost.deploy import loading
@@ -99,9 +99,7 @@ def _kernel_size(config: TrainConfig, image_shape: tuple[int, ...]) -> int:
     if config.kernel_size is not None:
         return config.kernel_size
     for workdir in (config.directory(), *([Path(config.init_from)] if config.init_from else [])):
-        if (workdir / "config.json").exists():
-            size = read(workdir)[0].kernel_size
-            assert size is not None
+        if (size := recorded_kernel_size(workdir)) is not None:
             return size
     if config.init_from is not None:
         with contextlib.suppress(ValueError, OSError):  # training reports the error when it reads the weights

@@ -77,6 +77,14 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
     return Result(path)
 
 
+def recorded_kernel_size(workdir: Path) -> int | None:
+    """Returns the points of the stencils per axis that config.json states; None without a run or a whole number."""
+    if not (workdir / "config.json").exists():
+        return None
+    size = {**_OLD_DEFAULTS, **configuration(workdir)}["kernel_size"]
+    return size if fits(size, int) else None
+
+
 def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
     """Returns a run's configuration and recipe, and {"classes", "image_shape", "train"} of its data set.
 

@@ -67,7 +67,7 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
     code, output = finish(program("train", *arguments, "--tensorboard"))
     assert code == 0, output
     result = json.loads((whole / "result.json").read_text())
-    one_step = network("implicit_rd", (8, 16), 2, steps_per_block=1)
+    one_step = network("implicit_rd", (8, 16), 2, steps_per_block=1, kernel_size=5)
     assert result["weights"] == network_cost(one_step, (16, 16, 3)).weights
     assert result["test_accuracy"] == rows(whole)[-1]["test_accuracy"]
     assert result["test_images"] == 18
@@ -128,7 +128,7 @@ def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, cap
     result, (first, last) = json.loads((tmp_path / "result.json").read_text()), rows(tmp_path)
     assert "test_accuracy" not in first
     assert "train_accuracy" in first
-    one = network("implicit_rd", (8, 16), 2, steps_per_block=1)
+    one = network("implicit_rd", (8, 16), 2, steps_per_block=1, kernel_size=5)
     assert result["weights"] == network_cost(one, (16, 16, 3)).weights
     assert result["test_accuracies"] == last["test_accuracy_seeds"]
     assert result["test_accuracy"] == last["test_accuracy"] == np.mean(result["test_accuracies"])
