@@ -28,7 +28,7 @@ def markdown(rows: list[Row], name: str = "table2") -> str:
 def _section(group: list[Row]) -> str:
 
     def cells(row: Row) -> Row:
-        printed = paper(row["like"], row["architecture"], row["width"])
+        printed = _of_the_paper(row)
         return row | {"accuracy": accuracy(row), "paper": printed and f"{printed} %"}
 
     first = group[0]
@@ -37,6 +37,11 @@ def _section(group: list[Row]) -> str:
     which = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}, mean ± standard deviation"
     about = {"s": "s" * (first["epochs"] > 1), "which": which, **grid}
     return "\n" + filled("table2_section", **first, **about, runs=map(cells, group))
+
+
+def _of_the_paper(row: Row) -> float | None:
+    """Returns the paper's figure for a row; its networks have 3x3 stencils."""
+    return paper(row["like"], row["architecture"], row["width"]) if row["kernel_size"] == 3 else None
 
 
 def place(row: Row) -> tuple:
@@ -66,7 +71,7 @@ def draw(rows: list[Row], path: Path) -> None:
             style: Row = {"linestyle": "none", "markersize": 7, "alpha": 0.8} | STYLES[row["architecture"]]
             label = f"{row['architecture']} {row['width']}"
             panel.errorbar(row["weights"], row["test_accuracy"], yerr=row["test_accuracy_std"], label=label, **style)
-            if printed := paper(row["like"], row["architecture"], row["width"]):
+            if printed := _of_the_paper(row):
                 panel.plot(row["weights"], printed / 100, fillstyle="none", **style)
         about = "recipe {recipe}, {epochs} epochs, stencil size {kernel_size} (hollow: the paper, 300)"
         title = f"{{images}}\n{about}".format(**group[0])
