@@ -11,10 +11,13 @@ import numpy as np
 import optax
 import pytest
 from chex import assert_trees_all_close, assert_trees_all_equal
+from weights import as_if_trained
 
 from experiments.common import fine_tuning, runs, training
 from experiments.common.config import TrainConfig
+from experiments.common.description import describe
 from experiments.common.setup import Setup
+from experiments.common.workdir import write_or_compare
 from lowcost.data import Dataset, Split
 from lowcost.deploy.packaged import save
 from lowcost.nn import network
@@ -106,13 +109,14 @@ def test_weights_of_another_network_are_refused(source, change, got):
 def test_stencils_are_as_large_as_in_the_loaded_network(architecture, size, tmp_path):
     """By default they are larger in implicit networks. Also when the run resumes and the file is gone, or is a run."""
     net = network(architecture, (4, 8), 3, steps_per_block=1, kernel_size=size)
-    variables = jax.device_get(jax.jit(lambda key: net.init(key, jnp.zeros((1, 9, 9, 1))))(jax.random.key(5)))
-    save(path := tmp_path / "net.safetensors", net, variables, classes="xyz", image_shape=(9, 9, 1))
-    fields = {"width": (4, 8), "steps_per_block": 1, "train_images": 40, "batch_size": 20, "epochs": 1}
-    config = TrainConfig("digits", architecture, init_from=str(path), workdir=tmp_path / "run", **fields)
-    assert training.run(config) == 0
+    path, fields = tmp_path / "net.safetensors", {"width": (4, 8), "steps_per_block": 1, "train_images": 40}
+    save(path, net, as_if_trained(net, (9, 9, 1)), classes="xyz", image_shape=(9, 9, 1))
+    fields |= {"batch_size": 20, "epochs": 1, "workdir": tmp_path / "run"}
+    config = TrainConfig("digits", architecture, init_from=str(path), **fields)
+    ready = runs.prepare(config)
+    assert ready.config.kernel_size == size
+    write_or_compare(ready.config, dataclasses.asdict(ready.recipe), describe(ready.dataset), {}, {})
     path.unlink()
-    assert training.run(config) == 0
     assert runs.prepare(config).config.kernel_size == size
     of_run = dataclasses.replace(config, init_from=str(config.directory()), workdir=tmp_path / "next")
     assert runs.prepare(of_run).config.kernel_size == size

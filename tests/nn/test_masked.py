@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import as_if_trained
 
 import lowcost
 from lowcost.deploy import fold
@@ -30,12 +31,10 @@ def padded(total, offset=0.0):
 
 @functools.cache
 def trained(architecture, **options):
-    """A masked network and its variables after a step of statistics, so that nothing is at its initial 0 or 1."""
+    """A masked network and variables of which nothing is at its initial 0 or 1."""
     options = {"width": (4, 8), "steps_per_block": 1, "masked": True, "moments": MOMENTS} | options
     net = network(architecture, options.pop("width"), 3, **options)
-    variables = jax.jit(net.init)(jax.random.key(0), padded(32))
-    apply = jax.jit(functools.partial(net.apply, train=True, mutable=["batch_stats"]))
-    return net, variables | apply(variables, padded(32))[1]
+    return net, as_if_trained(net, (32, CHANNELS + 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)

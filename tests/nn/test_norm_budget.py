@@ -11,6 +11,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weights import as_if_trained
 
 from lowcost import deploy
 from lowcost.deploy.packaged import decode, encode
@@ -36,9 +37,7 @@ NETWORKS = {
 def made(architecture, shape, **options):
     """A network with fixed scales, with random weights that are far too large."""
     net = network(architecture, (4, 8), 3, steps_per_block=2, fixed_scale=True, **options)
-    variables = jax.jit(net.init)(jax.random.key(0), jnp.ones((1, *shape)))
-    rng = np.random.default_rng(1)
-    return net, jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32), dict(variables))
+    return net, jax.tree.map(lambda x: 5 * x, as_if_trained(net, shape))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -130,8 +129,8 @@ def test_the_radius_of_a_linear_network_is_the_distance_to_its_boundary():
     """Features that stay above 0 make the network affine: its margin falls to 0 at exactly this distance."""
     shape = (6, 6, 1)
     net = network("implicit_rd", (2, 4), 2, steps_per_block=1, fixed_scale=True)
-    variables = dict(jax.jit(net.init)(jax.random.key(3), jnp.ones((1, *shape))))
-    params = jax.tree.map(jnp.zeros_like, variables["params"])
+    variables = jax.tree.map(jnp.zeros_like, as_if_trained(net, shape))
+    params = variables["params"]
     params["opening"]["stencil"] = params["opening"]["stencil"].at[2, 2, 0, 0].set(1.0)
     params["classifier"]["kernel"] = params["classifier"]["kernel"].at[0].set(jnp.array([1.0, -1.0]))
     variables = {**variables, "params": params}
@@ -185,7 +184,7 @@ def test_the_bound_of_an_own_step_is_its_own():
 
     shape = (9, 9, 1)
     net = Network(Halved, (4, 8), 3, steps_per_block=1, fixed_scale=True)
-    variables = dict(jax.jit(net.init)(jax.random.key(0), jnp.ones((1, *shape))))
+    variables = as_if_trained(net, shape)
     variables["params"] = projection(net, shape, 10.0)(variables["params"])
     assert 1 < stability_report(net, variables, shape).lipschitz <= 10
 
