@@ -118,7 +118,12 @@ def markdown(rows: list[Row], name: str = "norm_budget") -> str:
     """Returns the page: one line per budget, over all of its seeds."""
     first = rows[0]
     lines = [_line([row for row in rows if row["budget"] == b]) for b in dict.fromkeys(row["budget"] for row in rows)]
-    return page(rows, name, f"norm_budget {first['dataset']}", lines=lines, level=255 * first["epsilon"])
+    parts = {
+        "lines": lines,
+        "level": 255 * first["epsilon"],
+        "networks": f"{first['seeds']} seed{'s' * (first['seeds'] > 1)}",
+    }
+    return page(rows, name, f"norm_budget {first['dataset']}", **parts)
 
 
 def _line(networks: list[Row]) -> Row:

@@ -1,7 +1,9 @@
 """Every page of results shows the committed figures, and the index links every page."""
 
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tyro
@@ -36,6 +38,7 @@ PAGES = {
     "ablation_distillation": ablation,
     "ablation_reach": ablation,
     "norm_budget": norm_budget,
+    "norm_budget_cifar": SimpleNamespace(markdown=partial(norm_budget.markdown, name="norm_budget_cifar")),
     "reach": reach,
     "segmentation": segmentation,
     "signals": signals,
