@@ -10,7 +10,7 @@ import tyro
 from lowcost.data import DatasetName, Task
 from lowcost.data.decoding import MAX_PIXELS
 
-RecipeName = Literal["paper", "fast"]
+RecipeName = Literal["paper", "fast", "strong"]
 Architecture = Literal[
     "implicit_rd", "explicit_rd", "circulant_rd", "implicit_circulant_rd", "linear_mix", "mobilenet", "resnet"
 ]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ class Recipe:
         flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
         scaling: images are multiplied by exp(scaling·z), z ~ N(0, 1).
         jitter: standard deviation of noise that is added.
+        mixed: share of the images in which a box comes from another image (CutMix), so that their labels are mixed too;
+            where parts may be hidden, but not in masked signals, and not for labels of points.
     """
 
     epochs: int = 300
@@ -62,6 +64,7 @@ class Recipe:
     flip: Literal["random", "alternating"] = "random"
     scaling: float = 0.0
     jitter: float = 0.0
+    mixed: float = 0.0
 
     def transformation(self, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optimiser of a run of `epochs` epochs."""
@@ -141,11 +144,11 @@ class Recipe:
             if self.jitter and "noise" in keeps:
                 noise = partial(data.jitter, jax.random.fold_in(draw.step, 3), deviation=self.jitter)
                 images = of_values(noise, images, masked)
-            if "flip" not in keeps:
-                return images
-            if self.flip == "random":
-                return data.random_flip(flip_key, images)
-            return data.alternating_flip(draw.run, images, draw.indices, draw.epoch)
+            if "flip" in keeps and self.flip == "random":
+                images = data.random_flip(flip_key, images)
+            elif "flip" in keeps:
+                images = data.alternating_flip(draw.run, images, draw.indices, draw.epoch)
+            return self._mix(images, draw)[0] if self.mixes(keeps, masked) else images
 
         def augment_in_units(images: jax.Array, draw: Draw) -> jax.Array:
             assert moments is not None
@@ -153,6 +156,26 @@ class Recipe:
             return data.from_standard_units(changed, moments, masked)
 
         return augment if moments is None else augment_in_units
+
+    def mixes(self, keeps: tuple[data.Change, ...], masked: bool = False) -> bool:
+        """Returns whether `augmentation` mixes images, and the loss must be `losses.mixed`."""
+        return self.mixed > 0 and "hide" in keeps and not masked
+
+    def _mix(self, images: jax.Array, draw: Draw) -> tuple[jax.Array, jax.Array]:
+        return data.cutmix(jax.random.fold_in(draw.step, 4), images, probability=self.mixed)
+
+    def label_mixing(self, grid: tuple[int, ...]) -> Augment:
+        """Returns (labels [B, ...], draw) → (labels, their partners, shares) of the images that `augmentation` mixes.
+
+        Args:
+            grid: of the images.
+        """
+
+        def augment(labels: jax.Array, draw: Draw) -> Any:
+            _, shares = self._mix(jnp.zeros((len(labels), *grid, 1)), draw)
+            return labels, jnp.roll(labels, -1, axis=0), shares
+
+        return augment
 
     def label_augmentation(self, keeps: tuple[data.Change, ...], classes: int) -> Augment:
         """Returns (labels [B, *grid], draw) → labels: the flips and shifts that `augmentation` makes of the images.

@@ -34,6 +34,7 @@ from lowcost.nn.networks import least_points
 from lowcost.nn.norm_budget import keep_norms
 from lowcost.train import processes
 from lowcost.train.distillation import distilled
+from lowcost.train.losses import mixed
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.state import TrainState, create_state, keep_best
 from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
@@ -73,6 +74,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     config = dataclasses.replace(config, kernel_size=_kernel_size(config, dataset.image_shape))
     if config.decoder and config.task != "pixels":
         raise ValueError(f"--decoder needs the task pixels, got {config.task}; leave it out")
+    recipe = dataclasses.replace(recipe, mixed=0.0) if config.task == "pixels" else recipe
     distillation.check(config)
     if config.batch_size > len(dataset.train):
         largest = f"the {len(dataset.train)} training images of {dataset.name}"
@@ -155,13 +157,18 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
         options["opening_init"] = nn.initializers.patch_whitening(_values(to_unit_range(some), **options))
     loss, extra = loss_of(config, dataset)
-    train_loss = partial(distilled, loss=loss, share=config.distill) if config.teacher else loss
+    mixes = recipe.mixes(dataset.keeps, dataset.masked)
+    train_loss = partial(mixed, loss=loss) if mixes else loss
+    if config.teacher:
+        train_loss = partial(distilled, loss=train_loss, share=config.distill)
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
     augment = recipe.augmentation(dataset.keeps, dataset.moments, dataset.masked)
     changes: dict[str, Any] = {"average": recipe.average, "loss": train_loss}
     if dataset.task == "pixels":
         changes["augment_labels"] = recipe.label_augmentation(dataset.keeps, len(dataset.classes))
+    elif mixes:
+        changes["augment_labels"] = recipe.label_mixing(dataset.image_shape[:-1])
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, **changes)
     eval_step, apply = make_eval_step(net, loss), lambda variables, x: net.apply(variables, to_unit_range(x))
     methods: dict[str, str] = {}

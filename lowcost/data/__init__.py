@@ -20,6 +20,7 @@ from lowcost.scaling import from_standard_units, to_standard_units, to_unit_rang
 if TYPE_CHECKING:
     from lowcost.data.augment import (
         alternating_flip,
+        cutmix,
         cutout,
         jitter,
         random_flip,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["IGNORED", "SOURCES", "Change", "Dataset", "DatasetName", "Moments", "Split", "Task"]
 __all__ += ["digits", "folder", "load", "published", "read_arrays"]
 __all__ += ["batch_indices", "epoch_order"]
-__all__ += ["alternating_flip", "cutout", "jitter", "random_flip", "random_resized_crop", "random_scale"]
+__all__ += ["alternating_flip", "cutmix", "cutout", "jitter", "random_flip", "random_resized_crop", "random_scale"]
 __all__ += ["random_translate"]
 __all__ += ["from_standard_units", "to_standard_units", "to_unit_range"]
 

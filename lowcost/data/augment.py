@@ -160,6 +160,41 @@ def cutout(key: jax.Array, images: jax.Array, *, pixels: int) -> jax.Array:
     return jnp.where(hole, jnp.zeros((), images.dtype), images)
 
 
+def cutmix(key: jax.Array, images: jax.Array, *, probability: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """image_{i+1} in a box of image i, and image_i outside it; and the share λ_i of the points that are kept.
+
+    The box is centred at a random point and cut off at the border. It has the proportions of the grid, and before it is
+    cut off the share u ~ U(0, 1) of its points. The partner of the last image is the first one. The loss is then
+    λ_i L(label_i) + (1 - λ_i) L(label_{i+1}), see `lowcost.train.losses.mixed`. Source: Yun et al., CutMix, 2019.
+
+    Args:
+        key: random key.
+        images: [B, *grid, C], any dtype.
+        probability: of an image to be changed, from 0 to 1; λ is 1 for all others.
+
+    Returns:
+        Images shaped as the input, and λ, float32 [B].
+
+    Raises:
+        ValueError: the images have another rank, or the probability is not from 0 to 1.
+    """
+    _check_images("cutmix", images)
+    if not 0 <= probability <= 1:
+        raise ValueError(f"cutmix: probability must be from 0 to 1, got {probability}")
+    grid = images.shape[1:-1]
+    size_key, place_key, choice_key = jax.random.split(key, 3)
+    chosen = jax.random.bernoulli(choice_key, float(probability), (len(images), 1))
+    sides = jax.random.uniform(size_key, (len(images), 1)) ** (1 / len(grid)) * jnp.asarray([grid]) * chosen
+    centres = jax.random.uniform(place_key, (len(images), len(grid))) * jnp.asarray([grid])
+    box = jnp.ones((), bool)
+    for axis, n in enumerate(grid):
+        distances = jnp.abs(jnp.arange(n)[None] + 0.5 - centres[:, axis, None])
+        inside = 2 * distances < sides[:, axis, None]
+        box = box & jnp.expand_dims(inside, [a for a in range(1, images.ndim) if a != axis + 1])
+    kept = 1 - box.mean(range(1, images.ndim), dtype=jnp.float32)
+    return jnp.where(box, jnp.roll(images, -1, axis=0), images), kept
+
+
 def random_scale(key: jax.Array, images: jax.Array, *, spread: float = 0.1) -> jax.Array:
     """exp(spread·z)·image with one z ~ N(0, 1) for each image.
 

@@ -91,6 +91,30 @@ def binary_cross_entropy(logits: jax.Array, tags: jax.Array, *, smoothing: float
     return {"loss": loss, "correct": right}
 
 
+def mixed(outputs: jax.Array, labels: tuple[Any, Any, jax.Array], *, loss: Loss) -> Figures:
+    """λ L(outputs, labels) + (1 - λ) L(outputs, partners): the loss of images that are mixed of two.
+
+    Args:
+        outputs: [B, K].
+        labels: (the labels of the first images, those of the second ones, and the shares λ of the first, [B]).
+        loss: L, with a weight for each image or without.
+
+    Returns:
+        The figures of L, each averaged in this way; the loss by λ and the weights of both labels.
+    """
+    first, second, share = labels
+    own, other = loss(outputs, first), loss(outputs, second)
+
+    def mean(x: jax.Array, y: jax.Array) -> jax.Array:
+        return share * x + (1 - share) * y
+
+    figures = {name: mean(own[name], other[name]) for name in own}
+    if "weight" in own:
+        total = mean(own["weight"] * own["loss"], other["weight"] * other["loss"])
+        figures["loss"] = total / jnp.where(figures["weight"] > 0, figures["weight"], 1)
+    return figures
+
+
 def squared_error(outputs: jax.Array, values: jax.Array) -> Figures:
     """(1/K) Σ_k (outputs_k - values_k)²: the loss of a regression.
 

@@ -14,6 +14,7 @@ from scipy import stats
 
 from lowcost.data.augment import (
     alternating_flip,
+    cutmix,
     cutout,
     jitter,
     random_flip,
@@ -29,6 +30,7 @@ translate = jax.jit(random_translate, static_argnames="pixels")
 cut = jax.jit(cutout, static_argnames="pixels")
 scale = jax.jit(random_scale, static_argnames="spread")
 noise = jax.jit(jitter, static_argnames="deviation")
+mix = jax.jit(cutmix, static_argnames="probability")
 GRIDS = pytest.mark.parametrize("grid", [(9,), (5, 7), (4, 3, 5)], ids=str)
 
 
@@ -214,6 +216,35 @@ def test_cutout_hides_a_cube_of_any_grid(grid, pixels, key):
 
 
 @GRIDS
+def test_a_box_is_that_of_the_next_image(grid, key):
+    """It is a box of the next image, also of the first one, and the share is that of the points outside of it."""
+    images = np.arange(2 * 600 * np.prod(grid), dtype=np.float32).reshape(600, *grid, 2)
+    mixed, shares = mix(key, images)
+    inside = (mixed == np.roll(images, -1, 0)).all(-1)
+    np.testing.assert_array_equal(np.where(inside[..., None], np.roll(images, -1, 0), images), mixed)
+    np.testing.assert_allclose(shares, 1 - inside.reshape(600, -1).mean(1), rtol=1e-6)
+    box = np.ones(inside.shape, bool)
+    for axis in range(1, inside.ndim):
+        others = tuple(a for a in range(1, inside.ndim) if a != axis)
+        along = inside.any(others, keepdims=True)
+        assert (np.diff(along, axis=axis).sum(axis) <= 2).all()
+        box &= along
+    np.testing.assert_array_equal(box, inside)
+
+
+def test_boxes_have_all_sizes_and_the_wanted_frequency(key):
+    """The share of a box is uniform before the border cuts it off, and its centre is uniform."""
+    images, rng = jnp.zeros((4000, 40, 40, 1)), np.random.default_rng(0)
+    side, centre = rng.uniform(size=4000) ** 0.5, rng.uniform(size=(2, 4000))
+    length = (centre + side / 2).clip(max=1) - (centre - side / 2).clip(min=0)
+    assert stats.ks_2samp(mix(key, images)[1], 1 - length.prod(0)).pvalue > 1e-6
+    np.testing.assert_allclose(np.mean(mix(key, images, probability=0.25)[1] < 1), 0.25, atol=0.03)
+    np.testing.assert_array_equal(mix(key, images, probability=0)[1], 1)
+    with pytest.raises(ValueError, match=r"cutmix: probability must be from 0 to 1, got 1\.5"):
+        cutmix(key, images, probability=1.5)
+
+
+@GRIDS
 def test_scales_and_noise_are_normal(grid, key):
     """One factor per image, whose logarithm is normal; noise is independent at each point. Zero is the identity."""
     images = 1 + np.random.default_rng(0).random((2000, *grid, 2), np.float32)
@@ -294,6 +325,7 @@ def test_what_is_refused(key, images):
         "alternating_flip": partial(alternating_flip, indices=jnp.arange(12), epoch=0),
         "random_translate": random_translate,
         "cutout": partial(cutout, pixels=4),
+        "cutmix": cutmix,
     }.items():
         expected = rf"{name}: images must be arrays \[B, \*grid, C\] with 1 to 3 grid axes"
         for wrong in (images[0, 0], images[None, None]):

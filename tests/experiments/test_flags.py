@@ -160,7 +160,7 @@ def test_a_flag_is_documented(name, capsys):
         ({"kernel_size": 7}, "with grid axes of at least 13 points, because 2 blocks halve"),
         ({"width": (4, 9)}, r"width must double from block to block, .* got \(4, 9\)"),
         ({"width": (0,)}, r"width must double from block to block, .* got \(0,\)"),
-        ({"recipe": "slow"}, "--recipe must be paper, fast or a file FILE.json, got 'slow'"),
+        ({"recipe": "slow"}, "--recipe must be paper, fast, strong or a file FILE.json, got 'slow'"),
         ({"recipe": "none.json"}, "No such file or directory: 'none.json'"),
     ],
 )

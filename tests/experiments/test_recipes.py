@@ -222,6 +222,22 @@ def test_only_changes_that_keep_the_label_are_made(shift, shape):
     assert np.std(results["noise",] - images) == pytest.approx(0.1, rel=0.1)
 
 
+@pytest.mark.parametrize("moments", [None, ((0.5,), (2.0,))], ids=["plain", "standardised"])
+def test_labels_are_mixed_as_the_images_are(moments):
+    """An image of one colour shows the share of its own label; where parts may not be hidden nothing is mixed."""
+    recipe = Recipe(mixed=0.5)
+    images = jnp.broadcast_to(jnp.arange(40.0)[:, None, None, None], (40, 10, 12, 1))
+    for epoch in range(2):
+        changed = jax.jit(recipe.augmentation(("hide",), moments))(images, draw(epoch, 40))
+        own, other, shares = jax.jit(recipe.label_mixing((10, 12)))(jnp.arange(40), draw(epoch, 40))
+        np.testing.assert_array_equal(other, np.roll(own, -1))
+        kept = np.abs(changed - own[:, None, None, None]) < 1e-4
+        np.testing.assert_allclose(kept.mean((1, 2, 3)), shares, rtol=1e-6)
+        assert 10 < (shares < 1).sum() < 30
+        assert np.abs(np.where(kept, 0, changed - other[:, None, None, None])).max() < 1e-4
+    np.testing.assert_array_equal(jax.jit(recipe.augmentation(()))(images, draw(0, 40)), images)
+
+
 @pytest.mark.parametrize("shift", ["translate", "resized_crop"])
 def test_images_with_moments_are_changed_as_standardised_ones(shift):
     """In any units: a hidden part has the mean, and so has what is outside of a window."""

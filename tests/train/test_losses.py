@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from train.test_step import GREY, LABELS, NET, SHAPE
 
 from lowcost.data import IGNORED
-from lowcost.train.losses import binary_cross_entropy, cross_entropy, pixel_cross_entropy, squared_error
+from lowcost.train.losses import binary_cross_entropy, cross_entropy, mixed, pixel_cross_entropy, squared_error
 from lowcost.train.overlap import mean_overlaps, overlaps
 from lowcost.train.state import create_state
 from lowcost.train.step import make_eval_step, make_train_step, mean_metrics
@@ -42,6 +42,26 @@ def test_binary_cross_entropy_is_the_formula(smoothing):
     expected = -(q * log_expit(LOGITS) + (1 - q) * log_expit(-LOGITS)).mean(-1)
     np.testing.assert_allclose(figures["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(figures["correct"], ((expit(LOGITS) > 0.5) == tags).mean(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("class_weights", [None, (1, 2, 3)])
+def test_the_loss_of_mixed_labels_is_that_of_their_mean(class_weights):
+    """With weights a mixed image counts like its two parts; an unmixed one has its own loss."""
+    loss = functools.partial(cross_entropy, class_weights=class_weights, smoothing=0.1)
+    share = np.linspace(0, 1, len(LABELS)).astype(np.float32)
+    others = np.roll(LABELS, -1)
+    figures = mixed(LOGITS, (LABELS, others, share), loss=loss)
+    weights = np.array(class_weights or (1, 1, 1))
+    parts = np.stack([share * weights[LABELS], (1 - share) * weights[others]])
+    target = (
+        np.einsum("sb,sbk->bk", parts, 0.9 * np.eye(3)[np.stack([LABELS, others])] + 0.1 / 3) / parts.sum(0)[:, None]
+    )
+    np.testing.assert_allclose(figures["loss"], -(target * log_softmax(LOGITS, axis=-1)).sum(-1), rtol=1e-5)
+    right = [LOGITS.argmax(-1) == labels for labels in (LABELS, others)]
+    np.testing.assert_allclose(figures["correct"], share * right[0] + (1 - share) * right[1], rtol=1e-6)
+    assert ("weight" in figures) == (class_weights is not None)
+    if class_weights:
+        np.testing.assert_allclose(figures["weight"], parts.sum(0), rtol=1e-6)
 
 
 def test_squared_error_is_the_formula_and_does_not_broadcast():
