@@ -204,6 +204,7 @@ def augmented(
         "alternating_flip\nepoch 0": lambda key, x: augment.alternating_flip(key, x, places, 0),
         "alternating_flip\nepoch 1": lambda key, x: augment.alternating_flip(key, x, places, 1),
         f"cutout\npixels={hole}": values_by(partial(augment.cutout, pixels=hole)),
+        **({} if masked else {"cutmix\nprobability=1": lambda key, x: augment.cutmix(key, x)[0]}),
         "random_scale\nspread=0.1": values_by(augment.random_scale),
         "jitter\ndeviation=0.1": values_by(augment.jitter),
     }

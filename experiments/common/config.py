@@ -54,6 +54,7 @@ class TrainConfig:
     """paper: Adam from learning rate 0.01, halved after every fifth of the run.
     fast: a tenth of the epochs, with Muon, one cycle of the learning rate, a whitened opening layer, averaged weights,
     and, from epoch 6 on, stronger augmentation and weight decay.
+    strong: fast for 60 epochs, with half of the images mixed (CutMix).
     FILE.json: your own, with ingredients as in experiments/common/recipes.json."""
     learning_rate: float | None = None
     """The largest learning rate. None: the recipe's."""

@@ -1,6 +1,7 @@
 """A step of training: sharded as on one device, compiled once, resumed exactly."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -11,14 +12,15 @@ import pytest
 from cases import QUICK
 from rich.console import Console
 
-from experiments.common.recipes import RECIPES
+from experiments.common.recipes import RECIPES, Recipe
 from lowcost import fully_coupled
+from lowcost.data.augment import cutmix
 from lowcost.nn import network
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.feed import feed
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import evaluate_all, fit
-from lowcost.train.losses import cross_entropy, pixel_cross_entropy
+from lowcost.train.losses import cross_entropy, mixed, pixel_cross_entropy
 from lowcost.train.mesh import data_mesh, over_batch, replicated
 from lowcost.train.metrics_log import MetricsLog, read_rows
 from lowcost.train.state import create_state
@@ -30,8 +32,15 @@ SHAPE = (12, 8, 1)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (32, *SHAPE), np.uint8)
 LABELS = RNG.integers(0, 3, 32, np.int32)
+MIXING = Recipe(mixed=0.5)
 TASKS = {
     "classes": (NET, LABELS, ("loss", "correct"), {}),
+    "mixed": (
+        NET,
+        LABELS,
+        ("loss", "correct"),
+        {"loss": functools.partial(mixed, loss=cross_entropy), "augment_labels": MIXING.label_mixing(SHAPE[:-1])},
+    ),
     "pixels": (
         network("implicit_rd", (2, 4), 3, steps_per_block=1, head="pixels", decoder=True),
         RNG.choice(np.array([0, 1, 2, 255], np.uint8), (32, *SHAPE[:-1])),
@@ -250,6 +259,16 @@ def test_the_log_survives_a_kill(tmp_path, text, epochs):
 def test_devices_that_do_not_divide_the_batch_are_an_error():
     with pytest.raises(ValueError, match=r"batch_size must be divisible by the 4 devices .* got 10; use e\.g\. 8"):
         data_mesh(10)
+
+
+def test_mixing_moves_one_image_per_device():
+    """The partner of a device's last image is the first one of the next device."""
+    mesh = data_mesh(16)
+    with jax.set_mesh(mesh):
+        images = jax.ShapeDtypeStruct((16, *SHAPE), np.float32, sharding=over_batch(mesh))
+        compiled = jax.jit(cutmix).lower(jax.random.key(0), images).compile().as_text()
+    assert re.findall(r"= f32(\[.*?\]).* collective-permute\(", compiled) == ["[1,12,8,1]"]
+    assert "all-" not in compiled
 
 
 @pytest.mark.parametrize(
