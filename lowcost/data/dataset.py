@@ -20,7 +20,7 @@ Task = Literal["classes", "tags", "values", "pixels"]
 IGNORED = 255
 """The label of points without a class, for the task "pixels": they count neither in the loss nor in any figure."""
 Change = Literal["flip", "shift", "hide", "scale", "noise"]
-"""A change of an image: flipped; shifted, cropped or resized; partly hidden, also behind another image; times a number; with noise."""
+"""A change of an image: flipped; shifted, cropped or resized; partly hidden, or mixed; multiplied; with noise."""
 PARTS = {"train": "train", "test": "test", "val": "validation"}
 """Name of a part in folders and arrays → split."""
 PHOTOGRAPHS: tuple[Change, ...] = ("flip", "shift", "hide")
