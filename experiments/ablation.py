@@ -52,6 +52,8 @@ class Config:
     validation_share: float = 0.0
     """Share of these images that training leaves out, and on which the variants are compared. With 0 the table shows
     test images alone; do not choose a variant by them."""
+    batch_size: int = 100
+    """Images per optimiser step."""
     epochs: int = 8
     """Epochs of every variant."""
     seeds: int = 3
@@ -107,6 +109,7 @@ def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
     group += f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
     group += "" if config.train_images is None else f"-{config.train_images}images"
     group += "" if config.length is None else f"-{config.length}points"
+    group += "" if config.batch_size == 100 else f"-batch{config.batch_size}"
     group += f"-validation{config.validation_share:g}" if config.validation_share else ""
     fields, runs = {field.name for field in dataclasses.fields(TrainConfig)}, {}
     for name, changes in VARIANTS[config.study].items():

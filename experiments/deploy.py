@@ -50,7 +50,7 @@ class Config:
     data_dir: Path | None = None
     """Folder of the images, if it is no longer the one of training."""
     images: str = ""
-    """folder: description of the images, for the table."""
+    """folder, arrays: description of the images, for the table."""
     tolerance: float = 0.01
     """Share of the features that the truncated form may lose."""
     rounds: int = 50
@@ -79,8 +79,10 @@ class Subject:
         run = self.run = runs.trained(workdir, to_the_end=True)
         if run.task != "classes":
             raise ValueError(f"{workdir} must hold a network for classes, got {run.task}; choose another")
+        if config.images and run.config.dataset not in ("folder", "arrays"):
+            raise ValueError(f"--images is for runs on folder or arrays, got one on {run.config.dataset}; leave it out")
         self.workdir, self.config = workdir, config
-        dataset = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
+        dataset = runs.data_of(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
         about = {"classes": list(run.classes), "image_shape": list(run.image_shape), **values(run, "dtype", "masked")}
         check_data(workdir, dataset, about)
         self.images, self.labels = to_unit_range(dataset.test.images), dataset.test.labels
@@ -88,9 +90,8 @@ class Subject:
         self.exact = deploy.fold(run.net, run.variables, run.image_shape)
         self.truncated = deploy.truncate(self.exact, config.tolerance)
         self.quantized = export.quantized(self.exact, dataset)
-        words = config.images if run.config.dataset == "folder" else ""
         network = f"{run.config.architecture} {run.config.width_name}"
-        self.about = {"workdir": str(workdir), "network": network, "dataset": words or run.config.dataset}
+        self.about = {"workdir": str(workdir), "network": network, "dataset": config.images or run.config.dataset}
 
     def forms(self) -> Iterator[Row]:
         """Yields one row for each form of the network."""

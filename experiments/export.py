@@ -49,12 +49,14 @@ class ExportConfig:
 
 def main(config: ExportConfig) -> None:
     """Writes the network, folded unless it is for lowcost.load, and prints the size of each file."""
-    if config.format != "onnx" and (config.bits, config.opset) != (32, 21):
-        raise ValueError(f"--bits 8 and --opset are for --format onnx; leave them out for {config.format}")
+    if config.format != "onnx" and (config.bits, config.activations, config.opset) != (32, 32, 21):
+        raise ValueError(f"--bits, --activations and --opset are for --format onnx; leave them out for {config.format}")
     if config.format == "safetensors" and config.tolerance is not None:
         raise ValueError("--tolerance is for --format onnx and stablehlo; leave it out for safetensors")
     if config.activations == 8 and config.bits != 8:
         raise ValueError(f"--activations 8 needs --bits 8, got {config.bits}; add it")
+    if config.data_dir is not None and config.activations != 8:
+        raise ValueError(f"--data-dir needs --activations 8, got {config.activations}; leave it out, or add it")
     files.check_target(config.out, "--out")
     run = runs.trained(config.workdir, to_the_end=True)
     if config.format == "safetensors":
@@ -67,7 +69,7 @@ def main(config: ExportConfig) -> None:
     if config.tolerance is not None:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
     if config.activations == 8:
-        ours = runs.load(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
+        ours = runs.data_of(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
         check_data(config.workdir, ours, configuration(config.workdir)["data"])
         folded = quantized(folded, ours)
     _write(serialized(folded, metadata, config), config.out)

@@ -37,7 +37,11 @@ class Config:
     dataset: tyro.conf.Positional[DatasetName] = "digits"
     """Data set, as in training."""
     data_dir: Path | None = None
-    """Folder of the images or archives."""
+    """Folder of the images or archives, or the file of the arrays."""
+    grid_axes: int | None = None
+    """arrays: number of axes of the grid, as in training."""
+    length: int | None = None
+    """arrays: resample every signal to this number of points, as in training."""
     budgets: tuple[float, ...] = (300, 1000, 3000)
     """Bounds of the networks; one more has none."""
     architecture: Architecture = "implicit_rd"
@@ -50,6 +54,8 @@ class Config:
     """Recipe of all runs."""
     train_images: int | None = None
     """Number of training images. None: all."""
+    batch_size: int = 100
+    """Images per optimiser step."""
     epochs: int = 20
     """Epochs of every run."""
     seeds: int = 3
@@ -86,6 +92,8 @@ def runs_of(config: Config) -> Iterator[TrainConfig]:
         images = "all" if run.train_images is None else run.train_images
         group = f"{run.dataset}-{run.architecture}-{run.width_name}-{run.steps_per_block}steps-{run.recipe}"
         group += f"-{run.epochs}epochs-{run.seeds}seeds-{images}images"
+        group += "" if run.length is None else f"-{run.length}points"
+        group += "" if run.batch_size == 100 else f"-batch{run.batch_size}"
         workdir = config.workdir / group / ("none" if budget is None else f"{budget:g}")
         yield dataclasses.replace(run, workdir=workdir)
 

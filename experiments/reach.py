@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import entry, plots
-from experiments.common.config import Architecture, check_counts, values
+from experiments.common.config import Architecture, check_batch, check_counts, values
 from experiments.common.files import read_rows
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row, page, provenance, table
@@ -76,6 +76,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains the networks, writes the three files after each of them, prints the tables."""
     check_counts(config, "channels", "steps_per_block", "examples", "epochs", "batch_size", "seeds")
+    check_batch(config.batch_size, config.examples)
     half = min(LENGTH if task == "pulses" else SIDE for task in config.tasks) // 2
     if not all(1 <= d < half for d in config.distances):
         raise ValueError(f"--distances must be from 1 to {half - 1} for these tasks, got {config.distances}")

@@ -20,7 +20,7 @@ from jax.nn import softmax
 from numpy.typing import NDArray
 
 from experiments.common import entry, files, results, runs
-from experiments.common.config import Architecture, TrainConfig, derived
+from experiments.common.config import Architecture, TrainConfig, check_batch, check_counts, derived
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row
 from lowcost import nn
@@ -96,6 +96,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains and evaluates the networks that are not in OUT.jsonl yet, and writes the results of each at once."""
+    check_counts(config, "steps", "batch_size", "seeds", "steps_per_block")
+    if config.folds == 1 or config.folds < 0:
+        raise ValueError(f"--folds must be 0 or at least 2, got {config.folds}")
     table = Results(config, markdown, without=("workdir", "sets", "architectures", "channels"))
     rows = files.read_rows(config.out.with_suffix(".jsonl"))
     recipe = dataclasses.asdict(RECIPE)
@@ -139,6 +142,7 @@ def run_configs(config: Config, name: str, architecture: Architecture, channels:
     for i, content in enumerate(folded(config.folds, config.seed, read(name, official=not config.folds))):
         path = config.workdir / (f"{name}-{i + 1}of{config.folds}.npz" if config.folds else f"{name}.npz")
         np.savez(path, allow_pickle=False, keeps=KEEPS, **content)
+        check_batch(config.batch_size, len(content["train_labels"]))
         epochs = math.ceil(config.steps / (len(content["train_labels"]) // config.batch_size))
         fields: dict[str, Any] = {"dataset": "arrays", "data_dir": path, "grid_axes": 1, "epochs": epochs}
         fields |= {"architecture": architecture, "width": tuple(channels * 2**block for block in range(3))}

@@ -35,6 +35,8 @@ class Config:
     """Steps in each block; training 64 takes 14 GiB of memory."""
     epochs: int = 5
     """Epochs of training, recipe paper."""
+    batch_size: int = 100
+    """Images per optimiser step."""
     images: int = 64
     """Number of images whose features are measured."""
     seed: int = 0
@@ -61,6 +63,7 @@ def runs_of(config: Config) -> Iterator[TrainConfig]:
     """Yields an explicit and an implicit network of each depth."""
     for steps, architecture in itertools.product(config.steps_per_block, ("explicit_rd", "implicit_rd")):
         workdir = config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}"
+        workdir = workdir if config.batch_size == 100 else Path(f"{workdir}-batch{config.batch_size}")
         yield derived(config, architecture=architecture, steps_per_block=steps, workdir=workdir)
 
 

@@ -21,7 +21,17 @@ import tyro
 
 from experiments import throughput
 from experiments.common import entry, files, recipes, timing, training
-from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, Width, derived, flags, shown
+from experiments.common.config import (
+    Architecture,
+    DatasetName,
+    RecipeName,
+    TrainConfig,
+    Width,
+    check_counts,
+    derived,
+    flags,
+    shown,
+)
 from experiments.common.runs import load
 from experiments.common.table2_page import ARCHITECTURES, WIDTHS, draw, markdown, paper, place
 from experiments.common.workdir import Result
@@ -68,9 +78,9 @@ class Config:
     download: bool = False
     """Download archives that are not found."""
     images: str = ""
-    """folder: description of the images for the table, e.g. "JPEG re-encoded CIFAR-10"."""
+    """folder, arrays: description of the images for the table, e.g. "JPEG re-encoded CIFAR-10"."""
     like: Literal["", "cifar10", "cifar100", "stl10"] = ""
-    """folder: the paper's data set that the images are from; its figures are shown beside the results."""
+    """folder, arrays: the paper's data set that the images are from; its figures are shown beside the results."""
     workdir: Path = Path("runs/table2")
     """Folder of the runs."""
     out: Path = Path("runs/results/table2")
@@ -86,8 +96,9 @@ def main(config: Config) -> int:
         there = [*(f"{name} {'/'.join(widths)}" for name, widths in WIDTHS.items()), *ARCHITECTURES]
         problem = f"the paper has no figures of these networks on {', '.join(config.datasets)}"
         raise ValueError(f"{problem}; choose among {', '.join(there)}")
-    if (config.images or config.like) and set(config.datasets) != {"folder"}:
-        raise ValueError("--images and --like are for the data set folder only; omit them, or the other data sets")
+    if (config.images or config.like) and config.datasets not in (("folder",), ("arrays",)):
+        raise ValueError("--images and --like are for folder or arrays alone; omit them, or the other data sets")
+    check_counts(config, "epochs", "batch_size", "seeds", "train_images")
     if config.dry_run:
         plan(wanted)
         return 0
@@ -101,7 +112,7 @@ def main(config: Config) -> int:
 
 def runs(config: Config) -> Iterator[TrainConfig]:
     """Yields the runs of the grid, without the cells that the paper leaves empty."""
-    epochs = config.epochs or recipes.RECIPES[config.recipe].epochs
+    epochs = recipes.RECIPES[config.recipe].epochs if config.epochs is None else config.epochs
     some = "" if config.batch_size == 100 else f"-batch{config.batch_size}"
     some += "" if config.train_images is None else f"-{config.train_images}images"
     some += "" if config.kernel_size == 3 else f"-stencil{config.kernel_size}"
@@ -110,7 +121,8 @@ def runs(config: Config) -> Iterator[TrainConfig]:
     end = f"{config.recipe}-{epochs}epochs{some}-seed{config.seed}x{config.seeds}"
     for dataset, width, architecture in itertools.product(config.datasets, config.widths, config.architectures):
         if dataset not in WIDTHS or paper(dataset, architecture, width):
-            cell = {"dataset": dataset, "width": width, "architecture": architecture}
+            cell: dict[str, Any] = {"dataset": dataset, "width": width, "architecture": architecture}
+            cell |= {"data_dir": None} if dataset == "digits" else {}  # which needs none
             workdir = config.workdir / f"{dataset}-{architecture}-{width}-{end}"
             yield derived(config, **cell, epochs=epochs, workdir=workdir)
 
@@ -137,7 +149,7 @@ def record(config: Config, result: dict[str, Any]) -> None:
     """Adds the row of a run, or replaces an older one; --images and --like change a row that is there already."""
     command = shown(config, "datasets", "architectures", "widths", "download", "workdir", "out", "dry_run")
     like = config.like or (result["dataset"] if result["dataset"] in WIDTHS else None)
-    origin = {"folder": "images of the user", "digits": "inside scikit-learn"}
+    origin = {"folder": "images of the user", "arrays": "arrays of the user", "digits": "inside scikit-learn"}
     images = config.images or f"{result['dataset']}, {origin.get(result['dataset'], 'original')}"
     new = {"images": images, "like": like, "flags": command, "kernel_size": config.kernel_size, **result}
     with files.changing(config.out.with_suffix(".jsonl")) as rows:
@@ -168,6 +180,9 @@ def plan(wanted: Iterable[TrainConfig]) -> None:
         epochs = run.epochs or 0
         archive = ENTRIES.get(run.dataset)
         shape = (archive.train, *archive.image_shape) if archive else load(run).train.images.shape
+        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            got = f"{run.dataset} with {'x'.join(map(str, shape[1:]))}"
+            raise ValueError(f"--dry-run is for square images of three channels, got {got}; use `train --dry-run`")
         images, side = run.train_images or shape[0], shape[1]
         done = len(files.read_rows(run.directory() / "metrics.jsonl"))
         kind = (run.architecture, run.width, run.kernel_size, side)

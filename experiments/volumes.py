@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.common import entry, timing
-from experiments.common.config import Architecture, check_counts, values
+from experiments.common.config import Architecture, check_batch, check_counts, values
 from experiments.common.files import read_rows
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row, accuracy, page, provenance
@@ -77,6 +77,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains and times the networks, writes both files after each part of the work, prints the page."""
     check_counts(config, "patches", "epochs", "batch_size", "seeds", "steps_per_block")
+    check_batch(config.batch_size, config.patches * len(CLASSES))
     use_every_core(config.batch_size)
     mesh = data_mesh(config.batch_size)
     results = Results(config, markdown, without=("parts",))

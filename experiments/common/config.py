@@ -93,7 +93,7 @@ class TrainConfig:
     distill: float = 0.5
     """--teacher: share of the loss that compares with the teachers and not with the labels, above 0 and at most 1."""
     epochs: int | None = None
-    """Passes over the training images. None: 300 with the recipe paper, 30 with fast."""
+    """Passes over the training images. None: 300 with the recipe paper, 30 with fast, 60 with strong."""
     train_images: int | None = None
     """Train on this number of the training images, sampled at random, the same for every seed. None: all."""
     batch_size: int = 100
@@ -182,6 +182,14 @@ def check_counts(config: Any, *names: str) -> None:
     for name, value in values(config, *names).items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def check_batch(batch_size: int, examples: int) -> None:
+    """Raises ValueError if a batch needs more than the training examples that there are."""
+    if batch_size > examples:
+        raise ValueError(
+            f"--batch-size must be at most the {examples} training examples, got {batch_size}; decrease it"
+        )
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -40,7 +40,8 @@ def measured(ready: Setup, state: TrainState, log: MetricsLog) -> dict[str, Any]
         by = f"validation {next(words for name, words in scores.items() if name in tests)}"
     else:
         names = [name for name in ("loss", "accuracy", *OVERLAPS) if f"test_{name}" in row]
-        tests = {name: row.get(f"test_{name}_seeds", [row[f"test_{name}"]]) for name in names}
+        found = {name: row.get(f"test_{name}_seeds", [row[f"test_{name}"]]) for name in names}
+        tests = {name: [math.nan if x is None else x for x in figures] for name, figures in found.items()}
         epochs, by = [log.last_epoch()] * config.seeds, "last epoch"
     result: dict[str, Any] = {"chosen": {"epochs": epochs, "by": by}, "tests": tests}
     if dataset.task == "classes":

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,20 @@ class Recipe:
     scaling: float = 0.0
     jitter: float = 0.0
     mixed: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number that an ingredient cannot have."""
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, int | float):
+                continue
+            if name in ("epochs", "learning_rate"):
+                expected, fine = "positive", 0 < value < math.inf
+            elif name in ("average", "hidden", "mixed"):
+                expected, fine = "from 0 to 1", 0 <= value <= 1
+            else:
+                expected, fine = "at least 0", 0 <= value < math.inf
+            if not fine:
+                raise ValueError(f"{name} must be {expected}, got {value}")
 
     def transformation(self, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optimiser of a run of `epochs` epochs."""
@@ -250,7 +265,10 @@ def recipe_named(name: str) -> Recipe:
     for key, value in ingredients.items():
         if key not in kinds or not fits(value, kinds[key]):
             raise ValueError(f"{expected}, got {key} {value!r}; see experiments/common/recipes.json")
-    return Recipe(**ingredients)
+    try:
+        return Recipe(**ingredients)
+    except ValueError as error:
+        raise ValueError(f"--recipe {name}: {error}") from None
 
 
 def _is_matrix(params):

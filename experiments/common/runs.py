@@ -67,14 +67,13 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
         raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
     _check_width(config)
     use_every_core(config.batch_size // (config.cluster.num_processes or 1))
-    mesh = data_mesh(config.batch_size)
+    mesh = data_mesh(config.batch_size, all_devices=of_run is None)
     jax.set_mesh(mesh)
-    dataset = _parts(config, load(config))
+    dataset = data_of(config)
     config = dataclasses.replace(config, task=dataset.task)  # labels of points are found in the data
     config = dataclasses.replace(config, kernel_size=_kernel_size(config, dataset.image_shape))
     if config.decoder and config.task != "pixels":
         raise ValueError(f"--decoder needs the task pixels, got {config.task}; leave it out")
-    recipe = dataclasses.replace(recipe, mixed=0.0) if config.task == "pixels" else recipe
     distillation.check(config)
     if config.batch_size > len(dataset.train):
         largest = f"the {len(dataset.train)} training images of {dataset.name}"
@@ -120,8 +119,9 @@ def _changed(recipe: Recipe, config: TrainConfig) -> Recipe:
     return dataclasses.replace(recipe, learning_rate=config.learning_rate)
 
 
-def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
-    """Returns the data set with the parts and the permission to flip that the flags ask for."""
+def data_of(config: TrainConfig) -> data.Dataset:
+    """Returns the images of a run, with the parts and the permission to flip that its flags ask for."""
+    dataset = load(config)
     if config.train_images is not None:
         dataset = dataset.sample(config.train_images)
     if config.validation_share:
@@ -137,8 +137,6 @@ def _parts(config: TrainConfig, dataset: data.Dataset) -> data.Dataset:
 
 def load(config: TrainConfig) -> data.Dataset:
     """Returns all images of a run's data set, decoded or from the cache beside its work directory."""
-    if config.dataset not in ("folder", "arrays") and config.test_share != TrainConfig.test_share:
-        raise ValueError(f"--test-share needs the data set folder or arrays, got {config.dataset}; leave it out")
     options = values(config, "data_dir", "image_size", "download", "max_pixels", "test_share", "task")
     options |= values(config, "grid_axes", "length")
     return data.load(config.dataset, cache_dir=image_cache(config.directory()), **options)
@@ -157,13 +155,14 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
         options["opening_init"] = nn.initializers.patch_whitening(_values(to_unit_range(some), **options))
     loss, extra = loss_of(config, dataset)
-    mixes = recipe.mixes(dataset.keeps, dataset.masked)
+    changing = dataclasses.replace(recipe, mixed=0.0) if dataset.task == "pixels" else recipe
+    mixes = changing.mixes(dataset.keeps, dataset.masked)
     train_loss = partial(mixed, loss=loss) if mixes else loss
     if config.teacher:
         train_loss = partial(distilled, loss=train_loss, share=config.distill)
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
     steps_per_epoch = len(dataset.train) // config.batch_size
-    augment = recipe.augmentation(dataset.keeps, dataset.moments, dataset.masked)
+    augment = changing.augmentation(dataset.keeps, dataset.moments, dataset.masked)
     changes: dict[str, Any] = {"average": recipe.average, "loss": train_loss}
     if dataset.task == "pixels":
         changes["augment_labels"] = recipe.label_augmentation(dataset.keeps, len(dataset.classes))
@@ -289,7 +288,7 @@ def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) ->
     """
     config, recipe, _ = read(workdir)
     config = dataclasses.replace(config, class_weights=None)  # which only training needs, and the file may be gone
-    if data_dir is not None:
+    if data_dir is not None or config.dataset == "digits":  # of which older versions ignored a folder
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe, configuration(workdir)["data"])
     ready.methods.update(methods_of(ready))

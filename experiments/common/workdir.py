@@ -101,7 +101,7 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         config = TrainConfig(**fields, workdir=workdir, data_dir=data_dir and Path(data_dir))
         return config, Recipe(**recipe), {name: data[name] for name in _DATA}
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not of this version ({error}); train in another --workdir") from error
 
 

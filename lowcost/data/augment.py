@@ -1,6 +1,7 @@
 """Augmentation: random changes of a batch as pure functions of a key and images [B, *grid, C].
 
-Labels of images do not change; those of points move with flips and shifts, by the same functions of one-hot labels.
+Labels of images do not change, except that `cutmix` returns how two labels share an image. Labels of points move with
+flips and shifts, by the same functions of one-hot labels.
 
 The grid has one axis (signals), two (images) or three (volumes). A length or shift in pixels counts points of the grid.
 The random numbers of image i depend on the key and on i alone, the index in the batch or, for `alternating_flip`, in

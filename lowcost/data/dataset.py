@@ -115,7 +115,8 @@ class Dataset:
         test: test images, of the same shape.
         classes: K names. With the task "classes" or "pixels", label i means classes[i]; else column i of the labels is
             classes[i].
-        keeps: the changes that keep an image's label, see `Change`; training makes no other changes.
+        keeps: the changes that keep an image's label, see `Change`; training makes no others, and mixes images only
+            if parts of them may be hidden.
         origin: where the images were read from: a file, a folder, a URL or a description.
         validation: images of the same shape for choices during training, which must not see the test images, or None.
         task: what the labels are, see `Task`.

@@ -2,7 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -136,10 +136,19 @@ def load(
     """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}")
-    given = {"image_size": (image_size, "folder"), "grid_axes": (grid_axes, "arrays"), "length": (length, "arrays")}
-    for option, (value, of) in given.items():
-        if value is not None and name != of:
-            raise ValueError(f"{option} must be None for {name}, got {value}; only {of} has it")
+    own = ("folder", "arrays")
+    given: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
+        "data_dir": (data_dir, None, (*own, *ENTRIES)),
+        "download": (download, False, tuple(ENTRIES)),
+        "test_share": (test_share, 0.2, own),
+        "image_size": (image_size, None, ("folder",)),
+        "max_pixels": (max_pixels, MAX_PIXELS, ("folder",)),
+        "grid_axes": (grid_axes, None, ("arrays",)),
+        "length": (length, None, ("arrays",)),
+    }
+    for option, (value, default, of) in given.items():
+        if value != default and name not in of:
+            raise ValueError(f"{option} must be {default} for {name}, got {value}; only {', '.join(of)} can have it")
     if name == "folder" or name == "arrays":
         if data_dir is None:
             raise ValueError(f"data_dir must be where the images of {name} are, got None; name it")

@@ -3,6 +3,7 @@
 Weights are replicated.
 """
 
+import math
 import os
 
 import jax
@@ -34,21 +35,27 @@ def use_every_core(batch_size: int) -> None:
         jax.config.update("jax_num_cpu_devices", max(d for d in range(1, number_max + 1) if batch_size % d == 0))
 
 
-def data_mesh(batch_size: int) -> Mesh:
+def data_mesh(batch_size: int, *, all_devices: bool = True) -> Mesh:
     """Returns the mesh of all devices of all processes along the axis "data", for `jax.set_mesh`.
+
+    Args:
+        batch_size: images of a batch.
+        all_devices: False for as many devices of a single process as divide the batch, one at least.
 
     Raises:
         ValueError: the devices do not divide batch_size, or processes have different numbers of them.
         OSError: JAX has no device to run on.
     """
     number = len(devices())
+    if not all_devices and jax.process_count() == 1:
+        number = math.gcd(number, batch_size)
     if unequal_devices():
         raise ValueError("all processes must have the same number of devices, got several; start them by one command")
     if batch_size % number:
         below = batch_size - batch_size % number
         expected = f"batch_size must be divisible by the {number} devices that share a batch"
         raise ValueError(f"{expected}, got {batch_size}; use e.g. {below or number}")
-    return jax.make_mesh((number,), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((number,), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices()[:number])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

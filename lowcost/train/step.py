@@ -39,7 +39,7 @@ class Draw(NamedTuple):
     epoch: jax.Array
 
 
-Augment = Callable[[jax.Array, Draw], jax.Array]
+Augment = Callable[[jax.Array, Draw], Any]
 TrainSteps = Callable[..., TrainState]
 """(state, n, *batches) → state, see `repeat`."""
 
@@ -68,7 +68,8 @@ def make_train_step(
         steps_per_epoch: number of steps after which the running metrics restart.
         average: limit d of the decay min(d, (1 + t) / (10 + t)) of a moving average after t steps; None for none.
         loss: L and w of each image, see `lowcost.train.losses`.
-        augment_labels: (labels, the same draw) → labels, which moves labels of points with the images; None for none.
+        augment_labels: (labels, the same draw) → what the loss takes as labels, such as those of points, moved with the
+            images; None for the labels.
 
     Returns:
         (state, images [B, *grid, C], labels of the loss, indices [B] in the data set, teachers=()) → state.

@@ -357,9 +357,11 @@ def test_bad_exports_leave_one_line_and_no_file(run, image_folder, tmp_path):
         (run, tmp_path / "none" / "net.onnx", {}, "is no folder to write to"),
         (run, tmp_path, stablehlo, "is a folder"),
         (run, out, {"tolerance": 0.0}, "tolerance must be above 0"),
-        (run, out, {**stablehlo, "bits": 8}, "--bits 8 and --opset are for --format onnx"),
+        (run, out, {**stablehlo, "bits": 8}, "--bits, --activations and --opset are for --format onnx"),
         (run, out, {"format": "safetensors", "tolerance": 0.1}, "--tolerance is for --format onnx and stablehlo"),
         (run, out, {"activations": 8}, "--activations 8 needs --bits 8, got 32; add it"),
+        (run, out, {**stablehlo, "activations": 8}, "--bits, --activations and --opset are for --format onnx"),
+        (run, out, {"data_dir": tmp_path}, "--data-dir needs --activations 8, got 32; leave it out, or add it"),
         (run, out, {"opset": 22}, "opset must be from 13 to 21, got 22"),
     ):
         with pytest.raises((ValueError, OSError), match=message) as error:

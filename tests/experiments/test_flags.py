@@ -123,7 +123,13 @@ def test_a_flag_is_documented(name, capsys):
         ],
         ({"class_weights": "none.json"}, "No such file or directory: 'none.json'"),
         ({"task": "tags"}, "task must be classes for digits, got 'tags'; only folder and arrays may have another"),
-        ({"test_share": 0.3}, "--test-share needs the data set folder or arrays, got digits; leave it out"),
+        ({"test_share": 0.3}, r"test_share must be 0\.2 for digits, got 0\.3; only folder, arrays can have it"),
+        (
+            {"data_dir": Path("any")},
+            "data_dir must be None for digits, got any; only folder, arrays, cifar10, cifar100, ",
+        ),
+        ({"download": True}, "download must be False for digits, got True; only cifar10, cifar100, stl10 can have it"),
+        ({"max_pixels": 9}, "max_pixels must be 50000000 for digits, got 9; only folder can have it"),
         ({"dataset": "folder", "data_dir": Path("any"), "test_share": 2.0}, "test_share must be above 0 and below 1"),
         *[
             ({"validation_share": x}, f"--validation-share must be from 0 to below 1, got {x}")
@@ -207,6 +213,37 @@ def test_a_wrong_recipe_is_refused(content, message, tmp_path, capsys):
     assert re.fullmatch(
         rf"error: --recipe .*own\.json must be a JSON object with ingredients of a recipe .*{message}.*\n", error
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *[(name, x, "from 0 to 1") for name in ("hidden", "mixed", "average") for x in (-0.1, 1.5)],
+        *[(name, x, "positive") for name in ("epochs", "learning_rate") for x in (0, -1)],
+        *[(name, -1, "at least 0") for name in ("late", "weight_decay", "matrix_decay", "scaling", "jitter")],
+        ("jitter", np.inf, "at least 0"),
+        ("jitter", np.nan, "at least 0"),
+    ],
+)
+def test_an_ingredient_out_of_range_is_refused(name, value, expected, tmp_path, capsys):
+    """Before a work directory is made, which would hold the wrong number."""
+    (tmp_path / "own.json").write_text(json.dumps({name: value}))
+    assert training.run(TrainConfig(recipe=str(tmp_path / "own.json"), workdir=tmp_path / "run", **SMALL)) == 2
+    assert re.fullmatch(
+        rf"error: --recipe .*own\.json: {name} must be {expected}, got {value}\n", capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_pixels_are_not_mixed(tmp_path):
+    """The run still has the recipe as it is, by which a finished run is recognised."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3)).astype(np.uint8)
+    masks = images[..., 0] % 2
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=masks, test_images=images, test_labels=masks)
+    fields = {"steps_per_block": 1, "width": (4, 8), "batch_size": 4, "task": "pixels", "recipe": "strong"}
+    ready = runs.prepare(TrainConfig("arrays", data_dir=tmp_path / "a.npz", workdir=tmp_path / "run", **fields))
+    assert ready.recipe == RECIPES["strong"]
+    ready.train_steps.lower(ready.abstract_state(), 1, images[None], masks[None], np.arange(4, dtype=np.int32)[None])
 
 
 def test_flags_of_network_data_and_recipe(tmp_path):

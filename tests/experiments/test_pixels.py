@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 import lowcost
 from experiments import deploy, evaluate, export, predict, robustness
-from experiments.common import masks, pixel_evaluation, runs, training
+from experiments.common import masks, outcome, pixel_evaluation, runs, training
 from experiments.common.config import TrainConfig
 from experiments.common.inputs import Inputs
 from lowcost.data import Split
@@ -89,6 +89,15 @@ def test_the_figures_are_those_of_all_labelled_points(trained, tmp_path, capsys)
     if len(every) == 1:
         right = (every[0] == labels).reshape(len(labels), -1).sum(1) / known.reshape(len(labels), -1).sum(1)
         np.testing.assert_allclose([float(line[1]) for line in lines], right, atol=1e-6)
+
+
+def test_figures_of_images_without_labels_are_not_numbers():
+    """The log has None for them; the result is written all the same."""
+    config = TrainConfig("arrays", task="pixels")
+    ready = SimpleNamespace(config=config, dataset=SimpleNamespace(task="pixels"))
+    row = dict.fromkeys(("test_loss", "test_accuracy", "test_mean_iou", "test_mean_dice"))
+    log = SimpleNamespace(rows=[row], last_epoch=lambda: 1)
+    assert all(np.isnan(figures).all() for figures in outcome.measured(ready, None, log)["tests"].values())
 
 
 def test_a_finished_run_is_left_as_it_is(trained, capsys):

@@ -42,6 +42,11 @@ def test_distances_must_fit_the_grid():
         reach.main(reach.Config(distances=(5, 16)))
 
 
+def test_there_must_be_examples_for_a_batch():
+    with pytest.raises(ValueError, match="--batch-size must be at most the 20 training examples, got 32"):
+        reach.main(reach.Config(examples=20))
+
+
 def test_seeds_are_other_images():
     first, again, other = (reach.examples("bars", 5, 4, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.images, again.images)

@@ -1,5 +1,6 @@
 """The signals: folds stay inside the training split, finished networks are kept, and the page compares with targets."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -43,6 +44,16 @@ def test_folds_are_disjoint_balanced_parts_of_the_training_split():
         np.testing.assert_array_equal(part["test_lengths"], part["test_images"])
         assert [np.sum(part["test_labels"] == label) for label in "ab"] in ([1, 2], [2, 2])
     assert list(folded(0, 0, content)) == [content]
+
+
+def test_there_must_be_signals_for_a_batch(tmp_path, monkeypatch):
+    content = {"train_images": np.zeros((6, 7, 1)), "train_labels": np.array(list("ababab"))}
+    monkeypatch.setattr(signals, "read", lambda name, official: content)
+    config = Config(("ArrowHead",), workdir=tmp_path / "signals", out=tmp_path / "out")
+    with pytest.raises(ValueError, match="--batch-size must be at most the 6 training examples, got 8"):
+        main(config)
+    with pytest.raises(ValueError, match="--folds must be 0 or at least 2, got 1"):
+        main(dataclasses.replace(config, folds=1))
 
 
 def test_cross_validation_never_reads_a_test_split(monkeypatch):

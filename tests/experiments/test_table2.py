@@ -4,7 +4,9 @@ import dataclasses
 import json
 import signal
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
@@ -109,13 +111,13 @@ def test_a_run_of_another_recipe_or_other_images_is_refused(tmp_path, trained, m
 
 
 def test_the_description_of_images_can_be_added_later(tmp_path, trained):
-    """The line of a finished run takes new words and keeps them; they are for folders alone."""
+    """The line of a finished run takes new words and keeps them; they are for the user's own images."""
     config = table2.Config(datasets=("folder",), architectures=("resnet",), workdir=tmp_path, out=tmp_path / "t")
     for words in "", "small images", "":
         assert table2.main(dataclasses.replace(config, images=words, like="cifar10" if words else "")) == 0
     (row,) = read_rows(config.out.with_suffix(".jsonl"))
     assert (row["images"], row["like"], len(trained)) == ("small images", "cifar10", 1)
-    with pytest.raises(ValueError, match="folder only"):
+    with pytest.raises(ValueError, match="are for folder or arrays alone"):
         table2.main(table2.Config(datasets=("folder", "cifar10"), widths=("A",), like="cifar10"))
 
 
@@ -220,6 +222,22 @@ def test_an_interrupt_of_this_program_alone_stops_the_training(monkeypatch, tmp_
     monkeypatch.setattr(sys, "executable", str(program))
     assert table2.train(TrainConfig(workdir=tmp_path)) == 130
     assert (tmp_path / "stopped").exists()
+
+
+def test_the_plan_is_for_square_colour_images(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 9, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.arange(40) % 2)
+    config = table2.Config(("arrays",), data_dir=tmp_path / "a.npz", workdir=tmp_path, dry_run=True)
+    with pytest.raises(ValueError, match="--dry-run is for square images of three channels, got arrays with 8x9x3"):
+        table2.main(config)
+    with pytest.raises(ValueError, match="--epochs must be at least 1, got 0"):
+        table2.main(dataclasses.replace(config, epochs=0))
+
+
+def test_digits_need_no_folder():
+    """The other data sets of the same table do."""
+    configs = table2.runs(table2.Config(("digits", "folder"), ("resnet",), data_dir=Path("any")))
+    assert [run.data_dir for run in configs] == [None, Path("any")]
 
 
 def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):

@@ -88,6 +88,11 @@ def test_the_label_is_the_majority_of_the_patch(monkeypatch):
     assert {*calls[2][3], *calls[3][3]} == {*volumes.TRAINING}
 
 
+def test_there_must_be_patches_for_a_batch():
+    with pytest.raises(ValueError, match="--batch-size must be at most the 15 training examples, got 60"):
+        volumes.main(volumes.Config(patches=5))
+
+
 def test_the_image_mirrors_itself():
     """Slabs from left to right would hold the test patches mirrored; slabs from back to front do not."""
     datasets = pytest.importorskip("nilearn.datasets")

@@ -261,6 +261,11 @@ def test_devices_that_do_not_divide_the_batch_are_an_error():
         data_mesh(10)
 
 
+@pytest.mark.parametrize(("batch", "devices"), [(16, 4), (10, 2), (7, 1)])
+def test_a_trained_network_runs_on_devices_that_divide_its_batch(batch, devices):
+    assert data_mesh(batch, all_devices=False).size == devices
+
+
 def test_mixing_moves_one_image_per_device():
     """The partner of a device's last image is the first one of the next device."""
     mesh = data_mesh(16)
