@@ -14,7 +14,7 @@ import numpy as np
 from lowcost.arguments import check_floating
 from lowcost.extras import needs_extra
 from lowcost.spectral import squared_modulus
-from lowcost.time_stepping import IntegratorName, as_integrator
+from lowcost.time_stepping import Integrator, IntegratorName, as_integrator
 
 with needs_extra("plots"):
     import matplotlib.pyplot as plt
@@ -134,13 +134,13 @@ def green_function(green: jax.Array, *, channel: int = 0, ax: Axes | None = None
     return ax
 
 
-def stability_map(integrator: IntegratorName, symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
+def stability_map(integrator: IntegratorName | Integrator, symbol: jax.Array, *, ax: Axes | None = None) -> Axes:
     """|R(h|λ|²)| over the time step h and the modes: each step damps blue modes and amplifies red ones.
 
     The black line |R| = 1 is the limit of stability. Without such a line the integrator is stable for every h.
 
     Args:
-        integrator: "forward_euler" (9), "imex_euler" (11), "crank_nicolson" or "exponential_euler".
+        integrator: "forward_euler" (9), "imex_euler" (11), "crank_nicolson", "exponential_euler", or an `Integrator`.
         symbol: λ, of any shape.
         ax: where to draw; a new figure if not given.
 
@@ -151,6 +151,7 @@ def stability_map(integrator: IntegratorName, symbol: jax.Array, *, ax: Axes | N
         ValueError: unknown integrator, or λ = 0.
     """
     factor = as_integrator(integrator).factor
+    title = integrator.replace("_", " ") if isinstance(integrator, str) else "integrator"
     largest = float(squared_modulus(symbol).max())
     if not largest:
         raise ValueError("symbol must have a λ other than 0, got zeros only; check the stencil")
@@ -162,7 +163,7 @@ def stability_map(integrator: IntegratorName, symbol: jax.Array, *, ax: Axes | N
     picture = ax.pcolormesh(steps, modes, factors, norm=norm, cmap="RdBu_r", shading="gouraud", rasterized=True)
     if (factors > 1 + 1e-6).any():
         ax.contour(steps, modes, factors, levels=[1], colors="black", linewidths=1)
-    ax.set(xscale="log", xlabel="time step h", ylabel="|λ|²", title=integrator.replace("_", " "))
+    ax.set(xscale="log", xlabel="time step h", ylabel="|λ|²", title=title)
     ax.figure.colorbar(picture, ax=ax, extend="max", ticks=(0, 0.5, 1, 1.5, 2), label="factor |R| of one step")
     return ax
 

@@ -29,7 +29,8 @@ def real_basis(n: int) -> NDArray[np.float64]:
     Even n: c₀ c₁ … c_{n/2-1} s_{n/2-1} … s₁ c_{n/2}; odd n: c₁ … c_m c₀ s_m … s₁.
     """
     k = frequencies(n)
-    waves = np.exp(2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n)
+    phase = np.outer(np.arange(n), np.arange(n)) % n  # exact integers
+    waves = np.exp(2j * np.pi * phase / n)
     basis = np.where(k[:, None] <= n // 2, waves.real[k], waves.imag[-k])
     return basis / np.linalg.norm(basis, axis=1, keepdims=True)
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lowcost.arguments import check_choice, check_time_step, promote
+from lowcost.arguments import check_choice, check_floating, check_time_step, promote
 from lowcost.methods import SpectralMethod
 from lowcost.spectral import apply_symbol
 
@@ -37,8 +37,10 @@ def forward_euler(f: Map, y: jax.Array, h: float | jax.Array) -> jax.Array:
         Features with the shape and dtype of y.
 
     Raises:
+        TypeError: y is not real floating point.
         ValueError: h < 0 or not finite.
     """
+    check_floating("y", y)
     check_time_step(h)
     return (y + h * f(y)).astype(jnp.result_type(y))
 
@@ -58,6 +60,7 @@ def imex_euler(
         Features with the shape and dtype of y.
 
     Raises:
+        TypeError: y is not real floating point.
         ValueError: h < 0 or not finite.
 
     Example:
@@ -68,6 +71,7 @@ def imex_euler(
         >>> print(step(jnp.array([1.0, -1.0, 1.0, -1.0])[:, None], 1.0)[:, 0].round(3))
         [0.8 0.2 0.8 0.2]
     """
+    check_floating("y", y)
     check_time_step(h)
     return resolvent(y + h * reaction(y), h).astype(jnp.result_type(y))
 
@@ -149,8 +153,10 @@ def spectral_step(
         Features with the shape and dtype of y.
 
     Raises:
+        TypeError: y is not real floating point.
         ValueError: unknown integrator or method, h < 0 or not finite, shapes that do not match.
     """
+    check_floating("y", y)
     check_time_step(h)
     factor, response = as_integrator(integrator)
     z = h * squared_modulus

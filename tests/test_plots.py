@@ -81,6 +81,13 @@ def test_stability_map_draws_the_limit_where_there_is_one(integrator):
         assert line[line[:, 1].argmax()] == pytest.approx((limit, largest), rel=0.05)
 
 
+def test_the_stability_of_an_integrator_of_ones_own():
+    own = lowcost.time_stepping.INTEGRATORS["imex_euler"]
+    ours, named = (plots.stability_map(x, SYMBOL) for x in (own, "imex_euler"))
+    np.testing.assert_array_equal(*(ax.collections[0].get_array() for ax in (ours, named)))
+    assert (ours.get_title(), named.get_title()) == ("integrator", "imex euler")
+
+
 def test_green_function_keeps_its_centre():
     green = analysis.green_function(STENCIL, GRID, 1.0)
     ax = plots.green_function(green, channel=2)

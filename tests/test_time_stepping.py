@@ -65,6 +65,14 @@ def test_equals_the_dense_step(name):
     assert jax.eval_shape(step, y.astype(np.float32), H).dtype == np.float32
 
 
+@pytest.mark.parametrize("name", ORDERS)
+def test_integers_are_refused(name):
+    """They would be rounded after each step."""
+    stencil, _, reaction, y = problem()
+    with pytest.raises(TypeError, match="y must be real floating point, got int32"):
+        stepper(name, stencil, reaction)(jnp.asarray(y, jnp.int32), H)
+
+
 def test_circulant_reaction_diffusion():
     """The same Eqs. (8) and (11) with K_circ of Eq. (12) as the diffusion."""
     stencil, _, reaction, y = problem()

@@ -95,6 +95,8 @@ def point_labels(
         ValueError: labels are no integers, of another shape or out of their range, there is only one class, or, without
             names, fewer than half of the classes have points.
     """
+    if len(names) == 1:
+        raise ValueError(f"{listed} must name at least two classes, got {names[0]!r}; list what the other points are")
     result = {}
     for part, (where, labels) in labelled.items():
         grid = tuple(grids[part])

@@ -23,7 +23,8 @@ from lowcost.nn.structure import chain
 def truncate(folded: Folded, tolerance: float) -> Folded:
     """t_r ≤ tolerance: replaces each implicit step's filter (11) by the smallest stencil, for every channel.
 
-    The filter of K_circ stays as it is, because its stencil would couple all channels.
+    The filter of K_circ stays as it is, because its stencil would couple all channels. So does a filter that is not the
+    last operation of its layer, because `certified` knows no bound of the operations that follow it.
 
     Args:
         folded: from `fold`.
@@ -39,8 +40,8 @@ def truncate(folded: Folded, tolerance: float) -> Folded:
         raise ValueError(f"tolerance must be above 0, got {tolerance}")
 
     def replaced(layer: FoldedLayer) -> FoldedLayer:
-        operations = [_stencil(x, tolerance) if isinstance(x, Filter) else x for x in layer.operations]
-        return layer._replace(operations=tuple(operations))
+        *others, last = layer.operations or [None]
+        return layer._replace(operations=(*others, _stencil(last, tolerance))) if isinstance(last, Filter) else layer
 
     return dataclasses.replace(folded, layers=tuple(map(replaced, folded.layers)))
 

@@ -104,8 +104,8 @@ def network(
         TypeError: dtype is not real floating point.
         ValueError: unknown architecture, width, boundary or head, a count below one, h negative or given to
             "mobilenet", reach negative, reach, boundary or zero_mean for an architecture without implicit steps,
-            a kernel_size of 1 with zero_mean, moments that are not finite, a deviation that is not above 0, a masked
-            network with the head "pixels", or a decoder with the head "class" or with one block.
+            a kernel_size of 1 with zero_mean or below 3 with reach, moments that are not finite, a deviation that is
+            not above 0, a masked network with the head "pixels", or a decoder with the head "class" or with one block.
 
     Example:
         >>> net = network("implicit_rd", (8, 16), num_classes=10)
@@ -124,6 +124,8 @@ def network(
     options = _step_options(architecture, h, reach=reach, boundary=boundary, zero_mean=zero_mean)
     if zero_mean and kernel_size == 1:
         raise ValueError("kernel_size must be at least 2 with zero_mean, got 1; a single weight minus its average is 0")
+    if reach and kernel_size < 3:
+        raise ValueError(f"kernel_size must be at least 3 with a reach above 0, got {kernel_size}; use e.g. 3")
     options |= {"fixed_scale": True} if fixed_scale else {}
     step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
     sizes, moments = (channels, num_classes, kernel_size, steps_per_block), _checked(moments)

@@ -64,7 +64,7 @@ def _multiply_adds(operations: Sequence[ops.Operation], grid: Sequence[int], opt
                     check_choice("method", of_filter["method"], SPECTRAL)
                 count = cost.circulant_diffusion if circulant else cost.depthwise_diffusion
                 total += count(grid, θ.shape[:-1], θ.shape[-1], **of_filter).multiply_adds
-                if mirrored and of_filter["method"] == "matmul":  # its symbol has one real part in place of 2ᵈ⁻¹
+                if mirrored and of_filter.get("method") == "matmul":  # its symbol has one real part in place of 2ᵈ⁻¹
                     parts, images = 2 ** (len(axes) - 1), 1 if circulant else θ.shape[-1]
                     total -= (parts - 1) * math.prod(axes) * images
             case ops.Sum(branches) | ops.Concatenate(branches):

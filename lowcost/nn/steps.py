@@ -78,7 +78,7 @@ class ResNetStep(_ResidualStep):
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:
         """y + (hK(θ²))ᵀ σ(a ⊙ (K(θ¹) y) + b)."""
         (first, second), (a, b) = constants(self, "stencil1", "stencil2"), self.normalize.scale_and_shift()
-        adjoint = _mirrored(second, channel_axes=2).swapaxes(-1, -2)
+        adjoint = _mirrored(second, grid).swapaxes(-1, -2)
         return (ops.Sum(((), (ops.Convolution(a * first, b), ops.Relu(), ops.Convolution(self.h * adjoint)))),)
 
     def weight_limits(self, bound: float) -> Limits:
@@ -118,7 +118,7 @@ class LinearMixStep(_ResidualStep):
         stencil1, matrix1, stencil2, matrix2 = constants(self, "stencil1", "matrix1", "stencil2", "matrix2")
         (a, b), h = self.normalize.scale_and_shift(), self.h
         first = ops.Sum(((ops.Depthwise(a * stencil1, b),), (ops.Pointwise(a * matrix1),)))
-        adjoint = ops.Sum(((ops.Depthwise(h * _mirrored(stencil2)),), (ops.Pointwise(h * matrix2.T),)))
+        adjoint = ops.Sum(((ops.Depthwise(h * _mirrored(stencil2, grid)),), (ops.Pointwise(h * matrix2.T),)))
         return (ops.Sum(((), (first, ops.Relu(), adjoint))),)
 
     def weight_limits(self, bound: float) -> Limits:
@@ -164,8 +164,14 @@ class MobileNetStep(nn.Module):
         return {"stencil": math.sqrt(bound), "reaction": {"matrix": math.sqrt(bound)}}
 
 
-def _mirrored(stencil, channel_axes=1):
-    """θ₋ⱼ, in NumPy; an even axis is first extended by a zero, so that its centre, index m // 2, is in the middle."""
-    dims = stencil.ndim - channel_axes
-    odd = np.pad(stencil, [*((0, 1 - m % 2) for m in stencil.shape[:dims]), *[(0, 0)] * channel_axes])
-    return np.flip(odd, tuple(range(dims)))
+def _mirrored(stencil, grid):
+    """θ₋ⱼ of a stencil on a periodic grid, in NumPy: an even axis is first extended by a zero, up to the grid's size.
+
+    Then its centre, index m // 2, is in the middle. An even axis of all n points of the grid is periodic: θ₋ⱼ = θₙ₋ⱼ.
+    """
+    for axis, n in enumerate(grid):
+        m = stencil.shape[axis]
+        if m % 2 == 0 and m < n:
+            stencil = np.pad(stencil, [(0, axis == i) for i in range(stencil.ndim)])
+        stencil = np.roll(np.flip(stencil, axis), int(m % 2 == 0 and m == n), axis)
+    return stencil

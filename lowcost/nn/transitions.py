@@ -39,7 +39,9 @@ class Standardization(nn.Module):
         """[B, *grid, C] → the same shape, in float32 at least."""
         if y.shape[-1] != len(self.means):
             remedy = "make the network with one mean and deviation per channel"
-            raise ValueError(f"images must have {len(self.means)} channels, got {y.shape[-1]}; {remedy}")
+            raise ValueError(
+                f"images must have {len(self.means)} channels, not counting a mask, got {y.shape[-1]}; {remedy}"
+            )
         return ops.run(self.operations(y.shape[1:-1]), promote(y))
 
     def operations(self, grid: Sequence[int]) -> tuple[ops.Operation, ...]:

@@ -98,6 +98,7 @@ def test_one_hot_labels_are_no_labels_of_points(tmp_path):
             r"train labels must be from 0 to 254, or 255 .* got -1..0",
         ),
         ({"train_labels": np.full((6, 6, 8), 256)}, r"train labels must be from 0 to 254, or 255 .* got 0..256"),
+        ({"classes": np.array(["a"])}, r"the array classes must name at least two classes, got 'a'; list what"),
         ({"classes": np.array(["a", "b"])}, r"train labels must be from 0 to 1, or 255 .* got 0..2"),
     ],
 )

@@ -14,6 +14,8 @@ CASES = [
     *[(architecture, (8, 6, 3), 3) for architecture in ARCHITECTURES],
     ("resnet", (6, 8, 1), 2),  # stencils of an even size, whose adjoint is not centred
     ("linear_mix", (6, 6, 2), 2),
+    ("resnet", (8, 7, 1), 4),  # as large as the grid of the second block
+    ("linear_mix", (7, 8, 2), 4),
     ("explicit_rd", (6, 8, 3), 2),
     ("explicit_rd", (6, 6, 3), 3),  # 5 points of I - hKᵀK on 3 of the grid
     ("implicit_rd", (12, 2), 3),

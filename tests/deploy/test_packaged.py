@@ -408,7 +408,7 @@ def test_inputs_that_do_not_fit_are_not_saved(standardised, tmp_path):
         ),
         ((16, 4), {"dtype": "float64"}, "dtype must be one of 'uint8', 'int8', 'uint16', 'int16', 'float32'"),
         ((8, 8, 4), {}, r"image_shape must be \[points, channels \+ 1\] for a masked network, got \[8, 8, 4\]"),
-        ((16, 3), {}, r"images must have 3 channels, got 2"),
+        ((16, 3), {}, r"images must have 3 channels, not counting a mask, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             lowcost.save(tmp_path / "net", net, variables, classes=CLASSES, image_shape=shape, **options)

@@ -76,6 +76,18 @@ def test_what_a_layer_adds_is_carried_on_by_the_bounds_of_the_next():
         certified(Folded(layers, (16, 1)), jnp.ones((1, 20, 1)))
 
 
+def test_a_filter_that_others_follow_stays_exact():
+    """What follows it may amplify what it loses, by a factor that is known of whole layers alone."""
+    whole = Filter(np.array([0.1, 1, 0.1], np.float32)[:, None], 1.0, "imex_euler", (16,))
+    tenfold = Pointwise(np.float32([[10]]), np.zeros(1, np.float32))
+    layers = tuple(FoldedLayer(str(i), x, 10.0) for i, x in enumerate([(whole, tenfold), (whole, whole), ()]))
+    first, second, empty = (layer.operations for layer in truncate(Folded(layers, (16, 1)), 0.01).layers)
+    assert first == (whole, tenfold)
+    assert second[0] is whole
+    assert isinstance(second[1], Depthwise)
+    assert empty == ()
+
+
 @pytest.fixture(scope="module")
 def network(trained):
     net, variables = trained("implicit_rd", (16, 16, 3), h=0.3)

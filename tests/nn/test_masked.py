@@ -202,7 +202,7 @@ def test_what_a_masked_network_refuses():
     net, variables = trained("explicit_rd")
     with pytest.raises(ValueError, match="masked=False to be folded, got masked=True; train on signals resampled"):
         fold(net, variables, (28, 3))
-    with pytest.raises(ValueError, match="images must have 2 channels, got 3"):
+    with pytest.raises(ValueError, match="images must have 2 channels, not counting a mask, got 3"):
         jax.eval_shape(net.apply, variables, jnp.zeros((1, 28, 4)))
     with pytest.raises(ValueError, match=r"last channel .*got shape \[1, 28, 1\]"):
         jax.eval_shape(network("explicit_rd", (4,), 3, masked=True).init, jax.random.key(0), jnp.zeros((1, 28, 1)))

@@ -329,6 +329,11 @@ def test_steps_report_the_symbol_of_their_convolutions(architecture):
         np.testing.assert_allclose(λ, np.diagonal(expected, axis1=-2, axis2=-1), atol=1e-5)
 
 
+def test_a_stencil_of_two_points_does_not_reach_far():
+    with pytest.raises(ValueError, match="kernel_size must be at least 3 with a reach above 0, got 2"):
+        network("implicit_rd", (2, 4), 3, kernel_size=2, reach=4.0)
+
+
 def test_a_stencil_of_one_point_has_no_zero_mean():
     with pytest.raises(ValueError, match="kernel_size must be at least 2 with zero_mean, got 1; a single weight"):
         network("implicit_rd", (2, 4), 3, kernel_size=1, zero_mean=True)

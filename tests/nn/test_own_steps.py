@@ -12,6 +12,7 @@ from lowcost.analysis import operator_matrix
 from lowcost.deploy import fold, to_onnx
 from lowcost.nn import Network, network_cost, stability_report
 from lowcost.nn import operations as ops
+from lowcost.nn.costs import _multiply_adds
 from lowcost.nn.stability import lipschitz
 
 C, GRID = 4, (6, 8)
@@ -51,6 +52,12 @@ COMPOSED = {
     "channels": lambda grid: (ops.Concatenate(((DEPTHWISE, ops.Relu()), (COUPLED,))), HALVES),
     "linear": lambda grid: tuple(f(grid) for f in LINEAR.values() if not isinstance(f(grid), ops.Concatenate)),
 }
+
+
+def test_a_mirrored_explicit_filter_costs_what_its_transforms_do():
+    """It counts without a method too, by stencils."""
+    mirrored, periodic = (ops.Filter(THETA, 0.4, "forward_euler", GRID, boundary=x) for x in ("symmetric", "periodic"))
+    assert _multiply_adds([mirrored], GRID, {}) == _multiply_adds([periodic], GRID, {}) > 0
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -90,5 +90,5 @@ def test_moments_that_cannot_standardise_are_refused(moments):
 
 def test_images_of_other_channels_are_refused():
     _, net, variables = pair("resnet")
-    with pytest.raises(ValueError, match="images must have 2 channels, got 3; make the network with one mean"):
+    with pytest.raises(ValueError, match="channels, not counting a mask, got 3; make the network with one mean"):
         jax.eval_shape(net.apply, variables, jnp.zeros((1, 11, 7, 3)))
