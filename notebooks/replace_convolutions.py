@@ -12,8 +12,8 @@
 # %% [markdown]
 # # Replace the convolutions of your own CNN
 #
-# The layers of `lowcost.nn` take the arguments of `flax.linen.Conv`. They can replace it wherever the number of
-# channels stays the same. You can replace it before training, or after training with weights from `lowcost.convert`.
+# The layers of `lowcost.nn` name their arguments as `flax.linen.Conv` does. They can replace a `Conv` with stride 1, an
+# odd kernel size, and as many output as input channels. You can replace it before training, or after training with weights from `lowcost.convert`.
 #
 # The CNN below takes the class of its convolutions as an attribute.
 
@@ -35,7 +35,7 @@ train, test = ((jnp.asarray(part.images) / 255, jnp.asarray(part.labels)) for pa
 
 # %%
 class CNN(nn.Module):
-    """Five 3x3 convolutions; the four that keep the number of channels are of the class `conv`."""
+    """Has five 3x3 convolutions; the four that keep the number of channels are of the class `conv`."""
 
     conv: type[nn.Module] = nn.Conv
     features: int = 16

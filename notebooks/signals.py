@@ -12,7 +12,7 @@
 # %% [markdown]
 # # Signals
 #
-# The operators of the paper take grids of any dimension. Here the grid is time. We train a network with implicit steps
+# The operators of the paper take grids of one to four axes. Here the grid is time. We train a network with implicit steps
 # on a recorded signal set in less than a minute, and look at the symbols that it learned: which frequencies its steps
 # keep, and how far they see.
 #
@@ -114,15 +114,15 @@ for ax, layer in zip(axes, steps, strict=True):
 plt.show()
 
 # %% [markdown]
-# ## What decides
+# ## Which points decide
 #
-# The gradient of the difference of the two logits with respect to the signal shows when the two classes differ for the
-# network. It is drawn below two test signals, one of each class.
+# The gradient of the difference of the two logits with respect to the signal shows which points of the signal change
+# the decision. It is drawn below two test signals, one of each class.
 
 
 # %%
 def evidence(signal):
-    """The logit of the finger minus that of the gun."""
+    """Returns the logit of the finger minus that of the gun."""
     gun, finger = net.apply(state.variables, signal[None])[0]
     return finger - gun
 
