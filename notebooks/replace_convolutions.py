@@ -13,7 +13,8 @@
 # # Replace the convolutions of your own CNN
 #
 # The layers of `lowcost.nn` name their arguments as `flax.linen.Conv` does. They can replace a `Conv` with stride 1, an
-# odd kernel size, and as many output as input channels. You can replace it before training, or after training with weights from `lowcost.convert`.
+# odd kernel size, and as many output as input channels. You can replace it before training, or after training with
+# weights from `lowcost.convert`.
 #
 # The CNN below takes the class of its convolutions as an attribute.
 

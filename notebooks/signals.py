@@ -12,9 +12,9 @@
 # %% [markdown]
 # # Signals
 #
-# The operators of the paper take grids of one to four axes. Here the grid is time. We train a network with implicit steps
-# on a recorded signal set in less than a minute, and look at the symbols that it learned: which frequencies its steps
-# keep, and how far they see.
+# The operators of the paper take grids of one to four axes. Here the grid is time. We train a network with implicit
+# steps on a recorded signal set in less than a minute, and look at the symbols that it learned: which frequencies its
+# steps keep, and how far they see.
 #
 # GunPoint holds the height of an actor's hand while he draws a gun and aims it (class 1), or points with his finger
 # (class 2). The data comes with the package aeon: `pip install '.[signals]'`.

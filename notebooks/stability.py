@@ -36,7 +36,8 @@ print(f"max|λ|² = {float(lowcost.squared_modulus(symbol).max()):g}, the explic
 #
 # A step multiplies each mode by R(h|λ|²). Blue modes are damped and red ones amplified. The explicit step has a
 # limit, the black line. The other steps have none. Crank–Nicolson is more accurate than the implicit step for small
-# h. For large h it hardly damps the fastest modes: their factor is close to -1, and its plot is white at the right edge.
+# h. For large h it hardly damps the fastest modes: their factor is close to -1, and its plot is white at the right
+# edge.
 
 # %%
 figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
