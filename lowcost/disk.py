@@ -28,17 +28,17 @@ def replace(path: Path, content: bytes, mode: int | None = None) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some file systems cannot; the file is complete anyway
-        sync(path.parent)
+    sync(path.parent)
 
 
 def sync(folder: Path) -> None:
-    """Flushes the names in a folder to the disk, since a power failure may undo a rename."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Flushes the names in a folder to the disk if it can, since a power failure may undo a rename."""
+    with contextlib.suppress(OSError):  # some file systems cannot; the files are complete anyway
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def reserve(path: Path, size: int) -> None:

@@ -15,8 +15,9 @@ def peak_memory() -> int:
     """Returns the largest number of bytes that this process has held at once."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would include the memory of the program that started this one
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):  # which sandboxes may leave out
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

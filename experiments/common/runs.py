@@ -63,8 +63,8 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     check_counts(config, "batch_size", "epochs", "evaluate_every", "keep", "seeds", "train_images", "patience")
     if not 0 <= config.validation_share < 1:
         raise ValueError(f"--validation-share must be from 0 to below 1, got {config.validation_share}")
-    if not 0 <= config.seed < 2**63 - config.seeds:
-        raise ValueError(f"--seed must be from 0 to 2⁶³ - 1, got {config.seed}")
+    if of_run is None and not 0 <= config.seed <= 2**32 - config.seeds:  # JAX's keys have no more bits
+        raise ValueError(f"--seed must be from 0 to {2**32 - config.seeds}, got {config.seed}")
     _check_width(config)
     use_every_core(config.batch_size // (config.cluster.num_processes or 1))
     mesh = data_mesh(config.batch_size, all_devices=of_run is None)
@@ -126,9 +126,12 @@ def data_of(config: TrainConfig) -> data.Dataset:
         dataset = dataset.sample(config.train_images)
     if config.validation_share:
         dataset = dataset.hold_out(config.validation_share)
-    if config.keeps_best and dataset.validation is None:
-        problem = "--keep-best and --patience need validation images, got none"
-        raise ValueError(f"{problem}; add --validation-share 0.1, or images in DIR/val")
+    if config.keeps_best:
+        if dataset.validation is None:
+            problem = "--keep-best and --patience need validation images, got none"
+            raise ValueError(f"{problem}; add --validation-share 0.1, or images in DIR/val")
+        if dataset.task == "pixels" and (dataset.validation.labels == data.IGNORED).all():
+            raise ValueError("--keep-best and --patience need validation images with labels, got none; label some")
     if config.flip is None:
         return dataset
     others = tuple(change for change in dataset.keeps if change != "flip")

@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from experiments.common import description, distillation, dry_run, entry, fine_t
 from experiments.common.config import TrainConfig
 from experiments.common.recipes import Recipe
 from experiments.common.setup import Setup
-from experiments.common.workdir import finished, write_or_compare
+from experiments.common.workdir import Result, finished, write_or_compare
 from lowcost.deploy.loading import identity
 from lowcost.terminal import first_line, printable, warn
 from lowcost.train import checkpoint, feed, lock, loop, processes
@@ -135,7 +136,7 @@ def _train(ready: Setup, claim: dict[str, Any], interruption: Interruption) -> i
         outputs = {"log": log, "checkpoints": checkpoints, "console": console, "seconds": meta["seconds"]}
         state = _fit(ready, state, interruption, outputs)
         ended = _ended(ready, state, log, interruption)
-        done = begin == loop.first_step(state) and processes.from_process_0((workdir / "result.json").exists)
+        done = begin == loop.first_step(state) and processes.from_process_0(lambda: _reported(workdir, restored))
         measured = outcome.measured(ready, state, log) if ended and not done else None
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
@@ -150,6 +151,12 @@ def _train(ready: Setup, claim: dict[str, Any], interruption: Interruption) -> i
     if processes.is_process_0():
         outcome.report(ready, state, log, measured, console)
     return 0
+
+
+def _reported(workdir: Path, restored: checkpoint.Restored | None) -> bool:
+    """Returns whether result.json is of the restored state; after a kill it may be that of an older one."""
+    path = workdir / "result.json"
+    return restored is not None and path.exists() and Result(path).get("digest") == restored.digest
 
 
 def _ended(ready: Setup, state: TrainState, log: MetricsLog, interruption: Interruption) -> bool:

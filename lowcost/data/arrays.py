@@ -258,7 +258,7 @@ def _prepared(where: str, arrays: dict[str, NDArray], length: int | None) -> Spl
         finite = np.isfinite(chunk).reshape(len(chunk), -1).all(1)
         if not finite.all():
             example = number * len(split.chunks()[0]) + int(np.argmin(finite))
-            got = f"NaN, an infinity or a larger number in example {example}"
+            got = f"NaN, an infinity or a larger number in example {files[example] if files else example}"
             remedy = "replace it, or state the lengths of padded signals"
             raise ValueError(f"{where} images must be finite in float32, got {got}; {remedy}")
     return split

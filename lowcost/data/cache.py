@@ -74,6 +74,8 @@ def cached(path: Path | None, make: Callable[[Allocate], NDArray], *, dtype: DTy
                 file.flush()
                 os.fsync(file.fileno())
             del made  # Windows renames no file that is mapped
+            with suppress(Exception):  # another process was faster; on NFS others lose a mapped file that is replaced
+                return _checked(path, dtype, length)
             temporary.replace(path)
     finally:
         with suppress(OSError):

@@ -43,7 +43,8 @@ class Split:
         images: [N, *grid, C] of one of `DTYPES`, with 1 to 3 grid axes: signals, images or volumes; N ≥ 1. May be a
             read-only memory map.
         labels: int32 [N] for classes; float32 [N, K] for K tags (0 or 1) or K values; uint8 [N, *grid] for pixels.
-        files: the path of each image, relative to the folder of the data set; None for other sources.
+        files: the path of each image, relative to the folder of the data set, or for parts of other training images
+            train[i]; None for the whole of other sources.
 
     Raises:
         ValueError: a dtype, a shape or the number of files is wrong.
@@ -297,6 +298,7 @@ def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...]
         warn(f"warning: {where}: no {part} images of {names}")
 
 
-def _rows(split: Split, rows: NDArray) -> Split:
-    files = split.files and tuple(np.array(split.files, object)[rows])
-    return Split(split.images[rows], split.labels[rows], files)
+def _rows(train: Split, rows: NDArray) -> Split:
+    """Returns some of the training images; those without a file are called train[i]."""
+    files = np.array(train.files or [f"train[{i}]" for i in range(len(train))], object)[rows]
+    return Split(train.images[rows], train.labels[rows], tuple(files))

@@ -120,17 +120,21 @@ class _Graph:
             self.constants[key] = self.onnx.numpy_helper.from_array(array.reshape(np.shape(value)), name)
         return self.constants[key].name
 
-    def weight(self, array: NDArray[np.float32], axis: int, y: str = "") -> str:
+    def weight(self, array: NDArray[np.float32], axis: int, y: str = "", bias: ArrayLike = 0.0) -> str:
         """A learned constant; with 8 bits, integers and a scale for each index of `axis`.
 
         If y, by which it is multiplied, comes from integers, a runtime fuses the two. Else it evaluates the constant
-        once, which onnxruntime does not do for DequantizeLinear.
+        once, which onnxruntime does not do for DequantizeLinear. Runtimes round the bias too, to 32 bits in units of
+        both scales, so that the scale of weights that are nearly 0 must not be too small.
         """
         if self.bits == 32:
             return self.constant(array)
         axis %= array.ndim
         largest = np.abs(array).max(tuple(i for i in range(array.ndim) if i != axis), keepdims=True)
         scale = np.where(largest == 0, 1, largest / 127)
+        if y in self.scales:
+            least = np.abs(bias) / (2**30 * np.float32(self.scales[y]))
+            scale = np.maximum(scale, np.reshape(least, scale.shape)).astype(np.float32)
         integers = np.round(array / scale).astype(np.int8)
         if y not in self.scales:
             return self.node("Mul", self.node("Cast", integers, to=1), scale)
@@ -170,7 +174,7 @@ class _Graph:
                 return self.alike("Add", self.alike("Mul", y, scale.reshape(-1)), bias)
             case ops.Pointwise(matrix, bias):  # one product for all pixels, with which runtimes fuse the bias and ReLU
                 y = self.viewed(y, matrix.shape[:1])
-                weight = self.weight(matrix, 1, y)
+                weight = self.weight(matrix, 1, y, bias)
                 return self.node("Gemm", y, weight, self.bias(bias, y, weight), view=matrix.shape[1:])
             case ops.Filter():
                 return self.filter(operation, y)
@@ -220,7 +224,7 @@ class _Graph:
             # Not Pad, whose mode "wrap" needs opset 19 and, in onnxruntime, at least one image; Gather is also faster.
             y = self.node("Gather", y, np.pad(np.arange(n), (m // 2, m - 1 - m // 2), MODES[boundary]), axis=axis)
         y = self.channels_first(y)
-        stored = self.weight(weight, 0, y)
+        stored = self.weight(weight, 0, y, bias)
         y = self.node("Conv", y, stored, self.bias(bias, y, stored), group=groups)
         return self.channels_last(y, len(weight))
 

@@ -70,7 +70,7 @@ class Checkpoints:
         if owned:
             self._directory.mkdir(parents=True, exist_ok=True)
             for unfinished in self._directory.glob("tmp-*"):
-                shutil.rmtree(unfinished)  # after a kill
+                shutil.rmtree(unfinished, ignore_errors=True)  # after a kill; a reader may still hold a file
         # One folder per leaf, since orbax loses OCDBT files below a name with [, * or ?.
         process_0 = MultiprocessingOptions(primary_host=0, active_processes={0})
         self._orbax = ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=process_0)
@@ -222,7 +222,7 @@ class Checkpoints:
         for old in self._steps()[self._keep :]:
             deleting = path.with_name(f"tmp-deleting-{old}")  # so that no reader finds half of it
             path.with_name(str(old)).rename(deleting)
-            shutil.rmtree(deleting)
+            shutil.rmtree(deleting, ignore_errors=True)  # the next run deletes what a reader holds
 
     def _set_aside(self, damaged: dict[Path, DamageError], outcome: str) -> None:
         for path, reason in damaged.items():

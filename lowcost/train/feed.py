@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from numpy.typing import NDArray
 
 from lowcost.train.mesh import over_batch, place, replicated
+from lowcost.train.processes import process_max
 
 Batches = list[jax.Array]
 """[images, labels, indices], each [K, ...] with one batch for each of K steps."""
@@ -22,10 +23,13 @@ Feed = Callable[[int, int, int], Batches]
 
 
 def fits(images: NDArray[Any], mesh: Mesh) -> bool:
-    """Returns whether all images fit into a quarter of each device's memory; always False on a CPU."""
+    """Returns whether all images fit into a quarter of each device's memory; always False on a CPU.
+
+    All processes must call it at the same point; the result is the same for all.
+    """
     device = mesh.local_devices[0]
     memory = {} if device.platform == "cpu" else device.memory_stats() or {}
-    return 4 * images.nbytes <= memory.get("bytes_limit", 0)
+    return not process_max(4 * images.nbytes > memory.get("bytes_limit", 0))
 
 
 def feed(

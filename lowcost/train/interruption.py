@@ -8,9 +8,12 @@ from lowcost.train.processes import process_max
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Returns the signals that ask a run to save and stop. SIGHUP is left out where it is ignored, as under nohup."""
-    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-    return [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *hangup]
+    """Returns the signals that ask a run to save and stop.
+
+    SIGHUP and SIGINT are left out where they are ignored, as under nohup and in the background of a script.
+    """
+    of_terminal = [x for x in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(x) is not signal.SIG_IGN]
+    return [signal.SIGTERM, signal.SIGUSR1, *of_terminal]
 
 
 class Interruption:

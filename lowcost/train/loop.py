@@ -117,7 +117,8 @@ class _Run:
     estimated: bool = False
 
     def __post_init__(self) -> None:
-        self.step, self.last = first_step(self.state), self.epochs * self.steps_per_epoch
+        self.first, self.last = first_step(self.state), self.epochs * self.steps_per_epoch
+        self.step = self.first
         self.streak, self.saved = skipped_in_a_row(self.state), time.monotonic()
 
     def ended(self) -> bool:
@@ -142,7 +143,8 @@ class _Run:
         progress.note(self.step, "evaluating")
         validation: Metrics = {}
         if validate is not None:
-            validation, self.state = validate(self.state)
+            validation, state = validate(self.state)
+            self.state = self.state if self.step == self.first else state  # a restored state has its verdict
         if self.streak and not self.ended():
             self.saved = -math.inf  # save at the end of the streak
         else:

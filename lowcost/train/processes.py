@@ -37,6 +37,10 @@ def is_process_0() -> bool:
     return jax.process_index() == 0
 
 
+PART_BYTES = 2**30
+"""Bytes that one collective carries."""
+
+
 def from_process_0(make: Callable[[], T]) -> T:
     """Returns make() of process 0 in all processes; an exception there is raised in all.
 
@@ -59,10 +63,12 @@ def from_process_0(make: Callable[[], T]) -> T:
             outcome = False, error
     payload = np.frombuffer(pickle.dumps(outcome), np.uint8)
     with _all_alive():
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
-        payload = np.resize(payload, size) if is_process_0() else np.zeros(size, np.uint8)
-        payload = np.asarray(multihost_utils.broadcast_one_to_all(payload))
-    fine, value = pickle.loads(payload.tobytes())
+        parts, rest = multihost_utils.broadcast_one_to_all(np.array(divmod(len(payload), PART_BYTES), np.int32))
+        if not is_process_0():
+            payload = np.zeros(int(parts) * PART_BYTES + int(rest), np.uint8)
+        starts = range(0, len(payload), PART_BYTES)
+        received = [multihost_utils.broadcast_one_to_all(payload[i : i + PART_BYTES]) for i in starts]
+    fine, value = pickle.loads(np.concatenate(received).tobytes())
     if not fine:
         raise value
     return value

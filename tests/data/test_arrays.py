@@ -89,6 +89,9 @@ def test_the_split_is_by_content(tmp_path):
     assert data.test.files == tuple(f"train[{row}]" for row in np.flatnonzero(tested))
     held = data.hold_out(0.3)
     assert 40 < len(held.validation) < 130
+    again = read(tmp_path, {**arrays, "test_images": images[:1], "test_labels": np.arange(1)}).hold_out(0.3)
+    numbers = [int(name[6:-1]) for name in again.validation.files]  # train[17]
+    np.testing.assert_array_equal(again.validation.images[..., 0], images[numbers])
     order = RNG.permutation(400)
     again = read(tmp_path, {name: array[order] for name, array in arrays.items()}, test_share=0.3)
     assert sorted(map(bytes, again.test.images)) == sorted(map(bytes, data.test.images))
@@ -253,6 +256,14 @@ def refused(tmp_path, arrays, message, **options):
     with pytest.raises(ValueError, match=message) as error:
         read(tmp_path, arrays, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_wrong_number_is_named_by_its_row_in_the_file(tmp_path):
+    """Also after a split."""
+    images = RNG.normal(size=(60, 6, 5))
+    images[21, 3] = np.nan
+    with pytest.raises(ValueError, match=r"(train|test) images must be finite .* in example train\[21\]"):
+        read(tmp_path, {"train_images": images, "train_labels": np.arange(60) % 2}, grid_axes=2)
 
 
 def changed(**arrays):

@@ -348,6 +348,23 @@ def test_a_failure_leaves_no_cache_behind(image_folder, tmp_path):
     assert os.listdir(tmp_path / "old") == ["other"]
 
 
+def test_the_first_of_two_caches_stays(image_folder, tmp_path, monkeypatch):
+    """On NFS the processes of other hosts that have mapped it would lose it."""
+    path = tmp_path / "cache"
+    made, decode = [], decoding_module.read_image
+
+    def slow(*given):
+        if not made:  # another process is faster
+            made.append(None)
+            folder(image_folder, cache_dir=path)
+            made[0] = only_file(path).stat().st_ino
+        return decode(*given)
+
+    monkeypatch.setattr(decoding_module, "read_image", slow)
+    assert reds(folder(image_folder, cache_dir=path).train) == [80, 40, 0, 120]
+    assert only_file(path).stat().st_ino == made[0]
+
+
 def test_caches_made_at_once_do_not_meet(image_folder, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(lambda _: folder(image_folder, cache_dir=tmp_path / "cache"), range(8)))

@@ -10,6 +10,7 @@ import pytest
 from cases import QUICK
 
 from lowcost.deploy import fold, quantize, to_onnx
+from lowcost.deploy.folding import Folded, FoldedLayer
 from lowcost.nn.operations import Concatenate, Convolution, Depthwise, Pointwise, Quantize, Relu, Sum
 
 jit = partial(jax.jit, compiler_options=QUICK)
@@ -78,6 +79,17 @@ def test_runtimes_compute_the_products_in_integers(trained, tmp_path):
     assert kinds.count("QGemm") == 5  # the reactions of four steps, and the classifier
     assert "Gemm" not in kinds
     assert "Reciprocal" not in kinds  # the symbols of the filters are constants
+
+
+def test_a_bias_fits_into_its_integers():
+    """Also that of a channel whose weights are nearly 0."""
+    weights = np.float32([[1, 1e-12], [1, 1e-12]])
+    layer = FoldedLayer("product", (Pointwise(weights, np.float32([0.1, 1])),), 2.0)
+    rounded = quantize(Folded((layer,), SHAPE), IMAGES)
+    model = to_onnx(rounded, bits=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"images": IMAGES})
+    np.testing.assert_allclose(got[..., 1], 1, atol=0.02)
 
 
 def test_a_rounding_keeps_zero_and_its_range():

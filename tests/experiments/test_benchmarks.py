@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import autotune, figure1, throughput
-from experiments.common import entry, timing
+from experiments.common import entry, memory, timing
 from experiments.common.files import read_rows
 from lowcost import nn
 
@@ -138,3 +138,10 @@ def test_a_measuring_process_keeps_freed_memory():
     array = "__import__('numpy').ones(2**24) is None"  # 128 MiB, freed at once
     _, before, _, after = entry.in_a_process(eval, f"({array}, {count}, {array}, {count})")
     assert after - before < 10
+
+
+def test_memory_without_its_peak_in_the_status_of_the_process(tmp_path, monkeypatch):
+    """As in sandboxes that leave it out."""
+    (tmp_path / "status").write_text("VmSize: 10 kB\n")
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "status")
+    assert memory.peak_memory() > 10_000_000

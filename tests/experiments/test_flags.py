@@ -1,5 +1,6 @@
 """The flags of `train`: each is recorded, documented, refused where it is wrong, and does what it says."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -244,6 +245,25 @@ def test_labels_of_pixels_are_not_mixed(tmp_path):
     ready = runs.prepare(TrainConfig("arrays", data_dir=tmp_path / "a.npz", workdir=tmp_path / "run", **fields))
     assert ready.recipe == RECIPES["strong"]
     ready.train_steps.lower(ready.abstract_state(), 1, images[None], masks[None], np.arange(4, dtype=np.int32)[None])
+
+
+@pytest.mark.parametrize(("seed", "fine"), [(-1, False), (2**32 - 2, True), (2**32 - 1, False)])
+def test_seeds_have_32_bits(seed, fine, tmp_path):
+    """As JAX's keys; two seeds are seed and seed + 1."""
+    config = TrainConfig(seed=seed, seeds=2, workdir=tmp_path / "run", **SMALL)
+    with contextlib.nullcontext() if fine else pytest.raises(ValueError, match="--seed must be from 0 to 4294967294"):
+        runs.prepare(config)
+
+
+def test_the_best_epoch_needs_labelled_points(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3)).astype(np.uint8)
+    masks = images[..., 0] % 2
+    pairs = {f"{part}_images": images for part in ("train", "val", "test")}
+    pairs |= {"train_labels": masks, "val_labels": np.full_like(masks, 255), "test_labels": masks}
+    np.savez(tmp_path / "a.npz", **pairs)
+    fields = {"steps_per_block": 1, "width": (4, 8), "batch_size": 4, "task": "pixels", "keep_best": True}
+    with pytest.raises(ValueError, match="--keep-best and --patience need validation images with labels, got none"):
+        runs.prepare(TrainConfig("arrays", data_dir=tmp_path / "a.npz", workdir=tmp_path / "run", **fields))
 
 
 def test_flags_of_network_data_and_recipe(tmp_path):

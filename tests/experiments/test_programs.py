@@ -96,6 +96,11 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
     with pytest.raises(ValueError, match=classes):
         evaluate.main(evaluate.EvaluateConfig(whole, other))
 
+    (whole / "result.json").write_text(json.dumps(result | {"digest": "of an older state"}))
+    assert training.run(config) == 0  # killed before it had written the result anew
+    assert "this run is finished" not in capsys.readouterr().out
+    assert json.loads((whole / "result.json").read_text())["digest"] == result["digest"]
+
     empty_newest_checkpoint(whole)
     code, output = finish(program("train", *arguments))
     assert code == 0, output

@@ -100,8 +100,9 @@ def test_a_stop_changes_neither_the_best_nor_the_end(tmp_path, stop):
     assert_trees_all_equal(train(tmp_path / "halves", scores, patience=2), whole)
 
 
-def test_a_kill_in_the_evaluation_loses_no_best_epoch(tmp_path):
-    """The checkpoint that is written before the evaluation holds the epoch's verdict."""
+@pytest.mark.parametrize("rounding", [0, 1e-3])
+def test_a_kill_in_the_evaluation_loses_no_best_epoch(tmp_path, rounding):
+    """The checkpoint before it holds the epoch's verdict, which stays if the resumed run rounds the score otherwise."""
     scores = [0.1, 0.5, 0.4]
     evaluations = iter([None, KeyboardInterrupt])
 
@@ -111,4 +112,9 @@ def test_a_kill_in_the_evaluation_loses_no_best_epoch(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", scores, evaluated=killed)
-    assert_trees_all_equal(train(tmp_path / "killed", scores), train(tmp_path / "whole", scores))
+    resumed, log = train(tmp_path / "killed", [score + rounding for score in scores])
+    whole, expected = train(tmp_path / "whole", scores)
+    assert resumed.best["epoch"] == whole.best["epoch"] == 2
+    assert resumed.best["score"] == whole.best["score"]
+    assert_trees_all_equal(resumed.variables, whole.variables)
+    assert [x[::2] for x in log] == [x[::2] for x in expected]

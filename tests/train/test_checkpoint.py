@@ -1,8 +1,10 @@
 """Checkpoints damaged in every way: never a wrong value, never a loss of what is whole."""
 
+import errno
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -404,6 +406,30 @@ def test_what_is_saved_may_be_donated(tmp_path):
 def test_so_many_are_kept(tmp_path, keep):
     save(tmp_path, 1, 2, 3, 4, 5, keep=keep)
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(step) for step in range(6 - keep, 6)]
+
+
+def test_a_file_system_that_cannot_flush_folders_or_delete_what_is_read(tmp_path, monkeypatch):
+    """The checkpoints are there all the same, and what could not be deleted goes later."""
+    flush, delete = os.fsync, shutil.rmtree
+
+    def of_files(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(handle)
+
+    def in_use(path, ignore_errors=False, **options):
+        if "deleting" in str(path) and not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        if "deleting" not in str(path):
+            delete(path, ignore_errors, **options)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    monkeypatch.setattr(shutil, "rmtree", in_use)
+    save(tmp_path, 1, 2, 3, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "tmp-deleting-1", "tmp-deleting-2"}
+    monkeypatch.undo()
+    assert_is(restore(tmp_path), 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
 def test_a_full_disk(saved, tmp_path, capfd):

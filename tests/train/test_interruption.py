@@ -41,16 +41,18 @@ def test_each_signal_is_a_stop_request(name):
         signal.signal(number, before)
 
 
-def test_an_ignored_hangup_stays_ignored():
-    """As `nohup` asks for."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])
+def test_an_ignored_signal_of_the_terminal_stays_ignored(name):
+    """As `nohup` and scripts with programs in the background ask for."""
+    number = signal.Signals[name]
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with Interruption() as interruption:
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), number)
             assert not interruption.stop_requested()
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 def test_a_repeated_hangup_still_saves():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from lowcost.train import processes
@@ -13,6 +14,29 @@ def test_alone_it_agrees_with_itself():
     assert processes.process_max(15) == 15
     assert processes.from_process_0(lambda: {"a": 1}) == {"a": 1}
     assert processes.is_process_0()
+
+
+def test_what_process_0_sends_may_exceed_one_collective(monkeypatch):
+    """In parts, of which the last is smaller; what the others send is not used."""
+    sent = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "PART_BYTES", 10)
+    monkeypatch.setattr(processes, "is_process_0", lambda: True)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", lambda x: sent.append(x) or x)
+    value = {"a": list(range(20))}
+    assert processes.from_process_0(lambda: value) == value
+    assert {len(part) for part in sent[1:-1]} == {10}
+    assert 0 < len(sent[-1]) <= 10
+    received = iter(sent)
+    monkeypatch.setattr(processes, "is_process_0", lambda: False)
+
+    def receive(x):
+        part = next(received)
+        assert x.shape == part.shape
+        return part
+
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", receive)
+    assert processes.from_process_0(lambda: pytest.fail("only process 0 makes it")) == value
 
 
 def test_one_run_at_a_time(tmp_path):
