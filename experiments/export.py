@@ -7,6 +7,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +20,8 @@ from lowcost.deploy.loading import configuration
 from lowcost.nn.operations import Depthwise, Filter, Operation
 from lowcost.scaling import to_unit_range
 
-CALIBRATION = 500
-"""Number of training images from which the ranges of 8-bit activations are computed."""
+CALIBRATION, CALIBRATION_NUMBERS = 500, 2**23
+"""Largest number of training images, and of numbers in them, that give the ranges of 8-bit activations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,10 @@ def main(config: ExportConfig) -> None:
 
 
 def quantized(folded: deploy.Folded, dataset: Dataset) -> deploy.Folded:
-    """Returns the network with 8-bit activations, calibrated on about `CALIBRATION` training images."""
+    """Returns the network with 8-bit activations, calibrated on `CALIBRATION` training images, or fewer large ones."""
     images = dataset.train.images
-    return deploy.quantize(folded, to_unit_range(images[:: max(1, len(images) // CALIBRATION)]))
+    largest = max(1, min(CALIBRATION, CALIBRATION_NUMBERS // math.prod(dataset.image_shape)))
+    return deploy.quantize(folded, to_unit_range(images[:: math.ceil(len(images) / largest)]))
 
 
 def _write(contents: dict[Path, bytes], out: Path) -> None:

@@ -114,7 +114,8 @@ def max_stable_step(symbol: jax.Array) -> jax.Array:
     """2 / max|λ|²: the largest h with |1 - h|λ|²| ≤ 1 for every λ, the limit of the explicit step (9).
 
     Args:
-        symbol: λ of K, of any shape, e.g. from `symbol` or `circulant_symbol`.
+        symbol: λ of K, its eigenvalues in any shape, e.g. from `symbol` or `circulant_symbol`. Not the matrices of
+            `coupled_symbol`; for those the limit is 2 / `spectral_norm(K)`².
 
     Returns:
         h, a scalar; infinite if λ = 0.
@@ -133,7 +134,7 @@ def amplification(integrator: IntegratorName | Integrator, symbol: jax.Array, h:
     Args:
         integrator: "forward_euler" (1 - z), "imex_euler" (1 / (1 + z)), "crank_nicolson" ((1 - z/2) / (1 + z/2)) or
             "exponential_euler" (e⁻ᶻ), z = h|λ|², or your own `Integrator`.
-        symbol: λ of K, of any shape.
+        symbol: λ of K, its eigenvalues in any shape, as in `max_stable_step`.
         h: time step, h ≥ 0.
 
     Returns:
@@ -150,7 +151,8 @@ def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array
     """g = F⁻¹(1 / (1 + h|λ|²)): the response of the implicit step (11) to an impulse, (I + h KᵀK)⁻¹ y = g ∗ y.
 
     It shows how far the implicit step couples pixels. g is even (g₋ₓ = gₓ for every offset x), so
-    `depthwise(g, y)` equals `depthwise_resolvent(stencil, y, h)`.
+    `depthwise(g, y)` equals `depthwise_resolvent(stencil, y, h)`. That of a trained step, with whatever options it has,
+    is `layer.operations()[-1].response` for its layer of `lowcost.nn.bound_layers`.
 
     Args:
         stencil: θ, real, [*window, C].

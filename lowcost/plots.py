@@ -141,7 +141,7 @@ def stability_map(integrator: IntegratorName | Integrator, symbol: jax.Array, *,
 
     Args:
         integrator: "forward_euler" (9), "imex_euler" (11), "crank_nicolson", "exponential_euler", or an `Integrator`.
-        symbol: λ, of any shape.
+        symbol: λ, eigenvalues in any shape.
         ax: where to draw; a new figure if not given.
 
     Returns:

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import optax
 from aeon.datasets import load_classification
 
-from lowcost import analysis, data, nn, plots
+from lowcost import data, nn, plots
 from lowcost.train.state import count_weights, create_state
 from lowcost.train.step import make_eval_step, make_train_step, mean_metrics
 
@@ -106,8 +106,7 @@ plt.show()
 # %%
 figure, axes = plt.subplots(1, len(steps), figsize=(11, 3), layout="constrained", sharey=True)
 for ax, layer in zip(axes, steps, strict=True):
-    stencil = layer.module.get_variable("params", "stencil")
-    green = analysis.green_function(stencil, layer.grid, h=layer.module.h)
+    green = layer.operations()[-1].response
     for channel in range(green.shape[-1]):
         plots.green_function(green, channel=channel, ax=ax)
     ax.set(title=layer.name, xlabel="distance, points", ylabel="", xlim=(-15, 15))

@@ -45,6 +45,7 @@ api_pages, cover = script("api_pages"), script("cover")
 def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
     """Runs the code blocks of a page one after the other; a page needs no names from elsewhere."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jax, "set_mesh", lambda mesh: None)  # of all later tests
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         block = re.sub(r"\b(net)\.(init|apply)\(", r"jax.jit(\1.\2)(", block)  # compile once
@@ -59,9 +60,11 @@ def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
     elif name == "docs/deploy.md":
         assert names["model"].graph.input[0].name == "images"
         assert names["answer"].error.shape == (2,)
-        assert names["probabilities"].shape == (1, 2)
+        np.testing.assert_allclose(names["answers"], names["logits"], atol=1e-4)
+        assert names["probabilities"].shape == (2, len(names["classes"])) == (2, 10)
     elif name == "docs/training.md":
         assert names["state"].params["opening"]["stencil"].shape == (5, 5, 3, 32)
+        assert names["state"].params["classifier"]["kernel"].shape[1] == 3
     elif name == "docs/own_steps.md":
         assert len(names["report"].layers) == 12
         assert names["cost"].weights == sum(x.size for x in jax.tree.leaves(names["variables"]["params"]))

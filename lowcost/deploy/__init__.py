@@ -12,5 +12,7 @@ from lowcost.deploy.onnx_graph import to_onnx
 from lowcost.deploy.quantization import quantize
 from lowcost.deploy.stablehlo import to_stablehlo
 from lowcost.deploy.truncation import Certified, certified, truncate
+from lowcost.lazy import attributes
 
 __all__ = ["Certified", "Folded", "FoldedLayer", "certified", "fold", "quantize", "to_onnx", "to_stablehlo", "truncate"]
+__getattr__, __dir__ = attributes(__name__, __all__, (), ["loading", "packaged"])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lowcost.nn.networks import Network
+from lowcost.nn.networks import Network, check_network, check_scaled
 from lowcost.nn.operations import Filter, Operation, Sum, run
 from lowcost.nn.stability import lipschitz
 from lowcost.nn.structure import bound_layers, chain
@@ -46,6 +46,7 @@ class Folded:
         """Images [B, *grid, C], as the network takes them → logits [B, num_classes], float32; see `Network`.
 
         Raises:
+            TypeError: images are integers.
             ValueError: images of another shape.
         """
         return chain(self.layers, self.checked(images), lambda layer, y: run(layer.operations, y), jnp.add)
@@ -56,6 +57,7 @@ class Folded:
             shape = ", ".join(map(str, self.image_shape))
             expected = f"images must be [B, {shape}], the shape for which the network was folded"
             raise ValueError(f"{expected}, got shape {list(images.shape)}; fold the network for this shape")
+        check_scaled(images)
         return images.astype(jnp.float32)
 
 
@@ -77,9 +79,11 @@ def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int])
         The folded network.
 
     Raises:
+        TypeError: net is no `Network`.
         ValueError: the network cannot take images of this shape, is masked, or a layer has no method `operations`
             (docs/own_steps.md).
     """
+    check_network(net)
     if net.masked:
         remedy = "train on signals resampled to one length, --length N"
         raise ValueError(f"net must have masked=False to be folded, got masked=True; {remedy}")

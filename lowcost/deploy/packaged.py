@@ -22,7 +22,7 @@ from lowcost import disk
 from lowcost.arguments import check_choice
 from lowcost.data.dataset import DTYPES, Task
 from lowcost.nn.architectures import ARCHITECTURES, network
-from lowcost.nn.networks import Network, block_channels
+from lowcost.nn.networks import Network, block_channels, check_network
 from lowcost.scaling import Moments, are_moments
 from lowcost.terminal import first_line
 
@@ -176,6 +176,7 @@ def save(
     temperature: float = 1.0,
     scale: tuple[Sequence[float], Sequence[float]] | None = None,
     dtype: DTypeLike | None = None,
+    length: int | None = None,
     card: Mapping[str, str] | None = None,
 ) -> None:
     """(net, variables) → file: writes a trained network to one .safetensors file, which `lowcost.load` reads.
@@ -193,17 +194,23 @@ def save(
         temperature: divides the logits of classes for calibrated probabilities.
         scale: (means, standard deviations) of the values.
         dtype: of images, signals or volumes before they are scaled, one of `lowcost.data.dataset.DTYPES`. None: float32
-            for a network with moments or a mask, else uint8.
+            for a network with moments or a mask, else uint8, which is for images of 1 or 3 channels alone.
+        length: number of points to which every signal was resampled, or None.
         card: how the network was trained, how accurate it is, and what it must not be used for.
 
     Raises:
+        TypeError: net is no `Network`.
         ValueError: a network with steps of your own, variables of another network, or an argument that does not fit it.
         OSError: the file cannot be written.
     """
     outputs = {"classes": tuple(classes), "task": task, "temperature": float(temperature), "scale": as_tuples(scale)}
+    check_network(net)
+    if dtype is None and not (net.moments or net.masked) and (len(image_shape) != 3 or image_shape[-1] not in (1, 3)):
+        expected = "dtype must be stated for a network without moments on other than grey or colour images"
+        raise ValueError(f"{expected}, got None for {list(image_shape)}; e.g. dtype='float32' for unscaled numbers")
     dtype = np.dtype(dtype or ("float32" if net.moments or net.masked else "uint8")).name
     about: dict[str, Any] = {**outputs, "image_shape": tuple(image_shape), "dtype": dtype, "card": dict(card or {})}
-    steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked)
+    steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked, length=length)
     loaded = Loaded(net=net, variables=dict(variables), preprocessing=steps, **about)
     disk.replace(Path(file), encode(loaded))
 

@@ -33,6 +33,7 @@ def quantize(folded: Folded, images: ArrayLike) -> Folded:
         The network with its roundings.
 
     Raises:
+        TypeError: images are integers.
         ValueError: images of another shape than the network was folded for, none of them, or features that are not
             finite.
     """

@@ -91,6 +91,7 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
         Logits and bounds.
 
     Raises:
+        TypeError: images are integers.
         ValueError: images of another shape than the network was folded for.
     """
     layers = {}

@@ -1,6 +1,6 @@
 """Networks of the paper as Flax (linen) modules."""
 
-from lowcost.nn import initializers
+from lowcost.nn import initializers, norm_budget
 from lowcost.nn.architectures import ARCHITECTURES, Architecture, network
 from lowcost.nn.costs import network_cost
 from lowcost.nn.layers import Circulant, Depthwise, ImplicitDiffusion, LinearMix
@@ -20,5 +20,5 @@ from lowcost.nn.structure import bound_layers
 __all__ = ["ARCHITECTURES", "Architecture", "Network", "Width", "block_channels", "bound_layers", "network"]
 __all__ += ["CirculantRDStep", "ExplicitRDStep", "ImplicitCirculantRDStep", "ImplicitRDStep", "LinearMixStep"]
 __all__ += ["MobileNetStep", "Normalize", "Reaction", "ResNetStep"]
-__all__ += ["Circulant", "Depthwise", "ImplicitDiffusion", "LinearMix", "initializers"]
+__all__ += ["Circulant", "Depthwise", "ImplicitDiffusion", "LinearMix", "initializers", "norm_budget"]
 __all__ += ["StabilityReport", "certified_radii", "network_cost", "stability_report"]

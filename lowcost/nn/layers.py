@@ -42,6 +42,7 @@ class _Layer(nn.Module):
         kernel_size: points of the stencil per axis; a single number is one axis, as in Conv.
         padding: "SAME" (zeros, the default as in Conv), "CIRCULAR" (the paper's periodic grid), "REFLECT", or
             "SYMMETRIC", which Conv lacks: a mirror image as in "REFLECT", but with the outermost point repeated.
+            With "SAME" the norm is at most that on a periodic grid of n + m - 1 points.
         use_bias: whether b is added.
         dtype: of the computation and result; None means the dtype that inputs and weights promote to.
         param_dtype: of the weights.

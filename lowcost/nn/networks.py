@@ -3,7 +3,7 @@
 import itertools
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -152,12 +152,24 @@ def least_points(kernel_size: int, blocks: int, *, halves: bool) -> int:
     return max(Opening.kernel_size, (kernel_size - 1) * 2 ** (blocks - 1) + 1 if halves else kernel_size)
 
 
-def _check_images(images, channels, kernel_size, padding, *, halves):
-    """Raises TypeError or ValueError unless the stencils fit the grid in every block, and a mask has features."""
+def check_network(net: Any) -> None:
+    """Raises TypeError unless net is a `Network`."""
+    if not isinstance(net, Network):
+        remedy = "for other modules examine the operators, `lowcost.analysis`, and export by `jax.export`"
+        raise TypeError(f"net must be a lowcost.nn.Network, got {type(net).__name__}; {remedy}")
+
+
+def check_scaled(images: jax.Array) -> None:
+    """Raises TypeError unless images are real floating point."""
     if jnp.issubdtype(images.dtype, jnp.integer):
         remedy = "scale them to [0, 1] by lowcost.data.to_unit_range(images)"
         raise TypeError(f"images must be real floating point, got {images.dtype}; {remedy}")
     check_floating("images", images)
+
+
+def _check_images(images, channels, kernel_size, padding, *, halves):
+    """Raises TypeError or ValueError unless the stencils fit the grid in every block, and a mask has features."""
+    check_scaled(images)
     if padding and images.shape[-1] < 2:
         expected = "images of a masked network must have the mask as last channel after at least one other"
         raise ValueError(f"{expected}, got shape {list(images.shape)}; append the mask to the channels")

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lowcost.nn.networks import Network
+from lowcost.nn.networks import Network, check_network
 from lowcost.nn.operations import Operation
 from lowcost.nn.transitions import Connecting, Expanding
 
@@ -102,8 +102,10 @@ def bound_layers(net: Network, variables: Mapping[str, Any], image_shape: Sequen
         Each layer's name, its module bound to its weights, and the grid of its input.
 
     Raises:
+        TypeError: net is no `Network`.
         ValueError: the network cannot take images of this shape.
     """
+    check_network(net)
     layers = []
 
     def note(call, args, kwargs, context):

@@ -70,7 +70,7 @@ def circulant_resolvent(
     Args:
         stencil: θ, [*window, C].
         y: features, [..., *grid, C].
-        h: time step, h ≥ 0.
+        h: time step, a number h ≥ 0.
         boundary: "periodic", or "symmetric" along the grid as in `depthwise_resolvent`, where s is averaged over the
             signs of the grid's frequencies. The channels are always periodic.
         method: "fft", "matmul" or "auto"; not "direct", because the inverse is not a small stencil.
@@ -80,9 +80,12 @@ def circulant_resolvent(
 
     Raises:
         TypeError: stencil or y is not real floating point.
-        ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown boundary or
-            method.
+        ValueError: the stencil is larger than the grid, the channels differ, h < 0, not finite or no number, unknown
+            boundary or method.
     """
+    if jnp.ndim(h):
+        expected = "h must be a number, because the channels are transformed too"
+        raise ValueError(f"{expected}, got shape {list(jnp.shape(h))}; call it once for each time step")
     return resolvent(_WAYS, "circulant_resolvent", stencil, y, h, boundary, method)
 
 

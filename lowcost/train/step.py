@@ -92,6 +92,7 @@ def make_train_step(
             variables = {"params": params, "batch_stats": state.batch_stats}
             outputs, updates = net.apply(variables, inputs, train=True, mutable=["batch_stats"])
             sums = _sums(loss(outputs, labels), jnp.ones(len(indices)))
+            _check_figures(sums, state.metrics)
             return _mean_loss(sums), (sums, updates.get("batch_stats", {}))
 
         (value, (sums, batch_stats)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
@@ -161,6 +162,14 @@ def mean_metrics(sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if "confusion" in total:
             return means | mean_overlaps(total["confusion"])
         return means | ({"accuracy": total["correct"] / total["count"]} if "correct" in total else {})
+
+
+def _check_figures(sums: Sums, metrics: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the state was made for the figures of this loss."""
+    shapes = [{name: jnp.shape(x) for name, x in of.items() if name != "count"} for of in (sums, metrics)]
+    if shapes[0] != shapes[1]:
+        expected = f"the state must have the figures of the loss, {shapes[0]}"
+        raise ValueError(f"{expected}, got {shapes[1]}; make it by create_state(..., figures={shapes[0]})")
 
 
 def _following(state: TrainState, steps_per_epoch: int) -> TrainState:

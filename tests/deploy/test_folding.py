@@ -1,5 +1,6 @@
 """A folded network computes what the network computes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,14 @@ def test_logits_are_the_same(trained, architecture, image_shape, kernel_size):
     want = jax.jit(net.apply)(variables, images)
     got = jax.jit(fold(net, variables, image_shape))(images)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_other_modules_and_unscaled_images_are_refused(trained):
+    """Of which a folded network would compute other logits."""
+    with pytest.raises(TypeError, match=r"net must be a lowcost\.nn\.Network, got Dense; for other modules"):
+        fold(nn.Dense(3), {}, (8, 6, 3))
+    with pytest.raises(TypeError, match=r"images must be real floating point, got uint8; scale them"):
+        fold(*trained("mobilenet", (8, 6, 3)), (8, 6, 3))(np.zeros((1, 8, 6, 3), np.uint8))
 
 
 def test_a_batch_may_be_empty(trained):

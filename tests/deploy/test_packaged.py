@@ -398,6 +398,19 @@ def test_forged_inputs_are_refused(standardised, refuse, tmp_path):
             packaged.decode(forged(file.read_bytes(), **change), "file")
 
 
+def test_the_dtype_of_signals_and_their_length_are_saved(trained, tmp_path):
+    net, variables = trained("explicit_rd", (16, 2))
+    save = partial(lowcost.save, tmp_path / "net", net, variables, classes=CLASSES, image_shape=(16, 2))
+    with pytest.raises(ValueError, match=r"dtype must be stated for .*, got None for \[16, 2\]; e\.g\. "):
+        save()
+    save(dtype="float32", length=16)
+    loaded = lowcost.load(tmp_path / "net")
+    assert loaded.dtype == "float32"
+    assert json.loads(loaded.preprocessing)["length"] == 16
+    with pytest.raises(TypeError, match=r"net must be a lowcost\.nn\.Network, got str"):
+        lowcost.save(tmp_path / "other", "net", variables, classes=CLASSES, image_shape=(16, 2))
+
+
 def test_inputs_that_do_not_fit_are_not_saved(standardised, tmp_path):
     net, variables = standardised((16, 4), masked=True)
     for shape, options, message in (

@@ -81,6 +81,12 @@ def test_options(case, option):
         refused(partial(case.function, **{name: unknown}), *good, words=[name, unknown, *offered])
 
 
+def test_one_time_step_for_all_channels_that_are_transformed():
+    refused(
+        lowcost.circulant_resolvent, shaped(3, 3, 4), shaped(2, 8, 6, 4), jnp.ones(4), error=ValueError, words=["4"]
+    )
+
+
 @pytest.mark.parametrize("name", ["depthwise_resolvent", "circulant_resolvent"])
 @pytest.mark.parametrize("h", [-1, -0.5, float("nan"), float("inf"), -float("inf")])
 def test_step(name, h):

@@ -20,7 +20,7 @@ from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.feed import feed
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import evaluate_all, fit
-from lowcost.train.losses import cross_entropy, mixed, pixel_cross_entropy
+from lowcost.train.losses import cross_entropy, mixed, pixel_cross_entropy, squared_error
 from lowcost.train.mesh import data_mesh, over_batch, replicated
 from lowcost.train.metrics_log import MetricsLog, read_rows
 from lowcost.train.state import create_state
@@ -254,6 +254,14 @@ def test_the_log_survives_a_kill(tmp_path, text, epochs):
     assert [row["epoch"] for row in log.rows] == epochs
     log.append({"epoch": 2})
     assert [row["epoch"] for row in read_rows(path, 2)] == [*epochs, 2]
+
+
+def test_a_state_for_another_loss_is_refused():
+    step = make_train_step(NET, OPTIMIZER, augment, STEPS_PER_EPOCH, loss=squared_error)
+    state = create_state(NET, OPTIMIZER, jax.random.key(0), SHAPE)
+    message = r"figures of the loss, {'loss': \(\)}, got {'correct': \(\), 'loss': \(\)}; make .*figures={'loss': \(\)}"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(step, state, IMAGES[:8], np.zeros((8, 3), np.float32), rows(0))
 
 
 def test_devices_that_do_not_divide_the_batch_are_an_error():
