@@ -16,7 +16,10 @@ os.environ["LOWCOST_MEASURE"] = "0"  # times would choose the methods, and so th
 
 import jax
 import pytest
+from hypothesis import settings
 
+settings.register_profile("tests", deadline=None, derandomize=True)  # machines are slow at times; main is always green
+settings.load_profile("tests")
 gc.set_threshold(50_000, 20, 50)  # tracing makes little garbage, and searching for it took a tenth of the time
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -62,3 +65,9 @@ def signals_reach_processes():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Starts with the files that take longest, so that no worker is left with one at the end."""
+    first = ("tests/faults/", "tests/train/test_training.py")
+    items.sort(key=lambda item: not item.nodeid.startswith(first))

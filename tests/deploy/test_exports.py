@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from lowcost.deploy import fold, to_onnx, to_stablehlo, truncate
 from lowcost.deploy.folding import Folded, FoldedLayer
 from lowcost.nn import ARCHITECTURES
-from lowcost.nn.operations import Convolution, GlobalAveragePool
+from lowcost.nn.operations import Convolution, GlobalAveragePool, Pointwise
 
 OPERATORS = {
     *("Add", "AveragePool", "Cast", "Concat", "Conv", "Gather", "Gemm", "MatMul", "Mul", "Reciprocal"),
@@ -112,8 +112,17 @@ def test_onnx_of_stencils_in_place_of_filters(trained, digits):
     np.testing.assert_allclose(answer(model, digits[:5]), jax.jit(truncated)(digits[:5]), atol=1e-4)
 
 
+def test_eight_bits_move_weights_by_at_most_half_a_step():
+    """Of their channel: 1/127 of its largest weight."""
+    matrix = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+    model = to_onnx(Folded((FoldedLayer("product", (Pointwise(matrix),), 1.0),), (1, 40)), bits=8)
+    got = answer(model, np.eye(40, dtype=np.float32)[:, None])[:, 0]
+    assert np.abs(got - matrix).max() > 0
+    assert (np.abs(got - matrix) <= np.abs(matrix).max(0) / 254 + 1e-6).all()
+
+
 def test_eight_bits_are_smaller_and_near(trained, digits):
-    """The weights' share of the file falls to a quarter; every weight moves by at most half a step of its channel."""
+    """The weights' share of the file falls to a quarter."""
     folded = fold(*trained("implicit_rd", (12, 12, 1), width=(32, 64)), (12, 12, 1))
     whole, eight = to_onnx(folded), to_onnx(folded, bits=8)
 

@@ -52,6 +52,15 @@ def exported(run, tmp_path_factory):
     return file
 
 
+@pytest.mark.parametrize("options", [{"tolerance": 0.1}, {"bits": 8, "activations": 8}], ids=str)
+def test_a_file_is_what_its_flags_ask_for(run, options, tmp_path, capsys):
+    export.main(ExportConfig(run, tmp_path / "net.onnx", **options))
+    kinds = {node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node}
+    assert ("Reciprocal" in kinds) == ("tolerance" not in options)
+    assert ("QuantizeLinear" in kinds) == ("activations" in options)
+    assert ("loses at most" in capsys.readouterr().out) == ("tolerance" in options)
+
+
 def test_predict_from_run_and_files_agree(run, exported, image_folder, capsys, tmp_path, monkeypatch):
     """The same classes and probabilities from the run by both runtimes and from all kinds of file; a table too."""
     stablehlo, saved = tmp_path / "net.stablehlo", tmp_path / "net.safetensors"

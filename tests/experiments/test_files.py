@@ -1,5 +1,6 @@
 """Files are whole whatever happens, and only regular files are replaced."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.files import read_rows, write_whole
+from lowcost import disk
 
 ROOT = Path(__file__).parents[2]
 RECORD = """
@@ -97,3 +99,16 @@ def test_two_programs_at_once_lose_no_rows(tmp_path):
     assert sorted(int(row["digest"]) for row in read_rows(out)) == sorted(
         seed for first in (0, 1, 2) for seed in range(first, 1000, 40)
     )
+
+
+def test_a_file_is_not_touched_before_the_new_one_is_whole(tmp_path, monkeypatch):
+    """On a full disk, say, the old content stays and nothing else remains."""
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        disk.replace(tmp_path / "file", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}

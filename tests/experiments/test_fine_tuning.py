@@ -21,6 +21,7 @@ from experiments.common.workdir import write_or_compare
 from lowcost.data import Dataset, Split
 from lowcost.deploy.packaged import save
 from lowcost.nn import network
+from lowcost.train.calibration import fit_temperature
 from lowcost.train.state import create_state
 
 
@@ -174,9 +175,9 @@ def test_a_run_ends_after_its_patience_and_reports_its_best_epoch(finished):
     assert result["train_images"] + result["validation_images"] == 200
     assert result["steps"] == len(rows) * ready.steps_per_epoch
     assert result["epochs"] == len(rows)
-    assert len(result["temperatures"]) == 1
-    validation = ready.outputs(state.chosen, ready.dataset.validation.images)[0].argmax(-1)
-    assert np.mean(validation == ready.dataset.validation.labels) == pytest.approx(max(scores))
+    logits, labels = ready.outputs(state.chosen, ready.dataset.validation.images)[0], ready.dataset.validation.labels
+    assert np.mean(logits.argmax(-1) == labels) == pytest.approx(max(scores))
+    assert result["temperatures"] == [round(fit_temperature(logits, labels), 4)]
     assert config.workdir.joinpath("curves.png").exists()
 
 

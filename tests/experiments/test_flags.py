@@ -236,6 +236,19 @@ def test_an_ingredient_out_of_range_is_refused(name, value, expected, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_the_ingredients_of_a_recipe_are_built_in(tmp_path, monkeypatch):
+    """The mesh is set, some images are mixed, and the opening has pairs of opposite stencils."""
+    meshes = []
+    monkeypatch.setattr(jax, "set_mesh", meshes.append)
+    ready = runs.prepare(TrainConfig(recipe="strong", workdir=tmp_path / "run", **SMALL))
+    assert meshes == [ready.mesh]
+    state, split = ready.start(), ready.dataset.train
+    np.testing.assert_allclose(state.params["opening"]["stencil"].sum(-1), 0, atol=1e-6)
+    rows = np.arange(20, dtype=np.int32)
+    state = ready.train_steps(state, np.int32(1), *(x[None] for x in (split.images[rows], split.labels[rows], rows)))
+    assert state.metrics["correct"] % 1 != 0
+
+
 def test_labels_of_pixels_are_not_mixed(tmp_path):
     """The run still has the recipe as it is, by which a finished run is recognised."""
     images = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3)).astype(np.uint8)

@@ -216,7 +216,7 @@ def test_an_interrupt_of_this_program_alone_stops_the_training(monkeypatch, tmp_
     """As `kill -INT` sends it; a terminal's Ctrl-C reaches both."""
     program = tmp_path / "program"
     program.write_text(
-        f"#!/bin/sh\ntrap 'touch {tmp_path}/stopped; exit 1' USR1\nsleep 0.3; kill -INT $PPID\nsleep 3\n"
+        f"#!/bin/sh\ntrap 'touch {tmp_path}/stopped; exit 1' USR1\nsleep 0.3; kill -INT $PPID\nsleep 3 & wait\n"
     )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))

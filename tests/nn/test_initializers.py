@@ -8,7 +8,7 @@ import pytest
 from lowcost import circulant_symbol, fully_coupled, squared_modulus, symbol
 from lowcost.analysis import green_function, green_radius
 from lowcost.nn import bound_layers, network
-from lowcost.nn.initializers import patch_whitening, reaching_stencil
+from lowcost.nn.initializers import near_identity, patch_whitening, reaching_stencil
 
 RNG = np.random.default_rng(0)
 
@@ -64,6 +64,21 @@ def test_the_implicit_step_starts_with_the_wanted_reach(window):
             np.testing.assert_allclose(stencil.sum(range(len(window))), 0, atol=1e-5 * reach)
             largest = h * squared_modulus(symbol(stencil, grid)).max()
             assert 0.4 * reach**2 < largest < 3.6 * reach**2
+
+
+def test_near_identity():
+    """1 at the centre, and little noise everywhere."""
+    noise = near_identity(jax.random.key(0), (3, 4, 8)).at[1, 2].add(-1)
+    assert 0 < jnp.abs(noise).max() < 0.3
+
+
+@pytest.mark.parametrize("stencil", [[0.2, 1.0, 0.4], [1.0, 1.0, 1.0]], ids=str)
+def test_the_radius_of_stencils_with_a_mean(stencil):
+    """That of the Green's function; and 0 where the lowest frequency is damped less than none, of a blur."""
+    stencil, n = jnp.array(stencil)[:, None], 512
+    green = np.asarray(green_function(stencil, (n,), 2.0), np.float64)[:, 0]
+    expected = np.sqrt(max(0, ((np.arange(n) - n // 2) ** 2 * green).sum() / green.sum()))
+    np.testing.assert_allclose(green_radius(stencil, (n,), 2.0), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_the_radius_is_that_of_the_green_function():

@@ -123,20 +123,23 @@ def test_averages_and_statistics_are_over_valid_points(pooling):
         np.testing.assert_allclose(result.reshape(want.shape), want, atol=2e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_mask_of_ones_changes_no_layer(architecture):
-    """In training and at inference; a whole masked network differs by the padding that it appends."""
-    y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 19, 4)).astype(np.float32))
-    for layer in (
-        ARCHITECTURES[architecture](),
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(step() for step in ARCHITECTURES.values()),
         Opening(4),
         Connecting(AveragePool()),
         Connecting(GlobalAveragePool()),
-    ):
-        variables = layer.init(jax.random.key(0), y, train=False)
-        for train in (True, False):
-            run = functools.partial(layer.apply, variables, y, train=train, mutable=["batch_stats"])
-            assert_close(run(mask=jnp.ones((3, 19, 1), bool)), run(), 1e-6)
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_mask_of_ones_changes_no_layer(layer):
+    """In training and at inference; a whole masked network differs by the padding that it appends."""
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 19, 4)).astype(np.float32))
+    variables = layer.init(jax.random.key(0), y, train=False)
+    for train in (True, False):
+        run = functools.partial(layer.apply, variables, y, train=train, mutable=["batch_stats"])
+        assert_close(run(mask=jnp.ones((3, 19, 1), bool)), run(), 1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["implicit_rd", "implicit_circulant_rd"])

@@ -140,7 +140,7 @@ def test_without_the_remedy_xla_gathers(form, monkeypatch):
         pytest.skip("fixed in jax 0.12")
     case = next(case for case in CASES if str(case) == f"depthwise{form}")
     monkeypatch.setattr("lowcost.batching.BATCH_AXIS", "nothing is called so")
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="all-gather"):
         test_no_gather(case, {"method": "fft"})
 
 

@@ -30,13 +30,15 @@ with locked(Path(sys.argv[1])):
 def test_each_signal_is_a_stop_request(name):
     number = signal.Signals[name]
     before = signal.getsignal(number)
-    signal.signal(number, lambda *_: None)  # a failure must not end the tests
+    handler = lambda *_: None  # noqa: E731 - a failure must not end the tests
+    signal.signal(number, handler)
     try:
         with Interruption() as interruption:
             assert not interruption.stop_requested()
             os.kill(os.getpid(), number)
             assert interruption.stop_requested()
             assert interruption.signal == number
+        assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)
 

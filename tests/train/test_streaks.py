@@ -10,6 +10,7 @@ import pytest
 from chex import assert_trees_all_equal
 from rich.console import Console
 
+from lowcost.train import loop
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import fit
@@ -143,3 +144,11 @@ def test_streaks_that_end_and_begin_within_a_dispatch_do_not_hold_up_a_signal(tm
     """Every second step is skipped, the last of each dispatch: within a streak the steps come one by one."""
     train(tmp_path, {3, 5, 7, 9}, stop=2, **ONE_EPOCH)
     assert saved(tmp_path) == [5]
+
+
+@pytest.mark.parametrize(("seconds", "within"), [(-1, True), (300, False)])
+def test_a_long_epoch_is_saved_within(tmp_path, monkeypatch, seconds, within):
+    """Whenever this time has passed since the last checkpoint."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
+    train(tmp_path, (), **ONE_EPOCH)
+    assert any(0 < step < 12 for step in saved(tmp_path)) == within

@@ -112,6 +112,26 @@ def test_the_statistics_are_those_of_the_global_batch():
     np.testing.assert_allclose(running, 0.1 * opened.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
 
 
+def test_what_an_augmentation_is_told():
+    """The key of the run and that of the step, the images' places in the data set, and the epoch."""
+    key, seen = jax.random.key(5), []
+
+    def augment(images, draw):
+        seen.append(draw)
+        raise InterruptedError
+
+    step = make_train_step(NET, OPTIMIZER, augment, steps_per_epoch=3)
+    state = create_state(NET, OPTIMIZER, key, SHAPE)
+    for i in (0, 2, 3, 7):
+        with pytest.raises(InterruptedError):
+            step(state.replace(step=jnp.int32(i)), IMAGES[:8], LABELS[:8], rows(1))
+        draw = seen[-1]
+        for ours, theirs in ((draw.run, key), (draw.step, jax.random.fold_in(key, i))):
+            np.testing.assert_array_equal(jax.random.key_data(ours), jax.random.key_data(theirs))
+        np.testing.assert_array_equal(draw.indices, rows(1))
+        assert draw.epoch == i // 3
+
+
 def test_a_run_compiles_once():
     run(2, 2)
     before = len(TRACES)
