@@ -72,6 +72,10 @@ def test_the_program_compares_budgets(tmp_path, monkeypatch, capsys):
     assert "200 training images" in text
     assert float(with_budget.split("|")[3].replace(",", "")) <= 5
     assert float(without.split("|")[3].replace(",", "")) > 5
+    _, run = norm_budget.runs_of(config)
+    for epsilon, share in ((0.0, None), (1e9, 0.0)):
+        (row,) = norm_budget.measure(run, dataclasses.replace(config, epsilon=epsilon))
+        assert row["certified"] == (row["accuracy"] if share is None else share)
     assert norm_budget.main(config) == 0  # finished runs are skipped
     assert "epoch 1/1" not in capsys.readouterr().out.partition("Norm budgets")[2]
 

@@ -7,7 +7,14 @@ import pytest
 
 from lowcost import circulant_symbol, fully_coupled, squared_modulus, symbol
 from lowcost.analysis import green_function, green_radius
-from lowcost.nn import bound_layers, network
+from lowcost.nn import (
+    ImplicitCirculantRDStep,
+    ImplicitDiffusion,
+    ImplicitRDStep,
+    bound_layers,
+    network,
+    stability_report,
+)
 from lowcost.nn.initializers import near_identity, patch_whitening, reaching_stencil
 
 RNG = np.random.default_rng(0)
@@ -95,6 +102,28 @@ def test_the_circulant_stencil_reaches_as_far_over_all_channel_frequencies():
     """The mean square over the frequencies along the channels is the square of the reach."""
     shared = reaching_stencil(1.0, 4.0)(jax.random.key(0), (3, 3, 32))
     z = np.asarray(squared_modulus(circulant_symbol(shared / np.sqrt(32), (64, 64))))
+    squares = 2 * (z[1, 0] + z[0, 1]) * (64 / (2 * np.pi)) ** 2
+    np.testing.assert_allclose(np.sqrt(squares.mean()), 4, rtol=0.02)
+
+
+@pytest.mark.parametrize("architecture", ["explicit_rd", "circulant_rd"])
+def test_explicit_networks_start_stable(architecture):
+    """For their own time step."""
+    net = network(architecture, (4, 8), 3, steps_per_block=1, h=30.0)
+    variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 12, 12, 1)))
+    assert stability_report(net, variables, (12, 12, 1)).unstable == ()
+
+
+@pytest.mark.parametrize("step", [ImplicitRDStep, ImplicitCirculantRDStep, ImplicitDiffusion])
+def test_steps_and_layers_have_the_reach_of_their_time_step(step):
+    options = {"features": 64, "kernel_size": (3, 3)} if step is ImplicitDiffusion else {}
+    module, y = step(h=0.3, reach=4.0, **options), jnp.zeros((1, 8, 8, 64))
+    train = {} if step is ImplicitDiffusion else {"train": False}
+    params = jax.jit(lambda key: module.init(key, y, **train)["params"])(jax.random.key(0))
+    if step is not ImplicitCirculantRDStep:
+        np.testing.assert_allclose(green_radius(params["stencil"], (64, 64), 0.3), 4, rtol=0.02)
+        return
+    z = 0.3 * np.asarray(squared_modulus(circulant_symbol(params["shared_stencil"] / 8, (64, 64))))
     squares = 2 * (z[1, 0] + z[0, 1]) * (64 / (2 * np.pi)) ** 2
     np.testing.assert_allclose(np.sqrt(squares.mean()), 4, rtol=0.02)
 

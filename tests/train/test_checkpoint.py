@@ -179,10 +179,15 @@ def test_a_save_that_reads_back_otherwise_is_an_error(saved, tmp_path, monkeypat
         write(self, directory, args)
         shutil.rmtree(directory / "params.b")
 
-    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "save", forgets)
-    with pytest.raises(OSError, match=r"no checkpoint could be written to .*; older checkpoints are intact"):
-        save(tmp_path / "run", 9)
-    monkeypatch.undo()
+    def reads_otherwise(self, *arguments, **options):
+        return jax.tree.map(lambda x: x + 1, read(self, *arguments, **options))
+
+    read = ocp.PyTreeCheckpointHandler.restore
+    for name, wrong, message in (("save", forgets, ""), ("restore", reads_otherwise, r"must give .* as saved, got ")):
+        monkeypatch.setattr(ocp.PyTreeCheckpointHandler, name, wrong)
+        with pytest.raises(OSError, match=rf"no checkpoint could be written to .*{message}.*; older checkpoints are"):
+            save(tmp_path / "run", 9)
+        monkeypatch.undo()
     assert_is(restore(tmp_path / "run"), 7)
 
 

@@ -1,6 +1,7 @@
 """What a streak of skipped steps leaves behind: the checkpoints from before it, an honest log, and an honest end."""
 
 import json
+import time
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import fit
 from lowcost.train.metrics_log import MetricsLog, read_rows
+from lowcost.train.progress import DISPATCH_SECONDS, Rate
 from lowcost.train.state import create_state
 from lowcost.train.step import make_train_step, repeat
 
@@ -47,7 +49,7 @@ ONE_EPOCH = {"epochs": 1, "steps_per_epoch": 12, "steps_max": 2}
 INITIAL = jax.jit(create_state, static_argnums=(0, 1, 3))(Linear(), OPTIMIZER, jax.random.key(0), (4, 4, 1))
 
 
-def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, steps_max=1):
+def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, steps_max=1, seconds=0.0):
     """The state after training, from the newest checkpoint on, on batches of which those in `bad` hold NaN."""
     workdir.mkdir(exist_ok=True)
     interruption, checkpoints = StopAt(stop), Checkpoints(workdir / "checkpoints", keep=2)
@@ -77,6 +79,7 @@ def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, steps_max=1):
                 checkpoints=checkpoints,
                 interruption=interruption,
                 console=Console(file=output, width=200),
+                seconds=seconds,
             )
         finally:
             checkpoints.close()
@@ -152,3 +155,32 @@ def test_a_long_epoch_is_saved_within(tmp_path, monkeypatch, seconds, within):
     monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
     train(tmp_path, (), **ONE_EPOCH)
     assert any(0 < step < 12 for step in saved(tmp_path)) == within
+
+
+def test_speeds_leave_out_the_compilation(monkeypatch):
+    """The first dispatch is not measured; the second decides how many steps take half a second."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    rate = Rate(steps_max=64)
+
+    def steps(seconds):
+        def train_steps(state, n, *batch):
+            now[0] += seconds
+            return state
+
+        return train_steps
+
+    batch = [np.zeros((4, 8, 3)), np.zeros((4, 8), np.int32)]
+    rate.timed(steps(100.0), 0, 1, batch)
+    now[0] += 0.25
+    assert rate.speed() == {"images_per_second": None, "share_in_steps": None}
+    rate.timed(steps(0.25), 0, 2, batch)
+    assert rate.dispatch == np.ceil(DISPATCH_SECONDS * 2 / 0.25)
+    assert rate.speed() == {"images_per_second": 2 * 8 / 0.5, "share_in_steps": 0.5}
+    assert rate.seconds_per_step() == 0.125
+
+
+def test_the_time_of_a_run_includes_that_before_it_stopped(tmp_path):
+    train(tmp_path, (), **ONE_EPOCH, seconds=1000.0)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert 1000 < row["seconds"] < 1300
