@@ -115,7 +115,7 @@ def max_stable_step(symbol: jax.Array) -> jax.Array:
 
     Args:
         symbol: λ of K, its eigenvalues in any shape, e.g. from `symbol` or `circulant_symbol`. Not the matrices of
-            `coupled_symbol`; for those the limit is 2 / `spectral_norm(K)`².
+            `coupled_symbol`; for those the limit is 2 / ‖K‖₂² by `spectral_norm`.
 
     Returns:
         h, a scalar; infinite if λ = 0.

@@ -75,6 +75,9 @@ def make_train_step(
         (state, images [B, *grid, C], labels of the loss, indices [B] in the data set, teachers=()) → state.
         `to_unit_range` scales the images, and raises TypeError for unknown dtypes. Normalisations use statistics of the
         whole global batch. With teachers the loss takes (labels, their mean probabilities for the augmented images).
+
+    Raises:
+        ValueError: by the step, for a state that was created for other figures than those of the loss.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 

@@ -47,9 +47,9 @@ def test_a_folder_by_name(tmp_path):
         ("folder", {}, "data_dir must be where the images of folder are, got None"),
         ("arrays", {}, "data_dir must be where the images of arrays are, got None"),
         ("digits", {"image_size": 32}, "image_size must be None for digits"),
-        ("arrays", {"image_size": 32}, "image_size must be None for arrays, got 32; only folder has it"),
-        ("folder", {"grid_axes": 2}, "grid_axes must be None for folder, got 2; only arrays has it"),
-        ("cifar10", {"length": 2}, "length must be None for cifar10, got 2; only arrays has it"),
+        ("arrays", {"image_size": 32}, "image_size must be None for arrays, got 32; only folder can have it"),
+        ("folder", {"grid_axes": 2}, "grid_axes must be None for folder, got 2; only arrays can have it"),
+        ("cifar10", {"length": 2}, "length must be None for cifar10, got 2; only arrays can have it"),
         ("digits", {"task": "tags"}, "task must be classes for digits, got 'tags'; only folder and arrays may"),
     ],
 )

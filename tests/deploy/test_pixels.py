@@ -173,7 +173,7 @@ def test_small_grids_and_bad_heads():
 
 def test_a_saved_network_comes_back_with_its_head(trained, tmp_path):
     """Only such files have the newest format, which earlier versions refuse; the task must fit the head."""
-    about = {"classes": [*"abcde"], "image_shape": (8, 6, 2)}
+    about = {"classes": [*"abcde"], "image_shape": (8, 6, 2), "dtype": "uint8"}
     for head, task, number in (("class", "classes", 1), ("pixels", "pixels", 3)):
         net, variables = trained("implicit_rd", (8, 6, 2), head=head, decoder=head == "pixels")
         lowcost.save(tmp_path / head, net, variables, **about, task=task)

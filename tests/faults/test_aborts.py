@@ -18,7 +18,7 @@ def test_kills(lab, record):
         moment, before = time.monotonic() + lab.rng.uniform(1, 2 if lab.short else 5), steps_saved(workdir)
         process = lab.subject.start(workdir, *long)
         if not before:
-            wait_until_epoch(1, workdir, process)
+            wait_until(lambda: bool(steps_saved(workdir)), process)
         elif killed % 2:
             wait_until(partial(saves_again, workdir, before), process)
             time.sleep(lab.rng.uniform(0, 0.01))
