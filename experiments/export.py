@@ -80,7 +80,7 @@ def main(config: ExportConfig) -> None:
 
 
 def quantized(folded: deploy.Folded, dataset: Dataset) -> deploy.Folded:
-    """Returns the network with 8-bit activations, calibrated on `CALIBRATION` training images, or fewer large ones."""
+    """Returns the network with 8-bit activations, calibrated on at most `CALIBRATION` training images."""
     images = dataset.train.images
     largest = max(1, min(CALIBRATION, CALIBRATION_NUMBERS // math.prod(dataset.image_shape)))
     return deploy.quantize(folded, to_unit_range(images[:: math.ceil(len(images) / largest)]))

@@ -13,7 +13,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,6 +123,7 @@ def runs(config: Config) -> Iterator[TrainConfig]:
         if dataset not in WIDTHS or paper(dataset, architecture, width):
             cell: dict[str, Any] = {"dataset": dataset, "width": width, "architecture": architecture}
             cell |= {"data_dir": None} if dataset == "digits" else {}  # which needs none
+            cell |= {} if dataset in ENTRIES else {"download": False}
             workdir = config.workdir / f"{dataset}-{architecture}-{width}-{end}"
             yield derived(config, **cell, epochs=epochs, workdir=workdir)
 
@@ -168,22 +169,30 @@ def write(out: Path) -> None:
         draw(rows, out.with_suffix(".png"))
 
 
-def plan(wanted: Iterable[TrainConfig]) -> None:
+def plan(wanted: Sequence[TrainConfig]) -> None:
     """Prints the runs with the hours that they need, and the sums.
 
     Args:
         wanted: configurations with the number of epochs.
+
+    Raises:
+        ValueError: the images of a data set are not square.
     """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for run in wanted:
+        if run.dataset not in shapes:
+            archive = ENTRIES.get(run.dataset)
+            shape = (archive.train, *archive.image_shape) if archive else load(run).train.images.shape
+            if len(shape) != 4 or shape[1] != shape[2]:
+                got = f"{run.dataset} with {'x'.join(map(str, shape[1:-1]))} points"
+                raise ValueError(f"--dry-run is for square images, got {got}; use the --dry-run of experiments.train")
+            shapes[run.dataset] = shape
     total = work = 0.0
     speeds: dict[tuple, float] = {}
     for run in wanted:
         epochs = run.epochs or 0
-        archive = ENTRIES.get(run.dataset)
-        shape = (archive.train, *archive.image_shape) if archive else load(run).train.images.shape
-        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
-            got = f"{run.dataset} with {'x'.join(map(str, shape[1:]))}"
-            raise ValueError(f"--dry-run is for square images of three channels, got {got}; use `train --dry-run`")
-        images, side = run.train_images or shape[0], shape[1]
+        number, side, *_ = shapes[run.dataset]
+        images = run.train_images or number
         done = len(files.read_rows(run.directory() / "metrics.jsonl"))
         kind = (run.architecture, run.width, run.kernel_size, side)
         if kind not in speeds and done < epochs:

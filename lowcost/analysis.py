@@ -151,8 +151,9 @@ def green_function(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array
     """g = F⁻¹(1 / (1 + h|λ|²)): the response of the implicit step (11) to an impulse, (I + h KᵀK)⁻¹ y = g ∗ y.
 
     It shows how far the implicit step couples pixels. g is even (g₋ₓ = gₓ for every offset x), so
-    `depthwise(g, y)` equals `depthwise_resolvent(stencil, y, h)`. That of a trained step, with whatever options it has,
-    is `layer.operations()[-1].response` for its layer of `lowcost.nn.bound_layers`.
+    `depthwise(g, y)` equals `depthwise_resolvent(stencil, y, h)`. For an implicit step of a trained network it is
+    `layer.operations()[-1].response`, where `layer` comes from `lowcost.nn.bound_layers`; with a symmetric boundary on
+    2n points per axis.
 
     Args:
         stencil: θ, real, [*window, C].

@@ -99,7 +99,7 @@ def _result(ready: Setup, state: TrainState, log: MetricsLog, figures: dict[str,
         "epochs": row["epoch"],
         **values(config, "seed", "seeds"),
         "test_accuracy": accuracies and statistics.mean(accuracies),
-        "test_accuracy_std": statistics.stdev(accuracies) if accuracies and len(accuracies) > 1 else None,
+        "test_accuracy_std": _deviation(accuracies) if accuracies and len(accuracies) > 1 else None,
         "test_accuracies": accuracies,
         "test_losses": tests["loss"],
         **{f"test_{name}": statistics.mean(found) for name, found in overlaps.items()},
@@ -119,6 +119,11 @@ def _result(ready: Setup, state: TrainState, log: MetricsLog, figures: dict[str,
         **results.provenance(),
         "digest": checkpoint.digest(state),
     }
+
+
+def _deviation(numbers: list[float]) -> float:
+    """Returns the sample standard deviation; NaN if there is one among the numbers."""
+    return float(np.std(numbers, ddof=1))
 
 
 def _finite(content: Any) -> Any:
@@ -141,7 +146,7 @@ def print_result(console: Console, result: dict[str, Any], workdir: Path) -> Non
     for name, words in OVERLAPS.items():
         if (share := result.get(f"test_{name}")) is not None:
             found = result[f"test_{name}s"]
-            table.add_row(f"test {words}", f"{share:.2%}" + (f" ± {statistics.stdev(found):.2%}" if found[1:] else ""))
+            table.add_row(f"test {words}", f"{share:.2%}" + (f" ± {_deviation(found):.2%}" if found[1:] else ""))
     if "lipschitz_bounds" in result:
         table.add_row("Lipschitz bound", f"{max(result['lipschitz_bounds']):,.4g}")
     table.add_row("epochs", str(result["epochs"]))

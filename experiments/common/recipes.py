@@ -46,8 +46,8 @@ class Recipe:
         flip: "random", or "alternating" from epoch to epoch; for data sets whose mirror images keep their label.
         scaling: images are multiplied by exp(scaling·z), z ~ N(0, 1).
         jitter: standard deviation of noise that is added.
-        mixed: share of the images in which a box comes from another image (CutMix), so that their labels are mixed too;
-            where parts may be hidden, but not in masked signals, and not for labels of points.
+        mixed: share of the images in which a box comes from another image (CutMix), so that their labels are mixed too.
+            Images are mixed only where parts may be hidden; masked signals and labels of points are not.
     """
 
     epochs: int = 300
@@ -79,7 +79,7 @@ class Recipe:
             else:
                 expected, fine = "at least 0", 0 <= value < math.inf
             if not fine:
-                raise ValueError(f"{name} must be {expected}, got {value}")
+                raise ValueError(f"{name} must be {expected}, got {value}; correct it")
 
     def transformation(self, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
         """Returns the optimiser of a run of `epochs` epochs."""

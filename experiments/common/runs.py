@@ -291,7 +291,7 @@ def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) ->
     """
     config, recipe, _ = read(workdir)
     config = dataclasses.replace(config, class_weights=None)  # which only training needs, and the file may be gone
-    if data_dir is not None or config.dataset == "digits":  # of which older versions ignored a folder
+    if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
     ready = prepare(config, recipe, configuration(workdir)["data"])
     ready.methods.update(methods_of(ready))

@@ -29,7 +29,8 @@ def cached(path: Path | None, make: Callable[[Allocate], NDArray], *, dtype: DTy
     files, not forged ones. A file that cannot be used is reported on stderr and replaced.
 
     `make` fills a memory-mapped file, so that the array may be larger than the memory. The file has a unique temporary
-    name until it is complete and on the disk; among processes that make the same file at once, the last one wins. If
+    name until it is complete and on the disk; among processes that make the same file at once, the first one that has
+    completed it wins. If
     `make` fails, neither a file nor a new folder is left.
 
     Args:

@@ -43,8 +43,8 @@ class Split:
         images: [N, *grid, C] of one of `DTYPES`, with 1 to 3 grid axes: signals, images or volumes; N ≥ 1. May be a
             read-only memory map.
         labels: int32 [N] for classes; float32 [N, K] for K tags (0 or 1) or K values; uint8 [N, *grid] for pixels.
-        files: the path of each image, relative to the folder of the data set, or for parts of other training images
-            train[i]; None for the whole of other sources.
+        files: the path of each image, relative to the folder of the data set; train[i] for selected training images of
+            sources without files; None if such a source is whole.
 
     Raises:
         ValueError: a dtype, a shape or the number of files is wrong.

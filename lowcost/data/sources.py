@@ -148,7 +148,8 @@ def load(
     }
     for option, (value, default, of) in given.items():
         if value != default and name not in of:
-            raise ValueError(f"{option} must be {default} for {name}, got {value}; only {', '.join(of)} can have it")
+            remedy = f"only {', '.join(of)} can have it; leave it out"
+            raise ValueError(f"{option} must be {default} for {name}, got {value}; {remedy}")
     if name == "folder" or name == "arrays":
         if data_dir is None:
             raise ValueError(f"data_dir must be where the images of {name} are, got None; name it")

@@ -23,7 +23,7 @@ def circulant(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
             channels are always periodic.
         method: "fft", "matmul" (the DFTs as real matrix products), "direct" (`fully_coupled` with the stencil
             `as_fully_coupled`) or "auto" (the fastest according to measurements). All methods give the same result up
-            to rounding, which of "direct" is that of `fully_coupled`.
+            to rounding. "direct" rounds as in `fully_coupled`.
 
     Returns:
         Features with the shape and dtype of y.

@@ -2,6 +2,6 @@
 
 from lowcost.lazy import attributes
 
-_SUBMODULES = ["checkpoint", "distillation", "feed", "interruption", "loop", "losses", "mesh", "metrics_log", "overlap"]
-_SUBMODULES += ["processes", "state", "step"]
+_SUBMODULES = ["calibration", "checkpoint", "distillation", "feed", "interruption", "loop", "losses", "manifest"]
+_SUBMODULES += ["memory", "mesh", "metrics_log", "overlap", "processes", "state", "step"]
 __getattr__, __dir__ = attributes(__name__, (), (), _SUBMODULES)

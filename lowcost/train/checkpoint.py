@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -220,7 +221,7 @@ class Checkpoints:
         unfinished.rename(path)
         disk.sync(self._directory)
         for old in self._steps()[self._keep :]:
-            deleting = path.with_name(f"tmp-deleting-{old}")  # so that no reader finds half of it
+            deleting = path.with_name(f"tmp-deleting-{old}-{uuid.uuid4().hex}")  # so that no reader finds half of it
             path.with_name(str(old)).rename(deleting)
             shutil.rmtree(deleting, ignore_errors=True)  # the next run deletes what a reader holds
 

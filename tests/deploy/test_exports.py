@@ -113,7 +113,7 @@ def test_onnx_of_stencils_in_place_of_filters(trained, digits):
 
 
 def test_eight_bits_move_weights_by_at_most_half_a_step():
-    """Of their channel: 1/127 of its largest weight."""
+    """A step is 1/127 of the largest weight of the channel."""
     matrix = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
     model = to_onnx(Folded((FoldedLayer("product", (Pointwise(matrix),), 1.0),), (1, 40)), bits=8)
     got = answer(model, np.eye(40, dtype=np.float32)[:, None])[:, 0]

@@ -35,7 +35,7 @@ def test_logits_are_the_same(trained, architecture, image_shape, kernel_size):
 
 
 def test_other_modules_and_unscaled_images_are_refused(trained):
-    """Of which a folded network would compute other logits."""
+    """A folded network would compute wrong logits of them."""
     with pytest.raises(TypeError, match=r"net must be a lowcost\.nn\.Network, got Dense; for other modules"):
         fold(nn.Dense(3), {}, (8, 6, 3))
     with pytest.raises(TypeError, match=r"images must be real floating point, got uint8; scale them"):

@@ -231,7 +231,7 @@ def test_an_ingredient_out_of_range_is_refused(name, value, expected, tmp_path, 
     (tmp_path / "own.json").write_text(json.dumps({name: value}))
     assert training.run(TrainConfig(recipe=str(tmp_path / "own.json"), workdir=tmp_path / "run", **SMALL)) == 2
     assert re.fullmatch(
-        rf"error: --recipe .*own\.json: {name} must be {expected}, got {value}\n", capsys.readouterr().err
+        rf"error: --recipe .*own\.json: {name} must be {expected}, got {value}; correct it\n", capsys.readouterr().err
     )
     assert not (tmp_path / "run").exists()
 

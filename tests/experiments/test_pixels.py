@@ -93,11 +93,14 @@ def test_the_figures_are_those_of_all_labelled_points(trained, tmp_path, capsys)
 
 def test_figures_of_images_without_labels_are_not_numbers():
     """The log has None for them; the result is written all the same."""
-    config = TrainConfig("arrays", task="pixels")
+    config = TrainConfig("arrays", task="pixels", seeds=2)
     ready = SimpleNamespace(config=config, dataset=SimpleNamespace(task="pixels"))
-    row = dict.fromkeys(("test_loss", "test_accuracy", "test_mean_iou", "test_mean_dice"))
+    names = ("test_loss", "test_accuracy", "test_mean_iou", "test_mean_dice")
+    row = dict.fromkeys(names) | {f"{name}_seeds": [None, None] for name in names}
     log = SimpleNamespace(rows=[row], last_epoch=lambda: 1)
-    assert all(np.isnan(figures).all() for figures in outcome.measured(ready, None, log)["tests"].values())
+    tests = outcome.measured(ready, None, log)["tests"]
+    assert all(np.isnan(figures).all() for figures in tests.values())
+    assert np.isnan(outcome._deviation(tests["accuracy"]))
 
 
 def test_a_finished_run_is_left_as_it_is(trained, capsys):

@@ -56,6 +56,20 @@ def test_there_must_be_signals_for_a_batch(tmp_path, monkeypatch):
         main(dataclasses.replace(config, folds=1))
 
 
+def test_rows_of_older_versions_are_kept(tmp_path, monkeypatch, capsys):
+    """Their recipe lacks the ingredients that are newer."""
+    recipe = {name: value for name, value in dataclasses.asdict(signals.RECIPE).items() if name != "mixed"}
+    config = Config(("GunPoint",), ("explicit_rd",), workdir=tmp_path / "signals", out=tmp_path / "out")
+    without = ("workdir", "sets", "architectures", "channels")
+    flags = signals.Results(config, markdown, without=without).flags
+    kept = row("GunPoint", [0.9, 0.9], 9000) | {"recipe": recipe, "flags": flags}
+    (tmp_path / "out.jsonl").write_text(json.dumps(kept) + "\n")
+    monkeypatch.setattr(signals, "measure", lambda *given: pytest.fail("it is measured again"))
+    monkeypatch.setattr(signals, "markdown", lambda rows, name: "page")
+    main(config)
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == kept
+
+
 def test_cross_validation_never_reads_a_test_split(monkeypatch):
     datasets = pytest.importorskip("aeon.datasets")
     asked = []

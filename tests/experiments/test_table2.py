@@ -224,11 +224,11 @@ def test_an_interrupt_of_this_program_alone_stops_the_training(monkeypatch, tmp_
     assert (tmp_path / "stopped").exists()
 
 
-def test_the_plan_is_for_square_colour_images(tmp_path):
+def test_the_plan_is_for_square_images(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 9, 3), np.uint8)
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.arange(40) % 2)
     config = table2.Config(("arrays",), data_dir=tmp_path / "a.npz", workdir=tmp_path, dry_run=True)
-    with pytest.raises(ValueError, match="--dry-run is for square images of three channels, got arrays with 8x9x3"):
+    with pytest.raises(ValueError, match="--dry-run is for square images, got arrays with 8x9 points; use"):
         table2.main(config)
     with pytest.raises(ValueError, match="--epochs must be at least 1, got 0"):
         table2.main(dataclasses.replace(config, epochs=0))
@@ -236,8 +236,10 @@ def test_the_plan_is_for_square_colour_images(tmp_path):
 
 def test_digits_need_no_folder():
     """The other data sets of the same table do."""
-    configs = table2.runs(table2.Config(("digits", "folder"), ("resnet",), data_dir=Path("any")))
-    assert [run.data_dir for run in configs] == [None, Path("any")]
+    sets, any_folder = ("digits", "folder", "cifar10"), Path("any")
+    configs = list(table2.runs(table2.Config(sets, ("resnet",), data_dir=any_folder, download=True)))
+    assert [run.data_dir for run in configs] == [None, any_folder, any_folder]
+    assert [run.download for run in configs] == [False, False, True]
 
 
 def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
