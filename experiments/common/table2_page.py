@@ -61,10 +61,11 @@ def _groups(rows: list[Row]) -> list[list[Row]]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Draws accuracy against weights, one panel per table; the paper's figures are hollow."""
+    """Draws accuracy against weights, one panel per table of several networks; the paper's figures are hollow."""
     from matplotlib.ticker import PercentFormatter
 
     groups = _groups(rows)
+    groups = [group for group in groups if len(group) > 1] or groups
     figure, axes = panels(len(groups), 5.2 * len(groups), 4.2)
     for panel, group in zip(axes, groups, strict=True):
         for row in group:
@@ -73,7 +74,8 @@ def draw(rows: list[Row], path: Path) -> None:
             panel.errorbar(row["weights"], row["test_accuracy"], yerr=row["test_accuracy_std"], label=label, **style)
             if printed := _of_the_paper(row):
                 panel.plot(row["weights"], printed / 100, fillstyle="none", **style)
-        about = "recipe {recipe}, {epochs} epochs, stencil size {kernel_size} (hollow: the paper, 300)"
+        about = "recipe {recipe}, {epochs} epochs, stencil size {kernel_size}"
+        about += " (hollow: the paper, 300)" if any(map(_of_the_paper, group)) else ""
         title = f"{{images}}\n{about}".format(**group[0])
         panel.set(xscale="log", xlabel="weights", ylabel="test accuracy")
         panel.set_title(title, fontsize=9)
