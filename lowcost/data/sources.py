@@ -148,7 +148,7 @@ def load(
     }
     for option, (value, default, of) in given.items():
         if value != default and name not in of:
-            remedy = f"only {', '.join(of)} can have it; leave it out"
+            remedy = f"only {', '.join(of)} can have it; name such a data set, or leave it out"
             raise ValueError(f"{option} must be {default} for {name}, got {value}; {remedy}")
     if name == "folder" or name == "arrays":
         if data_dir is None:
