@@ -16,7 +16,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments.common import entry, recipes, training
-from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived
+from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived, suffix
 from experiments.common.files import read_rows
 from experiments.common.results import Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
@@ -107,9 +107,7 @@ def variants(config: Config) -> dict[str, tuple[TrainConfig, recipes.Recipe]]:
     """Returns the run and the recipe of each variant."""
     group = "" if config.study == "recipe" else f"{config.study}-"
     group += f"{config.dataset}-{config.architecture}-{config.epochs}epochs-{config.seeds}seeds"
-    group += "" if config.train_images is None else f"-{config.train_images}images"
-    group += "" if config.length is None else f"-{config.length}points"
-    group += "" if config.batch_size == 100 else f"-batch{config.batch_size}"
+    group += suffix(config, "train_images", "length", "batch_size")
     group += f"-validation{config.validation_share:g}" if config.validation_share else ""
     fields, runs = {field.name for field in dataclasses.fields(TrainConfig)}, {}
     for name, changes in VARIANTS[config.study].items():

@@ -21,6 +21,7 @@ from experiments.common.config import (
     Width,
     check_counts,
     derived,
+    suffix,
     values,
 )
 from experiments.common.perturbations import sensitivities
@@ -92,8 +93,7 @@ def runs_of(config: Config) -> Iterator[TrainConfig]:
         images = "all" if run.train_images is None else run.train_images
         group = f"{run.dataset}-{run.architecture}-{run.width_name}-{run.steps_per_block}steps-{run.recipe}"
         group += f"-{run.epochs}epochs-{run.seeds}seeds-{images}images"
-        group += "" if run.length is None else f"-{run.length}points"
-        group += "" if run.batch_size == 100 else f"-batch{run.batch_size}"
+        group += suffix(config, "length", "batch_size")
         workdir = config.workdir / group / ("none" if budget is None else f"{budget:g}")
         yield dataclasses.replace(run, workdir=workdir)
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common import entry, plots, recipes, runs, training
-from experiments.common.config import TrainConfig, derived, values
+from experiments.common.config import TrainConfig, derived, suffix, values
 from experiments.common.perturbations import Variables, captured
 from experiments.common.results import Results, Row, page, provenance
 from lowcost.nn import Network, stability_report
@@ -63,7 +63,7 @@ def runs_of(config: Config) -> Iterator[TrainConfig]:
     """Yields an explicit and an implicit network of each depth."""
     for steps, architecture in itertools.product(config.steps_per_block, ("explicit_rd", "implicit_rd")):
         workdir = config.workdir / f"{architecture}-{steps}steps-{config.epochs}epochs-seed{config.seed}"
-        workdir = workdir if config.batch_size == 100 else Path(f"{workdir}-batch{config.batch_size}")
+        workdir = workdir.with_name(workdir.name + suffix(config, "batch_size"))
         yield derived(config, architecture=architecture, steps_per_block=steps, workdir=workdir)
 
 

@@ -31,6 +31,7 @@ from experiments.common.config import (
     derived,
     flags,
     shown,
+    suffix,
 )
 from experiments.common.runs import load
 from experiments.common.table2_page import ARCHITECTURES, WIDTHS, draw, markdown, paper, place
@@ -113,11 +114,7 @@ def main(config: Config) -> int:
 def runs(config: Config) -> Iterator[TrainConfig]:
     """Yields the runs of the grid, without the cells that the paper leaves empty."""
     epochs = recipes.RECIPES[config.recipe].epochs if config.epochs is None else config.epochs
-    some = "" if config.batch_size == 100 else f"-batch{config.batch_size}"
-    some += "" if config.train_images is None else f"-{config.train_images}images"
-    some += "" if config.kernel_size == 3 else f"-stencil{config.kernel_size}"
-    some += "" if config.image_size is None else f"-{config.image_size}pixels"
-    some += "" if config.length is None else f"-{config.length}points"
+    some = suffix(config, "batch_size", "train_images", "kernel_size", "image_size", "length")
     end = f"{config.recipe}-{epochs}epochs{some}-seed{config.seed}x{config.seeds}"
     for dataset, width, architecture in itertools.product(config.datasets, config.widths, config.architectures):
         if dataset not in WIDTHS or paper(dataset, architecture, width):

@@ -184,6 +184,22 @@ def check_counts(config: Any, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
+_IN_NAMES = {
+    "batch_size": "-batch{}",
+    "train_images": "-{}images",
+    "kernel_size": "-stencil{}",
+    "image_size": "-{}pixels",
+    "length": "-{}points",
+}
+
+
+def suffix(config: Any, *names: str) -> str:
+    """Returns what the name of a work directory says of these fields, such as -batch96-20points; "" for defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    given = {name: value for name, value in values(config, *names).items() if value != defaults[name]}
+    return "".join(_IN_NAMES[name].format(value) for name, value in given.items())
+
+
 def check_batch(batch_size: int, examples: int) -> None:
     """Raises ValueError if a batch needs more than the training examples that there are."""
     if batch_size > examples:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from experiments.common import distillation, fine_tuning, tuning
 from experiments.common.budgets import projection_of
 from experiments.common.compiled import keep_compiled
-from experiments.common.config import TrainConfig, check_counts, values
+from experiments.common.config import TrainConfig, check_batch, check_counts, values
 from experiments.common.description import check_data, describe
 from experiments.common.objective import figures, loss_of
 from experiments.common.recipes import Recipe, recipe_named
@@ -75,9 +75,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     if config.decoder and config.task != "pixels":
         raise ValueError(f"--decoder needs the task pixels, got {config.task}; leave it out")
     distillation.check(config)
-    if config.batch_size > len(dataset.train):
-        largest = f"the {len(dataset.train)} training images of {dataset.name}"
-        raise ValueError(f"--batch-size must be at most {largest}, got {config.batch_size}; use a smaller one")
+    check_batch(config.batch_size, len(dataset.train))
     keep_compiled(config.directory().parent / CACHE / "compiled")
     if of_run is None:
         return _build(config, recipe, dataset, mesh, dataset.moments)

@@ -46,7 +46,8 @@ def data_mesh(batch_size: int, *, all_devices: bool = True) -> Mesh:
         ValueError: the devices do not divide batch_size, or processes have different numbers of them.
         OSError: JAX has no device to run on.
     """
-    number = len(devices())
+    found = devices()
+    number = len(found)
     if not all_devices and jax.process_count() == 1:
         number = math.gcd(number, batch_size)
     if unequal_devices():
@@ -55,7 +56,7 @@ def data_mesh(batch_size: int, *, all_devices: bool = True) -> Mesh:
         below = batch_size - batch_size % number
         expected = f"batch_size must be divisible by the {number} devices that share a batch"
         raise ValueError(f"{expected}, got {batch_size}; use e.g. {below or number}")
-    return jax.make_mesh((number,), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices()[:number])
+    return jax.make_mesh((number,), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=found[:number])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -267,7 +267,7 @@ def test_a_damaged_configuration(error, tmp_path, content):
 
 
 def test_batch_larger_than_the_data(error):
-    assert "1437 training images" in error(batch_size=2000)
+    assert "1437 training examples" in error(batch_size=2000)
 
 
 def test_stencil_larger_than_the_grid(error, image_folder):

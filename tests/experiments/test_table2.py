@@ -234,6 +234,14 @@ def test_the_plan_is_for_square_images(tmp_path):
         table2.main(dataclasses.replace(config, epochs=0))
 
 
+def test_runs_with_other_flags_have_other_names():
+    """Those of the defaults are as short as they were."""
+    changes = {"batch_size": 96, "train_images": 40, "kernel_size": 5, "length": 20}
+    for given, end in (({}, ""), (changes, "-batch96-40images-stencil5-20points")):
+        (run,) = table2.runs(table2.Config(("arrays",), ("resnet",), seed=3, **given))
+        assert run.directory().name == f"arrays-resnet-A-fast-30epochs{end}-seed3x1"
+
+
 def test_digits_need_no_folder():
     """The other data sets of the same table do."""
     sets, any_folder = ("digits", "folder", "cifar10"), Path("any")

@@ -30,7 +30,10 @@ with locked(Path(sys.argv[1])):
 def test_each_signal_is_a_stop_request(name):
     number = signal.Signals[name]
     before = signal.getsignal(number)
-    handler = lambda *_: None  # noqa: E731 - a failure must not end the tests
+
+    def handler(*_):
+        """A failure must not end the tests."""
+
     signal.signal(number, handler)
     try:
         with Interruption() as interruption:
