@@ -18,7 +18,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from experiments.common.config import fits
 from lowcost import data
-from lowcost.train.step import Augment, Draw
+from lowcost.train.step import Augment, AugmentLabels, Draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Recipe:
     def _mix(self, images: jax.Array, draw: Draw) -> tuple[jax.Array, jax.Array]:
         return data.cutmix(jax.random.fold_in(draw.step, 4), images, probability=self.mixed)
 
-    def label_mixing(self, grid: tuple[int, ...]) -> Augment:
+    def label_mixing(self, grid: tuple[int, ...]) -> AugmentLabels:
         """Returns (labels [B, ...], draw) → (labels, their partners, shares) of the images that `augmentation` mixes.
 
         Args:

@@ -30,8 +30,7 @@ def cached(path: Path | None, make: Callable[[Allocate], NDArray], *, dtype: DTy
 
     `make` fills a memory-mapped file, so that the array may be larger than the memory. The file has a unique temporary
     name until it is complete and on the disk; among processes that make the same file at once, the first one that has
-    completed it wins. If
-    `make` fails, neither a file nor a new folder is left.
+    completed it wins. If `make` fails, neither a file nor a new folder is left.
 
     Args:
         path: the .npy file; its folder is made if missing. The name must change with everything that changes the array.

@@ -39,7 +39,9 @@ class Draw(NamedTuple):
     epoch: jax.Array
 
 
-Augment = Callable[[jax.Array, Draw], Any]
+Augment = Callable[[jax.Array, Draw], jax.Array]
+AugmentLabels = Callable[[jax.Array, Draw], Any]
+"""(labels, the draw of their images) → what the loss takes as labels."""
 TrainSteps = Callable[..., TrainState]
 """(state, n, *batches) → state, see `repeat`."""
 
@@ -52,7 +54,7 @@ def make_train_step(
     *,
     average: float | None = None,
     loss: Loss = cross_entropy,
-    augment_labels: Augment | None = None,
+    augment_labels: AugmentLabels | None = None,
 ) -> Callable[..., TrainState]:
     """Returns the step θ ← θ - optimiser(∇ Σ w L(net(images), labels) / Σ w): the loss L of Section 2, weights w = 1.
 
