@@ -112,8 +112,8 @@ for conv in (nn.Conv, LinearMix, Circulant):
 # error. The error is large, because the dense network was not trained to be cheap. The norm of a converted kernel is
 # √(1 - error²) times the original one. Over four layers the features would almost vanish, so we restore the norm.
 #
-# Then we fine-tune. After two epochs the converted network is better than one trained from scratch for two epochs. As
-# Circulant almost nothing of the kernel remains, so train that layer from scratch.
+# Then we fine-tune. After two epochs the converted network is better than one trained from scratch for two epochs.
+# Conversion to Circulant loses almost all of a kernel, so train that layer from scratch.
 
 # %%
 net, params = CNN(LinearMix), dict(trained[nn.Conv])

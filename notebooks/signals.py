@@ -81,9 +81,9 @@ print(f"{count_weights(state.params):,} weights, test accuracy {accuracy:.1%} of
 # ## What the steps keep
 #
 # An implicit step applies (I + h KᵀK)⁻¹. It multiplies the wave of frequency k by 1 / (1 + h|λ_k|²), a number between 0
-# and 1. We plot this factor for the four steps, one curve per channel. A channel whose curve starts at 1 and falls
-# smooths. One whose curve starts low and rises weakens the mean and keeps what changes. A flat curve keeps the shape
-# of the signal.
+# and 1. We plot this factor for the four steps, one curve per channel. If a curve starts at 1 and falls, the
+# step smooths this channel. If it starts low and rises, the step weakens the mean and keeps changes. A flat curve keeps
+# the shape of the signal.
 
 # %%
 steps = [x for x in nn.bound_layers(net, state.variables, train_signals.shape[1:]) if "step" in x.name]
