@@ -1,4 +1,4 @@
-"""The programs, where networks, data and training meet: `python -m experiments.NAME`."""
+"""Combines networks, data and training in programs: `python -m experiments.NAME`."""
 
 import sys
 

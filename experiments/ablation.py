@@ -1,4 +1,4 @@
-"""What the parts of a training run are worth: `python -m experiments.ablation folder --data-dir DIR`.
+"""Measures what the parts of a training run are worth: `python -m experiments.ablation folder --data-dir DIR`.
 
 Trains network A with the fast recipe, and then with changes to it. The study `recipe` replaces one ingredient of the
 recipe at a time; `reach` changes how far the implicit steps reach; `circulant` changes the circulant steps;
@@ -17,9 +17,9 @@ import tyro
 
 from experiments.common import entry, recipes, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived, suffix
-from experiments.common.files import read_rows
 from experiments.common.results import Results, Row, accuracy, page, table
 from experiments.common.workdir import Result
+from lowcost.train.metrics_log import epoch_rows
 
 Study = Literal["recipe", "reach", "circulant", "distillation"]
 
@@ -87,7 +87,7 @@ def main(config: Config) -> int:
         result = Result(run.directory() / "result.json")
         del result["recipe"], result["peak_memory_gib"]  # the memory is that of all variants before, too
         about = {"study": config.study, "variant": names[run], "images": config.images or config.dataset}
-        last = read_rows(run.directory() / "metrics.jsonl")[-1]
+        last = epoch_rows(run.directory() / "metrics.jsonl")[-1]
         validation = _validation(last) if "validation_accuracy" in last else {}
         results.add([{**about, "flags": f"{config.dataset} {results.flags}", **result, **validation}])
 

@@ -1,4 +1,4 @@
-"""Compiles training and inference for TPUs and GPUs that are not here, and reads bytes, time and memory per chip.
+"""Compiles training and inference for TPUs and GPUs without such a device, and reads bytes, time and memory per chip.
 
 XLA's compilers run without a device: `pip install '.[experiments,tpu,compile-gpu]'` in an environment of its own. The
 times are estimates: they rank programs for one chip, and are no measurements.
@@ -22,9 +22,10 @@ from experiments.common.results import Results, Row, commit, filled, page
 from experiments.common.setup import abstract
 from lowcost import nn
 from lowcost.data.dataset import PHOTOGRAPHS
+from lowcost.scaling import to_unit_range
 from lowcost.train.mesh import over_batch, replicated
 from lowcost.train.state import create_state
-from lowcost.train.step import make_train_step, repeat, to_unit_range
+from lowcost.train.step import make_train_step, repeat
 
 FLAX = {"flax resnet": flax_networks.ResNet, "flax mobilenet": flax_networks.MobileNet}
 """What ours are compared with: plain Flax networks with circular padding."""

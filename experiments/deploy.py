@@ -21,13 +21,12 @@ import tyro
 from experiments import export, predict
 from experiments.common import entry, memory, runs, timing
 from experiments.common.config import check_counts, values
-from experiments.common.description import check_data
 from experiments.common.files import write_whole
 from experiments.common.results import Results, Row, page, provenance
 from lowcost import deploy
 from lowcost.nn import operations
+from lowcost.scaling import to_unit_range
 from lowcost.train.state import count_weights
-from lowcost.train.step import to_unit_range
 
 FILES: dict[str, dict[str, Any]] = {
     "StableHLO": {"format": "stablehlo"},
@@ -82,9 +81,7 @@ class Subject:
         if config.images and run.config.dataset not in ("folder", "arrays"):
             raise ValueError(f"--images is for runs on folder or arrays, got one on {run.config.dataset}; leave it out")
         self.workdir, self.config = workdir, config
-        dataset = runs.data_of(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
-        about = {"classes": list(run.classes), "image_shape": list(run.image_shape), **values(run, "dtype", "masked")}
-        check_data(workdir, dataset, about)
+        dataset = runs.data_again(workdir, run.config, config.data_dir)
         self.images, self.labels = to_unit_range(dataset.test.images), dataset.test.labels
         self.network = jax.jit(partial(run.net.apply, run.variables))
         self.exact = deploy.fold(run.net, run.variables, run.image_shape)

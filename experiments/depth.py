@@ -1,4 +1,4 @@
-"""The signal over depth: how the variance of the features changes from step to step before any training."""
+"""Measures how the variance of the features changes from step to step before any training."""
 
 import dataclasses
 import itertools

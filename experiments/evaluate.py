@@ -52,7 +52,7 @@ def main(arguments: EvaluateConfig) -> None:
     """
     from experiments.common import runs
     from lowcost.deploy.loading import configuration, temperatures
-    from lowcost.train.loop import first_step
+    from lowcost.train.loop import steps_done
     from lowcost.train.state import count_weights
 
     if arguments.csv is not None:
@@ -69,7 +69,7 @@ def main(arguments: EvaluateConfig) -> None:
     if arguments.average_flips and task == "pixels":
         raise ValueError("--average-flips needs a network with one output per image, got the task pixels; leave it out")
     weights = count_weights(state.params) // config.seeds
-    network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {first_step(state)} steps"
+    network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {steps_done(state)} steps"
     say = partial(print, file=messages(arguments.csv))
     mirrored = ", each averaged with its mirror image" if arguments.average_flips else ""
     say(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}{mirrored}:")
@@ -81,7 +81,7 @@ def main(arguments: EvaluateConfig) -> None:
         outputs = (outputs + ready.outputs(state.chosen, np.flip(split.images, -2))) / 2
     labels, fitted = split.labels, None
     if task == "classes":
-        fitted = temperatures(arguments.workdir, config.seeds, first_step(state))
+        fitted = temperatures(arguments.workdir, config.seeds, steps_done(state))
     if dataset.scale is not None:
         of_run = configuration(arguments.workdir)["data"]["scale"]  # the folder may hold other images than in training
         outputs, labels = outputs * of_run[1] + of_run[0], labels * dataset.scale[1] + dataset.scale[0]

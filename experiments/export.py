@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.common import entry, files, runs
-from experiments.common.description import check_data
 from lowcost import deploy, terminal
 from lowcost.data import Dataset
 from lowcost.deploy import packaged
-from lowcost.deploy.loading import configuration
 from lowcost.nn.operations import Depthwise, Filter, Operation
 from lowcost.scaling import to_unit_range
 
@@ -70,9 +68,7 @@ def main(config: ExportConfig) -> None:
     if config.tolerance is not None:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
     if config.activations == 8:
-        ours = runs.data_of(dataclasses.replace(run.config, data_dir=config.data_dir or run.config.data_dir))
-        check_data(config.workdir, ours, configuration(config.workdir)["data"])
-        folded = quantized(folded, ours)
+        folded = quantized(folded, runs.data_again(config.workdir, run.config, config.data_dir))
     _write(serialized(folded, metadata, config), config.out)
     for layer in folded.layers:
         if config.tolerance is not None and (choice := _choice(layer.operations)):

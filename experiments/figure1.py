@@ -1,4 +1,4 @@
-"""Figure 1: the time of the fully coupled convolution divided by that of the low-cost operators.
+"""Measures Figure 1: the time of the fully coupled convolution divided by that of the low-cost operators.
 
 At each point all operators alternate in one process. Their opponent is the faster of XLA's and PyTorch's fully coupled
 convolution, or XLA's if PyTorch is not installed: `pip install '.[benchmark]'`.

@@ -1,4 +1,4 @@
-"""Accuracy, sensitivity and certified accuracy of networks with a norm budget: `python -m experiments.norm_budget`.
+"""Measures accuracy, sensitivity and certified accuracy of networks with a norm budget.
 
 Trains the same network without a budget and with several. Finished runs are skipped, stopped ones resume.
 """
@@ -28,7 +28,7 @@ from experiments.common.perturbations import sensitivities
 from experiments.common.recipes import RECIPES
 from experiments.common.results import Results, Row, page, provenance
 from lowcost.nn import certified_radii, stability_report
-from lowcost.train.step import to_unit_range
+from lowcost.scaling import to_unit_range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How far networks see: `python -m experiments.reach` trains them on tasks with a stated distance.
+"""Measures how far networks see: `python -m experiments.reach` trains them on tasks with a stated distance.
 
 In each task the class of a point depends on a mark at the distance d, and on nothing nearer. All networks have the same
 width and depth. Rows that OUT.jsonl holds already are not measured again.
@@ -19,7 +19,6 @@ import numpy as np
 
 from experiments.common import entry, plots
 from experiments.common.config import Architecture, check_batch, check_counts, values
-from experiments.common.files import read_rows
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row, page, provenance, table
 from lowcost import nn
@@ -81,7 +80,7 @@ def main(config: Config) -> None:
     if not all(1 <= d < half for d in config.distances):
         raise ValueError(f"--distances must be from 1 to {half - 1} for these tasks, got {config.distances}")
     results = Results(config, markdown, draw, without=("tasks", "distances"))
-    results.rows = [row for row in read_rows(config.out.with_suffix(".jsonl")) if row["flags"] == results.flags]
+    results.resume()
     measured = {(row["task"], row["distance"], label(row)) for row in results.rows}
     for task, distance, (architecture, reaching) in itertools.product(config.tasks, config.distances, NETWORKS):
         reach = config.reach if reaching else 0.0

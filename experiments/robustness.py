@@ -1,4 +1,4 @@
-"""Small perturbations of trained networks, and the bounds on what they can change (Section 4's claim, measured).
+"""Perturbs trained networks slightly, and bounds the effect (a claim of Section 4, measured).
 
 Rounded and noisy weights, noisy and blurred images, a larger time step; and how a perturbation of the images grows from
 layer to layer.
@@ -21,8 +21,9 @@ from experiments.common.perturbations import Variables, features, norms, weights
 from experiments.common.results import Results, Row, page, provenance, table
 from experiments.stability import with_time_step
 from lowcost.nn import stability_report
+from lowcost.scaling import to_unit_range
 from lowcost.terminal import printable, warn
-from lowcost.train.step import make_eval_step, to_unit_range
+from lowcost.train.step import make_eval_step
 
 UNPERTURBED = "as it is"
 """Kind of the first row, in the files."""

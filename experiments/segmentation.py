@@ -25,7 +25,6 @@ import numpy as np
 from experiments import volumes
 from experiments.common import entry, evaluation_plots, masks, timing
 from experiments.common.config import Architecture, check_counts, values
-from experiments.common.files import read_rows
 from experiments.common.flax_networks import UNet
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row, page, provenance, table
@@ -165,7 +164,7 @@ def main(config: Config) -> None:
     """Trains and times the networks, writes the files after each of them, prints the tables."""
     check_counts(config, "steps", "seeds")
     results, complete = Results(config, markdown, without=("tasks",)), not config.validate
-    results.rows = [row for row in read_rows(config.out.with_suffix(".jsonl")) if row["flags"] == results.flags]
+    results.resume()
     for task in config.tasks:
         scene = TASKS[task].scene(config.validate)
         for network in TASKS[task].networks:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.nn import softmax
 from numpy.typing import NDArray
 
-from experiments.common import entry, files, results, runs
+from experiments.common import entry, results, runs
 from experiments.common.config import Architecture, TrainConfig, check_batch, check_counts, derived
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row
@@ -100,9 +100,8 @@ def main(config: Config) -> None:
     if config.folds == 1 or config.folds < 0:
         raise ValueError(f"--folds must be 0 or at least 2, got {config.folds}; use e.g. 5")
     table = Results(config, markdown, without=("workdir", "sets", "architectures", "channels"))
-    rows = files.read_rows(config.out.with_suffix(".jsonl"))
-    rows = [row for row in rows if row["flags"] == table.flags]
-    table.rows = [row for row in rows if Recipe(**row["recipe"]) == RECIPE]  # older rows lack newer ingredients
+    table.resume()
+    table.rows = [row for row in table.rows if Recipe(**row["recipe"]) == RECIPE]  # older rows lack newer ingredients
     if table.rows:
         table.add([])  # the page of what there is
     done = [(row["set"], row["architecture"], row["channels"]) for row in table.rows]

@@ -1,4 +1,4 @@
-"""Depth and step size (Section 3.2.2): do the features stay bounded in explicit and implicit networks?
+"""Measures up to which depth and step size the features of explicit and implicit networks stay bounded (Section 3.2.2).
 
 Measures the features of each step relative to those after the opening, at initialisation and after training on the
 handwritten digits, while the time step is changed afterwards.
@@ -19,7 +19,7 @@ from experiments.common.config import TrainConfig, derived, suffix, values
 from experiments.common.perturbations import Variables, captured
 from experiments.common.results import Results, Row, page, provenance
 from lowcost.nn import Network, stability_report
-from lowcost.train.step import to_unit_range
+from lowcost.scaling import to_unit_range
 
 LIMIT = 1e3
 """Features that grow by more than this factor count as unbounded."""

@@ -1,4 +1,4 @@
-"""Table 1 in numbers: the weights and multiply-adds of one layer of each kind, for one image."""
+"""Computes Table 1 in numbers: the weights and multiply-adds of one layer of each kind, for one image."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Table 2: accuracy against weights of all architectures, run by run, beside the paper's figures.
+"""Measures Table 2: accuracy against weights of all architectures, run by run, beside the paper's figures.
 
     python -m experiments.table2 cifar10 cifar100 stl10 --recipe paper --seeds 5 --widths A B C   # all: a GPU
     python -m experiments.table2 folder --data-dir DIR --recipe fast --epochs 5                   # two cores
@@ -39,6 +39,7 @@ from experiments.common.workdir import Result
 from lowcost.data.catalogue import ENTRIES
 from lowcost.nn import network, network_cost
 from lowcost.train import interruption, mesh
+from lowcost.train.metrics_log import epoch_rows
 
 PASSES = 3
 """A training step costs three forward passes: the backward pass takes two."""
@@ -190,7 +191,7 @@ def plan(wanted: Sequence[TrainConfig]) -> None:
         epochs = run.epochs or 0
         number, side, *_ = shapes[run.dataset]
         images = run.train_images or number
-        done = len(files.read_rows(run.directory() / "metrics.jsonl"))
+        done = len(epoch_rows(run.directory() / "metrics.jsonl"))
         kind = (run.architecture, run.width, run.kernel_size, side)
         if kind not in speeds and done < epochs:
             print(f"measuring {run.architecture} {run.width} on {side}x{side} pixels …", file=sys.stderr)

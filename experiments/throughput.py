@@ -1,4 +1,4 @@
-"""Images per second of training and inference, compared with PyTorch networks of the same mathematics.
+"""Measures images per second of training and inference, compared with PyTorch networks of the same mathematics.
 
 Our steps and PyTorch's alternate in one process, so that a machine that slows down slows both; medians count.
 PyTorch is not a dependency: `pip install '.[benchmark]'`.
@@ -20,10 +20,11 @@ from experiments.common import entry, timing
 from experiments.common.config import Architecture, values
 from experiments.common.results import Results, Row, page, provenance
 from lowcost import extras, nn
+from lowcost.scaling import to_unit_range
 from lowcost.train.mesh import data_mesh, replicated, shard_batch, use_every_core
 from lowcost.train.processes import devices
 from lowcost.train.state import create_state
-from lowcost.train.step import make_train_step, to_unit_range
+from lowcost.train.step import make_train_step
 
 PERIODIC = ("implicit_rd", "circulant_rd", "implicit_circulant_rd")
 """Their steps are periodic in PyTorch too; the others are also timed with zero padding, which is cheaper."""

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from experiments.common import entry, timing
 from experiments.common.config import Architecture, check_batch, check_counts, values
-from experiments.common.files import read_rows
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row, accuracy, page, provenance
 from lowcost import data, extras, nn
@@ -81,8 +80,8 @@ def main(config: Config) -> None:
     use_every_core(config.batch_size)
     mesh = data_mesh(config.batch_size)
     results = Results(config, markdown, without=("parts",))
-    old = [row for row in read_rows(config.out.with_suffix(".jsonl")) if row["flags"] == results.flags]
-    results.rows = [row for row in old if row["part"] == "accuracy" or "time" not in config.parts]
+    results.resume()
+    results.rows = [row for row in results.rows if row["part"] == "accuracy" or "time" not in config.parts]
     dataset = patches(config)
     jax.set_mesh(mesh)
     for architecture in config.architectures if "accuracy" in config.parts else ():

@@ -1,4 +1,4 @@
-"""Convolutional networks with few weights: exact spectral operators and reaction-diffusion steps in JAX.
+"""Builds convolutional networks with few weights: exact spectral operators and reaction-diffusion steps in JAX.
 
 The package offers the operators of *Low-cost Parameterizations of Deep Convolutional Neural Networks* as pure
 functions, and `load` and `save` for trained networks. Its submodules are imported at their first use: `lowcost.nn`

@@ -1,4 +1,4 @@
-"""Spectra, norms, stable steps and Green's functions of the operators of Section 3, from their impulse responses.
+"""Computes spectra, norms, stable steps and Green's functions of the operators of Section 3 from impulse responses.
 
 In the Fourier basis, a linear map y ↦ K y of features [*grid, C] that commutes with shifts of the grid is one small
 matrix per frequency. The responses to an impulse in each channel determine these matrices. The functions below

@@ -1,4 +1,4 @@
-"""Checks of the arguments that several functions share, and their promotion to float32.
+"""Checks arguments that several functions share, and promotes them to float32.
 
 Every error names the argument, states what is expected and what was passed, and says what to do.
 """

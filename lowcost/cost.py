@@ -1,4 +1,4 @@
-"""Weights and multiply-adds of an operator or a step, applied to one image (Table 1).
+"""Counts weights and multiply-adds of an operator or a step, applied to one image (Table 1).
 
 The products with weights and the transforms are counted. Activations, normalisations, pooling and y + h f(y) are not,
 nor are the symbols, which a whole batch shares. Two real operations make one multiply-add; a multiplication alone

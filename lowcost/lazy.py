@@ -1,4 +1,4 @@
-"""Names of a package that are imported at their first use, so that e.g. reading images needs no JAX."""
+"""Imports the names of a package at their first use, so that e.g. reading images needs no JAX."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The meaning of method="auto": the fastest method at the nearest known size, for each platform.
+"""Chooses methods for method="auto": the fastest method at the nearest known size, for each platform.
 
 The platform is chosen when a program is lowered (`on_platform`). Each platform has a table, `methods_CHIP.json`: each
 line has an operator, a size, and the seconds that its value and gradients take by each method. The table for CPUs is

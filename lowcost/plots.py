@@ -1,4 +1,4 @@
-"""Plots of the operators of Section 3: each function draws into one matplotlib axes and returns it.
+"""Plots the operators of Section 3: each function draws into one matplotlib axes and returns it.
 
 Needs matplotlib, the extra `plots`. The colours suit colour-blind readers. Values of one sign run from dark to bright
 (viridis), signed values from blue through white (zero, or one for a factor) to red.

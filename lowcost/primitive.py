@@ -1,4 +1,4 @@
-"""Linear functions as primitives of JAX, whose derivatives are stated because JAX's own would be slow.
+"""Makes linear functions primitives of JAX with stated derivatives, because JAX's own would be slow.
 
 Unlike a `jax.custom_vjp`, a primitive supports forward and reverse mode of every order, `jax.vmap` and `jax.shard_map`.
 """

@@ -1,4 +1,4 @@
-"""The discrete Fourier and cosine transforms in real arithmetic: orthonormal bases, applied as matrix products.
+"""Computes discrete Fourier and cosine transforms in real arithmetic, as matrix products with orthonormal bases.
 
 A real convolution acts on the pair (cos kt, sin kt) as a + bJ, where J is the rotation by a right angle. The basis is
 ordered so that cos kt and sin kt stand mirrored, which makes J a reversal of the axis. Matrix products run on every

@@ -1,4 +1,4 @@
-"""Symbols, which make every low-cost operator of the paper exact and cheap (Eq. 10).
+"""Computes symbols, which make every low-cost operator of the paper exact and cheap (Eq. 10).
 
 A periodic convolution is diagonal in the Fourier basis. Its diagonal, the symbol λ, determines everything about it: the
 adjoint has the symbol λ̄, the normal operator |λ|², the resolvent 1 / (1 + h|λ|²), and the norm is max|λ|. Each operator

@@ -1,6 +1,7 @@
-"""Text that is safe to print: the names of files and classes may contain any character."""
+"""Makes text safe to print: the names of files and classes may contain any character."""
 
 import sys
+from collections.abc import Sequence
 
 
 def printable(text: object) -> str:
@@ -15,6 +16,11 @@ def printable(text: object) -> str:
 def warn(text: object) -> None:
     """Prints the text on stderr on one line, see `printable`."""
     print(printable(text), file=sys.stderr)
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Returns the first names, separated by commas, and an ellipsis if there are more."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Time steps of the reaction-diffusion equation ∂ₜy = -KᵀK y + r(y), Eqs. (1), (8) to (11): the steps of a network."""
+"""Advances the reaction-diffusion equation ∂ₜy = -KᵀK y + r(y), Eqs. (1), (8) to (11): the steps of a network."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""One table of all operators: how to call each, the printed matrix that it must equal, how to draw its weights."""
+"""Lists all operators: how to call each, the printed matrix that it must equal, and how to sample its weights."""
 
 import dataclasses
 import itertools
@@ -47,31 +47,31 @@ class Case:
 
     @property
     def function(self):
-        """The public function; of a resolvent with its time step."""
+        """Returns the public function; that of a resolvent has its time step filled in."""
         function = getattr(lowcost, self.operator + self.form)
         options = {"boundary": "symmetric"} if self.mirrored else {}
         return partial(function, h=H, **options) if self.form == "_resolvent" else function
 
     @property
     def methods(self):
-        """The methods of the operator: a resolvent has no short stencil, and the 1x1 convolution no choice."""
+        """Returns the methods of the operator: a resolvent has no short stencil, and the 1x1 convolution one method."""
         if self.operator == "linear_mix":
             return *METHODS, "coupled"
         return METHODS[: 0 if self.operator == "pointwise" else 2 if self.form == "_resolvent" else 3]
 
     @property
     def boundaries(self):
-        """The boundaries of the operator: a resolvent is periodic, and the 1x1 convolution needs no boundary."""
+        """Returns the boundaries of the operator: a resolvent is periodic, and the 1x1 convolution needs none."""
         return BOUNDARIES if "direct" in self.methods else ()
 
     @property
     def ways(self):
-        """Every method, on the periodic grid."""
+        """Returns the options of every method on the periodic grid."""
         return [{"method": method} for method in self.methods] or [{}]
 
     @property
     def bounded(self):
-        """Every method at every boundary."""
+        """Returns the options of every method at every boundary."""
         return [{"method": m, "boundary": b} for m, b in itertools.product(self.methods, self.boundaries)]
 
     def draw(self, window, grid, batch=(), channels=3, dtype=np.float64, seed=0):

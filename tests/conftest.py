@@ -1,18 +1,18 @@
-"""Four virtual CPU devices for every test, and no silent broadcasting of ranks."""
+"""Gives every test four virtual CPU devices and makes rank promotion an error."""
 
 import gc
 import os
 import signal
 from importlib.metadata import version
 
-# In the processes that tests start too: most of the time is compiling, two thirds of it by these emitters.
+# Child processes inherit these variables. Most of the time is compilation, two thirds of it by the fusion emitters.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if version("jaxlib").startswith("0.10."):  # a later XLA ends the process, because it does not know the flag
-    # Programs are compiled in one piece, because both cores are busy and cutting them costs a tenth.
+    # Each program is compiled in one piece: the tests occupy both cores, and splitting takes a tenth longer.
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
-os.environ["LOWCOST_MEASURE"] = "0"  # times would choose the methods, and so the last bits of every result
+os.environ["LOWCOST_MEASURE"] = "0"  # measured times would choose the methods and so the last bits of results
 
 import jax
 import pytest
@@ -27,7 +27,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One worker for each file, and one for all of tests/faults, so that no fixture is made twice."""
+    """Assigns one worker to each file, and one to all of tests/faults, so that no fixture is made twice."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture
 def x64():
-    """Float64 for one test."""
+    """Enables float64 for one test."""
     with jax.enable_x64(True):
         yield
 
@@ -59,7 +59,7 @@ def earlier_objects_are_frozen():
 
 @pytest.fixture(autouse=True)
 def signals_reach_processes():
-    """Processes that tests start would inherit that SIGINT and SIGHUP are ignored, as under nohup or in a script."""
+    """Handles SIGINT and SIGHUP, because child processes inherit it if nohup or a script ignores them."""
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: lambda number, frame: None}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield

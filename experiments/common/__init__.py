@@ -1,1 +1,1 @@
-"""Modules that several programs share: entry, configuration, runs and training, recipes, files, timing."""
+"""Holds the modules that several programs share: entry, configuration, runs and training, recipes, files, timing."""

@@ -1,4 +1,4 @@
-"""The norm budget of a run, --norm-budget."""
+"""Applies the norm budget of a run, --norm-budget."""
 
 from collections.abc import Sequence
 

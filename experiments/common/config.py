@@ -1,4 +1,4 @@
-"""The configuration of a training run, a frozen dataclass; and what programs do with configurations and their flags."""
+"""Holds the configuration of a training run, and converts configurations to flags and names."""
 
 import dataclasses
 import shlex
@@ -28,7 +28,7 @@ class Cluster:
     process_id: int | None = None
     """Number of this process, from 0."""
     heartbeat_seconds: int = 100
-    """Seconds without a sign of life after which a process counts as dead, and the others end."""
+    """Seconds without a heartbeat after which a process counts as dead, and the others end."""
     wait_seconds: int = 300
     """Seconds in which all processes must start; otherwise training ends with an error."""
 
@@ -59,7 +59,8 @@ class TrainConfig:
     learning_rate: float | None = None
     """The largest learning rate. None: the recipe's."""
     flip: Literal["none", "horizontal"] | None = None
-    """Whether training flips images left to right, signals in time. None: photographs are flipped, all else is not."""
+    """Whether training flips images left to right, signals in time. None: images of folder and of the
+    published archives are flipped, arrays and digits are not."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes, from 0 to below 1; for classes, tags and pixels."""
     class_weights: str | None = None

@@ -1,4 +1,4 @@
-"""What identifies a run: what must be the same for it to resume, and in all of its processes."""
+"""Identifies a run by what must be equal when it resumes, and in all of its processes."""
 
 import dataclasses
 import hashlib
@@ -54,10 +54,11 @@ def differing_fields(ready: Setup) -> list[str]:
     return versions or processes.differing({**shared(ready.config), **flat(parts), **settings()})
 
 
-def check_data(workdir: Path, dataset: data.Dataset, expected: dict[str, Any]) -> None:
-    """Raises ValueError unless the data set has the classes, the image shape, and what else is expected of the run."""
-    got = {"dtype": "uint8", "masked": False, **describe(dataset)}
-    for field in ("classes", "image_shape", "dtype", "masked"):
-        if got[field] != expected.get(field, got[field]):
+def check_data(workdir: Path, dataset: data.Dataset, of_run: dict[str, Any]) -> None:
+    """Raises ValueError unless the data set has the classes, image shape, dtype and mask of the run, see `describe`."""
+    plain = {"dtype": "uint8", "masked": False}  # which `describe` leaves out
+    got, expected = plain | describe(dataset), plain | of_run
+    for field in ("classes", "image_shape", *plain):
+        if got[field] != expected[field]:
             problem = f"the run in {workdir} was trained on {field} {expected[field]}, the data has {got[field]}"
             raise ValueError(f"{problem}; name its own data with --data-dir")

@@ -1,4 +1,4 @@
-"""Distillation: training towards the probabilities of trained networks, `--teacher`."""
+"""Distils trained networks, `--teacher`: training towards their probabilities."""
 
 from pathlib import Path
 from typing import Any

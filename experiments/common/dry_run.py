@@ -1,4 +1,4 @@
-"""Says what a run will take, `train --dry-run`: trains a few steps and writes no work directory."""
+"""Estimates the memory and time of a run, `train --dry-run`: trains a few steps and writes no work directory."""
 
 import time
 
@@ -9,8 +9,7 @@ from rich.table import Table
 
 from experiments.common import memory
 from experiments.common.setup import Setup
-from lowcost.train import loop, processes
-from lowcost.train.feed import feed, fits
+from lowcost.train import processes
 from lowcost.train.state import count_weights
 
 SECONDS = 3.0
@@ -42,9 +41,7 @@ def report(ready: Setup) -> int:
 
 def _times(ready: Setup) -> tuple[float, float, float]:
     """Returns the seconds of the first step, of another one, and of the evaluations of an epoch."""
-    train, steps_max = ready.dataset.train, loop.dispatch_max(ready.mesh)
-    resident = fits(train.images, ready.mesh)
-    batches = feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
+    batches, steps_max = ready.feed()
     state, seconds, done = ready.start(), [], 0
     for n in (1, 1, steps_max):
         begin = time.monotonic()

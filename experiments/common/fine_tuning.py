@@ -1,4 +1,4 @@
-"""Fine-tuning: training that starts from the weights of another network, `--init-from`.
+"""Starts training from the weights of another network, `--init-from`.
 
 Moments are no weights: the network standardises floats by the moments of the new training data.
 """
@@ -74,7 +74,7 @@ def source(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> tuple
         ValueError: as in `weights`.
     """
     workdir = config.directory()
-    if any((workdir / "checkpoints").glob("[0-9]*")):
+    if checkpoint.saved_steps(workdir / "checkpoints"):
         return configuration(workdir)["data"].get("init_from", ""), None
     loaded = weights(config, net, dataset)
     return checkpoint.digest(jax.tree.map(jnp.asarray, loaded)), loaded

@@ -1,4 +1,4 @@
-"""Masks: the class of each point of an image, in colours, and as files; in NumPy and Pillow."""
+"""Draws and writes masks, the class of each point of an image, in NumPy and Pillow."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The loss of a run, from its flags and the labels of its data set."""
+"""Chooses the loss of a run from its flags and the labels of its data set."""
 
 import json
 from functools import partial

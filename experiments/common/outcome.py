@@ -1,4 +1,4 @@
-"""What a run ends with: its figures, result.json, and the table that it prints."""
+"""Writes result.json at the end of a run, and prints its table."""
 
 import json
 import math
@@ -109,7 +109,7 @@ def _result(ready: Setup, state: TrainState, log: MetricsLog, figures: dict[str,
         "test_images": len(ready.dataset.test),
         "validation_images": len(ready.dataset.validation or ()),
         "train_images": len(ready.dataset.train),
-        "steps": loop.first_step(state),
+        "steps": loop.steps_done(state),
         "skipped_steps": row["skipped"],
         "train_seconds": round(row["seconds"], 1),
         "images_per_second": round(statistics.median(speeds), 1) if speeds else None,

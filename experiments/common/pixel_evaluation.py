@@ -1,4 +1,4 @@
-"""What `evaluate` reports on networks that label every point of an image."""
+"""Evaluates networks that label every point of an image, for `evaluate`."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,5 +1,6 @@
-"""Training recipes. A recipe is data, so that `experiments.ablation` can take out each ingredient and measure it.
+"""Makes optimisers and augmentations from recipes.
 
+A recipe is data, so that `experiments.ablation` can take out each ingredient and measure it.
 `recipes.json` holds the ingredients of each recipe that differ from the defaults.
 """
 

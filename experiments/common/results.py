@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.config import shown
-from experiments.common.files import write_page, write_rows
+from experiments.common.files import read_rows, write_page, write_rows
 
 Row = dict[str, Any]
 """The figures of one measurement, by name."""
@@ -39,6 +39,10 @@ class Results:
     def flags(self) -> str:
         """The flags of the program, which each row holds."""
         return shown(self.config, "out", *self.without)
+
+    def resume(self) -> None:
+        """Takes over the rows of OUT.jsonl that the same flags measured."""
+        self.rows = [row for row in read_rows(self.config.out.with_suffix(".jsonl")) if row.get("flags") == self.flags]
 
     def add(self, rows: Iterable[Row], *, complete: bool = True) -> None:
         """Adds rows and writes the files again; only OUT.jsonl as long as the rows are not complete enough to show."""

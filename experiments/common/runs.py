@@ -28,16 +28,17 @@ from lowcost import data, nn
 from lowcost.data.dataset import Moments
 from lowcost.deploy import loading
 from lowcost.deploy.loading import configuration, load_run, newest
-from lowcost.deploy.packaged import Loaded, as_tuples, variable_shapes
+from lowcost.deploy.packaged import Loaded, as_tuples
 from lowcost.methods import Point, decided_by
 from lowcost.nn.networks import least_points
 from lowcost.nn.norm_budget import keep_norms
-from lowcost.train import processes
+from lowcost.nn.structure import variable_shapes
+from lowcost.scaling import to_unit_range
 from lowcost.train.distillation import distilled
 from lowcost.train.losses import mixed
 from lowcost.train.mesh import data_mesh, replicated, use_every_core
 from lowcost.train.state import TrainState, create_state, keep_best
-from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
+from lowcost.train.step import make_eval_step, make_train_step, repeat
 
 _Model = tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState]]
 
@@ -79,7 +80,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     keep_compiled(config.directory().parent / CACHE / "compiled")
     if of_run is None:
         return _build(config, recipe, dataset, mesh, dataset.moments)
-    check_data(config.directory(), dataset, {"dtype": "uint8", "masked": False, **of_run})
+    check_data(config.directory(), dataset, of_run)
     return _build(config, recipe, dataset, mesh, as_tuples(of_run.get("moments")))
 
 
@@ -271,9 +272,19 @@ def trained(workdir: Path, *, to_the_end: bool = False) -> Trained:
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
-    config, *_ = read(workdir)
-    processes.devices()  # raises where there are none
+    config, _ = read(workdir)
     return Trained(**vars(load_run(workdir, finished=to_the_end)), config=config)
+
+
+def data_again(workdir: Path, config: TrainConfig, data_dir: Path | None) -> data.Dataset:
+    """Returns the data set of a run, from `data_dir` if it was moved there.
+
+    Raises:
+        ValueError, OSError: there is none, or another one.
+    """
+    dataset = data_of(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
+    check_data(workdir, dataset, configuration(workdir)["data"])
+    return dataset
 
 
 def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) -> tuple[Setup, TrainState]:
@@ -287,7 +298,7 @@ def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) ->
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
-    config, recipe, _ = read(workdir)
+    config, recipe = read(workdir)
     config = dataclasses.replace(config, class_weights=None)  # which only training needs, and the file may be gone
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)

@@ -1,4 +1,4 @@
-"""What training and evaluation of a run share: its data, its network and its compiled programs."""
+"""Holds what training and evaluation of a run share: its data, its network and its compiled programs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from experiments.common.config import TrainConfig
 from experiments.common.recipes import Recipe
 from lowcost import data, nn
 from lowcost.train import loop
+from lowcost.train.feed import Feed, feed, fits_on_devices
 from lowcost.train.mesh import place, replicated, shard_batch
 from lowcost.train.metrics_log import Metrics
 from lowcost.train.state import TrainState
@@ -69,6 +70,14 @@ class Setup(NamedTuple):
         either = seed if seeds == 1 else tuple(range(seed, seed + seeds))
         return data.batch_indices(either, step, len(self.dataset.train), self.config.batch_size)
 
+    def feed(self) -> tuple[Feed, int]:
+        """Returns the batches of the training images, and the largest number of steps of one program."""
+        train, steps_max = self.dataset.train, loop.dispatch_max(self.mesh)
+        resident = fits_on_devices(train.images, self.mesh)
+        return feed(
+            train.images, train.labels, self.indices, self.mesh, steps_max=steps_max, resident=resident
+        ), steps_max
+
     def start(self) -> TrainState:
         """Returns the state before the first step, with the weights of --init-from if there are any."""
         state = self.initial_state()
@@ -100,7 +109,7 @@ class Setup(NamedTuple):
         assert metrics is not None
         if state.best:
             score = np.asarray(metrics.get("mean_iou", metrics.get("accuracy", -metrics["loss"])), np.float32)
-            epoch = np.full(score.shape, loop.first_step(state) // self.steps_per_epoch, np.int32)
+            epoch = np.full(score.shape, loop.steps_done(state) // self.steps_per_epoch, np.int32)
             state = self.keep_best(state, *(place(x, replicated(self.mesh)) for x in (score, epoch)))
         return metrics, state
 

@@ -1,4 +1,4 @@
-"""Compiles programs for accelerators that this machine does not have, and reads what XLA's compiler says of them.
+"""Compiles programs for accelerators that this machine does not have, and reads the estimates of XLA's compiler.
 
 The compilers come with the extras `tpu` and `compile-gpu`; neither needs a driver. Estimates rank programs for one
 chip; they are no measurements.

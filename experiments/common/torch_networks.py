@@ -1,4 +1,4 @@
-"""The networks of Section 4 in PyTorch, as one would write them there, and their timed steps.
+"""Builds the networks of Section 4 in PyTorch, in its usual style, and times their steps.
 
 With circular padding they compute the same function as `lowcost.nn.network`. With zeros the convolutions are the
 cheaper ones that most would take, and the function differs at the border.

@@ -18,10 +18,10 @@ from experiments.common.setup import Setup
 from experiments.common.workdir import Result, finished, write_or_compare
 from lowcost.deploy.loading import identity
 from lowcost.terminal import first_line, printable, warn
-from lowcost.train import checkpoint, feed, lock, loop, processes
+from lowcost.train import checkpoint, lock, loop, processes
 from lowcost.train.interruption import Interruption
 from lowcost.train.mesh import place, replicated
-from lowcost.train.metrics_log import Metrics, MetricsLog, read_rows
+from lowcost.train.metrics_log import Metrics, MetricsLog, repaired_rows
 from lowcost.train.state import TrainState
 
 
@@ -114,7 +114,7 @@ def _claim(ready: Setup, stack: contextlib.ExitStack) -> dict[str, Any]:
     stack.enter_context(lock.locked(workdir))
     about = description.describe(ready.dataset) | ready.extra
     write_or_compare(config, dataclasses.asdict(ready.recipe), about, description.settings(), ready.methods)
-    if (workdir / "result.json").exists() and not any((workdir / "checkpoints").glob("[0-9]*")):
+    if (workdir / "result.json").exists() and not checkpoint.saved_steps(workdir / "checkpoints"):
         problem = f"{workdir} must hold the checkpoints of its finished run, got result.json without any"
         raise ValueError(f"{problem}; put them back, or start over in another --workdir")
     return identity(workdir)
@@ -136,7 +136,7 @@ def _train(ready: Setup, claim: dict[str, Any], interruption: Interruption) -> i
         outputs = {"log": log, "checkpoints": checkpoints, "console": console, "seconds": meta["seconds"]}
         state = _fit(ready, state, interruption, outputs)
         ended = _ended(ready, state, log, interruption)
-        done = begin == loop.first_step(state) and processes.from_process_0(lambda: _reported(workdir, restored))
+        done = begin == loop.steps_done(state) and processes.from_process_0(lambda: _reported(workdir, restored))
         measured = outcome.measured(ready, state, log) if ended and not done else None
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
@@ -168,7 +168,7 @@ def _ended(ready: Setup, state: TrainState, log: MetricsLog, interruption: Inter
 def _open_log(ready: Setup, step: int) -> MetricsLog:
     """Opens metrics.jsonl, and TensorBoard's files if asked for, with the epochs up to a step; process 0 writes."""
     path = ready.config.directory() / "metrics.jsonl"
-    rows = processes.from_process_0(lambda: read_rows(path, step // ready.steps_per_epoch))
+    rows = processes.from_process_0(lambda: repaired_rows(path, step // ready.steps_per_epoch))
     if not processes.is_process_0():
         return MetricsLog(rows, None, None)
     return MetricsLog(rows, path, path.with_name("tensorboard") if ready.config.tensorboard else None)
@@ -178,7 +178,7 @@ def _fit(ready: Setup, state: TrainState, interruption: Interruption, options: d
     """Trains to the end or to a stop request; a ValueError here is a fault of the program and keeps its traceback."""
 
     def due(state: TrainState) -> bool:
-        epoch = loop.first_step(state) // ready.steps_per_epoch
+        epoch = loop.steps_done(state) // ready.steps_per_epoch
         return epoch % ready.config.evaluate_every == 0 or epoch == ready.epochs
 
     def evaluate(state: TrainState) -> Metrics | None:
@@ -190,9 +190,7 @@ def _fit(ready: Setup, state: TrainState, interruption: Interruption, options: d
         validates = ready.dataset.validation is not None and (ready.config.keeps_best or due(state))
         return ready.validate(state) if validates else ({}, state)
 
-    train, steps_max = ready.dataset.train, loop.dispatch_max(ready.mesh)
-    resident = feed.fits(train.images, ready.mesh)
-    batches = feed.feed(train.images, train.labels, ready.indices, ready.mesh, steps_max=steps_max, resident=resident)
+    batches, steps_max = ready.feed()
     options |= {"steps_per_epoch": ready.steps_per_epoch, "epochs": ready.epochs, "steps_max": steps_max}
     options |= {"interruption": interruption, "patience": ready.config.patience}
     try:
@@ -205,7 +203,7 @@ def _stopped(ready: Setup, state: TrainState, log: MetricsLog, interruption: Int
     """Draws the curves, says where the run stopped, and returns the exit status."""
     outcome.draw(ready, state, log)
     saved = "" if loop.skipped_in_a_row(state) else f", saved in {printable(ready.config.directory())}"
-    where = f"stopped at step {loop.first_step(state)}{saved}"
+    where = f"stopped at step {loop.steps_done(state)}{saved}"
     console.print(f"{where}; the same command resumes from the last checkpoint")
     assert interruption.signal is not None
     return 128 + interruption.signal

@@ -85,8 +85,8 @@ def recorded_kernel_size(workdir: Path) -> int | None:
     return size if fits(size, int) else None
 
 
-def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
-    """Returns a run's configuration and recipe, and {"classes", "image_shape", "train"} of its data set.
+def read(workdir: Path) -> tuple[TrainConfig, Recipe]:
+    """Returns a run's configuration and recipe.
 
     Raises:
         FileNotFoundError: the directory holds no run.
@@ -101,7 +101,9 @@ def read(workdir: Path) -> tuple[TrainConfig, Recipe, Json]:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         ignored = data_dir is None or fields["dataset"] == "digits"  # for which older versions took one
         config = TrainConfig(**fields, workdir=workdir, data_dir=None if ignored else Path(data_dir))
-        return config, Recipe(**recipe), {name: data[name] for name in _DATA}
+        if absent := _DATA.keys() - data.keys():
+            raise KeyError(*sorted(absent))
+        return config, Recipe(**recipe)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not of this version ({error}); train in another --workdir") from error
 

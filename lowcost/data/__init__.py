@@ -1,4 +1,4 @@
-"""Data sets, batches and augmentation::
+"""Reads data sets, and makes and augments batches::
 
     data = load("folder", data_dir="images", cache_dir="cache")
     indices = batch_indices(seed, step, len(data.train), batch_size)

@@ -17,7 +17,7 @@ from lowcost.data.labels import standardise
 from lowcost.data.masks import point_labels
 from lowcost.data.signals import resample, with_mask
 from lowcost.data.splitting import check_share, fractions, warn_copies
-from lowcost.terminal import first_line, printable, warn
+from lowcost.terminal import first_line, listed, printable, warn
 
 ROLES = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "lengths": ("{}_lengths", "lengths_{}")}
 """What an array holds → its names, where {} is the part."""
@@ -175,7 +175,7 @@ def _contents(path: Path) -> dict[str, NDArray]:
             f"{printable(path)} must be {FORM}, got {got}; save it again with np.savez or np.save"
         ) from error
     if unknown := sorted(names - known):
-        warn(f"{path}: ignored {len(unknown)} arrays: {', '.join(unknown[:10])}{', ...' * (len(unknown) > 10)}")
+        warn(f"{path}: ignored {len(unknown)} arrays: {listed(unknown)}")
     return contents
 
 

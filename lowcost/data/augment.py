@@ -1,4 +1,4 @@
-"""Augmentation: random changes of a batch as pure functions of a key and images [B, *grid, C].
+"""Augments batches: random changes as pure functions of a key and images [B, *grid, C].
 
 Labels of images do not change, except that `cutmix` returns how two labels share an image. Labels of points move with
 flips and shifts, by the same functions of one-hot labels.

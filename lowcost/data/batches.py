@@ -1,4 +1,4 @@
-"""The examples in the batch of a step: a pure function, so that a run resumes by setting its step."""
+"""Selects the examples of a step's batch by a pure function, so that a run resumes by setting its step."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The catalogue of data sets published as one archive, and where to look for an archive.
+"""Lists the data sets that are published as one archive, and searches for the archives.
 
 `catalogue.json` holds the entries. URL, size and checksum repeat the catalogue of tensorflow-datasets, since its import
 is slow; a test compares both. tensorflow-datasets knows class names and numbers of images only of data sets that it has

@@ -1,4 +1,4 @@
-"""Data sets: labelled images, signals or volumes in two or three splits."""
+"""Holds data sets: labelled images, signals or volumes in two or three splits."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lowcost.data.batches import epoch_order
 from lowcost.data.splitting import check_share, pixel_fractions
 from lowcost.scaling import Moments
-from lowcost.terminal import printable, warn
+from lowcost.terminal import listed, printable, warn
 
 Task = Literal["classes", "tags", "values", "pixels"]
 """One class, any number of tags, or several numbers (regression) per image; or one class per point of its grid."""
@@ -270,15 +270,6 @@ def class_counts(labels: NDArray, classes: int) -> NDArray[np.int64]:
     return np.sum([np.bincount(part, minlength=256 + classes)[:classes] for part in parts], axis=0)
 
 
-def absent(labels: NDArray, classes: tuple[str, ...], task: Task) -> str:
-    """Returns the names of the classes or tags that no label has, ten at most, or "" if there are none."""
-    if task == "values":
-        return ""
-    counts = labels.sum(0) if task == "tags" else class_counts(labels, len(classes))
-    names = [name for name, count in zip(classes, counts, strict=True) if not count]
-    return printable(", ".join(names[:10]) + ", ..." * (len(names) > 10))
-
-
 def check_kept(
     name: str, share: float, taken: NDArray[np.bool_], labels: NDArray, classes: tuple[str, ...], task: Task
 ) -> None:
@@ -288,14 +279,17 @@ def check_kept(
         raise ValueError(f"{name} must leave images on both sides, got {got}; choose another share or add images")
     lost = np.setdiff1d(labels, labels[~taken]) if task == "classes" else ()
     if len(lost):
-        names = printable(", ".join(classes[i] for i in lost[:10]) + ", ..." * (len(lost) > 10))
+        names = printable(listed([classes[i] for i in lost]))
         raise ValueError(f"{name} must leave training images of {names}, got {share}; decrease it or add images")
 
 
 def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...], task: Task) -> None:
-    """Prints one line on stderr that names the `absent` classes or tags, if any."""
-    if names := absent(labels, classes, task):
-        warn(f"warning: {where}: no {part} images of {names}")
+    """Prints one line on stderr that names the classes or tags that no label has, if there are any."""
+    if task == "values":
+        return
+    counts = labels.sum(0) if task == "tags" else class_counts(labels, len(classes))
+    if names := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        warn(f"warning: {where}: no {part} images of {listed(names)}")
 
 
 def _rows(train: Split, rows: NDArray) -> Split:

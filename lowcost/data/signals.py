@@ -1,4 +1,4 @@
-"""Signals of different lengths: resampled to one length, or padded and marked by a mask."""
+"""Resamples signals of different lengths to one length, or pads them and marks the padding by a mask."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Data sets by name. A new source is a function that returns a Dataset, a `DatasetName`, and a case in `load`."""
+"""Loads data sets by name. A new source is a function that returns a Dataset, a `DatasetName`, and a case in `load`."""
 
 from os import PathLike
 from pathlib import Path
@@ -68,9 +68,11 @@ def published(
 
     Raises:
         FileNotFoundError: nothing was found; the message explains how to get the archive.
-        ValueError: the files are damaged.
+        ValueError: another name, or the files are damaged.
         OSError: the download failed, or cache_dir cannot be written.
     """
+    if name not in ENTRIES:
+        raise ValueError(f"name must be one of {', '.join(ENTRIES)}, got {name!r}")
     entry = ENTRIES[name]
     record = np.dtype([("label", np.int32), ("image", np.uint8, entry.image_shape)])
     length = entry.train + entry.test

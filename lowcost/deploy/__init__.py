@@ -1,4 +1,4 @@
-"""A trained network as constants, on request without FFT, for machines without JAX::
+"""Turns a trained network into constants, on request without FFT, for machines without JAX::
 
     folded = fold(net, variables, image_shape)
     logits = jax.jit(folded)(images)

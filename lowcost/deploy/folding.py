@@ -1,4 +1,4 @@
-"""From a trained network of Section 4 to constants: N folded into the weights before it, h into the reaction."""
+"""Folds a trained network of Section 4 into constants: N into the weights before it, h into the reaction."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

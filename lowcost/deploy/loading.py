@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from lowcost import __version__
-from lowcost.deploy.packaged import Loaded, as_tuples, decode, preprocessing, variable_shapes
+from lowcost.deploy.packaged import Loaded, as_tuples, decode, preprocessing
 from lowcost.nn.architectures import network
 from lowcost.nn.networks import Network
+from lowcost.nn.structure import variable_shapes
 from lowcost.terminal import first_line
 from lowcost.train import checkpoint, processes
 from lowcost.train.mesh import place
@@ -49,10 +50,10 @@ def load(source: str | os.PathLike[str]) -> Loaded:
         ValueError: the source is damaged, of a newer format, or of another network than it states.
         OSError: a file cannot be read, or JAX finds no device.
     """
-    processes.devices()
     path = Path(source)
     if path.is_dir():
         return load_run(path)
+    processes.devices()
     released = {file.stem: file for file in sorted(RELEASED.glob("*.safetensors"))}
     if not path.exists():
         path = released.get(str(source), path)
@@ -73,6 +74,7 @@ def load_run(workdir: Path, *, finished: bool = False, index: int = 0) -> Loaded
     Raises:
         ValueError, OSError: as in `load`.
     """
+    processes.devices()
     config, result = flat(configuration(workdir)), workdir / "result.json"
     names = ("h", "kernel_size", "boundary", "zero_mean", "decoder", "steps_per_block", "dtype")
     options: Json = {name: config[name] for name in names if name in config}

@@ -1,4 +1,4 @@
-"""A folded network of Section 4 as an ONNX graph of standard operators: Conv, MatMul, Add, Mul, Relu, pooling, Gemm.
+"""Writes a folded network of Section 4 as an ONNX graph of standard operators, such as Conv, MatMul and Relu.
 
 Features are channels last as everywhere, so that most of the work is large matrix products. ONNX's Conv takes channels
 first: a stencil's Conv stands between two transpositions, and the transform of an axis is a Conv of width 1. The graph

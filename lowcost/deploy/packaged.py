@@ -1,4 +1,4 @@
-"""A trained network with all that its users need, and its form as one .safetensors file."""
+"""Packs a trained network and the metadata that its users need into one .safetensors file."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,6 @@ import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +22,7 @@ from lowcost.arguments import check_choice
 from lowcost.data.dataset import DTYPES, Task
 from lowcost.nn.architectures import ARCHITECTURES, network
 from lowcost.nn.networks import Network, block_channels, check_network
+from lowcost.nn.structure import variable_shapes
 from lowcost.scaling import Moments, are_moments
 from lowcost.terminal import first_line
 
@@ -309,17 +309,6 @@ def _options(net: Network) -> dict[str, Any]:
         raise ValueError(f"{problem}; save keeps no networks with steps of your own")
     options.pop("reach", None)  # it only sets weights that the file has; earlier versions do not know it
     return options
-
-
-def variable_shapes(net: Network, image_shape: Sequence[int]) -> dict[str, Any]:
-    """Returns the shapes and dtypes of {"params", "batch_stats"} of a network, by tracing it.
-
-    Raises:
-        ValueError: the network cannot take images of this shape.
-    """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
-    return {name: shapes[name] for name in ("params", "batch_stats")}
 
 
 def _check_tensors(name: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> None:

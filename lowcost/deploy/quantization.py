@@ -1,4 +1,4 @@
-"""A folded network whose products and convolutions take and return 8-bit integers."""
+"""Quantizes a folded network: its products and convolutions take and return 8-bit integers."""
 
 import dataclasses
 import itertools

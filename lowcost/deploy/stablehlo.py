@@ -1,4 +1,4 @@
-"""A folded network of Section 4 as StableHLO: one file for CPU, CUDA and TPU, and any batch."""
+"""Writes a folded network of Section 4 as StableHLO: one file for CPU, CUDA and TPU, and any batch."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Eq. (11) without a transform: its Green's function truncated to a stencil, and a certified bound of the error.
+"""Truncates the Green's function of Eq. (11) to a stencil, and certifies a bound of the error.
 
 (I + hKᵀK)⁻¹ y = g ∗ y couples every pixel with every other, but g decays. Its values in the box |x|_∞ ≤ r are a stencil
 g_r of (2r + 1)^d points. By Young's inequality ‖g ∗ y - g_r ∗ y‖ ≤ t_r ‖y‖ in any p-norm, with
@@ -8,6 +8,7 @@ even along each axis. The results there are mirror images too, so that the bound
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.deploy.folding import Folded, FoldedLayer
-from lowcost.nn.operations import Depthwise, Filter
+from lowcost.nn.operations import Depthwise, Filter, Operation, Quantize
 from lowcost.nn.structure import chain
 
 
@@ -92,8 +93,11 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
 
     Raises:
         TypeError: images are integers.
-        ValueError: images of another shape than the network was folded for.
+        ValueError: images of another shape than the network was folded for, or a network that `quantize` has rounded.
     """
+    if any(_rounds(layer.operations) for layer in truncated.layers):
+        problem = "truncated must be a network without 8-bit activations, got one, whose rounding has no bound"
+        raise ValueError(f"{problem}; certify it before quantize")
     layers = {}
 
     def apply(layer: FoldedLayer, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -108,3 +112,8 @@ def certified(truncated: Folded, images: jax.Array) -> Certified:
 
     start = truncated.checked(images), jnp.zeros(len(images))
     return Certified(*chain(truncated.layers, start, apply, partial(jax.tree.map, jnp.add)), layers)
+
+
+def _rounds(operations: Sequence[Operation]) -> bool:
+    """Returns whether there is a rounding among the operations or in their branches."""
+    return any(isinstance(x, Quantize) or any(map(_rounds, getattr(x, "branches", ()))) for x in operations)

@@ -1,4 +1,4 @@
-"""Networks of the paper as Flax (linen) modules."""
+"""Builds networks of the paper as Flax (linen) modules."""
 
 from lowcost.nn import initializers, norm_budget
 from lowcost.nn.architectures import ARCHITECTURES, Architecture, network

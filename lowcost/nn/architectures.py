@@ -1,4 +1,4 @@
-"""The networks of Section 4 and others, by the names of their architectures: a step and its options."""
+"""Builds the networks of Section 4 and others by the names of their architectures: a step and its options."""
 
 import numbers
 from collections.abc import Sequence

@@ -1,12 +1,10 @@
-"""Weights and multiply-adds of a whole network on one image, from the description of its layers: Table 2."""
+"""Counts weights and multiply-adds of a whole network on one image, from the description of its layers: Table 2."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from lowcost import cost
 from lowcost.arguments import check_choice
@@ -14,7 +12,7 @@ from lowcost.cost import Cost, Method
 from lowcost.methods import SPECTRAL
 from lowcost.nn import operations as ops
 from lowcost.nn.networks import Network
-from lowcost.nn.structure import bound_layers
+from lowcost.nn.structure import blank_layers, variable_shapes
 
 
 def network_cost(net: Network, image_shape: Sequence[int], *, method: Method | None = None) -> Cost:
@@ -30,6 +28,7 @@ def network_cost(net: Network, image_shape: Sequence[int], *, method: Method | N
         Weights and multiply-adds.
 
     Raises:
+        TypeError: net is no `Network`.
         ValueError: unknown method, the network cannot take images of this shape, or a layer has no method `operations`.
 
     Example:
@@ -37,14 +36,12 @@ def network_cost(net: Network, image_shape: Sequence[int], *, method: Method | N
         >>> network_cost(network("implicit_rd", "A", 10), (32, 32, 3)).weights
         101066
     """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), image)
-    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    weights = sum(x.size for x in jax.tree.leaves(variable_shapes(net, image_shape)["params"]))
     multiply_adds = 0
-    for layer in bound_layers(net, variables, image_shape):
+    for layer in blank_layers(net, image_shape):
         options = {"method": method} if method and "_step" in layer.name else {}
         multiply_adds += _multiply_adds(layer.operations(), layer.grid, options)
-    return Cost(sum(x.size for x in jax.tree.leaves(shapes["params"])), multiply_adds)
+    return Cost(weights, multiply_adds)
 
 
 def _multiply_adds(operations: Sequence[ops.Operation], grid: Sequence[int], options: dict[str, Any]) -> int:

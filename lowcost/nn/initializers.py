@@ -1,4 +1,4 @@
-"""Initial stencils, which the paper does not state: every step starts stable, or with a stated reach.
+"""Draws initial stencils, which the paper does not state: every step starts stable, or with a stated reach.
 
 If a normalisation follows an operator, the operator's size does not matter, because the normalisation divides it out.
 It matters in two places. The diffusion of the reaction-diffusion steps must not exceed the explicit limit
@@ -156,6 +156,9 @@ def patch_whitening(images: ArrayLike) -> Initializer:
 
     Returns:
         An initialiser (key, shape [*window, C, features], dtype) → θ, for an opening layer of these images.
+
+    Raises:
+        ValueError: when it is called: the layer's input has another number of channels.
     """
     y = np.asarray(images, np.float32)
     y = y - y.mean(tuple(range(y.ndim - 1)))
@@ -177,7 +180,9 @@ def patch_whitening(images: ArrayLike) -> Initializer:
         return np.stack([whitened, -whitened], axis=-1).reshape(*window, channels, 2 * size)
 
     def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-        *window, _, features = shape
+        *window, channels_in, features = shape
+        if channels_in != channels:
+            raise ValueError(f"images must have the {channels_in} channels of the layer's input, got {channels}")
         whitening = jnp.asarray(filters(tuple(window))[..., :features], dtype)
         return opening_normal(key, tuple(shape), dtype).at[..., : whitening.shape[-1]].set(whitening)
 

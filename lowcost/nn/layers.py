@@ -1,4 +1,4 @@
-"""Single operators as layers for any Flax network: they replace a `flax.linen.Conv` that keeps the number of channels.
+"""Wraps operators as layers for any Flax network, which replace a `flax.linen.Conv` that keeps the channels.
 
 Arguments have Conv's names and meaning. The arguments of Conv that no low-cost operator supports are missing.
 """

@@ -1,4 +1,4 @@
-"""Operator norms of weights, and the largest ones that a layer may have; see `lowcost.nn.norm_budget`."""
+"""Computes operator norms of weights, and limits them; see `lowcost.nn.norm_budget`."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The base architecture of Section 4: an opening, blocks of steps, connecting layers, a linear classifier."""
+"""Builds the base architecture of Section 4: an opening, blocks of steps, connecting layers, a linear classifier."""
 
 import itertools
 import numbers

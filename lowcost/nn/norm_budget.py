@@ -7,35 +7,23 @@ of its weights that suffice. After each optimiser step, weights with larger norm
 of norms, so that moving averages of such weights keep to them too.
 """
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lowcost.nn import operations as ops
 from lowcost.nn.limits import Limits, within
 from lowcost.nn.networks import Network
 from lowcost.nn.stability import lipschitz
-from lowcost.nn.structure import Layer, bound_layers, chain
+from lowcost.nn.structure import Layer, blank_layers, chain
 from lowcost.nn.transitions import Connecting, Expanding
 
 Projection = Callable[[Any], Any]
 """Weights of a network, or of some of its layers → the same, scaled down to their limits."""
-
-
-class _Share(NamedTuple):
-    """A layer has the bound factor · s^exponent; without weights the exponent is 0."""
-
-    factor: float
-    exponent: float
-    keeps_input: bool
-    adds_kept: bool
 
 
 def keep_norms(project: Projection) -> optax.GradientTransformation:
@@ -45,6 +33,7 @@ def keep_norms(project: Projection) -> optax.GradientTransformation:
         project: see `projection`.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from lowcost.nn import network
         >>> net = network("implicit_rd", (4, 8), num_classes=10, fixed_scale=True)
         >>> project = projection(net, image_shape=(16, 16, 3), budget=100.0)
@@ -73,9 +62,11 @@ def projection(net: Network, image_shape: Sequence[int], budget: float) -> Proje
         budget: the bound.
 
     Raises:
-        ValueError: as in `layer_limits`.
+        TypeError: net is no `Network`.
+        ValueError: a network without fixed scales, a layer without `weight_limits`, or a budget that is not finite or
+            too small for the network.
     """
-    layers = _layers(net, image_shape)
+    layers = blank_layers(net, image_shape)
     limits, grids = _limits(layers, budget, masked=net.masked), {layer.name: layer.grid for layer in layers}
 
     def project(params: Any) -> Any:
@@ -84,28 +75,19 @@ def projection(net: Network, image_shape: Sequence[int], budget: float) -> Proje
     return project
 
 
-def layer_limits(net: Network, image_shape: Sequence[int], budget: float) -> dict[str, Limits]:
-    """Returns layer → the limits of its weights' operator norms with which the network's bound is the budget.
-
-    Args:
-        net, image_shape, budget: as in `projection`.
-
-    Raises:
-        ValueError: a network without fixed scales, a layer without `weight_limits`, or a budget that is not finite or
-            too small for the network.
-    """
-    return _limits(_layers(net, image_shape), budget, masked=net.masked)
-
-
 def _limits(layers: Sequence[Layer], budget: float, *, masked: bool) -> dict[str, Limits]:
+    """Returns layer → the limits of its weights' operator norms with which the network's bound is the budget."""
     for layer in layers:
         _check(layer)
     weighted = [layer.name for layer in layers if _has_weights(layer)]
     exponents = dict.fromkeys(weighted, 1.0) | dict.fromkeys((weighted[0], weighted[-1]), (len(weighted) - 2) / 2)
-    shares = [_share(layer, exponents.get(layer.name, 0.0), masked=masked) for layer in layers]
+    factors = {layer.name: _fixed_factor(layer, masked=masked) for layer in layers}
 
     def bound(s: float) -> float:
-        return chain(shares, 1.0, lambda share, so_far: so_far * share.factor * s**share.exponent, operator.add)
+        def of_layer(layer: Layer, so_far: float) -> float:
+            return so_far * factors[layer.name] * s ** exponents.get(layer.name, 0.0)
+
+        return chain(layers, 1.0, of_layer, operator.add)
 
     if not bound(1.0) < budget < math.inf:
         reason = "the bound of this network with layers of bound 1"
@@ -136,7 +118,8 @@ def _has_weights(layer: Layer) -> bool:
     return bool(layer.module.variables.get("params"))
 
 
-def _share(layer: Layer, exponent: float, *, masked: bool) -> _Share:
+def _fixed_factor(layer: Layer, *, masked: bool) -> float:
+    """Returns the bound of what no weight scales: of the whole layer if it has no weights, else of its pooling."""
     averages = (ops.AveragePool, ops.GlobalAveragePool)
     fixed: Sequence[ops.Operation] = ()
     if not _has_weights(layer):
@@ -144,11 +127,4 @@ def _share(layer: Layer, exponent: float, *, masked: bool) -> _Share:
     elif isinstance(layer.module, Connecting | Expanding):
         kinds = (ops.Upsample,) if masked else (ops.Upsample, *averages)  # as in `stability_report`
         fixed = [operation for operation in layer.operations() if isinstance(operation, kinds)]
-    return _Share(lipschitz(fixed, layer.grid), exponent, layer.keeps_input, layer.adds_kept)
-
-
-def _layers(net: Network, image_shape: Sequence[int]) -> list[Layer]:
-    """Returns the layers with weights and statistics of 0."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(functools.partial(net.init, train=False), jax.random.key(0), image)
-    return bound_layers(net, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(shapes)), image_shape)
+    return lipschitz(fixed, layer.grid)

@@ -1,4 +1,4 @@
-"""What a layer computes at inference: operations with constant weights, one after another, on features [B, *grid, C].
+"""Describes what a layer computes at inference: a chain of operations with constant weights on features [B, *grid, C].
 
 A layer's `operations(grid)` returns them. Its stability bound, its cost and its exported form all follow from this one
 description. Weights of any floating type are stored in float32. The stencils are periodic, as in the paper, unless

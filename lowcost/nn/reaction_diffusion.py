@@ -1,4 +1,4 @@
-"""The reaction-diffusion steps: explicit, Eq. (9), and implicit, Eq. (11), with K_dw or with K_circ, Eq. (12)."""
+"""Holds the weights of reaction-diffusion steps, Eqs. (9) and (11), with K_dw or with K_circ, Eq. (12)."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Stability of a trained network, Section 3.2.2: Lipschitz bounds of its layers and, as their product, of the whole.
+"""Bounds the Lipschitz constants of a trained network's layers and, by their product, of the whole (Section 3.2.2).
 
 At inference every operation but ReLU is affine. The norm of its linear part is exact, by its symbol or by small
 singular value problems; ReLU never increases a distance.
@@ -89,6 +89,7 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
         is no decoder, is a Lipschitz bound of the network; if it is masked, for signals of equal lengths.
 
     Raises:
+        TypeError: net is no `Network`.
         ValueError: the network cannot take images of this shape, or a layer has no method `operations`
             (docs/own_steps.md).
     """
@@ -97,8 +98,8 @@ def stability_report(net: Network, variables: Mapping[str, Any], image_shape: Se
         operations = layer.operations()
         if net.masked:  # the average of a window with a single valid point has norm 1
             operations = tuple(x for x in operations if not isinstance(x, ops.AveragePool | ops.GlobalAveragePool))
-        bounds = LayerBounds(layer.name, lipschitz(operations, layer.grid))
-        bounds = bounds._replace(keeps_input=layer.keeps_input, adds_kept=layer.adds_kept)
+        norm, keeps_input, adds_kept = lipschitz(operations, layer.grid), layer.keeps_input, layer.adds_kept
+        bounds = LayerBounds(layer.name, norm, keeps_input=keeps_input, adds_kept=adds_kept)
         if filters := _filters(operations):
             factors = np.concatenate([x.symbol.ravel() for x in filters])
             stiffness = float(max(x.decay.max() for x in filters))

@@ -1,4 +1,4 @@
-"""The steps of Section 4's networks as Flax modules: they hold the weights, `lowcost` holds the mathematics.
+"""Holds the weights of the steps of Section 4's networks as Flax modules; `lowcost` holds the mathematics.
 
 A step keeps the shape and dtype of its features [B, *grid, C]. Bound to its variables, `step.bind(variables)`, it has
 

@@ -1,11 +1,13 @@
-"""The layers of a network with their weights, from which its bounds, its cost and its exported forms are made."""
+"""Lists the layers of a network with their weights, from which its bounds, its cost and its exported forms are made."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lowcost.nn.networks import Network, check_network
 from lowcost.nn.operations import Operation
@@ -53,11 +55,11 @@ class Chained(Protocol):
 
     @property
     def keeps_input(self) -> bool:
-        """As in `Layer`."""
+        """Whether the decoder needs the layer's input."""
 
     @property
     def adds_kept(self) -> bool:
-        """As in `Layer`."""
+        """Whether the input that was kept last is added to the layer's result."""
 
 
 ChainedT = TypeVar("ChainedT", bound=Chained)
@@ -86,6 +88,29 @@ def chain(
         if layer.adds_kept:
             state = add(state, kept.pop())
     return state
+
+
+def variable_shapes(net: Network, image_shape: Sequence[int]) -> dict[str, Any]:
+    """Returns the shapes and dtypes of {"params", "batch_stats"} of a network, by tracing it.
+
+    Raises:
+        TypeError: net is no `Network`.
+        ValueError: the network cannot take images of this shape.
+    """
+    check_network(net)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
+    return {name: shapes[name] for name in ("params", "batch_stats")}
+
+
+def blank_layers(net: Network, image_shape: Sequence[int]) -> list[Layer]:
+    """Returns the layers of `bound_layers` with weights and statistics of 0.
+
+    Raises:
+        TypeError, ValueError: as in `bound_layers`.
+    """
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variable_shapes(net, image_shape))
+    return bound_layers(net, zeros, image_shape)
 
 
 def bound_layers(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> list[Layer]:

@@ -1,4 +1,4 @@
-"""The layers of Section 4's network around its blocks: standardization, opening, connecting, classifier.
+"""Holds the weights of the layers around the blocks of Section 4's network: opening, connecting, classifier.
 
 A network with the head "pixels" may also have a decoder. Each of its expanding layers returns to the grid of a block.
 The network adds the input of that block's connecting layer to the result.

@@ -1,1 +1,1 @@
-"""The operators of the paper, one file each. They are re-exported from `lowcost`, not from here."""
+"""Implements the operators of the paper, one per file. `lowcost` re-exports them; this package does not."""

@@ -1,4 +1,4 @@
-"""Boundaries other than the periodic one by padding and cropping, as Section 3.2.3 allows."""
+"""Pads and crops for boundaries other than the periodic one, as Section 3.2.3 allows."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""K_dw and K applied by their stencil, as primitives of JAX: on a CPU image by image, elsewhere by XLA's convolution.
+"""Applies K_dw and K by their stencil, as primitives of JAX: on a CPU image by image, elsewhere by XLA's convolution.
 
 ⟨z, K(θ) y⟩ = Σ_{i,j} θ_j y_{i+j} z_i is linear in θ, in y and in z. K y, Kᵀ z and the gradient in θ are the derivatives
 of this form in z, y and θ. Derivatives of every order, forward and reverse, are therefore again one of the three

@@ -1,4 +1,4 @@
-"""Training: pure steps on a mesh of devices, a loop that stops on request, and checkpoints that resume exactly."""
+"""Trains networks by pure steps on a mesh of devices, stops on request, and resumes exactly from checkpoints."""
 
 from lowcost.lazy import attributes
 

@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: written in the background, sealed by a manifest, and verified before use."""
+"""Saves checkpoints with orbax: written in the background, sealed by a manifest, and verified before use."""
 
 import hashlib
 import itertools
@@ -122,18 +122,13 @@ class Checkpoints:
                 self._writer.shutdown()
                 self._orbax.close()
 
-    def _steps(self) -> list[int]:
-        """Returns the steps of all checkpoints, the newest first."""
-        paths = self._directory.iterdir() if self._directory.exists() else ()
-        return sorted((int(path.name) for path in paths if path.name.isdecimal()), reverse=True)
-
     def read_newest(self, like: Any) -> Restored | None:
         """As `restore_newest`, in one process: process 0, which alone can read; returns arrays of NumPy.
 
         Args, Raises: as there.
         """
         damaged: dict[Path, DamageError] = {}
-        steps = self._steps()
+        steps = saved_steps(self._directory)
         for step in steps:
             path = self._directory / str(step)
             try:
@@ -147,7 +142,7 @@ class Checkpoints:
                 continue
             self._set_aside(damaged, f"resuming from step {step}")
             return restored
-        if self._steps() != steps:  # the run that writes them has replaced some meanwhile
+        if saved_steps(self._directory) != steps:  # the run that writes them has replaced some meanwhile
             return self.read_newest(like)
         self._set_aside(damaged, "no older one is left")
         if damaged or any(self._directory.glob("damaged-*")):
@@ -220,7 +215,7 @@ class Checkpoints:
         self._leaves(unfinished, manifest.verified(unfinished), leaves)
         unfinished.rename(path)
         disk.sync(self._directory)
-        for old in self._steps()[self._keep :]:
+        for old in saved_steps(self._directory)[self._keep :]:
             deleting = path.with_name(f"tmp-deleting-{old}-{uuid.uuid4().hex}")  # so that no reader finds half of it
             path.with_name(str(old)).rename(deleting)
             shutil.rmtree(deleting, ignore_errors=True)  # the next run deletes what a reader holds
@@ -232,6 +227,12 @@ class Checkpoints:
                 names = (path.with_name(f"damaged-{path.name}-{n}") for n in itertools.count(1))
                 done = f"set aside as {path.rename(next(name for name in names if not name.exists())).name}, "
             warn(f"warning: {path} is damaged ({reason}); {done}{outcome}")
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Returns the steps of all checkpoints in a directory, the newest first; none if it does not exist."""
+    paths = directory.iterdir() if directory.exists() else ()
+    return sorted((int(path.name) for path in paths if path.name.isdecimal()), reverse=True)
 
 
 def digest(state: Any) -> str:

@@ -1,4 +1,4 @@
-"""Distillation: training towards the probabilities of other networks, the teachers."""
+"""Distils networks: trains towards the probabilities of other networks, the teachers."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -22,7 +22,7 @@ Feed = Callable[[int, int, int], Batches]
 """(step, n, next n) → the batches of n steps."""
 
 
-def fits(images: NDArray[Any], mesh: Mesh) -> bool:
+def fits_on_devices(images: NDArray[Any], mesh: Mesh) -> bool:
     """Returns whether all images fit into a quarter of each device's memory; always False on a CPU.
 
     All processes must call it at the same point; the result is the same for all.

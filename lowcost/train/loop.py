@@ -1,4 +1,4 @@
-"""The training loop: steps with a progress bar, an evaluation and a checkpoint per epoch, and stops on request."""
+"""Runs the training loop: steps with a progress bar, an evaluation and a checkpoint per epoch, and stops on request."""
 
 import math
 import time
@@ -117,7 +117,7 @@ class _Run:
     estimated: bool = False
 
     def __post_init__(self) -> None:
-        self.first, self.last = first_step(self.state), self.epochs * self.steps_per_epoch
+        self.first, self.last = steps_done(self.state), self.epochs * self.steps_per_epoch
         self.step = self.first
         self.streak, self.saved = skipped_in_a_row(self.state), time.monotonic()
 
@@ -216,7 +216,7 @@ def ended_early(state: TrainState, epoch: int, patience: int | None) -> bool:
     return patience is not None and epoch - int(np.asarray(state.best["epoch"]).max()) >= patience
 
 
-def first_step(state: TrainState) -> int:
+def steps_done(state: TrainState) -> int:
     """Returns state.step, the number of steps done; with several seeds it is the same for all."""
     return int(np.asarray(state.step).min())
 
@@ -243,7 +243,7 @@ def evaluate_all(
     Args:
         eval_step: jitted, see `make_eval_step`.
         variables: the variables to evaluate.
-        images: [N, *grid, C], of a dtype that `step.to_unit_range` accepts.
+        images: [N, *grid, C], of a dtype that `lowcost.data.to_unit_range` accepts.
         labels: [N], [N, K] or [N, *grid], of the kind that the loss takes.
         batch_size: the number of images per batch.
         mesh: the mesh of all devices.

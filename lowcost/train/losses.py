@@ -1,4 +1,4 @@
-"""Losses: how the outputs of a network compare with the labels, image by image.
+"""Compares the outputs of a network with the labels, image by image.
 
 A loss is a pure function (outputs [B, K] or [B, *grid, K], labels) → figures of each image, each [B] or [B, ...].
 Training minimises the mean of "loss", or Σ weight · loss / Σ weight if there is "weight". The mean of "correct" is

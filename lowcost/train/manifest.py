@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: the sha256 of every other file and of itself, written last.
+"""Seals a checkpoint by a manifest: the sha256 of every other file and of itself, written last.
 
 It proves damage by plain reads alone, and names the damaged file.
 """

@@ -1,4 +1,4 @@
-"""Memory on CPUs: keeps what a step of training frees for the next step."""
+"""Keeps the memory that a training step frees on a CPU for the next step."""
 
 import ctypes
 import platform

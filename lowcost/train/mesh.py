@@ -1,4 +1,4 @@
-"""One mesh with the axis "data" over all devices of all processes, along which batches are sharded.
+"""Builds one mesh with the axis "data" over all devices of all processes, along which batches are sharded.
 
 Weights are replicated.
 """

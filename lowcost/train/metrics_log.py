@@ -16,23 +16,30 @@ Metrics = Mapping[str, np.ndarray]
 """Mean metrics by name; with several seeds an array with one number for each."""
 
 
-def read_rows(path: Path, epochs: int) -> list[Row]:
-    """Returns the rows of metrics.jsonl, and removes all other lines from it.
+def epoch_rows(path: Path) -> list[Row]:
+    """Returns the rows of metrics.jsonl, none if there is no file.
+
+    One line on stderr reports each damaged line, except a last line that a kill cut short.
+    """
+    rows = []
+    for number, line in enumerate(_content(path).splitlines(keepends=True), start=1):
+        if (row := _parse(line)) is not None:
+            rows.append(row)
+        elif line.endswith(b"\n"):
+            warn(f"warning: line {number} of {path} is damaged; its epoch is left out")
+    return rows
+
+
+def repaired_rows(path: Path, epochs: int) -> list[Row]:
+    """Returns the rows of metrics.jsonl up to an epoch, and removes all other lines from it.
 
     Args:
-        path: the file, which may be missing. One line on stderr reports each damaged line, except a last line that a
-            kill cut short.
+        path: the file, see `epoch_rows`.
         epochs: rows of later epochs are removed, since they are newer than the checkpoint from which the run resumes.
     """
-    content = path.read_bytes() if path.exists() else b""
-    lines = content.splitlines(keepends=True)
-    parsed = [_parse(line) for line in lines]
-    for number, (row, line) in enumerate(zip(parsed, lines, strict=True), start=1):
-        if row is None and line.endswith(b"\n"):
-            warn(f"warning: line {number} of {path} is damaged; its epoch is left out")
-    rows = [row for row in parsed if row and row["epoch"] <= epochs]
+    rows = [row for row in epoch_rows(path) if row["epoch"] <= epochs]
     whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if content != whole:
+    if _content(path) != whole:
         disk.replace(path, whole)
     return rows
 
@@ -103,6 +110,10 @@ def epoch_line(row: Row, epochs: int) -> str:
         parts.append(f"{count:,} step{'s' * (count > 1)} skipped so far: loss or gradient not finite")
     speed = [f"{row['images_per_second']:,.0f} images/s"] if row["images_per_second"] else []
     return "  ".join([f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", *parts, *speed])
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _parse(line: bytes) -> Row | None:

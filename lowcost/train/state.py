@@ -1,4 +1,4 @@
-"""The state of training from step to step; a checkpoint of it suffices to resume exactly."""
+"""Holds the state of training from step to step; a checkpoint of it suffices to resume exactly."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -89,7 +89,7 @@ def create_state(
         metrics={name: jnp.zeros(shape) for name, shape in {"count": (), **shapes}.items()},
         skipped=zero,
         skipped_in_a_row=zero,
-        best={"variables": variables, "score": -jnp.inf * jnp.ones(()), "epoch": zero} if best else None,
+        best={"variables": variables, "score": jnp.full((), -jnp.inf), "epoch": zero} if best else None,
         key_impl=jax.random.key_impl(seed_key),
     )
 
@@ -107,7 +107,7 @@ def keep_best(state: TrainState, score: jax.Array, epoch: jax.Array) -> TrainSta
     """
     now = {"variables": state.variables, "score": score, "epoch": epoch}
     better = score > state.best["score"]
-    choose = jax.vmap(jnp.where, in_axes=(0, 0, 0)) if score.ndim else jnp.where
+    choose = jax.vmap(jnp.where) if score.ndim else jnp.where
     return state.replace(best=jax.tree.map(lambda new, old: choose(better, new, old), now, state.best))
 
 

@@ -1,4 +1,4 @@
-"""Optimiser steps and evaluation as pure functions, for any network and data set."""
+"""Makes optimiser steps and evaluations, as pure functions, for any network and data set."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

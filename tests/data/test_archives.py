@@ -1,4 +1,4 @@
-"""The published binary archives: what is read from them, and how each damage is refused."""
+"""Tests the published binary archives: what is read from them, and how each kind of damage is refused."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ TRAIN, TEST = 20, 3
 
 @functools.cache
 def truth(name, shape):
-    """Random images and labels of both splits; the first and the last class are among them."""
+    """Returns random images and labels of both splits, which include the first and the last class."""
     rng = np.random.default_rng(7)
     classes = len(ENTRIES[name].classes)
     splits = []
@@ -40,7 +40,7 @@ def truth(name, shape):
 
 @functools.cache
 def contents(name, shape):
-    """Member → bytes, written pixel by pixel as the authors describe their formats."""
+    """Returns member → bytes, written pixel by pixel as the authors describe their formats."""
     height, width, channels = shape
     members = {}
     for i, (images, labels) in enumerate(truth(name, shape)):
@@ -65,7 +65,7 @@ def contents(name, shape):
 
 
 def tiny(name):
-    """An archive's members on a grid so small that packing it takes no time."""
+    """Returns an archive's members on a grid so small that packing takes no time."""
     return dict(contents(name, (5, 4, 3)))
 
 
@@ -77,7 +77,7 @@ def member(name, **header):
 
 
 def packed(members):
-    """A tar of name → content; content that is a header already (TarInfo.tobuf) is taken as it is."""
+    """Returns a tar of name → content; content that is already a header (TarInfo.tobuf) is used as it is."""
     blocks = []
     for name, content in members.items():
         header = content if content[257:262] == b"ustar" else member(name, size=len(content)) + content
@@ -102,7 +102,7 @@ def read(folder, archive, entry):
 
 
 def refused(folder, archive, entry, reason):
-    """Reading says why and what to do, in one line, and leaves the folder as it was."""
+    """Checks that the error states the reason and the remedy in one line, and that the folder is unchanged."""
     with pytest.raises(ValueError, match=reason) as caught:
         read(folder, archive, entry)
     message = str(caught.value)
@@ -134,7 +134,7 @@ def test_every_pixel_and_label_is_where_the_format_puts_it(tmp_path, name, true_
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("name", NAMES)
 def test_order_folders_and_further_files_do_not_matter(tmp_path, name, format):
-    """Least of all the unlabelled images, if they come first; a path may be a string."""
+    """Unlabelled images at the start do not matter either; a path may be a string."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", format=format) as tar:
         folder = tarfile.TarInfo(FOLDERS[name])
@@ -155,7 +155,7 @@ def test_order_folders_and_further_files_do_not_matter(tmp_path, name, format):
 
 
 def test_unlabelled_images_at_the_end_are_not_read(tmp_path):
-    """Whatever stands there: here the file breaks off."""
+    """Reading succeeds although the file is cut off within these images."""
     unlabelled = {"stl10_binary/unlabeled_X.bin": member("stl10_binary/unlabeled_X.bin", size=2**30)}
     archive = zipped(packed(tiny("stl10") | unlabelled))[:-20]
     assert_read(read(tmp_path, archive, entry_for("stl10", archive)), "stl10", (5, 4, 3))
@@ -191,7 +191,7 @@ PAGE = b"<!DOCTYPE html>\n<html><body>404</body></html>"
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_is_not_the_published_one(tmp_path, name, spoil, reason):
-    """Nothing in it is decoded, and the reason is the most telling one."""
+    """Nothing in it is decoded, and the error gives the most specific reason."""
     whole = zipped(packed(tiny(name)))
     archive = spoil(whole)
     assert archive != whole
@@ -211,7 +211,7 @@ def flipped(whole, place):
     [("cifar10", "cifar-10-batches-py", "data_batch_4"), ("cifar100", "cifar-100-python", "train")],
 )
 def test_the_archive_for_python_is_recognised(tmp_path, name, folder, file, with_folder, same_size):
-    """Even under the name of the right one, of its size; nothing is unpickled."""
+    """Its folder name identifies it under the name of the binary archive and with any size; nothing is unpickled."""
     trap = pickle.dumps(Trap())
     directory = member(f"{folder}/", type=tarfile.DIRTYPE)
     noise = np.random.default_rng(0).bytes(2000)

@@ -29,7 +29,7 @@ def read(tmp_path, arrays, **options):
 
 @pytest.mark.parametrize("grid", [(28, 28), (28, 28, 3), (9, 9, 9)], ids=str)
 def test_a_file_of_the_form_of_medmnist_needs_no_flags(grid, tmp_path):
-    """uint8 images of 28 x 28 points, in grey or colour, or volumes; labels [N, 1]; three parts."""
+    """Reads uint8 images in grey or colour, or volumes, with labels [N, 1] in three parts."""
     arrays = {}
     for part, n in (("train", 30), ("val", 10), ("test", 20)):
         arrays[f"{part}_images"] = RNG.integers(0, 256, (n, *grid), np.uint8)
@@ -70,7 +70,7 @@ def test_numbers_keep_their_values(dtype, tmp_path):
 
 
 def test_the_digest_depends_on_the_dtype(tmp_path):
-    """Also where the bytes are the same."""
+    """The digests of uint8 and int8, and of uint16 and int16, differ where the bytes are the same."""
     digests = {read(tmp_path, {**ONE, "train_images": IMAGES.view(t)}, grid_axes=2).digest for t in ("uint8", "int8")}
     wide = np.ascontiguousarray(IMAGES.swapaxes(2, 3)[..., :4])
     digests |= {read(tmp_path, {**ONE, "train_images": wide.view(t)}, grid_axes=2).digest for t in ("uint16", "int16")}
@@ -78,7 +78,7 @@ def test_the_digest_depends_on_the_dtype(tmp_path):
 
 
 def test_the_split_is_by_content(tmp_path):
-    """By a documented rule, independent of that of validation images; copies stay together, and order plays no role."""
+    """A documented rule splits, independently of that for validation images; copies stay together, in any order."""
     images = RNG.integers(0, 256, (400, 5, 5), np.uint8)
     images[200:300] = images[:100]
     arrays = {"train_images": images, "train_labels": np.arange(400) % 2}
@@ -111,7 +111,7 @@ def test_copies_stay_together_whatever_their_type_and_padding_is(tmp_path):
 
 
 def test_strings_are_classes(tmp_path):
-    """Sorted, or in the order of the array classes, which also names integers."""
+    """Classes are sorted, or in the order of the array `classes`, which also names integers."""
     names = np.array(["fox", "ant", "owl", "bee"])
     data = read(tmp_path, {**TWO, "train_labels": names[LABELS], "test_labels": names[LABELS][:, None]})
     assert data.classes == ("ant", "bee", "fox", "owl")
@@ -149,7 +149,7 @@ def test_the_changes_that_keep_a_label(tmp_path):
 
 
 def test_signals_of_different_lengths(tmp_path):
-    """The mask is the last channel; whatever pads the signals, also NaN, becomes zero and counts in no moment."""
+    """The mask is the last channel; padding of any value, even NaN, becomes zero and does not affect the moments."""
     padded = np.where(np.arange(30) < LENGTHS[:, None], SIGNALS, np.nan)
     arrays = {"train_images": padded, "train_labels": LABELS, "train_lengths": LENGTHS}
     arrays |= {"test_images": padded[::-1], "test_labels": LABELS[::-1], "test_lengths": LENGTHS[::-1]}
@@ -259,7 +259,7 @@ def refused(tmp_path, arrays, message, **options):
 
 
 def test_a_wrong_number_is_named_by_its_row_in_the_file(tmp_path):
-    """Also after a split."""
+    """The error names the row in the file, not the row in the part after a split."""
     images = RNG.normal(size=(60, 6, 5))
     images[21, 3] = np.nan
     with pytest.raises(ValueError, match=r"(train|test) images must be finite .* in example train\[21\]"):
@@ -467,7 +467,7 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
 
 
 def test_what_is_reported(tmp_path, capsys):
-    """Arrays with unknown names, copies of training images, and classes without test images."""
+    """One line each reports unknown arrays, copies of training images, and classes without test images."""
     read(
         tmp_path, {**ONE, "test_images": IMAGES[:3], "test_labels": LABELS[:3], "train_length": LENGTHS, "a\n": LENGTHS}
     )

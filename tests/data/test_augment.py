@@ -1,4 +1,4 @@
-"""Random changes of a batch: each image by itself, as often as promised, whatever the devices."""
+"""Tests random changes of a batch: each image changes independently, as often as stated, on any devices."""
 
 import re
 from collections import Counter
@@ -59,9 +59,9 @@ def images():
 
 
 def assert_drawn(images, outcomes):
-    """Each picture is one of the outcomes, and each of these is drawn as often as it stands among them.
+    """Asserts that each image is one of the outcomes, sampled as often as it is listed among them.
 
-    All of them occur, and χ² is what fair draws give in all but one of a million cases.
+    All of them occur, and the p-value of the χ² test is above 1e-6.
     """
     expected, counts = Counter(map(np.ndarray.tobytes, outcomes)), Counter(map(np.ndarray.tobytes, images))
     assert counts.keys() == expected.keys()
@@ -76,7 +76,7 @@ def test_a_window_as_large_as_the_image_is_the_identity(key, images):
 
 @pytest.mark.parametrize("s", [0.5, 0.8, 1.25])
 def test_a_window_shows_the_image_magnified(key, s):
-    """On the ramps y and x it reads t + s·(i + ½), with the corner t uniform over the room the window has."""
+    """On the ramps y and x a window reads t + s·(i + ½), with the corner t uniform over all possible positions."""
     y, x = jnp.meshgrid(jnp.arange(16) + 0.5, jnp.arange(24) + 0.5, indexing="ij")
     ramps = jnp.broadcast_to(jnp.stack([y, x], -1), (500, 16, 24, 2))
     windows = np.asarray(crop(key, ramps, low=s, high=s))
@@ -116,7 +116,7 @@ def test_two_successive_epochs_show_both_versions(key, images):
 
 
 def test_the_alternating_bit_belongs_to_the_index(key):
-    """Fair over the indices, another one for another key, and the same wherever in a batch the image stands."""
+    """The bit is fair over the indices, independent between keys, and the same at any position in the batch."""
     ramp = jnp.broadcast_to(jnp.arange(6.0).reshape(1, 1, 6, 1), (4000, 1, 6, 1))
     indices = np.arange(4000)
 
@@ -132,7 +132,7 @@ def test_the_alternating_bit_belongs_to_the_index(key):
 
 @pytest.mark.parametrize("pixels", [0, 2])
 def test_a_translation_is_a_window_of_the_reflected_image(key, pixels):
-    """One of the (2·pixels + 1)² windows that NumPy cuts, each equally often."""
+    """The result is one of the (2·pixels + 1)² windows that NumPy cuts, each equally often."""
     image = np.random.default_rng(0).random((3, 7, 2), np.float32)
     padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
     starts = range(2 * pixels + 1)
@@ -142,7 +142,7 @@ def test_a_translation_is_a_window_of_the_reflected_image(key, pixels):
 
 @pytest.mark.parametrize("pixels", [0, 4, 5])
 def test_cutout_is_black_in_a_square_that_the_border_may_clip(key, pixels):
-    """One of the squares round the 5 x 7 pixels, each equally often."""
+    """The square is centred at one of the 5 x 7 pixels, each equally often."""
     image = 1 + np.random.default_rng(0).random((5, 7, 2), np.float32)
     outcomes = []
     for y, x in np.ndindex(5, 7):
@@ -155,7 +155,7 @@ def test_cutout_is_black_in_a_square_that_the_border_may_clip(key, pixels):
 
 @GRIDS
 def test_a_window_of_any_grid(grid, key):
-    """On the ramp of each axis it reads t + s·(i + ½), with one s for all axes; s = 1 is the identity."""
+    """On the ramp of each axis a window reads t + s·(i + ½), with one s for all axes; s = 1 is the identity."""
     ramps = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in grid), indexing="ij"), -1).astype(np.float32)
     ramps = np.broadcast_to(ramps, (50, *ramps.shape))
     np.testing.assert_allclose(crop(key, ramps, low=1, high=1), ramps, atol=1e-5)
@@ -196,7 +196,7 @@ def test_the_last_axis_of_any_grid_is_mirrored(grid, key):
 
 @GRIDS
 def test_a_translation_of_any_grid(grid, key):
-    """Is one of the windows that NumPy cuts out of the reflected image, each equally often."""
+    """The result is one of the windows that NumPy cuts out of the reflected image, each equally often."""
     image = np.random.default_rng(0).random((*grid, 2), np.float32)
     padded = np.pad(image, [*[(1, 1)] * len(grid), (0, 0)], mode="reflect")
     windows = [padded[tuple(map(slice, start, np.add(start, grid)))] for start in np.ndindex((3,) * len(grid))]
@@ -217,7 +217,7 @@ def test_cutout_hides_a_cube_of_any_grid(grid, pixels, key):
 
 @GRIDS
 def test_a_box_is_that_of_the_next_image(grid, key):
-    """It is a box of the next image, also of the first one, and the share is that of the points outside of it."""
+    """Each image gets a box of the next, and the last a box of the first; the share counts the points outside."""
     images = np.arange(2 * 600 * np.prod(grid), dtype=np.float32).reshape(600, *grid, 2)
     mixed, shares = mix(key, images)
     inside = (mixed == np.roll(images, -1, 0)).all(-1)
@@ -246,7 +246,7 @@ def test_boxes_have_all_sizes_and_the_wanted_frequency(key):
 
 @GRIDS
 def test_scales_and_noise_are_normal(grid, key):
-    """One factor per image, whose logarithm is normal; noise is independent at each point. Zero is the identity."""
+    """The logarithm of each image's one factor is normal; noise is independent at each point. Zero is the identity."""
     images = 1 + np.random.default_rng(0).random((2000, *grid, 2), np.float32)
     logarithms = np.log(np.asarray(scale(key, images, spread=0.3)) / images).reshape(2000, -1)
     np.testing.assert_allclose(np.ptp(logarithms, axis=1), 0, atol=1e-5)
@@ -260,7 +260,7 @@ def test_scales_and_noise_are_normal(grid, key):
 
 @EVERY
 def test_every_image_goes_its_own_way(augment, key, images):
-    """The same picture twelve times comes out in different ways; what the others are, and how many, changes nothing."""
+    """Twelve copies of one image change in different ways; the content and number of the others have no effect."""
     same = jnp.broadcast_to(images[:1], images.shape)
     change = np.asarray(augment(key, same) - same)
     assert len({each.tobytes() for each in change}) > 1
@@ -283,7 +283,7 @@ def test_where_pixels_are_computed_the_dtype_is_kept(key, images):
 
 @pytest.mark.parametrize("augment", SELECTING, ids=lambda augment: augment.__name__)
 def test_where_pixels_are_only_selected_bytes_do(augment, key, images):
-    """uint8 before or after makes no difference."""
+    """The function applied to uint8 and to the same values in float32 gives equal values."""
     grey = jnp.round(255 * images)
     result = augment(key, grey.astype(jnp.uint8))
     assert (result.shape, result.dtype) == (images.shape, jnp.uint8)
@@ -294,7 +294,7 @@ def test_where_pixels_are_only_selected_bytes_do(augment, key, images):
     "augment", [crop, flip, alternate, translate, cut_4, scale, noise], ids=lambda augment: augment.__name__
 )
 def test_sharding_changes_no_bit(augment, key, images):
-    """On four devices as on one, each for itself, sending nothing; and compiled as not."""
+    """Four devices give the bits of one device without communication; results without `jit` agree to 1e-5."""
     others = (np.arange(12), 3) if augment is alternate else ()
     along_batch = NamedSharding(Mesh(jax.devices()[:4], "batch"), PartitionSpec("batch"))
     placed = [jax.device_put(x, along_batch) if np.ndim(x) else x for x in (images, *others)]

@@ -1,4 +1,4 @@
-"""The examples of a step: each at most once an epoch, and a pure function of seed and step."""
+"""Tests the examples of a step: each comes at most once per epoch, and they depend only on seed and step."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_an_epoch_is_a_permutation(seed, epoch, examples):
 
 @given(st.integers(0, 100), st.integers(0, 5), st.integers(1, 60), st.data())
 def test_the_batches_of_an_epoch_are_its_order(seed, epoch, examples, data):
-    """Cut into runs, of which the incomplete last one is dropped: each example at most once."""
+    """The order is cut into batches, and an incomplete last batch is dropped."""
     batch_size = data.draw(st.integers(1, examples))
     steps = examples // batch_size
     batches = [batch_indices(seed, epoch * steps + k, examples, batch_size) for k in range(steps)]
@@ -34,13 +34,13 @@ def test_several_seeds_are_each_alone():
 
 
 def test_each_place_is_equally_likely():
-    """Where example 0 stands, over 4000 epochs of ten: χ² with 9 degrees of freedom."""
+    """Tests the position of example 0 over 4000 epochs of ten examples by χ² with 9 degrees of freedom."""
     counts = np.bincount([np.argmin(epoch_order(0, epoch, 10)) for epoch in range(4000)], minlength=10)
     assert ((counts - 400) ** 2 / 400).sum() < 33.7  # the 1e-4 quantile
 
 
 def test_the_order_sorts_philox():
-    """The generator of Salmon et al. (2011), whose output NumPy promises to keep, and nothing in between."""
+    """The order sorts the raw numbers of Philox (Salmon et al., 2011), whose output NumPy promises to keep."""
     raw = np.random.Philox(key=3 + (5 << 64)).random_raw(20)
     np.testing.assert_array_equal(raw[epoch_order(3, 5, 20)], np.sort(raw))
 

@@ -16,7 +16,7 @@ CIFAR10 = ENTRIES["cifar10"]
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty home; returns where archives are kept in it."""
+    """Sets an empty home directory and returns its folder for archives."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("sys.platform", "linux")
     for variable in ("LOWCOST_DATA", "XDG_CACHE_HOME", "LOCALAPPDATA"):
@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """Data set's name → its entry in the catalogue, which must not use the network."""
+    """Returns data set's name → its builder in the catalogue, and forbids the network."""
 
     def refuse(*args, **_):
         raise AssertionError(f"network: {args}")
@@ -56,7 +56,7 @@ def test_an_entry_is_that_of_the_catalogue(published, entry):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_the_numbers_of_images_are_those_of_the_catalogue(published, name):
-    """It knows the splits of what it has prepared only, but describes these two in words."""
+    """The catalogue lists splits only of prepared data sets, so the numbers are read from its descriptions."""
     description = " ".join(published(name).info.description.split())
     found = re.search(r"(\d+) training images and (\d+) test(ing)? images( per class)?", description)
     factor = len(ENTRIES[name].classes) if found[4] else 1
@@ -64,7 +64,7 @@ def test_the_numbers_of_images_are_those_of_the_catalogue(published, name):
 
 
 def test_the_class_names():
-    """Their order is the labels': in all three data sets that of the alphabet."""
+    """The names, in the order of the labels, are in alphabetical order in all three data sets."""
     assert CIFAR10.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     stl10 = ENTRIES["stl10"]
     assert set(CIFAR10.classes) ^ set(stl10.classes) == {"automobile", "car", "frog", "monkey"}
@@ -158,7 +158,7 @@ except FileNotFoundError as error:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without a home")
 def test_without_a_home_no_folder_is_taken_for_it(tmp_path):
-    """A process of a user that /etc/passwd does not know, without HOME, as in many containers."""
+    """Runs a process without HOME as a user who is not in /etc/passwd, as in many containers."""
     code = f"import os; os.chdir({str(tmp_path)!r}); os.setuid(54321)\n{WITHOUT_HOME}"
     tmp_path.chmod(0o777)
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
@@ -172,7 +172,7 @@ def test_without_a_home_no_folder_is_taken_for_it(tmp_path):
 
 
 def test_a_home_that_is_unknown_is_refused(monkeypatch):
-    """It would become a folder named ~somebody."""
+    """Without the error, the path would mean a folder whose name begins with ~."""
     with pytest.raises(
         ValueError, match=r"data_dir must be a path, got ~nobody-has-this-name/data, .* write it in full"
     ):

@@ -1,4 +1,4 @@
-"""A data set that is not well formed is refused, with one line that says what was expected."""
+"""A data set that is not well formed is refused, with one line that states what was expected."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ def dataset(train=None, test=None, labels=LABELS, **options):
 
 
 def counted(images, classes=3, **options):
-    """A data set whose training images tell their numbers in two pixels, with i % classes as their labels."""
+    """Returns a data set whose images hold their number i in two pixels and have the label i % classes."""
     rows = np.asarray(images, "<u2")
     split = Split(rows.view(np.uint8).reshape(-1, 2, 1, 1), (rows % classes).astype(np.int32))
     return Dataset("counted", split, split, tuple("abcdef"[:classes]), (), **options)
@@ -73,7 +73,7 @@ def test_a_malformed_split_is_refused(images, labels, message):
 
 
 def test_a_file_belongs_to_each_image():
-    """Also after sampling and in both parts of a hold-out."""
+    """Each image keeps its file after sampling and in both parts of a hold-out."""
     with pytest.raises(ValueError, match=r"Split\.files must be 3 paths, one per image, or None, got 2"):
         Split(IMAGES, LABELS, ("a.png", "b.png"))
     data = counted(range(300))
@@ -133,7 +133,7 @@ def test_only_float_signals_are_masked(images):
     seed=st.integers(0, 99),
 )
 def test_the_moments_of_floats(grid, channels, offset, masked, seed):
-    """As NumPy's in float64 over the training images, of masked signals over the valid points, rounded to float32."""
+    """They are NumPy's in float64 over the training images, or over the valid points, rounded to float32."""
     rng = np.random.default_rng(seed)
     images = (offset + rng.normal(size=(5, *grid, channels))).astype(np.float32)
     images[..., 0] = 0.1
@@ -162,7 +162,7 @@ def test_moments_are_read_part_by_part(monkeypatch):
 
 
 def test_the_digest_tells_dtype_and_mask():
-    """Even where all bytes are the same; uint8 has no moments."""
+    """The digests differ even where all bytes are the same; uint8 has no moments."""
     splits = [Split(IMAGES.view(dtype), LABELS) for dtype in (np.uint8, np.int8)]
     signals = Split(SIGNALS, LABELS)
     data = [dataset(split, split) for split in (*splits, signals)] + [dataset(signals, signals, masked=True)]
@@ -172,7 +172,7 @@ def test_the_digest_tells_dtype_and_mask():
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int16"])
 def test_the_moments_of_integers(dtype):
-    """Those of the numbers from 0 to 1 that the network gets, also where they are narrow; of a constant channel 1."""
+    """They are those of the numbers scaled to [0, 1], even in a narrow range; a constant channel has deviation 1."""
     info = np.iinfo(dtype)
     images = np.random.default_rng(0).integers(40, 60, (50, 30, 3)).astype(dtype)
     images[..., 1], images[..., 2] = info.min, np.where(images[..., 2] > 50, info.max, info.min)
@@ -188,7 +188,7 @@ def test_the_moments_of_integers(dtype):
 @settings(max_examples=30, deadline=None)
 @given(grid=st.lists(st.integers(1, 7), min_size=1, max_size=3), masked=st.booleans(), seed=st.integers(0, 99))
 def test_standard_units_and_back(grid, masked, seed):
-    """Inverse to each other, equal in NumPy and JAX; a mask stays as it is, with zeros on the padding."""
+    """The functions are inverse to each other and equal in NumPy and JAX; a mask and zero padding stay unchanged."""
     rng = np.random.default_rng(seed)
     moments = ((3.0, -0.5), (10.0, 0.25))
     images = (rng.normal(size=(3, *grid, 2)) * moments[1] + moments[0]).astype(np.float32)
@@ -237,7 +237,7 @@ def test_labels_of_another_task_are_refused(options, message):
 
 
 def test_validation_images_are_chosen_by_their_pixels():
-    """By a documented rule; images and labels stay together and in order, and the test images stay."""
+    """A documented rule chooses; images and labels stay together and in order, and the test images stay."""
     data = counted(range(2000))
     held = data.hold_out(0.3)
     assert held.test is data.test
@@ -259,7 +259,7 @@ def test_validation_images_are_chosen_by_their_pixels():
     share=st.floats(0.2, 0.8),
 )
 def test_added_images_move_none_from_validation_to_training(first, more, share):
-    """Whatever their order; copies of an image stay together. Forty images are always there, for both parts."""
+    """Each image stays in its part, and so do its copies. Forty images are always present, so that no part is empty."""
     before = counted(first, classes=1).hold_out(share)
     after = counted([*more, *first], classes=1).hold_out(share)
     assert not set(numbers(after.train)) & set(numbers(after.validation))
@@ -281,7 +281,7 @@ def test_what_hold_out_refuses():
 
 
 def halves(training, validation, **options):
-    """A data set whose images have the first label if `hold_out(0.5)` leaves them for training, else the second."""
+    """Returns a data set: images that `hold_out(0.5)` leaves for training have the first label, others the second."""
     data = counted(range(300), classes=2)
     held = np.isin(np.arange(300), numbers(data.hold_out(0.5).validation))
     labels = np.where(held[:, None], validation, training).astype(np.float32 if options else np.int32)
@@ -290,7 +290,7 @@ def halves(training, validation, **options):
 
 
 def test_classes_without_validation_images_are_named(capsys):
-    """As the tags that no validation image has; values have no such thing."""
+    """Tags that no validation image has are named too; for values there is no warning."""
     counted(range(300)).hold_out(0.5)
     assert capsys.readouterr().err == ""
     data = halves(1, 0)
@@ -307,7 +307,7 @@ def test_classes_without_validation_images_are_named(capsys):
 
 
 def test_a_sample_is_drawn_once_and_for_all():
-    """Some of the training images with their labels, each once, in their order; all test images."""
+    """A sample has some of the training images with their labels, each once and in order, and all test images."""
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     labels = (images.ravel() % 3).astype(np.int32)
     whole = Dataset("counted", Split(images, labels), Split(images[:5], labels[:5]), ("a", "b", "c"), ())
@@ -337,7 +337,7 @@ def test_the_digest_of_a_split_is_of_every_image_and_label():
 
 
 def test_the_digest_of_a_data_set_tells_what_training_sees():
-    """A bit of any split, a label, an exchange of the splits or of two images, a name, the shape, a sample."""
+    """It changes with any bit, a label, the order of splits or images, a name, the shape, the task, or a sample."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (12, 8, 6, 1), np.uint8), np.arange(12, dtype=np.int32) % 2
     other, swapped = images.copy(), images[[1, 0, *range(2, 12)]]
@@ -375,7 +375,7 @@ def test_the_digest_of_a_data_set_tells_what_training_sees():
 
 
 def test_a_digest_does_not_read_a_memory_map_at_once(tmp_path):
-    """One image more than is read in one piece, each of 5 MiB."""
+    """Images of 5 MiB are read one at a time, and small ones in pieces of at most 4 MiB."""
     images = np.lib.format.open_memmap(tmp_path / "images.npy", mode="w+", dtype=np.uint8, shape=(3, 1280, 1024, 4))
     split = Split(images, np.zeros(3, np.int32))
     assert [len(chunk) for chunk in split.chunks()] == [1, 1, 1]

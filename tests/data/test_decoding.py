@@ -1,4 +1,4 @@
-"""Any image file becomes the RGB picture that a viewer shows."""
+"""Any image file becomes the RGB image that a viewer shows."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def png_chunk(kind, content):
 
 
 def png_header(width, height, bits=8, colour=2):
-    """Alone, a PNG that claims to be huge: the classical decompression bomb."""
+    """Returns the header of a PNG file; alone and with a huge size, it is the classical decompression bomb."""
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
 
 
@@ -53,7 +53,7 @@ def test_every_mode_of_a_grey_ramp_is_the_same_ramp(picture, tmp_path):
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["L", "RGB", "LA", "RGBA"])
 def test_pngs_of_16_bits_per_channel_hold_the_same_ramp(colour, channels, tmp_path):
-    """Pillow writes only grey ones."""
+    """Writes the files by hand, because Pillow writes 16 bits per channel only in grey."""
     levels = np.stack([RAMP.astype(">u2") * 257] * channels, -1)
     if colour >= 4:
         levels[..., -1] = 65535
@@ -138,7 +138,7 @@ def test_grey_levels_of_unknown_range_are_refused(bits, kind, white, tmp_path):
     ],
 )
 def test_transparency_shows_white(form, mode, options, tmp_path):
-    """Whatever colour lies unseen beneath it."""
+    """Transparent pixels become white whatever colour they hide."""
     clear = Image.new("P", (8, 8), 0) if mode == "P" else Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
     clear.save(tmp_path / "clear", form, **options)
     assert (read_image(tmp_path / "clear") == 255).all()
@@ -146,7 +146,7 @@ def test_transparency_shows_white(form, mode, options, tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_upright(orientation, tmp_path):
-    """Read as the EXIF orientation says, whole and cut to a square."""
+    """Images are turned as their EXIF orientation states, whole or cropped to a square."""
     picture, exif = noise(8, 24).resize((96, 32)), Image.Exif()
     exif[0x0112] = orientation
     (tmp_path / "a.jpg").write_bytes(jpeg(picture, exif=exif))
@@ -165,7 +165,7 @@ def test_the_content_tells_the_format(tmp_path):
 
 @pytest.mark.parametrize("size", [(512, 384), (30, 40)])
 def test_resizing_is_antialiased(size, tmp_path):
-    """A constant stays constant; a fine checkerboard becomes its mean instead of an alias; also through draft mode."""
+    """A constant stays constant; a fine checkerboard becomes its mean instead of an alias, also in draft mode."""
     Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "flat.png")
     np.testing.assert_array_equal(read_image(tmp_path / "flat.png", (16, 16)), np.full((16, 16, 3), [10, 20, 30]))
     board = Image.fromarray((np.indices(size[::-1]).sum(0) % 2 * 255).astype(np.uint8))
@@ -213,7 +213,7 @@ WHOLE = jpeg(noise(64, 64))
 )
 @pytest.mark.parametrize("image_size", [None, 16])
 def test_an_unreadable_file_is_named(content, image_size, tmp_path):
-    """The first of them, in one line that says what to do."""
+    """The error names the first unreadable file in one line and states the remedy."""
     paths = [str(tmp_path / f"{i}.png") for i in range(100)]
     for path in paths:
         Image.new("RGB", (8, 8)).save(path)
@@ -226,7 +226,7 @@ def test_an_unreadable_file_is_named(content, image_size, tmp_path):
 
 @pytest.mark.parametrize("image_size", [None, 16])
 def test_more_pixels_than_allowed_are_refused_undecoded(image_size, tmp_path):
-    """By default in a file of 57 bytes that would become 269 MB; max_pixels allows other numbers, itself included."""
+    """The default refuses a file of 57 bytes that would become 269 MB; max_pixels sets another, inclusive limit."""
     empty = bytes(4) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     (tmp_path / "bomb.png").write_bytes(png_header(8_000, 8_400) + empty)
     with pytest.raises(ValueError, match="8000 x 8400 pixels, more than max_pixels 50,000,000"):
@@ -249,9 +249,9 @@ def test_the_limit_is_on_the_pixels_that_are_decoded(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_what_is_no_regular_file_is_refused_unopened(tmp_path):
-    """To open a pipe that nobody writes to would wait for ever; a link to it is no better."""
+    """Opening a pipe without a writer would block forever, also through a link."""
     os.mkfifo(pipe := tmp_path / "pipe.png")
-    release = threading.Timer(5, lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))  # whoever waits
+    release = threading.Timer(5, lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))  # frees a reader
     release.start()
     (tmp_path / "link.png").symlink_to("pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
@@ -261,10 +261,10 @@ def test_what_is_no_regular_file_is_refused_unopened(tmp_path):
     release.cancel()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged blocks
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # it warns of damaged blocks
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_a_damaged_exif_block_costs_at_most_the_orientation(form, tmp_path):
-    """300 blocks with one to five random bytes: the image stays as it is stored, or is turned somehow."""
+    """Damages one to five bytes, 300 times: the image is read as stored, rotated or mirrored."""
     rng = np.random.default_rng(0)
     exif = Image.Exif()
     exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0

@@ -1,4 +1,4 @@
-"""Downloads from servers of our own on the loopback interface, as good and as bad as servers are."""
+"""Tests downloads from correct and faulty servers on the loopback interface."""
 
 import hashlib
 import http.client
@@ -22,12 +22,12 @@ ENTRY = replace(ENTRIES["cifar10"], size=len(CONTENT), sha256=hashlib.sha256(CON
 
 
 class Server:
-    """Serves `content`, cut or held back after so many bytes of an answer; keeps what was asked and what was sent."""
+    """Serves `content`, cut off or paused after a given number of bytes; records requests and the bytes sent."""
 
     def __init__(self):
         self.content, self.ranges, self.declares_size = CONTENT, True, True
         self.status = self.cut = None
-        self.held = []  # for each of the next answers: after how many bytes, until which event
+        self.held = []  # for each of the next answers: the bytes before a pause, and the event that ends it
         self.asked, self.sent = [], []
         self.ended = threading.Event()
         server = self
@@ -263,7 +263,7 @@ def test_ctrl_c_leaves_what_came(server, folder, monkeypatch):
 @pytest.mark.parametrize("ranges", [False, True])
 @pytest.mark.parametrize("faster", [0, 1])
 def test_two_at_once(server, folder, ranges, faster):
-    """The second comes while the first is half way; both write the same to the same places, and both have it."""
+    """The second download starts while the first is half done; both write to the same file, and both succeed."""
     events = threading.Event(), threading.Event()
     server.ranges, server.held = ranges, [(HALF, events[0]), (HALF // 2, events[1])]
     with ThreadPoolExecutor(2) as pool:
@@ -292,7 +292,7 @@ def closed_port():
 
 
 def unanswered(entry, folder, host):
-    """ConnectionError at once that says all that is needed, and nothing made; returns the message."""
+    """Checks that ConnectionError comes at once with all details and nothing is created; returns the message."""
     start = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ANSWER_SECONDS", 0.3)
@@ -313,7 +313,7 @@ def test_a_closed_port(folder):
 
 @pytest.fixture
 def resolver(monkeypatch):
-    """A resolver that hangs until the test ends; the names that it was asked for."""
+    """Installs a resolver that hangs until the test ends; yields the names that it was asked for."""
     asked, ended = [], threading.Event()
 
     def hang(host, *_, **__):
@@ -382,7 +382,7 @@ def test_a_folder_that_cannot_be_made(server, tmp_path):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_on_a_terminal_alone(server, folder, terminal, monkeypatch, capfd):
     if terminal:
-        monkeypatch.setenv("FORCE_COLOR", "1")  # for rich, a terminal
+        monkeypatch.setenv("FORCE_COLOR", "1")  # rich then assumes a terminal
     begin(folder)
     download(server.entry, folder)
     out, err = capfd.readouterr()

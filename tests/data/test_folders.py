@@ -1,4 +1,4 @@
-"""A folder of images: what it must look like, and the cache that spares decoding it twice."""
+"""Tests folders of images: the required structure, and the cache that avoids decoding twice."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ def write(path, value=0, size=(8, 8)):
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """Three classes, of which "emu" has no test images; the red value tells the files apart."""
+    """Writes images of three classes, of which "emu" has no test images; the red value identifies each file."""
     root = tmp_path / "image_folder"
     names = (
         "train/cat/b.png",
@@ -45,7 +45,7 @@ def image_folder(tmp_path):
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    """From here on, decoding is an error."""
+    """Returns a function that makes all later decoding an error."""
 
     def decode(*_):
         raise AssertionError("decoded again")
@@ -54,7 +54,7 @@ def no_decoding(monkeypatch):
 
 
 def reported(capsys):
-    """The lines on stderr, without those on classes that have no test images, as `image_folder` has one."""
+    """Returns the lines on stderr except those on classes without test images, because `image_folder` has one."""
     return [line for line in capsys.readouterr().err.splitlines() if ": no test images of " not in line]
 
 
@@ -82,7 +82,7 @@ def test_classes_and_files_are_in_the_order_of_their_names(image_folder, tmp_pat
 
 
 def test_every_suffix_is_read_and_what_is_passed_over_is_counted(image_folder, tmp_path, capsys):
-    """Links are followed; a line per split counts the entries left out, by kind; an empty count is no line."""
+    """Links are followed; one line per split counts the ignored entries by kind, if there are any."""
     for suffix in ("WebP", "bmp", "tif", "TIFF", "gif", "jfif", "jpe"):
         image = Image.new("RGB", (8, 8), (0, 0, 0))
         path = image_folder / "train" / "emu" / f"z.{suffix}"
@@ -102,7 +102,7 @@ def test_every_suffix_is_read_and_what_is_passed_over_is_counted(image_folder, t
         (image_folder / name).parent.mkdir(exist_ok=True)
         (image_folder / name).write_text("not an image")
     os.mkfifo(pipe := image_folder / "train/cat/pipe.png")
-    release = threading.Timer(5, lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))  # whoever waits
+    release = threading.Timer(5, lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))  # frees a reader
     release.start()
     write(tmp_path / "elsewhere" / "z.png", 250)
     (image_folder / "train/cat/z.png").symlink_to(tmp_path / "elsewhere" / "z.png")
@@ -125,7 +125,7 @@ def test_every_suffix_is_read_and_what_is_passed_over_is_counted(image_folder, t
 
 
 def test_names_in_errors_and_reports_cannot_forge_a_line(image_folder, capsys):
-    """Neither by control characters nor by bytes that are not UTF-8."""
+    """Control characters and bytes that are not UTF-8 are escaped, and long lists are cut."""
     evil = b"\x1b[2Ja\nerror: b\xff"
     os.mkdir(os.fsencode(image_folder) + b"/train/" + evil)
     shown = "\\x1b[2Ja\\nerror: b\\udcff"
@@ -305,7 +305,7 @@ def flipped(whole, position):
     ],
 )
 def test_a_damaged_cache_is_made_again(image_folder, tmp_path, no_decoding, damage, capsys):
-    """And a line says so."""
+    """One line on stderr reports it."""
     cache = tmp_path / "cache"
     folder(image_folder, cache_dir=cache)
     whole = only_file(cache).read_bytes()
@@ -323,7 +323,7 @@ def test_a_damaged_cache_is_made_again(image_folder, tmp_path, no_decoding, dama
 
 
 def test_the_cache_of_other_images_under_this_name_is_made_again(image_folder, tmp_path, capsys):
-    """As when two files were exchanged: each is whole, and has the right shape."""
+    """Two cache files are exchanged: each is intact and has the right shape, but holds other images."""
     folder(image_folder, cache_dir=tmp_path / "cache")
     write(image_folder / "train/cat/a.PNG", 230)
     folder(image_folder, cache_dir=tmp_path / "cache")
@@ -336,7 +336,7 @@ def test_the_cache_of_other_images_under_this_name_is_made_again(image_folder, t
 
 
 def test_a_failure_leaves_no_cache_behind(image_folder, tmp_path):
-    """Nor the folders made for it; a cache that held something else keeps it."""
+    """Folders made for the cache are removed too; other files in an existing folder stay."""
     (image_folder / "train" / "cat" / "z.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"z\.png must be a readable image"):
         folder(image_folder, cache_dir=tmp_path / "new" / "cache")
@@ -349,7 +349,7 @@ def test_a_failure_leaves_no_cache_behind(image_folder, tmp_path):
 
 
 def test_the_first_of_two_caches_stays(image_folder, tmp_path, monkeypatch):
-    """On NFS the processes of other hosts that have mapped it would lose it."""
+    """If it were replaced, processes of other hosts that have mapped it over NFS would lose it."""
     path = tmp_path / "cache"
     made, decode = [], decoding_module.read_image
 
@@ -373,7 +373,7 @@ def test_caches_made_at_once_do_not_meet(image_folder, tmp_path):
 
 
 def test_a_cache_dir_that_cannot_be_written_is_named(image_folder, tmp_path, monkeypatch):
-    """When one picture, whose size tells that of the cache, has been decoded and no other."""
+    """The error comes after one image has been decoded, which determines the size of the cache."""
     decode, decoded = decoding_module.read_image, []
     monkeypatch.setattr(decoding_module, "read_image", lambda path, *grid: decoded.append(path) or decode(path, *grid))
     (tmp_path / "file").write_text("")
@@ -410,7 +410,7 @@ assert (data.train.images[::50] == 7).all()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems limit and count memory in other ways")
 def test_a_folder_may_be_larger_than_the_memory(tmp_path):
-    """211 MiB of images under a limit that allows no array of that size."""
+    """Reads 211 MiB of images under a limit that allows no array of that size."""
     for name, size, count in (("small", 8, 1), ("large", 128, 4500)):
         for part in ("train/cat", "train/dog", "test/cat", "test/dog"):
             (tmp_path / name / part).mkdir(parents=True)
@@ -439,7 +439,7 @@ def test_what_a_killed_process_left_is_removed_after_a_day(image_folder, tmp_pat
 
 
 def write_tree(root, ids, shift=0):
-    """Images in the folders a and b of root: the colour of an image tells its number, even ones are in a."""
+    """Writes images to the folders a and b of root: the colour encodes the number, and even numbers are in a."""
     for i in ids:
         path = root / "ab"[i % 2] / f"{i}.{shift}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -563,7 +563,7 @@ def test_classes_without_test_images_are_named(image_folder, capsys):
 
 
 def test_what_lies_beside_the_splits_is_counted(image_folder, capsys):
-    """Class folders too; and what systems add to folders is hidden, wherever it is."""
+    """Class folders are counted too; files that operating systems add count as hidden at any level."""
     for name in ("gnu/a.png", "b.png", ".DS_Store", "notes.txt", "__MACOSX/a.png", "train/cat/._a.png"):
         write(image_folder / "a.png")
         (image_folder / name).parent.mkdir(exist_ok=True)
@@ -606,7 +606,7 @@ def test_a_link_that_cannot_be_read_is_named_before_the_split(tmp_path):
 
 
 def test_copies_in_a_users_own_split_are_counted(tmp_path, capsys):
-    """By their pixels, whatever their names, classes and formats; once, when they are decoded."""
+    """Equal pixels make a copy, whatever the names, classes and formats; only the start that decodes reports them."""
     for part, ids in (("train", range(8)), ("test", (1, 2, 20, 30)), ("val", (40, 50))):
         write_tree(tmp_path / "photos" / part, ids, shift=len(part))
     Image.new("RGB", (8, 8), (3, 0, 0)).save(tmp_path / "photos" / "val" / "a" / "other.bmp")

@@ -1,4 +1,4 @@
-"""Folders with labels.csv: tags and values of images."""
+"""Tests folders with labels.csv, which holds tags or values of images."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ HEADER = "file,round,dark\n"
 
 
 def write(root, text=HEADER + "a.png,0,1\nb/c.png,1,0\nd.png,1,1\n", images=("a.png", "b/c.png", "d.png")):
-    """Images whose red value is their index, and labels.csv; bytes are written as they are."""
+    """Writes images whose red value is their index, and labels.csv; bytes are written unchanged."""
     for i, name in enumerate(images):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (i, 0, 0)).save(root / name)
@@ -30,7 +30,7 @@ def write(root, text=HEADER + "a.png,0,1\nb/c.png,1,0\nd.png,1,1\n", images=("a.
 
 @pytest.fixture
 def split(tmp_path):
-    """A folder with train and test of three images each."""
+    """Returns a folder with three training images and one test image."""
     write(tmp_path / "train")
     write(tmp_path / "test", HEADER + "a.png,1,0\n", ["a.png"])
     return tmp_path
@@ -38,7 +38,7 @@ def split(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """Scikit-learn's digits as files in one folder per class, with a table of three tags and one of three values."""
+    """Writes scikit-learn's digits to one folder per class, once with three tags and once with three values."""
     scans, labels = load_digits(return_X_y=True)
     scans = scans.reshape(-1, 8, 8)[:300]
     tags = np.stack([labels % 2 == 0, labels >= 5, np.isin(labels, (0, 6, 8, 9))], 1)[:300].astype(int)
@@ -79,7 +79,7 @@ def test_digits_with_several_labels(digits, tmp_path, task):
     if task == "values":
         np.testing.assert_allclose(data.train.labels.mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(data.train.labels.std(0), 1, rtol=1e-5)
-        np.testing.assert_allclose(data.train.labels[:, 0], data.train.labels[:, 1], atol=1e-4)  # no float32 before
+        np.testing.assert_allclose(data.train.labels[:, 0], data.train.labels[:, 1], atol=1e-4)  # float64 until then
     else:
         assert data.scale is None
     assert data.sample(50).hold_out(0.4).task == task
@@ -228,7 +228,7 @@ def test_a_task_must_be_known_and_is_for_folders_and_arrays(tmp_path):
 
 
 def test_images_without_a_line_are_counted(split, capsys):
-    """As are other files; the table is none of them, and links lead into no circle."""
+    """Other files are counted too, but not the table; circular links are not followed."""
     for name in ("new.png", "b/new.png", "e/f/new.png", "b/notes.txt", ".hidden", "other.csv"):
         write(split / "aside", images=["a.png"])
         (split / "train" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def test_tags_that_no_image_has_are_named(split, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert f"warning: {split}: no train images of round" in lines
     assert f"warning: {split}: no test images of dark" in lines
-    assert len(lines) == 4  # with one on images without a line, and one on copies
+    assert len(lines) == 4  # the others report images without a line, and copies
 
 
 def test_a_relative_folder_and_one_behind_a_link(split, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Labels of every point, in arrays and in folders of masks: found, checked, resized and moved with their images."""
+"""Labels of every point, in arrays and folders of masks, are found, checked, resized and moved with their images."""
 
 import struct
 import zlib
@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 
 
 def arrays(grid, **changes):
-    """Arrays of images and labels of three classes and of points without a label."""
+    """Returns arrays of images and of labels with three classes and points without a label."""
     rng = np.random.default_rng(len(grid))
     content = {f"{part}_images": rng.normal(size=(6, *grid, 2)).astype(np.float32) for part in ("train", "test")}
     content |= {f"{part}_labels": rng.choice([0, 1, 2, 255], (6, *grid)) for part in ("train", "test")}
@@ -33,7 +33,7 @@ def read(tmp_path, content, **options):
 
 @pytest.mark.parametrize("grid", [(12,), (6, 8), (5, 6, 5)])
 def test_labels_of_the_shape_of_the_grid_are_found(tmp_path, grid):
-    """The number of grid axes and the classes, and but for signals the task; 255 stays, and every split is checked."""
+    """They give the number of grid axes, the classes and, except for signals, the task; 255 stays in the labels."""
     content, task = arrays(grid), "pixels" if len(grid) == 1 else "classes"
     data = read(tmp_path, content, task=task)
     assert (data.task, data.classes, data.image_shape) == ("pixels", ("0", "1", "2"), (*grid, 2))
@@ -49,7 +49,7 @@ def test_labels_of_the_shape_of_the_grid_are_found(tmp_path, grid):
 @pytest.mark.parametrize("channels", [(), (1,), (2,), (3,)])
 @pytest.mark.parametrize("grid", [(6, 8), (8, 8), (5, 6, 5)])
 def test_a_last_axis_of_one_label_is_dropped(tmp_path, grid, channels):
-    """Labels of the layout of Keras: the images have the same grid and channels as with labels [N, *grid]."""
+    """Labels in the layout of Keras give the same grid and channels as labels [N, *grid]."""
     content = {name: x if "labels" in name else np.resize(x, (6, *grid, *channels)) for name, x in arrays(grid).items()}
     kept = {name: x[..., None] if "labels" in name else x for name, x in content.items()}
     for task in ("classes", "pixels"):
@@ -59,7 +59,7 @@ def test_a_last_axis_of_one_label_is_dropped(tmp_path, grid, channels):
 
 
 def test_one_hot_labels_are_no_labels_of_points(tmp_path):
-    """Those of points have the shape of images with channels; those of classes may have the shape of signals."""
+    """One-hot labels of classes may have the shape of signals, and those of points the shape of images."""
     hint = "take the argmax of one-hot labels, or choose the task pixels if they are classes of points"
     signals = {"train_images": RNG.normal(size=(20, 8, 3)), "train_labels": np.eye(8, dtype=int)[np.arange(20) % 8]}
     with pytest.raises(ValueError, match=hint):
@@ -108,7 +108,7 @@ def test_wrong_labels_of_points_are_refused(tmp_path, changes, message):
 
 
 def test_classes_of_all_parts_count(tmp_path, capsys):
-    """A class that has points in the test part alone is a class, whichever images a random split tests."""
+    """A class whose points are all in the test part counts as a class, and one line warns of it."""
     data = read(tmp_path, arrays((6, 8)) | {"test_labels": np.full((6, 6, 8), 3)})
     assert data.classes == ("0", "1", "2", "3")
     assert "no train images of 3" in capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_a_malformed_data_set_is_refused(labels):
 
 @pytest.fixture
 def masked_folder(tmp_path):
-    """Images of 16 x 8 pixels whose red value is 100 times the class, with masks of grey levels or palette indices."""
+    """Writes images of 16 x 8 pixels whose red value is 100 times the class, with grey or palette masks."""
     root = tmp_path / "root"
     for part, count in (("train", 3), ("test", 2)):
         for i in range(count):
@@ -150,13 +150,13 @@ def masked_folder(tmp_path):
 
 
 def levels(split):
-    """Red values as classes; those between two classes, and points without a label, are 255."""
+    """Returns the classes by the red values, 255 for values between two classes, and the labels."""
     red = split.images[..., 0]
     return np.where(red % 100 == 0, red // 100, 255), split.labels
 
 
 def test_a_folder_of_masks_is_found(masked_folder, tmp_path, capsys):
-    """Pixel by pixel, cached or not; a file names the classes, and stray masks are counted."""
+    """Labels fit every pixel, cached or not; a file names the classes, and masks without an image are counted."""
     (masked_folder / "train" / "classes.txt").write_text("sea\nland\nsky\n")
     (masked_folder / "train" / "masks" / "other.png").write_bytes(b"")
     data = folder(masked_folder)
@@ -173,7 +173,7 @@ def test_a_folder_of_masks_is_found(masked_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("edge", [5, 8, 10])
 def test_masks_are_cut_and_resized_as_their_images(tmp_path, edge):
-    """To the central square, without interpolation: an image of two colours shows where the edge of its mask lies."""
+    """Masks are cropped to the central square and resized without interpolation; edges stay those of the image."""
     mask = np.repeat(np.arange(16)[None] >= edge, 8, 0).astype(np.uint8)
     for name, pixels in (("images", np.repeat(200 * mask[..., None], 3, -1)), ("masks", mask)):
         (tmp_path / name).mkdir()
@@ -182,7 +182,7 @@ def test_masks_are_cut_and_resized_as_their_images(tmp_path, edge):
     for size in (4, 8, 20):
         train = folder(tmp_path, image_size=size, test_share=0.5).train
         assert train.labels.shape[1:] == (size, size)
-        between = np.abs(train.images[..., 0] - 101.0) < 30  # where a pixel has about as much of each colour
+        between = np.abs(train.images[..., 0] - 101.0) < 30  # pixels that mix both colours about equally
         assert np.all((train.labels == (train.images[..., 0] > 101)) | between)
         assert between.mean() < 0.3
 
@@ -213,7 +213,7 @@ def test_masks_of_few_bits_hold_their_numbers(tmp_path, bits):
 
 
 def test_wrong_masks_are_refused(masked_folder):
-    """In one line that names the file and the remedy."""
+    """Each error names the file and states what was expected and the remedy."""
     masks = masked_folder / "train" / "masks"
     original = (masks / "1.png").read_bytes()
     for pixels, message in (
@@ -242,7 +242,7 @@ def test_wrong_masks_are_refused(masked_folder):
 
 @pytest.mark.parametrize("name", ["images", "masks"])
 def test_two_files_of_one_stem_are_refused(masked_folder, name, capsys):
-    """And folders inside are counted."""
+    """The error names both files; folders inside are only counted."""
     inner = masked_folder / "train" / name
     (inner / "more").mkdir()
     folder(masked_folder)
@@ -254,7 +254,7 @@ def test_two_files_of_one_stem_are_refused(masked_folder, name, capsys):
 
 @pytest.mark.parametrize(("shift", "grid"), [("translate", (12,)), ("resized_crop", (8, 10))])
 def test_labels_move_with_their_images(shift, grid):
-    """Images that show their labels: after flips and shifts they still do, and 255 comes from outside or from 255."""
+    """Images that encode their labels still do after flips and shifts; points from outside or unlabelled are 255."""
     recipe = Recipe(shift=shift, scaling=0.0)
     labels = RNG.choice(np.array([0, 1, 255], np.uint8), (16, *grid))
     known = labels != 255
@@ -276,7 +276,7 @@ def test_labels_move_with_their_images(shift, grid):
 
 
 def test_a_hidden_square_leaves_the_labels():
-    """Late in the fast recipe images have holes, and labels the same shifts as without them."""
+    """Squares that late epochs hide in images do not affect the labels, which only shift."""
     labels = np.arange(128, dtype=np.uint8).reshape(2, 8, 8)
     draw = Draw(jax.random.key(1), jax.random.key(2), jnp.arange(2), jnp.int32(9))
     move = partial(Recipe(shift="translate", hidden=0.5, late=1).label_augmentation, classes=128)

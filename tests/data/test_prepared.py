@@ -1,4 +1,4 @@
-"""What tensorflow-datasets itself has prepared, here a small data set, is read back without TensorFlow."""
+"""A small data set that tensorflow-datasets itself has prepared is read back without TensorFlow."""
 
 import io
 import json
@@ -17,7 +17,7 @@ SMALL = replace(ENTRIES["stl10"], image_shape=(6, 5, 3), train=7, test=4)
 
 
 def picture(i, mode="RGB"):
-    """The i-th image, as a PNG and as its pixels, which tell it from all others."""
+    """Returns the i-th image as a PNG file and as its pixels, which differ between images."""
     pixels = np.random.default_rng(i).integers(0, 256, SMALL.image_shape, np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(file, "PNG")
@@ -26,7 +26,7 @@ def picture(i, mode="RGB"):
 
 
 def prepare(data_dir, *, labels=lambda i: i % 10, classes=10, mode="RGB", key="image"):
-    """SMALL as tensorflow-datasets prepares it: images 0..6 for training and 7..10 for the test."""
+    """Prepares SMALL as tensorflow-datasets does: images 0..6 for training and 7..10 for the test."""
     import tensorflow_datasets as tfds
 
     class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -58,7 +58,7 @@ def empty_home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A directory with SMALL in it; not to be changed."""
+    """Returns a directory with SMALL, which tests must not change."""
     directory = tmp_path_factory.mktemp("prepared")
     prepare(directory)
     return directory
@@ -66,7 +66,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def build(prepared, tmp_path):
-    """A copy of SMALL's folder, to be damaged."""
+    """Returns a copy of SMALL's folder, which a test may damage."""
     return shutil.copytree(prepared / "stl10/1.0.0", tmp_path / "copy/stl10/1.0.0")
 
 
@@ -91,7 +91,7 @@ def test_nothing_prepared_is_none_and_imports_nothing(tmp_path, monkeypatch):
 
 
 def test_where_it_is_found(tmp_path, monkeypatch):
-    """In data_dir, $TFDS_DATA_DIR, ~/tensorflow_datasets; of several versions the newest that is complete."""
+    """Searches data_dir, $TFDS_DATA_DIR and ~/tensorflow_datasets, and takes the newest complete version."""
     monkeypatch.setenv("TFDS_DATA_DIR", "~/tfds")
 
     def add(path):

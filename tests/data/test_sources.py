@@ -1,4 +1,4 @@
-"""Digits, published data sets, and data sets by name."""
+"""Tests the digits, published data sets, and data sets by name."""
 
 import dataclasses
 import hashlib
@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lowcost.data import Split, load, sources
+from lowcost.data import Split, load, published, sources
 from lowcost.data.catalogue import ENTRIES
 
 
 def test_digits_are_the_framed_scans():
-    """Inside a zero frame of two pixels stand scikit-learn's images, scaled from 0..16 to 0..255."""
+    """The images are scikit-learn's, scaled from 0..16 to 0..255, inside a zero frame of two pixels."""
     data = load("digits")
     assert (len(data.train), len(data.test), data.image_shape) == (1437, 360, (12, 12, 1))
     assert data.classes == tuple("0123456789")
@@ -58,13 +58,18 @@ def test_what_load_refuses(name, options, message):
         load(name, **options)
 
 
+def test_only_archives_are_published():
+    with pytest.raises(ValueError, match="name must be one of cifar10, cifar100, stl10, got 'digits'"):
+        published("digits")
+
+
 def refuse_the_network(*arguments, **options):
     raise AssertionError("the network was asked")
 
 
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
-    """No archive and no prepared folder but those below tmp_path, and no network."""
+    """Hides archives and prepared folders outside of tmp_path, and forbids the network."""
     for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "TFDS_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.delenv("LOWCOST_DATA", raising=False)
@@ -74,7 +79,7 @@ def alone(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cifar10(alone, monkeypatch):
-    """CIFAR-10 in its own layout but of ten training and three test images, in the folder `data`."""
+    """Writes CIFAR-10 in its own layout with ten training and three test images; returns their records."""
     records = np.random.default_rng(0).integers(0, 256, (13, 3073), np.uint8)
     records[:, 0] %= 10
     (alone / "data").mkdir()
@@ -113,7 +118,7 @@ def test_an_archive_is_found_where_it_may_be(cifar10, alone, monkeypatch, place)
 
 
 def test_the_second_start_maps_the_cache(cifar10, alone):
-    """Neither the archive nor anything prepared is looked at again, and the pixels stay in the file."""
+    """The second start reads no archive, and the pixels stay in the file."""
     check(load("cifar10", data_dir=alone / "data", cache_dir=alone / "cache"), cifar10)
     (alone / "data" / ENTRIES["cifar10"].filename).unlink()
     data = load("cifar10", cache_dir=alone / "cache")
@@ -123,7 +128,7 @@ def test_the_second_start_maps_the_cache(cifar10, alone):
 
 
 def test_what_is_prepared_comes_first(cifar10, alone, monkeypatch):
-    """And has a cache of its own, since its order is another one."""
+    """Prepared data has its own cache, because its order differs."""
     check(load("cifar10", data_dir=alone / "data", cache_dir=alone / "cache"), cifar10)
     splits = [Split(np.full((n, 32, 32, 3), n, np.uint8), np.zeros(n, np.int32)) for n in (10, 3)]
     monkeypatch.setattr(sources, "find_prepared", lambda entry, data_dir: alone / "3.0.2")
@@ -148,7 +153,7 @@ def test_a_download_goes_where_it_is_found_again(cifar10, alone, monkeypatch):
 @pytest.mark.parametrize("name", ENTRIES)
 @pytest.mark.parametrize("cache", [True, False])
 def test_without_the_archive_the_answer_comes_at_once(alone, name, cache):
-    """Nothing is asked of the network, nothing is written, and the message says what to do."""
+    """The error comes without network access, nothing is written, and the message states the remedy."""
     begin = time.monotonic()
     with pytest.raises(FileNotFoundError, match=r"(?s)\.tar\.gz must be in .*https?://.*sha256.* digits needs no file"):
         load(name, data_dir=alone / "data", cache_dir=alone / "cache" if cache else None)

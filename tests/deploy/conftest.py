@@ -1,4 +1,4 @@
-"""Small networks with weights and statistics as if trained."""
+"""Provides small networks with weights and statistics as if trained."""
 
 import pytest
 from weights import as_if_trained
@@ -8,7 +8,7 @@ from lowcost.nn import network
 
 @pytest.fixture(scope="session")
 def trained():
-    """(architecture, image_shape, **options) → network, variables; nothing is compiled."""
+    """Returns (architecture, image_shape, **options) → network, variables; nothing is compiled."""
 
     def make(architecture, image_shape, **options):
         options = {"width": (4, 8), "steps_per_block": 1, "h": 1.0 if architecture == "mobilenet" else 0.8} | options

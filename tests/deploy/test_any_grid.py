@@ -34,7 +34,7 @@ EXPORTED = CASES[2::11]  # further grids of every kind and number of axes, with 
 
 
 def windows(n):
-    """The matrix of the average over every two points, and over the last one alone if n is odd: [⌈n / 2⌉, n]."""
+    """Returns the matrix [⌈n / 2⌉, n] of the average over every two points, and over the last one alone if n is odd."""
     return linalg.block_diag(*[np.full((1, 2), 0.5)] * (n // 2), *[np.ones((1, 1))] * (n % 2))
 
 
@@ -45,7 +45,7 @@ def onnx_logits(folded, images):
 
 @pytest.fixture
 def sample(trained):
-    """(architecture, width, grid) → network, variables, images."""
+    """Returns (architecture, width, grid) → network, variables, images."""
 
     def make(architecture, width, grid):
         images = np.random.default_rng(1).uniform(size=(2, *grid, 2)).astype(np.float32)
@@ -110,7 +110,7 @@ def test_pooling_averages_the_points_of_its_windows(grid):
 
 
 def test_even_axes_are_not_padded():
-    """Programs of networks on divisible grids are those of the pooling without padding."""
+    """The program for even axes holds no concatenation; the program for an odd axis does."""
     even, odd = (str(jax.make_jaxpr(AveragePool())(jnp.zeros((1, *grid, 2)))) for grid in ((4, 6), (4, 5)))
     assert "concatenate" not in even
     assert "concatenate" in odd
@@ -137,7 +137,7 @@ def test_grids_smaller_than_a_stencil_are_refused(shape, width, kernel_size, mes
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_the_smallest_grid_that_is_not_refused_fits(kernel_size, blocks):
-    """A grid of one point fewer would not, unless the opening's stencil is the larger one."""
+    """A grid with one point less is refused, and the error states the smallest size."""
     least = max(5, (kernel_size - 1) * 2 ** (blocks - 1) + 1)
     net = network("mobilenet", [2 << i for i in range(blocks)], 2, kernel_size=kernel_size, steps_per_block=1)
     shapes = jax.eval_shape(net.init_with_output, jax.random.key(0), jnp.zeros((1, least, least + 1, 1)))

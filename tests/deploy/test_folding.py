@@ -35,7 +35,7 @@ def test_logits_are_the_same(trained, architecture, image_shape, kernel_size):
 
 
 def test_other_modules_and_unscaled_images_are_refused(trained):
-    """A folded network would compute wrong logits of them."""
+    """Without the errors, a folded network would compute wrong logits."""
     with pytest.raises(TypeError, match=r"net must be a lowcost\.nn\.Network, got Dense; for other modules"):
         fold(nn.Dense(3), {}, (8, 6, 3))
     with pytest.raises(TypeError, match=r"images must be real floating point, got uint8; scale them"):
@@ -72,7 +72,7 @@ def test_a_filter_is_the_resolvent_and_its_response_the_green_function():
 
 
 def test_less_is_computed(trained):
-    """XLA's count for one image: the diffusions lose their transforms, the reactions a multiplication a feature."""
+    """XLA counts fewer operations: diffusions need no transforms, and reactions one multiplication less per feature."""
 
     def operations(function):
         return jax.jit(function).lower(jnp.zeros((1, 16, 16, 3))).cost_analysis()["flops"]

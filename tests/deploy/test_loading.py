@@ -37,7 +37,7 @@ RESULT = {"test_accuracies": [0.5, 0.25]}
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """(changes of config.json and result.json, step) → work directory of a run, and its state."""
+    """Returns (step, result.json, changes of config.json) → work directory of a run, and its state."""
 
     def make(step=6, result=RESULT, average=None, best=None, **changes):
         workdir = tmp_path / "run"
@@ -96,7 +96,7 @@ def test_a_run_is_loaded_from_its_files_alone(run, average, changes):
 
 
 def test_a_run_of_floats_or_of_masked_signals(run):
-    """Has its moments, its mask and its dtype from config.json; runs without them had images of uint8."""
+    """config.json gives moments, mask and dtype; runs without these fields had images of uint8."""
     data = CONFIG["data"] | {"moments": [[0.5], [2.0]], "dtype": "float32"}
 
     def loaded(**changes):
@@ -135,7 +135,7 @@ def test_what_a_result_says_of_the_outputs(run):
 
 
 def test_the_best_epoch_of_a_run_that_ended_early(run):
-    """Is loaded where it was kept; result.json says at which step the run ended."""
+    """The best variables are loaded, and result.json states the step at which the run ended."""
     workdir, state = run(step=4, result=RESULT | {"steps": 4}, best=2.0, patience=1)
     loaded = loading.load_run(workdir, finished=True)
     assert same(loaded.variables, state.chosen)
@@ -169,7 +169,7 @@ def test_a_run_is_verified_as_for_a_resume(run, tmp_path, capsys):
     largest = max((checkpoints / "6").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     content = largest.read_bytes()
     largest.write_bytes(content[:-1])
-    older = lowcost.load(workdir)  # of which result.json says nothing
+    older = lowcost.load(workdir)  # result.json does not describe it
     assert (older.card["steps"], "test_accuracy" in older.card, older.temperature) == ("3", False, 1.0)
     assert "6 is damaged" in capsys.readouterr().err
     assert sorted(path.name for path in checkpoints.iterdir()) == ["3", "6"]

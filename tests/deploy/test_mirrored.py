@@ -1,4 +1,4 @@
-"""Networks whose implicit steps mirror at the edges, boundary="symmetric": as modules, bounded, folded and exported."""
+"""Tests every form of networks whose implicit steps mirror at the edges, boundary="symmetric"."""
 
 import json
 from functools import partial
@@ -19,33 +19,33 @@ from lowcost.nn.stability import lipschitz
 
 
 def normal(*shape):
-    """Random numbers, the same for each shape."""
+    """Returns random numbers, the same for each shape."""
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def uniform(*shape):
-    """Random images."""
+    """Returns random images."""
     return np.random.default_rng(1).uniform(size=shape).astype(np.float32)
 
 
 def filter_of(window, grid, *, circulant=False):
-    """An implicit step's filter."""
+    """Returns the filter of an implicit step."""
     return ops.Filter(normal(*window, 3), 0.7, "imex_euler", grid, circulant, "symmetric")
 
 
 def answer(folded, images):
-    """What onnxruntime computes."""
+    """Returns what onnxruntime computes."""
     session = onnxruntime.InferenceSession(to_onnx(folded).SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"images": images})[0]
 
 
 def dense(operation, grid):
-    """The matrix of a linear operation."""
+    """Returns the matrix of a linear operation."""
     return np.asarray(operator_matrix(lambda y: operation(y[None])[0], (*grid, 3)))
 
 
 def test_folded_exported_and_bounded(trained):
-    """Equal logits from the folded network, ONNX and StableHLO; no perturbation grows more than the bound."""
+    """The folded network, ONNX and StableHLO give equal logits; no perturbation grows more than the bound."""
     shape = (7, 6, 3)
     net, variables = trained("implicit_rd", shape, boundary="symmetric")
     periodic, _ = trained("implicit_rd", shape)
@@ -132,7 +132,7 @@ def test_the_step_of_a_module_and_its_symbol():
 
 @pytest.mark.parametrize(("architecture", "shape"), [("implicit_rd", (7, 6, 3)), ("implicit_circulant_rd", (8, 2))])
 def test_cost_by_matrix_products(trained, architecture, shape):
-    """One real part of the symbol in place of 2ᵈ⁻¹ on each of the transformed features; by FFT the same count."""
+    """The real symbol saves 2ᵈ⁻¹ - 1 multiply-adds per feature in matrix products, and none in FFTs."""
     net, periodic = (trained(architecture, shape, boundary=b)[0] for b in ("symmetric", "periodic"))
     assert network_cost(net, shape) == network_cost(periodic, shape)
     axes, features = len(shape) - 1 + ("circulant" in architecture), 0
@@ -144,7 +144,7 @@ def test_cost_by_matrix_products(trained, architecture, shape):
 
 
 def test_saved_with_a_format_of_its_own(trained):
-    """Earlier versions refuse the file, rather than compute with the periodic grid; other files stay as they are."""
+    """Its number makes earlier versions refuse the file; files of other networks keep the old format."""
     for options, number in (({"boundary": "symmetric"}, "3"), ({"zero_mean": True}, "3"), ({}, "1")):
         net, variables = trained("implicit_rd", (8, 8, 3), **options)
         about = {"classes": tuple("abcde"), "image_shape": (8, 8, 3), "preprocessing": "{}"}

@@ -22,8 +22,8 @@ import lowcost
 from lowcost.data.dataset import DTYPES
 from lowcost.deploy import loading, packaged
 from lowcost.nn import ARCHITECTURES, ImplicitRDStep, Network, initializers, network
+from lowcost.scaling import to_unit_range
 from lowcost.train.state import count_weights
-from lowcost.train.step import to_unit_range
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "dog", "bird", "\udcff", "Käfer")
@@ -36,7 +36,7 @@ def bits(variables):
 
 @pytest.fixture(scope="module")
 def content(trained, tmp_path_factory):
-    """The content of a file."""
+    """Returns the content of a saved file."""
     file = tmp_path_factory.mktemp("saved") / "net.safetensors"
     lowcost.save(file, *trained("implicit_rd", (8, 8, 3)), **ABOUT, card={"seed": "3"})
     return file.read_bytes()
@@ -44,7 +44,7 @@ def content(trained, tmp_path_factory):
 
 @pytest.fixture
 def refuse(tmp_path):
-    """(content, message) → asserts that loading a file of this content fails with one line that names the file."""
+    """Returns (content, message) → asserts that loading this content fails with one line that names the file."""
 
     def check(content, message="must be a .safetensors file of lowcost.save, got"):
         file = tmp_path / "refused.safetensors"
@@ -72,7 +72,7 @@ def forged(content, tensors=(), **metadata):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_file_gives_back_what_was_saved(trained, architecture, tmp_path):
-    """NaN, infinity and -0.0 included; the same network makes the same file, which other readers of the format take."""
+    """NaN, infinity and -0.0 are kept; equal networks give equal files, which other readers of the format accept."""
     net, variables = trained(architecture, (8, 8, 3), kernel_size=1, steps_per_block=2, dtype="bfloat16")
     stencil = variables["params"]["opening"]["stencil"]
     stencil[0, 0, 0, :4] = np.nan, np.inf, -0.0, 1e-45
@@ -111,7 +111,7 @@ def test_logits_are_those_of_the_network(trained, content, tmp_path):
 
 
 def test_loading_does_not_run_the_network(content, monkeypatch):
-    """Tracing gives the shapes."""
+    """Loading only traces the network, to get the shapes."""
     seen, call = [], Network.__call__
 
     def traced(self, images, **options):
@@ -125,7 +125,7 @@ def test_loading_does_not_run_the_network(content, monkeypatch):
 
 
 def test_a_network_of_100_000_weights_is_loaded_in_less_than_a_second(trained, tmp_path):
-    """In a fresh process, after the import; of processor time, since other tests run at the same time."""
+    """Measures processor time in a fresh process after the import, because other tests run at the same time."""
     net, variables = trained("implicit_rd", (32, 32, 3), width="A", steps_per_block=4)
     lowcost.save(tmp_path / "net.safetensors", net, variables, classes=CLASSES, image_shape=(32, 32, 3))
     code = "import sys, time; from lowcost import load; t = time.process_time(); load(sys.argv[1])\n"
@@ -135,7 +135,7 @@ def test_a_network_of_100_000_weights_is_loaded_in_less_than_a_second(trained, t
 
 
 def test_flipped_bits_are_noticed(content):
-    """In the length of the header, the header, and the values; each changes what the file says."""
+    """Flips single bits in the length of the header, in the header and in the values; each file is refused."""
     rng, header = random.Random(0), 8 + int.from_bytes(content[:8], "little")
     places = [*range(64), *rng.sample(range(8 * header), 1000), *rng.sample(range(8 * header, 8 * len(content)), 200)]
     for place in places:
@@ -150,13 +150,13 @@ def test_damaged_files_are_refused(content, refuse, tmp_path):
     header = 8 + int.from_bytes(content[:8], "little")
     for length in (0, 1, 7, 8, 9, header - 1, header, header + 1, len(content) - 1):
         refuse(content[:length])
-    for size in (0, 100_000_001, 2**40, 2**63, 2**64 - 1):  # of the header
+    for size in (0, 100_000_001, 2**40, 2**63, 2**64 - 1):  # sizes of the header
         refuse(size.to_bytes(8, "little") + content[8:])
     for damaged in (
         content + b"x",
         content[:8] + b"[" * (header - 8) + content[header:],
         content[:8] + random.Random(0).randbytes(header - 8) + content[header:],
-        safetensors.numpy.save({"params": np.zeros(3)}),  # of another program
+        safetensors.numpy.save({"params": np.zeros(3)}),  # a file of another program
         safetensors.numpy.save({}, {"format": "pt"}),
         b"\x08\x00\x00\x00\x00\x00\x00\x00[]      ",
     ):
@@ -176,7 +176,7 @@ def test_nothing_is_unpickled(refuse, tmp_path):
 
 
 def test_files_of_other_networks_are_refused(trained, content, refuse):
-    """Newer formats; tensors that are missing, too many or of other shapes; networks and names that do not fit."""
+    """Refuses newer formats, wrong tensors, and descriptions of networks that do not fit."""
     refuse(forged(content, format="4"), "must be of format 3 or older, got 4; update lowcost")
     refuse(forged(content).replace(b'"cat', b'"hat'.ljust(4), 1), "must match its sha256, got a damaged file")
     name, values = "params.opening.stencil", np.ones((5, 5, 3, 4), np.float32)
@@ -272,7 +272,7 @@ def test_released_networks_are_in_the_package():
 
 
 def test_the_page_lists_the_released_networks():
-    """With what their cards state, and no others."""
+    """The table has one row per network, with the values of its card, and no other rows."""
     rows = []
     for file in sorted(loading.RELEASED.glob("*")):
         loaded = lowcost.load(file.stem)
@@ -295,7 +295,7 @@ def test_time_steps_that_are_arrays_are_saved_as_numbers(trained, tmp_path):
 
 
 def test_steps_of_preprocessing():
-    """Of images with other channels, and of other grids, only the range is known."""
+    """For grids and channels that image files do not have, only the range and the input are stated."""
     grey, colour = (json.loads(packaged.preprocessing((8, 16, channels))) for channels in (1, 3))
     assert {key for key in colour if grey[key] != colour[key]} == {"channels"}
     assert (grey["size"], "32 x 32" in grey["jpeg"]) == ([8, 16], True)
@@ -305,7 +305,7 @@ def test_steps_of_preprocessing():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_range_in_words_is_that_of_training(dtype):
-    """The numbers in the sentence scale as `to_unit_range` does; floats stay as they are."""
+    """The sentence states the scaling of `to_unit_range`; floats stay unchanged."""
     words = json.loads(packaged.preprocessing((8, 3), dtype))["range"]
     if dtype == "float32":
         assert words == "float32 as they are; the network itself normalises"
@@ -329,7 +329,7 @@ MOMENTS = ((0.5, -3.0, 1e-3), (2.0, 1e-6, 1e6))
 
 @pytest.fixture
 def standardised(trained):
-    """(image_shape, **options) → a network with moments, and variables."""
+    """Returns (image_shape, **options) → a network with moments, and variables."""
 
     def make(image_shape, moments=MOMENTS, **options):
         return trained("explicit_rd", image_shape, moments=moments, **options)
@@ -339,7 +339,7 @@ def standardised(trained):
 
 @pytest.mark.parametrize("grid", [(8,), (8, 9), (8, 7, 6)])
 def test_moments_are_part_of_the_network(standardised, grid, tmp_path):
-    """For signals, images and volumes; its metadata repeat them."""
+    """Files for signals, images and volumes keep the moments, and the metadata repeat them."""
     net, variables = standardised((*grid, 3))
     file = tmp_path / "net.safetensors"
     lowcost.save(file, net, variables, classes=CLASSES, image_shape=(*grid, 3))
@@ -378,7 +378,7 @@ def test_a_mask_and_a_dtype_are_kept(standardised, trained, tmp_path):
 
 
 def test_forged_inputs_are_refused(standardised, refuse, tmp_path):
-    """Moments of another number of channels, NaN, deviations of 0; masks on other grids; unknown dtypes."""
+    """Refuses moments of wrong shapes or values, masks on other grids, and unknown dtypes."""
     file, message = tmp_path / "net.safetensors", "must describe a network of lowcost.nn.network, got"
     net, variables = standardised((8, 8, 3))
     lowcost.save(file, net, variables, classes=CLASSES, image_shape=(8, 8, 3))

@@ -1,4 +1,4 @@
-"""Networks that classify every pixel: exported, bounded, truncated and saved as the classifiers of images are."""
+"""Networks that classify every pixel are exported, bounded, truncated and saved as classifiers of images are."""
 
 import dataclasses
 from functools import partial
@@ -26,7 +26,7 @@ CASES = [
 
 @pytest.fixture(params=CASES, ids=str)
 def pixels(request, trained):
-    """Network, variables, image shape, three images and their logits."""
+    """Returns network, variables, image shape, three images and their logits."""
     architecture, shape, options = request.param
     net, variables = trained(architecture, shape, head="pixels", **options)
     images = np.random.default_rng(1).uniform(size=(3, *shape)).astype(np.float32)
@@ -34,7 +34,7 @@ def pixels(request, trained):
 
 
 def test_exported_forms_agree_and_shifts_move_the_logits(pixels):
-    """Folded to 1e-5, ONNX and StableHLO to 1e-4. A network commutes with periodic shifts of whole windows, if any."""
+    """Folding agrees to 1e-5, files agree to 1e-4. Periodic shifts by whole windows shift the logits, if they exist."""
     net, variables, shape, images, want = pixels
     assert want.shape == (3, *shape[:-1], 5)
     folded, largest = fold(net, variables, shape), np.abs(want).max()
@@ -84,7 +84,7 @@ def test_a_truncated_network_never_errs_more_than_its_certificate(trained, decod
 
 @pytest.mark.parametrize("architecture", ["mobilenet", "implicit_rd"])
 def test_weights_are_those_of_the_classifier(architecture):
-    """Names and shapes; and every layer computes as many points as the image has."""
+    """Both heads have weights of equal names and shapes; labelling every pixel needs more multiply-adds."""
     shape = (16, 12, 3)
     of_image, of_pixels = (network(architecture, (4, 8, 16), 5, head=head) for head in ("class", "pixels"))
     shapes = [jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape))) for net in (of_image, of_pixels)]
@@ -96,7 +96,7 @@ def test_weights_are_those_of_the_classifier(architecture):
 
 
 def test_the_decoder_mirrors_the_poolings(trained):
-    """Its weights beside the classifier's, and the grid of each block."""
+    """Checks the grid of each block and the number of weights that the decoder adds."""
     shape, width = (16, 12, 3), {"width": (4, 8, 16), "steps_per_block": 4}
     of_image, _ = trained("implicit_rd", shape, **width)
     flat, _ = trained("implicit_rd", shape, head="pixels", **width)
@@ -114,7 +114,7 @@ def test_the_decoder_mirrors_the_poolings(trained):
 
 @pytest.fixture
 def bypassed(trained):
-    """A network with a decoder whose expanding layer is 0: its logits come from the first block alone. And images."""
+    """Returns a network, variables and images; the decoder's expanding layer is 0, so only the first block counts."""
     shape = (16, 16, 2)
     net, variables = trained("implicit_rd", shape, h=0.3, head="pixels", decoder=True)
     zero = jax.tree.map(np.zeros_like, variables["params"]["decoder1_expanding"])
@@ -135,7 +135,7 @@ def test_the_bound_includes_what_the_decoder_adds(bypassed):
 
 
 def test_the_certificate_includes_what_the_decoder_adds(bypassed):
-    """Of the steps before the pooling, the only ones whose error reaches the logits."""
+    """Truncates only the steps before the pooling, because only their error reaches the logits."""
     net, variables, images = bypassed
     folded = fold(net, variables, images.shape[1:])
     short = truncate(folded, 0.3)

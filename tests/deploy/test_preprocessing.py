@@ -26,14 +26,14 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def read():
-    """The function on the page."""
+    """Returns the function that the page defines."""
     names: dict = {}
     exec(BLOCK, names)
     return names["read"]
 
 
 def picture(mode, size):
-    """Returns waves and noise, whose alpha has all levels."""
+    """Returns an image of waves and noise with all levels of alpha."""
     rng = np.random.default_rng(0)
     waves = np.add.outer(np.arange(size[1]) ** 2, np.arange(size[0]))[..., None] % (251, 199, 97, 256)
     pixels = (waves + rng.integers(0, 32, waves.shape)).clip(0, 255).astype(np.uint8)
@@ -44,7 +44,7 @@ def picture(mode, size):
 
 @pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in FORMS.items() for mode in modes])
 def test_images_are_read_as_by_predict(read, form, mode, tmp_path):
-    """Odd sizes, all EXIF orientations, JPEGs that are decoded at a fraction of their size; RGB and grey networks."""
+    """Tests odd sizes, all EXIF orientations and JPEGs decoded at reduced size, for RGB and grey networks."""
     file = tmp_path / f"image.{form.lower()}"
     for orientation, size in enumerate(
         ((41, 23), (16, 16), (67, 300), (5, 9), (640, 401), (16, 24), (24, 16), (33, 1))
@@ -60,7 +60,7 @@ def test_images_are_read_as_by_predict(read, form, mode, tmp_path):
 
 
 def test_transparent_colours_are_white(read, tmp_path):
-    """Of a palette and of RGB without alpha."""
+    """The page treats transparent colours of palettes and of RGB without alpha as `predict` does."""
     colours = picture("RGB", (40, 30))
     colours.save(tmp_path / "rgb.png", transparency=colours.getpixel((3, 3)))
     colours.convert("P").save(tmp_path / "palette.png", transparency=0)
@@ -87,7 +87,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("step", CHANGES)
 def test_every_step_changes_some_image(step, tmp_path):
-    """So that the comparison above can fail, and the metadata name no step that is none."""
+    """Without any step some image differs, so the comparison above can fail; the metadata name exactly these steps."""
     source = BLOCK.replace(*CHANGES[step])
     assert source != BLOCK
     names: dict = {}

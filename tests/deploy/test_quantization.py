@@ -1,4 +1,4 @@
-"""Networks that compute with 8-bit integers: what is rounded, how far the logits move, and what the file holds."""
+"""Tests networks with 8-bit integers: what is rounded, how far the logits move, and what the file holds."""
 
 from functools import partial
 
@@ -30,13 +30,13 @@ def chains(operations):
 
 @pytest.fixture(params=["implicit_rd", "linear_mix", "mobilenet"])
 def both(request, trained):
-    """The folded network, and the same with roundings."""
+    """Returns the folded network, and the same network with roundings."""
     folded = fold(*trained(request.param, SHAPE, steps_per_block=2), SHAPE)
     return folded, quantize(folded, IMAGES)
 
 
 def test_every_product_stands_between_roundings(both):
-    """A ReLU after a product is the clip of the rounding."""
+    """No ReLU directly follows a product, because the rounding clips."""
     folded, rounded = both
     seen = 0
     for layer in rounded.layers:
@@ -52,7 +52,7 @@ def test_every_product_stands_between_roundings(both):
 
 
 def test_the_logits_are_near_those_of_the_network(both):
-    """In JAX and in onnxruntime, which rounds weights too, for any batch."""
+    """Logits of JAX and of onnxruntime, which also rounds the weights, differ by less than 5 % for any batch."""
     folded, rounded = both
     want = np.asarray(jit(folded)(IMAGES))
     model = to_onnx(rounded, bits=8)
@@ -82,7 +82,7 @@ def test_runtimes_compute_the_products_in_integers(trained, tmp_path):
 
 
 def test_a_bias_fits_into_its_integers():
-    """Also that of a channel whose weights are nearly 0."""
+    """A channel whose weights are nearly 0 keeps its bias."""
     weights = np.float32([[1, 1e-12], [1, 1e-12]])
     layer = FoldedLayer("product", (Pointwise(weights, np.float32([0.1, 1])),), 2.0)
     rounded = quantize(Folded((layer,), SHAPE), IMAGES)

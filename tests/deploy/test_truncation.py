@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowcost.deploy import certified, fold, truncate
+from lowcost.deploy import certified, fold, quantize, truncate
 from lowcost.deploy.folding import Folded, FoldedLayer
 from lowcost.nn.operations import Depthwise, Filter, Pointwise
 
@@ -26,9 +26,9 @@ def norm(y):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**16), st.floats(0.1, 2), st.integers(0, 5), st.sampled_from(["random", "sign", "wave"]))
 def test_a_cut_step_never_errs_more_than_its_bound(seed, scale, radius, kind):
-    """Random features, the sign pattern that meets the dropped tail at a pixel, and the frequency that it changes most.
+    """Tests random features, the sign pattern of the dropped tail, and the frequency that truncation changes most.
 
-    The last one meets the largest eigenvalue of the difference.
+    This frequency belongs to the largest eigenvalue of the difference.
     """
     whole = step(seed, scale)
     short = whole.cut([radius] * 2)
@@ -51,7 +51,7 @@ def test_a_cut_step_never_errs_more_than_its_bound(seed, scale, radius, kind):
     folded = Folded((FoldedLayer("step", (short,), 1.0),), (*GRID, 2))
     result = certified(folded, jnp.asarray(y))
     assert error <= result.error * (1 + 1e-5) + 1e-6 * norm(y)
-    # The same in the largest norm, channel by channel, which the sign pattern reaches.
+    # A bound in the maximum norm holds for each channel, and the sign pattern reaches it.
     change = np.abs(np.asarray(short(jnp.asarray(y)) - whole(jnp.asarray(y)))).max((0, 1, 2))
     assert np.all(change <= short.dropped * np.abs(y).max() + 1e-5)
     if kind == "sign":
@@ -60,7 +60,7 @@ def test_a_cut_step_never_errs_more_than_its_bound(seed, scale, radius, kind):
 
 
 def test_what_a_layer_adds_is_carried_on_by_the_bounds_of_the_next():
-    """Constant features lose what the tail sums up to, and ten times the features ten times that: the bound is met."""
+    """Constant features lose the sum of the tail, and the next layer multiplies this error by ten."""
     whole = Filter(np.array([0.1, 1, 0.1], np.float32)[:, None], 1.0, "imex_euler", (16,))
     short = whole.cut([1])
     tail = whole.response.sum() - short.stencil.sum()
@@ -77,7 +77,7 @@ def test_what_a_layer_adds_is_carried_on_by_the_bounds_of_the_next():
 
 
 def test_a_filter_that_others_follow_stays_exact():
-    """What follows it may amplify what it loses, by a factor that is known of whole layers alone."""
+    """Later operations may amplify its error, and their factor is known only for whole layers."""
     whole = Filter(np.array([0.1, 1, 0.1], np.float32)[:, None], 1.0, "imex_euler", (16,))
     tenfold = Pointwise(np.float32([[10]]), np.zeros(1, np.float32))
     layers = tuple(FoldedLayer(str(i), x, 10.0) for i, x in enumerate([(whole, tenfold), (whole, whole), ()]))
@@ -96,7 +96,7 @@ def network(trained):
 
 @pytest.mark.parametrize("tolerance", [0.3, 0.03, 0.003])
 def test_a_network_never_errs_more_than_its_certificate(network, tolerance):
-    """On random images, black, white, and those that a few steps uphill on the error made worse."""
+    """Tests random images, a black one, a white one, and images that gradient ascent on the error made worse."""
     truncated = truncate(network, tolerance)
     stencils = [
         x for layer in truncated.layers for x in layer.operations if isinstance(x, Depthwise) and x.dropped is not None
@@ -148,6 +148,9 @@ def test_smaller_tolerances_take_larger_stencils(network):
 def test_what_cannot_be_truncated(trained, network):
     with pytest.raises(ValueError, match="tolerance must be above 0, got 0"):
         truncate(network, 0)
+    images = jnp.ones((1, 16, 16, 3))
+    with pytest.raises(ValueError, match=r"without 8-bit activations, got one, .*; certify it before quantize"):
+        certified(quantize(truncate(network, 0.1), images), images)
     folded = fold(*trained("implicit_circulant_rd", (8, 8, 3)), (8, 8, 3))
     for before, after in zip(folded.layers, truncate(folded, 0.1).layers, strict=True):
         assert before.operations == after.operations

@@ -1,4 +1,4 @@
-"""From arrays to predictions, as a user goes: train, evaluate, export and predict, each by its program."""
+"""Goes from arrays to predictions as a user does: trains, evaluates, exports and predicts by the programs."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ from lowcost.data.arrays import ROLES
 
 SMALL = {"width": (4, 8), "steps_per_block": 1, "batch_size": 8, "epochs": 6, "recipe": "fast", "kernel_size": 3}
 UNITS = np.array([[1000.0, -3.0], [20.0, 1e-3]])
-"""Mean and deviation of each channel, which no network could take without a standardisation."""
+"""Mean and deviation of each channel; no network could be trained on such values without standardisation."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +34,7 @@ def no_mesh_of_a_module():
 
 
 def waves(rng, labels, grid):
-    """Returns [N, *grid, 2]: waves with noise, fast ones along the first axis for label 1."""
+    """Returns noisy waves [N, *grid, 2], which are fast along the first axis for label 1."""
     points = np.arange(grid[0]).reshape(-1, *[1] * len(grid))
     phases = rng.uniform(0, 2 * np.pi, (len(labels), *[1] * len(grid), 2))
     speeds = np.where(labels == 1, 2.0, 0.6).reshape(-1, *[1] * (len(grid) + 1))
@@ -84,7 +84,7 @@ def exported(workdir, tmp_path):
 
 
 def assert_same(answers, expected):
-    """The same classes with the same probabilities up to 1e-4."""
+    """Asserts the same classes and the same probabilities up to 1e-4."""
     assert len(answers) == len(expected)
     for (name, p), (other, q) in zip(answers, expected, strict=True):
         assert name == other or abs(p - 0.5) < 1e-4
@@ -93,7 +93,7 @@ def assert_same(answers, expected):
 
 @pytest.fixture(scope="module")
 def signals(tmp_path_factory):
-    """A file of float signals in odd units, and a finished run on it."""
+    """Returns a file of float signals in odd units, and a finished run on it."""
     folder = tmp_path_factory.mktemp("signals")
     path = dataset(folder / "signals.npz", (25,), lambda x: UNITS[0] + UNITS[1] * x)
     return path, trained(path, folder / "run", grid_axes=1)
@@ -131,7 +131,7 @@ def test_signals_from_an_array_to_a_prediction(signals, tmp_path, capsys):
 
 
 def test_files_that_do_not_fit_are_refused(signals, tmp_path, capsys):
-    """Each in one line with what was expected and what came; the others are still classified."""
+    """One line per file states what was expected and what came; the other files are still classified."""
     _, workdir = signals
     good = np.zeros((25, 2)) + UNITS[0]
     files = {
@@ -170,7 +170,7 @@ def test_files_that_do_not_fit_are_refused(signals, tmp_path, capsys):
 
 
 def test_moments_are_those_of_the_run(signals, tmp_path, capsys):
-    """A resumed run must have the same ones; readers keep them where the folder holds other training signals."""
+    """A resumed run must have the same moments; `evaluate` keeps them if the file holds other training signals."""
     path, workdir = signals
     with np.load(path) as file:
         arrays = dict(file)
@@ -209,7 +209,7 @@ def test_another_data_set_has_moments_of_its_own(signals, tmp_path):
 
 
 def test_volumes_from_an_array_to_a_prediction(tmp_path):
-    """Of uint16 on a grid with odd and unequal axes."""
+    """All programs agree on volumes of uint16 on a grid with odd and unequal axes."""
     grid = (9, 7, 6)
     path = dataset(tmp_path / "volumes.npz", grid, lambda x: (20000 + 5000 * x).astype(np.uint16))
     workdir = trained(path, tmp_path / "run", grid_axes=3)
@@ -231,7 +231,7 @@ def test_volumes_from_an_array_to_a_prediction(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_narrow_integers_train_like_floats(recipe, tmp_path):
-    """The network gets the same standardised numbers of int16 that fills 3 % of its range."""
+    """int16 values that fill 3 % of the range give the accuracy of the same values in float32."""
     results = []
     for dtype in (np.int16, np.float32):
         path = dataset(
@@ -284,7 +284,7 @@ def test_masked_signals(tmp_path, capsys):
 
 
 def test_resampled_signals(tmp_path):
-    """Signals of any length, of integers, resampled exactly as in training; also by ONNX."""
+    """Integer signals of any length are resampled exactly as in training, also for ONNX."""
     lengths = {f"{part}_lengths": 12 + np.arange(n) % 14 for part, n in (("train", 64), ("test", 24))}
     path = dataset(tmp_path / "signals.npz", (25,), lambda x: (1000 * x).astype(np.int16), **lengths)
     workdir = trained(path, tmp_path / "run", grid_axes=1, length=18)
@@ -337,7 +337,7 @@ def test_integers_are_scaled_by_their_range(dtype, tmp_path):
 
 
 def test_arrays_for_a_network_of_image_files(tmp_path):
-    """Of the same pixels they give the same numbers; a folder holds images only."""
+    """An array gives the same numbers as an image file with the same pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
     np.save(tmp_path / "a.npy", pixels)
     Image.fromarray(pixels[1]).save(tmp_path / "a.png")
@@ -349,7 +349,7 @@ def test_arrays_for_a_network_of_image_files(tmp_path):
 @pytest.mark.parametrize("shape", [(30, 1), (30, 4), (6, 7, 1), (6, 7, 3), (6, 7, 5), (5, 6, 7, 1), (5, 6, 7, 2)])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_mistakes_are_drawn_without_a_warning(shape, dtype, tmp_path):
-    """Signals, images and volumes of any number of channels and of any range, also constant ones."""
+    """Draws signals, images and volumes of any number of channels and any range, even constant ones."""
     images = np.random.default_rng(0).normal(0, 1000, (3, *shape)).astype(dtype)
     images[2] = 7
     path = Path(tmp_path / "mistakes.png")

@@ -1,4 +1,4 @@
-"""The benchmark programs, in small; what they have measured is committed."""
+"""Runs the benchmark programs in small, and compares the committed pages with their figures."""
 
 import json
 import platform
@@ -32,7 +32,7 @@ def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
 
 
 def test_autotune_covers_all_operators_and_dimensions():
-    """One to three dimensions, no stencil larger than its grid, no point twice."""
+    """The points have one to three dimensions, no stencil exceeds its grid, and no point occurs twice."""
     points = list(autotune.points())
     assert {point["operator"] for point in points} == {"diffusion", "depthwise", "circulant", "coupled", "linear_mix"}
     assert {point["dims"] for point in points} == {1, 2, 3}
@@ -41,11 +41,11 @@ def test_autotune_covers_all_operators_and_dimensions():
 
 
 def test_figure1_in_small(tmp_path, monkeypatch, capsys):
-    """Four files, a ratio for every operator at every point, in both modes, against XLA where PyTorch is missing."""
+    """Writes four files with a ratio for every operator, point and mode, against XLA if PyTorch is missing."""
     measured = []
 
     def measure_once(point, rounds, measure=figure1.measure):
-        """Three operators at one point stand for all: each takes seconds to compile."""
+        """Measures three operators at one point and reuses the figures, because each takes seconds to compile."""
         if not measured:
             few = ("depthwise matmul", "implicit FFT", "circulant FFT")
             with monkeypatch.context() as patch:
@@ -72,7 +72,7 @@ def test_figure1_in_small(tmp_path, monkeypatch, capsys):
 
 
 def test_where_a_ratio_crosses_one():
-    """By log-log interpolation between the last point behind and the next; the better method counts."""
+    """Interpolates in log-log scale between the last ratio below 1 and the next; the better method counts."""
     base = {"dims": 2, "size": 8, "kernel_size": 3, "mode": "forward"}
 
     def rows(ratios):
@@ -89,14 +89,14 @@ def test_where_a_ratio_crosses_one():
 
 @pytest.mark.parametrize("program", [throughput, figure1])
 def test_the_committed_pages_are_made_of_the_committed_figures(program):
-    """experiments/results: the Markdown is what the JSONL says."""
+    """The Markdown in experiments/results is what the program renders from the JSONL."""
     results = Path(program.__file__).parent / "results" / program.__name__.rpartition(".")[2]
     page = results.with_suffix(".md").read_text("utf-8")
     assert page == program.markdown(read_rows(results.with_suffix(".jsonl")))
 
 
 def test_what_is_compared_alternates():
-    """Two calls of each a round, the second timed, after one round to warm up."""
+    """Each round calls each function twice and times the second call; one further round warms up."""
     calls = []
     seconds = timing.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "a", "b", "b"] * 4
@@ -106,7 +106,7 @@ def test_what_is_compared_alternates():
 @pytest.mark.parametrize("architecture", nn.ARCHITECTURES)
 @pytest.mark.parametrize("train", [False, True])
 def test_the_pytorch_networks_are_the_same_functions(architecture, train):
-    """Same weights and statistics, same logits to 1e-4, in training and at evaluation."""
+    """Equal weights and statistics give equal logits to 1e-4, in training and at evaluation."""
     torch = pytest.importorskip("torch")
     import jax
 
@@ -124,7 +124,7 @@ def test_the_pytorch_networks_are_the_same_functions(architecture, train):
 
 
 def test_throughput_compares_the_same_function():
-    """Logits that differ by more than rounding are an error, those that agree to 1e-4 are none."""
+    """A difference of more than 1e-4 of the largest logit is an error; a smaller one is not."""
     logits = np.array([[3.0, -20.0]])
     throughput.check_logits("resnet", logits, logits + 1e-3)
     with pytest.raises(ValueError, match=r"must have our logits, got a difference of 3.0e-03"):
@@ -133,7 +133,7 @@ def test_throughput_compares_the_same_function():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_a_measuring_process_keeps_freed_memory():
-    """As its parent does: the second of two arrays causes no page faults."""
+    """The process reuses it as its parent does: the second of two arrays causes no page faults."""
     count = "__import__('resource').getrusage(0).ru_minflt"
     array = "__import__('numpy').ones(2**24) is None"  # 128 MiB, freed at once
     _, before, _, after = entry.in_a_process(eval, f"({array}, {count}, {array}, {count})")
@@ -141,7 +141,7 @@ def test_a_measuring_process_keeps_freed_memory():
 
 
 def test_memory_without_its_peak_in_the_status_of_the_process(tmp_path, monkeypatch):
-    """As in sandboxes that leave it out."""
+    """A value is returned even if the status lacks the peak, as in some sandboxes."""
     (tmp_path / "status").write_text("VmSize: 10 kB\n")
     monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "status")
     assert memory.peak_memory() > 10_000_000

@@ -1,4 +1,4 @@
-"""Processes that cannot find each other, and devices that are missing: one line and status 2, in a stated time."""
+"""Processes that cannot connect, and missing devices, end a program with one line and status 2, in a stated time."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def port():
-    """One that is free."""
+    """Returns a free port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
@@ -36,7 +36,7 @@ def start(*command, **environment):
 
 
 def refused(process):
-    """The one line of a process that ends with status 2."""
+    """Returns the one line of a process that ends with status 2."""
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
     [line] = errors.splitlines()
@@ -46,7 +46,7 @@ def refused(process):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The calls of `jax.distributed.initialize`, which finds no cluster."""
+    """Returns the list of calls of `jax.distributed.initialize`, which finds no cluster."""
     calls = []
 
     def initialize(*arguments, **options):
@@ -124,7 +124,7 @@ def test_a_process_0_that_does_not_answer_is_waited_for_in_vain(port, process, h
 
 
 def test_training_ends_when_a_process_does_not_come(port):
-    """Process 0 of two: JAX alone would abort, with a stack of C++ calls."""
+    """Process 0 of two ends with one line; JAX alone would abort with a stack of C++ calls."""
     cluster = {"coordinator": f"localhost:{port}", "num-processes": 2, "process-id": 0, "wait-seconds": 2}
     flags = [f"--cluster.{name}={value}" for name, value in cluster.items()]
     line = refused(start("-m", "experiments.train", "digits", *flags))
@@ -132,7 +132,7 @@ def test_training_ends_when_a_process_does_not_come(port):
 
 
 def test_a_process_that_has_ended_is_reported(port):
-    """Process 1 ends after the processes have found each other; process 0 meets it at their next agreement."""
+    """Process 1 ends after both have connected; process 0 reports it at the next collective operation."""
     code = "import os, sys; from experiments.common.cluster import Cluster, connect\n"
     code += "from lowcost.train.processes import process_max\n"
     code += "i = int(sys.argv[2]); connect(Cluster(sys.argv[1], 2, i, wait_seconds=30)); process_max(1)\n"

@@ -1,4 +1,4 @@
-"""experiments.compile_for: programs for accelerators that are not here; skipped where their compilers are missing."""
+"""Tests experiments.compile_for, which compiles for absent accelerators; skips if their compilers are missing."""
 
 import importlib.util
 import json
@@ -20,11 +20,11 @@ SHAPE = (16, 16, 3)
 
 @pytest.fixture
 def no_mesh():
-    """The mesh of the absent devices is set here, and only while a program is lowered."""
+    """Replaces the fixture of this folder, because lowering sets the mesh of the absent devices."""
 
 
 def compiled(architecture, topology):
-    """The report of two training steps of a small network in one program."""
+    """Returns a small network and the report of two of its training steps in one program."""
     if importlib.util.find_spec(COMPILERS[topology]) is None:
         pytest.skip(f"{COMPILERS[topology]} is not installed")
     net = network(architecture, (8, 16), 10, steps_per_block=1)
@@ -35,11 +35,11 @@ def compiled(architecture, topology):
 @pytest.mark.parametrize("topology", COMPILERS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_training_program(architecture, topology):
-    """A step moves no features between chips, reuses the memory of its state, and moves the bytes that it did."""
+    """A step moves no features between chips, reuses the memory of its state, and moves the committed bytes."""
     net, row = compiled(architecture, topology)
     params = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *SHAPE))))["params"]
     weights = jax.tree.leaves(params)
-    assert row["gathered_max"] <= 3 * 3 * 16 * 16  # of the stencil that makes K_circ fully coupled
+    assert row["gathered_max"] <= 3 * 3 * 16 * 16  # the stencil that makes K_circ fully coupled
     assert row["float64"] == row["host_calls"] == 0
     assert set(row["collectives"]) == {"all-reduce"}
     assert row["donated"] >= 3 * len(weights)  # the weights and Adam's two moments
@@ -48,7 +48,7 @@ def test_the_training_program(architecture, topology):
 
 @pytest.mark.parametrize("topology", COMPILERS)
 def test_the_table_of_an_absent_chip(topology):
-    """Every method of an operator has an estimate, but the FFT only where a TPU's compiler is quick."""
+    """Every method of an operator has an estimate, except the FFT on a TPU, whose compiler is slow."""
     if importlib.util.find_spec(COMPILERS[topology]) is None:
         pytest.skip(f"{COMPILERS[topology]} is not installed")
     point = {"operator": "depthwise", "dims": 2, "n": 8, "m": 3, "channels": 32}
@@ -96,7 +96,7 @@ class Compiled:
 
 
 def test_what_is_read_from_a_program():
-    """Cycles, bytes of operands and results, collectives, gathers inside loops, and donated arguments."""
+    """Reads cycles, bytes of operands and results, collectives, gathers inside loops, and donated arguments."""
     row = topologies.report(Compiled(), "v5e")
     assert row["milliseconds"] == pytest.approx(4500 / 1.5e9 * 1e3)
     assert row["bytes"] == 256 * 3 + (256 + 8 + 256 * 2) + 256 * 2 + (512 + 256)
@@ -125,7 +125,7 @@ def test_a_missing_compiler_is_an_error():
 
 
 def test_the_page_compares_with_our_resnet():
-    """One table per topology and mode, with ratios to our ResNet."""
+    """The page has one table per topology and mode, with ratios to our ResNet."""
     common = {"topology": "v5e:2x2", "width": "A", "per_chip": 128, "size": 32, "dtype": "float32", "jax_version": "0"}
     report = topologies.report(Compiled(), "v5e") | {"compile_seconds": 1.0}
     rows = [

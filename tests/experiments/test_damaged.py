@@ -1,4 +1,4 @@
-"""Small files of a run that are damaged, and folders for compiled programs that others can write to."""
+"""Tests damaged small files of a run, and folders for compiled programs that other users can write to."""
 
 import dataclasses
 import json
@@ -8,14 +8,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faults.subject import write_images
 
 from experiments import export
 from experiments.common import runs, training
 from experiments.common.config import TrainConfig
+from experiments.common.description import check_data, describe
 from experiments.common.recipes import RECIPES
 from experiments.common.workdir import finished, read, write_or_compare
+from lowcost.data import Dataset, Split
 from lowcost.deploy.loading import identity
 
 ROOT = Path(__file__).parents[2]
@@ -24,12 +27,12 @@ INGREDIENTS = dataclasses.asdict(RECIPES["paper"])
 
 @pytest.fixture
 def workdir(tmp_path):
-    """A work directory with a configuration and a result."""
+    """Returns a work directory with a configuration and a result."""
     config = TrainConfig(workdir=tmp_path, epochs=1, kernel_size=3)
     data = {"classes": ["0", "1"], "image_shape": [8, 8, 1], "train": 1437}
     write_or_compare(config, INGREDIENTS, data, {}, {})
     (tmp_path / "result.json").write_text('{"test_accuracy": 0.5}')
-    assert read(tmp_path) == (config, RECIPES["paper"], data)
+    assert read(tmp_path) == (config, RECIPES["paper"])
     assert finished(config, INGREDIENTS) == {"test_accuracy": 0.5}
     return tmp_path
 
@@ -71,7 +74,7 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
         del older["seeds" if "seeds" in older else "flip"]
     path.write_text(json.dumps(content))
     assert finished(config, INGREDIENTS) == {"test_accuracy": 0.5}
-    assert read(workdir)[:2] == (config, RECIPES["paper"])
+    assert read(workdir) == (config, RECIPES["paper"])
     write_or_compare(config, INGREDIENTS, content["data"], {}, {})
     assert json.loads(path.read_text()) == content
     known = identity(workdir)
@@ -96,7 +99,7 @@ def test_a_run_whose_labels_of_points_were_found_is_found_again(tmp_path):
 
 
 def test_more_epochs_of_a_run_need_a_new_one(tmp_path):
-    """The error says how, but only where nothing else differs."""
+    """The error states how to start one, but only if nothing else differs."""
     config = TrainConfig(epochs=4, workdir=tmp_path)
     write_or_compare(config, INGREDIENTS, {}, {}, {})
     for changes, more in (({}, True), ({"h": 2.0}, False)):
@@ -123,7 +126,7 @@ def test_a_result_without_a_name_is_refused(workdir):
 
 
 def test_a_finished_run_with_damaged_files(tmp_path, capsys):
-    """Refused in one line where it is needed, fixed where it can be."""
+    """A damaged result is refused in one line; a damaged line of metrics.jsonl is removed with a warning."""
     image_folder, workdir = write_images(tmp_path / "image_folder"), tmp_path / "run"
     arguments = {"epochs": 2, "batch_size": 8, "steps_per_block": 1, "width": (8, 16), "workdir": workdir}
     config = TrainConfig("folder", data_dir=image_folder, **arguments)
@@ -159,7 +162,7 @@ def _status(main):
 
 @pytest.fixture
 def open_folder():
-    """A folder beside which, and in whose parents, nothing but the sticky temporary folder is open to others."""
+    """Returns a folder to which other users cannot write, below parents of the same kind or with the sticky bit."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
@@ -177,7 +180,7 @@ print(jax.config.jax_compilation_cache_dir)
 
 
 def compile_beside(folder, **environment):
-    """Compiles a small program, kept in a folder: the folder that was taken, and what was printed as a warning."""
+    """Compiles a small program with a cache folder; returns the folder that was used and the warning."""
     done = subprocess.run(
         [sys.executable, "-W", "always", "-c", _PROGRAM, folder],
         cwd=ROOT,
@@ -190,7 +193,7 @@ def compile_beside(folder, **environment):
 
 
 def give_away(path):
-    """To another user; where this one may not, to everybody."""
+    """Gives the path to another user or, without that right, to everybody."""
     if os.getuid() == 0:
         os.chown(path, 12345, 12345)
     else:
@@ -199,7 +202,7 @@ def give_away(path):
 
 @pytest.mark.parametrize("which", ["folder", "parent", "link"])
 def test_programs_of_other_users_are_not_run(open_folder, which):
-    """Entries that another user could have written: JAX would load and run them."""
+    """JAX alone would load and run entries that another user could have written."""
     theirs, home = open_folder / "theirs" / "compiled", open_folder / "home"
     home.mkdir(mode=0o700)
     assert compile_beside(theirs) == (str(theirs), "")
@@ -223,7 +226,7 @@ def test_programs_of_other_users_are_not_run(open_folder, which):
 
 
 def test_entries_that_are_damaged_or_of_others_are_replaced(open_folder):
-    """JAX would warn of the former at every start, and run the latter."""
+    """JAX alone would warn of damaged entries at every start, and run those of other users."""
     folder = open_folder / "compiled"
     compile_beside(folder)
     (entry,) = folder.glob("*-cache")
@@ -239,7 +242,7 @@ def test_entries_that_are_damaged_or_of_others_are_replaced(open_folder):
 
 
 def test_programs_without_a_device(workdir):
-    """Readers too end with one line."""
+    """Programs that only read a run end with one line too."""
     for name in ("evaluate", "spectra"):
         done = subprocess.run(
             [sys.executable, "-m", f"experiments.{name}", "--workdir", workdir],
@@ -251,3 +254,13 @@ def test_programs_without_a_device(workdir):
         assert done.returncode == 2
         [line] = done.stderr.splitlines()
         assert line.startswith("error: JAX must find devices, got none with JAX_PLATFORMS=cuda (")
+
+
+def test_floats_are_no_data_of_a_run_on_bytes(tmp_path):
+    """config.json leaves the dtype uint8 out; ranges of floats from 0 to 255 would be 255 times too large."""
+    bytes_ = Split(np.zeros((2, 8, 8, 1), np.uint8), np.int32([0, 1]))
+    floats = Split(bytes_.images.astype(np.float32), bytes_.labels)
+    of_run, other = (Dataset("arrays", split, split, ("a", "b"), ()) for split in (bytes_, floats))
+    check_data(tmp_path, of_run, describe(of_run))
+    with pytest.raises(ValueError, match="was trained on dtype uint8, the data has float32; name its own data"):
+        check_data(tmp_path, other, describe(of_run))

@@ -1,4 +1,4 @@
-"""The program that shows what is in a data set, and what augmentation makes of it."""
+"""Tests the program that shows a data set and its augmented images."""
 
 import inspect
 import os
@@ -16,7 +16,7 @@ from lowcost.data import Dataset, Split, augment, load
 
 
 def test_digits_are_described(tmp_path, capsys):
-    """Counts per class, totals, moments, checksums, and a sheet with a row a class."""
+    """Prints counts per class, totals, moments and checksums, and draws a sheet of images."""
     main(DataConfig("digits", out=tmp_path / "digits.png"))
     output = capsys.readouterr().out.replace("\n", "")
     digits = load("digits")
@@ -28,7 +28,7 @@ def test_digits_are_described(tmp_path, capsys):
 
 
 def test_names_are_printed_as_text(tmp_path, capsys):
-    """Class names and paths with control characters, or bytes that are not UTF-8; an error too is one line."""
+    """Control characters and bytes that are not UTF-8 are escaped in names, paths and errors."""
     root = tmp_path / "data\n\x1b[2J"
     for split in ("train", "test"):
         for name in (b"caf\xe9", b"\x1b[31mred\r\nerror: none"):
@@ -50,7 +50,7 @@ def test_names_are_printed_as_text(tmp_path, capsys):
 
 @pytest.mark.parametrize("task", ["classes", "tags", "values"])
 def test_a_folder_of_three_parts_is_described(task, tmp_path, capsys):
-    """By the number of images of each class or tag, or by the mean and deviation of each value in its unit."""
+    """The table gives the images of each class or tag, or the mean and deviation of each value in its unit."""
     rng, lines = np.random.default_rng(0), ["file,red,blue"]
     for i in range(60):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
@@ -83,7 +83,7 @@ def test_a_folder_of_three_parts_is_described(task, tmp_path, capsys):
 
 @pytest.fixture
 def pages(monkeypatch):
-    """The arrays that are drawn."""
+    """Returns the list of the arrays that are drawn."""
     pages = []
     monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda axes, page, **options: pages.append(page))
     return pages
@@ -91,7 +91,7 @@ def pages(monkeypatch):
 
 @pytest.mark.parametrize("classes", [3, 45])
 def test_the_sheet_shows_every_class(classes, tmp_path, pages):
-    """Each class in its own colour: a row of eight, a new column after twenty; a class may have few images."""
+    """Each class has a row, and a new column begins after twenty classes; a class may have fewer than eight images."""
     labels = np.repeat(np.arange(classes, dtype=np.int32), 2)
     images = np.zeros((len(labels), 4, 6, 3), np.uint8)
     images[..., 0] = 1 + 2 * labels[:, None, None]
@@ -132,7 +132,7 @@ def test_the_sheet_of_augmented_images(tmp_path, capsys, monkeypatch):
 
 
 def test_every_function_changes_the_images():
-    """Each in its own way, and the two epochs of alternating_flip are mirror images of each other."""
+    """Each function gives another result; the two epochs of alternating_flip are mirror images of each other."""
     images = np.random.default_rng(0).integers(1, 256, (8, 32, 32, 3), np.uint8)
     rows = dict(augmented(images, np.arange(8), 5))
     functions = [name.split("\n")[0] for name in rows]
@@ -185,7 +185,7 @@ STANDARDISED = ", which the network standardises"
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
 def test_moments_of_integers_are_shown_in_the_units_of_the_file(dtype):
-    """Those of uint8 from 0 to 1."""
+    """The moments of uint8 are shown after scaling to [0, 1]."""
     info = np.iinfo(dtype)
     images = np.random.default_rng(0).integers(info.min, info.max + 1, (2500, 4, 2)) // np.array([1, 2])
     split = Split(images.astype(dtype), np.arange(2500, dtype=np.int32) % 2)
@@ -204,7 +204,7 @@ def save(tmp_path, images, **further):
 
 
 def test_signals_of_different_lengths_are_described(tmp_path, capsys):
-    """By range and moments of their valid points, which alone are drawn."""
+    """Range and moments are those of the valid points, and only these points are drawn."""
     rng = np.random.default_rng(0)
     signals, lengths = rng.normal(5, 3, (60, 20, 2)), rng.integers(4, 18, 60)
     config = save(tmp_path, signals, lengths_train=lengths)
@@ -229,7 +229,7 @@ def test_signals_of_different_lengths_are_described(tmp_path, capsys):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_sheet_of_signals_has_one_line_per_channel(masked, tmp_path, monkeypatch):
-    """Each signal in its place, from top to bottom of it over all rows; padding is left out."""
+    """Each line fills the height of its cell on a scale that all rows share; padding is left out."""
     lines = []
     monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda axes, x, y, **options: lines.append((x, y)))
     signals = np.random.default_rng(0).normal(size=(2, 3, 10, 2 + masked))
@@ -264,7 +264,7 @@ def test_volumes_are_shown_by_their_central_slices(tmp_path, pages):
 @pytest.mark.parametrize("moments", [None, ((3.0, -2.0), (5.0, 0.5))])
 @pytest.mark.parametrize("grid", [(12,), (8, 9), (6, 7, 8)], ids=str)
 def test_images_of_any_grid_are_augmented(grid, moments):
-    """Floats in units of their deviation."""
+    """Floats are standardised first, and each function gives another result."""
     units = np.array(moments or ((0, 0), (1, 1)), np.float32)
     images = np.random.default_rng(0).normal(size=(8, *grid, 2)).astype(np.float32)
     rows = dict(augmented(images * units[1] + units[0], np.arange(8), 5, moments))

@@ -1,4 +1,4 @@
-"""Export and predict as a user runs them, and the table that compares all forms of a network."""
+"""Runs `export` and `predict` as a user does, and the program that compares all forms of a network."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(image_folder, tmp_path_factory):
-    """A finished run that tells dark from light images."""
+    """Returns a finished run that distinguishes dark from light images."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jax.set_mesh", lambda mesh: None)
@@ -62,7 +62,7 @@ def test_a_file_is_what_its_flags_ask_for(run, options, tmp_path, capsys):
 
 
 def test_predict_from_run_and_files_agree(run, exported, image_folder, capsys, tmp_path, monkeypatch):
-    """The same classes and probabilities from the run by both runtimes and from all kinds of file; a table too."""
+    """The run and all kinds of file give the same classes and probabilities by both runtimes, also as a table."""
     stablehlo, saved = tmp_path / "net.stablehlo", tmp_path / "net.safetensors"
     export.main(ExportConfig(run, stablehlo, "stablehlo"))
     export.main(ExportConfig(run, saved, "safetensors"))
@@ -97,7 +97,7 @@ def test_predict_from_run_and_files_agree(run, exported, image_folder, capsys, t
 
 @pytest.fixture
 def calibrated(run, tmp_path):
-    """A copy of the run with a temperature in its result."""
+    """Returns a copy of the run with a temperature in its result."""
     workdir = tmp_path / "calibrated"
     subprocess.run(["cp", "-r", run, workdir], check=True)
     change_result(workdir, temperatures=[4.0])
@@ -115,7 +115,7 @@ def read_table(path):
 
 
 def test_evaluate_and_predict_agree(run, calibrated, image_folder, capsys, tmp_path):
-    """The same class and probability of each test image, by the temperature of the run; figures and plots of it."""
+    """Both give the same class and probability for each test image, with the run's temperature; plots are drawn."""
     result = json.loads((run / "result.json").read_text())
     sure = []
     for workdir, out in (run, None), (calibrated, tmp_path / "out"):
@@ -158,14 +158,14 @@ def test_evaluate_refuses_in_one_line(calibrated, capsys, monkeypatch, tmp_path)
         evaluate.main(EvaluateConfig(calibrated, csv=tmp_path / "none" / "table.csv"))
     capsys.readouterr()
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    evaluate.main(EvaluateConfig(calibrated, part="train"))  # as before there were plots
+    evaluate.main(EvaluateConfig(calibrated, part="train"))  # evaluates without plots
     out = capsys.readouterr().out
     assert "on all 48 train images of folder:" in out
     assert out.endswith(f"\nno plots: {calibrated} cannot be written to; choose another folder with --out\n")
 
 
 def test_predict_reads_task_and_temperature_of_a_file(exported, image_folder, capsys, tmp_path):
-    """A softmax of logits / temperature, tags by a sigmoid, values in their units."""
+    """Classes get a softmax of logits / temperature, tags a sigmoid, and values their units."""
     image, model, file = image_folder / "test" / "dark" / "0.png", onnx.load(exported), tmp_path / "net.onnx"
     about = {"classes": '["one", "two"]', "image_shape": "[16, 16, 3]"}
     logits = None
@@ -215,7 +215,7 @@ def test_the_opset_is_that_of_the_flag_and_stands_in_the_metadata(run, exported,
 
 
 def test_a_file_for_loading_holds_the_network_of_the_run(run, exported, tmp_path, capsys):
-    """Bit for bit; with the metadata that the other formats have, and a card."""
+    """The logits are equal bit for bit, and the file has the metadata of the other formats and a card."""
     file, again = tmp_path / "net.safetensors", tmp_path / "again.safetensors"
     export.main(ExportConfig(run, file, "safetensors"))
     export.main(ExportConfig(run, again, "safetensors"))
@@ -236,7 +236,7 @@ def test_a_file_for_loading_holds_the_network_of_the_run(run, exported, tmp_path
 
 
 def test_onnx_needs_no_jax(exported, image_folder):
-    """A process in which JAX and its libraries cannot be imported classifies a picture from the file alone."""
+    """A process in which JAX and its libraries cannot be imported classifies an image from the file alone."""
     picture = next((image_folder / "test" / "dark").iterdir())
     code = (
         "import sys; others = ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex', 'sklearn', 'matplotlib', 'scipy',"
@@ -283,7 +283,7 @@ def test_images_are_read_as_in_training(mode, size, tmp_path):
     elif mode != "RGBA":
         picture = picture.convert(mode)
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     picture.save(tmp_path / "picture.png", exif=exif)
     want = read_image(tmp_path / "picture.png", (16, 16)) / np.float32(255)
     np.testing.assert_array_equal(read(tmp_path / "picture.png", Inputs((16, 16, 3))), want)
@@ -308,7 +308,7 @@ def test_a_damaged_picture_is_told_and_the_others_go_on(exported, image_folder, 
 
 
 def test_predict_finds_every_image_and_prints_names_as_text(exported, tmp_path):
-    """Links and formats as in training; names that are not UTF-8 or forge a line; the table holds the true names."""
+    """Links and formats are read as in training; names are escaped on the screen and exact in the table."""
     model, root, table = onnx.load(exported), tmp_path / "images", tmp_path / "table.csv"
     onnx.helper.set_model_props(
         model, {"classes": json.dumps(["\x1b[31mdark\n", "caf\udce9"]), "image_shape": "[16, 16, 3]"}
@@ -344,7 +344,7 @@ def test_predict_finds_every_image_and_prints_names_as_text(exported, tmp_path):
 
 
 def test_bad_exports_leave_one_line_and_no_file(run, image_folder, tmp_path):
-    """Damaged and unfinished runs, an unknown format, a file that cannot be written: and an older file stays."""
+    """Bad runs, formats, flags and paths give one line, and an older file stays."""
     out = tmp_path / "net.onnx"
     unfinished, damaged, broken, older = (tmp_path / name for name in ("unfinished", "damaged", "broken", "older"))
     for copy in (unfinished, damaged, broken, older):
@@ -429,10 +429,10 @@ def test_bad_models_are_told(exported, tmp_path, monkeypatch):
 
 
 def test_the_table_of_all_forms(run, tmp_path, monkeypatch):
-    """Its short form; every file says what the network says."""
+    """Writes the short table; StableHLO and exact ONNX files give the predictions of the network."""
     measured = deploy.memory.peak
 
-    def once(form, path):  # JAX takes its time to start
+    def once(form, path):  # starting JAX takes seconds
         return measured(form, path) if form == "ONNX, exact" else 1000.0
 
     monkeypatch.setattr(deploy.memory, "peak", once)

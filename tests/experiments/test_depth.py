@@ -1,4 +1,4 @@
-"""The signal over depth: measured, written, and bounded at initialisation."""
+"""Tests the study of the signal over depth: what it measures and writes, and bounds at initialisation."""
 
 import json
 
@@ -7,7 +7,7 @@ from lowcost.nn import ARCHITECTURES
 
 
 def test_the_signal_neither_explodes_nor_dies(tmp_path, capsys):
-    """Of every architecture: at most linear growth of the variance with the steps of a block."""
+    """In every architecture the variance grows at most linearly with the steps of a block."""
     main(Config(steps_per_block=(2, 8), width=(32, 64), images=16, out=tmp_path / "results/depth"))
     rows = [json.loads(line) for line in (tmp_path / "results/depth.jsonl").read_text("utf-8").splitlines()]
     assert [(row["steps_per_block"], row["architecture"]) for row in rows] == [

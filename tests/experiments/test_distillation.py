@@ -1,4 +1,4 @@
-"""Distillation: which networks teach, which are refused, and one real run that resumes with the same teacher only."""
+"""Tests distillation: which networks teach, which are refused, and a run that resumes only with the same teacher."""
 
 import dataclasses
 import json
@@ -24,14 +24,14 @@ DIGITS = tuple(map(str, range(10)))
 
 @pytest.fixture(scope="module")
 def variables():
-    """The variables of two networks for the digits."""
+    """Returns the variables of two networks for the digits."""
     init = jax.jit(lambda key: NET.init(key, jnp.zeros((1, 8, 8, 1))))
     return [jax.device_get(init(jax.random.key(seed))) for seed in (5, 6)]
 
 
 @pytest.fixture(scope="module")
 def finished(variables, tmp_path_factory):
-    """The configuration of a finished run of two seeds, whose teacher is a file."""
+    """Returns the configuration of a finished run of two seeds, whose teacher is a file."""
     folder = tmp_path_factory.mktemp("runs")
     save(folder / "teacher.safetensors", NET, variables[0], classes=DIGITS, image_shape=(12, 12, 1))
     fields = {"width": (8,), "steps_per_block": 1, "train_images": 40, "batch_size": 20, "epochs": 1, "seeds": 2}
@@ -66,7 +66,7 @@ def test_another_teacher_is_refused_and_the_same_one_resumes(finished, variables
 
 
 def test_all_seeds_of_a_run_teach(finished):
-    """Beside another source, and in the order of the flag; what evaluates a run does not need its teachers."""
+    """They teach together with another source, in the order of the flag."""
     config = dataclasses.replace(finished, teacher=(str(finished.workdir), *finished.teacher))
     _, teachers = distillation.teachers(config, data.load("digits"))
     _, state = runs.reopen(finished.workdir, None)

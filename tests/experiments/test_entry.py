@@ -1,4 +1,4 @@
-"""What all programs do alike: Ctrl-C, output that goes away, terminals that lack letters, errors in one line."""
+"""Tests what all programs share: Ctrl-C, lost output, terminals that lack characters, and errors in one line."""
 
 import os
 import re
@@ -24,7 +24,7 @@ SMALL = ("digits", "--train-images", 200, "--batch-size", 20, "--steps-per-block
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts `python -m experiments.NAME`; what one process compiled the next one reads from disk."""
+    """Returns a function that starts `python -m experiments.NAME`; processes share a cache of compiled programs."""
     cache = str(tmp_path_factory.mktemp("compiled"))
     settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
@@ -47,7 +47,7 @@ def start(tmp_path_factory):
     ],
 )
 def test_ctrl_c_while_importing(start, tmp_path, name, module):
-    """One line and status 130, whatever is being imported: the signal comes right after a module of that name."""
+    """A program that gets the signal right after importing such a module ends with one line and status 130."""
     arguments = {"train": ("digits",), "data": ("digits",), "table2": (), "deploy": ("run",)}
     given = arguments.get(name, ("--workdir", tmp_path / "run"))
     process = start(name, *given, options=("-X", "importtime"))
@@ -84,7 +84,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(("wait", "kill"), [(0, os.killpg), (1.5, os.killpg), (1.5, os.kill)])
 def test_ctrl_c_while_a_process_of_its_own_computes(tmp_path, wait, kill):
-    """It reaches all processes, as from a terminal, or the first one alone; that has ended when its child has."""
+    """The signal reaches all processes, as from a terminal, or only the parent, which ends after its child."""
     (tmp_path / "program.py").write_text(PROGRAM)
     process = subprocess.Popen(
         [sys.executable, tmp_path / "program.py"],
@@ -102,7 +102,7 @@ def test_ctrl_c_while_a_process_of_its_own_computes(tmp_path, wait, kill):
 
 
 def test_an_interrupt_that_is_ignored_stays_ignored(start, tmp_path):
-    """As of a program that a script has put into the background."""
+    """A program that a script has started in the background keeps ignoring SIGINT."""
     command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]
     process = start("table1", "--out", tmp_path / "table1", before=command, options=("-X", "importtime"))
     assert any("tyro" in line for line in process.stderr)
@@ -131,7 +131,7 @@ def test_lost_output_is_an_error_where_it_is_the_result(start, tmp_path):
 
 
 def test_training_continues_without_output_and_stops_at_a_hangup(start, tmp_path):
-    """After the first line its reader has left, as `head -1` does; it trains on, and saves when its terminal closes."""
+    """Training continues after its reader ends, as `head -1` does, and saves when the terminal closes."""
     with open("/dev/full", "w") as full:
         process = start("train", *SMALL, "--epochs", 50, "--workdir", tmp_path, stderr=full)
         assert process.stdout.readline().startswith("epoch  1/50 ")
@@ -146,7 +146,7 @@ def test_training_continues_without_output_and_stops_at_a_hangup(start, tmp_path
 
 
 def test_lost_output_is_no_error_where_files_hold_the_results(start, tmp_path):
-    """A plan of runs that are done computes nothing, and stands for programs that compute for hours."""
+    """Plans finished runs, which takes no time, in place of programs that compute for hours."""
     config = table2.Config(architectures=("resnet",), epochs=1, workdir=tmp_path)
     (run,) = table2.runs(config)
     run.directory().mkdir()
@@ -157,7 +157,7 @@ def test_lost_output_is_no_error_where_files_hold_the_results(start, tmp_path):
 
 
 def test_the_work_directory_is_never_cut(capsys):
-    """However narrow the terminal."""
+    """Even a narrow terminal shows the whole path."""
     result = {"architecture": "a", "width": "A", "dataset": "d", "seeds": 1, "test_accuracy_std": None, "weights": 1}
     result |= {
         "test_accuracy": 1.0,

@@ -1,4 +1,4 @@
-"""The figures, reports and plots of `evaluate`, against scikit-learn's and SciPy's."""
+"""Tests the figures, reports and plots of `evaluate` against scikit-learn and SciPy."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from lowcost.train.calibration import softmax
 
 
 def random_answers(seed, images=200, classes=7, seeds=2):
-    """Outputs [seeds, N, K] that are often right, and labels; nothing is of the last class but one."""
+    """Returns outputs [seeds, N, K] that are often right, and labels without the last class but one."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, images).astype(np.int32)
     labels[labels == classes - 2] = 0
@@ -57,7 +57,7 @@ def test_figures_of_classes_are_those_of_scikit_learn(seed):
 def test_figures_of_tags_and_values_are_those_of_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     given, outputs = rng.random((60, 4)) < 0.3, rng.normal(size=(60, 4))
-    given[:, 0], outputs[:, 0] = False, -1  # a tag that is neither there nor found
+    given[:, 0], outputs[:, 0] = False, -1  # a tag that no image has and no network finds
     found = evaluation.sigmoid(outputs) >= 0.5
     options = {"average": None, "zero_division": np.nan}
     want = [f(given, found, **options) for f in (metrics.recall_score, metrics.precision_score, metrics.f1_score)]
@@ -70,7 +70,7 @@ def test_figures_of_tags_and_values_are_those_of_scikit_learn(seed):
 
 
 def test_reports_of_tags_and_values():
-    """By seed, their mean and their ensemble, then one line for each; values in their units."""
+    """The report has one line per seed, then the mean, the ensemble and each output, with values in their units."""
     rng = np.random.default_rng(0)
     given = (rng.random((50, 2)) < 0.4).astype(np.float32)
     outputs = (2 * given - 1) * 3 + rng.normal(size=(2, 50, 2))
@@ -134,7 +134,7 @@ def test_plots_are_drawn_without_a_warning(classes, shown, tmp_path):
 
 @pytest.mark.parametrize("task", ["tags", "values"])
 def test_evaluate_of_tags_and_values(task, capsys, monkeypatch, tmp_path):
-    """The table holds what was true and what two networks answer together, values in the units of their training."""
+    """The table holds the labels and the joint answer of two networks, with values in the units of the run."""
     outputs = np.random.default_rng(0).normal(size=(2, 5, 2)).astype(np.float32)
     labels = np.array([[0, 1], [1, 1], [1, 0], [0, 0], [1, 1]], np.float32)
     split = Images(labels, [f"{i}.png" for i in range(5)])
@@ -192,7 +192,7 @@ def test_outputs_are_averaged_over_an_image_and_its_mirror_image(keeps, task, me
 
 
 class Images(NamedTuple):
-    """Five images of a data set, each with its file."""
+    """Holds five images of a data set with their labels and files."""
 
     labels: np.ndarray
     files: list

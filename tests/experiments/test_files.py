@@ -27,7 +27,7 @@ for seed in range(int(sys.argv[2]), 1000, 40):
 
 
 def test_links_stay_and_their_targets_are_replaced(tmp_path):
-    """Also links to files that do not exist yet, and chains of links."""
+    """Chains of links stay too, and a missing target is created."""
     for folder in ("links", "files"):
         (tmp_path / folder).mkdir()
     target, link = tmp_path / "files" / "target", tmp_path / "links" / "link"
@@ -102,7 +102,7 @@ def test_two_programs_at_once_lose_no_rows(tmp_path):
 
 
 def test_a_file_is_not_touched_before_the_new_one_is_whole(tmp_path, monkeypatch):
-    """On a full disk, say, the old content stays and nothing else remains."""
+    """If the disk is full, the old content stays and no other file remains."""
 
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")

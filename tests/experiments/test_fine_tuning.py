@@ -1,4 +1,4 @@
-"""Fine-tuning: what is loaded, frozen and slowed; and one real run that also stops early and resumes."""
+"""Tests fine-tuning: what is loaded, frozen and slowed, and a run that stops early and resumes."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def test_frozen_layers_do_not_move_and_loaded_ones_move_slowly():
 
 
 def dataset(names, task="classes"):
-    """Black images of the digits' shape, one of each class or with each tag."""
+    """Returns black images of the digits' shape, one for each class or tag."""
     labels = np.arange(len(names), dtype=np.int32) if task == "classes" else np.eye(len(names), dtype=np.float32)
     split = Split(np.zeros((len(names), 12, 12, 1), np.uint8), labels)
     return Dataset("folder", split, split, tuple(names), (), task=task)
@@ -51,7 +51,7 @@ NET = network("implicit_rd", (4, 8), 3, steps_per_block=1)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A file with a network of the classes x, y and z, and its variables."""
+    """Returns a file with a network of the classes x, y and z, and its variables."""
     variables = jax.device_get(jax.jit(lambda key: NET.init(key, jnp.zeros((1, 8, 8, 1))))(jax.random.key(5)))
     path = tmp_path_factory.mktemp("source") / "net.safetensors"
     save(path, NET, variables, classes="xyz", image_shape=(8, 8, 1))
@@ -59,7 +59,7 @@ def source(tmp_path_factory):
 
 
 def test_the_classifier_is_loaded_where_the_classes_are_the_same(source):
-    """By name and in the same order, of the same task."""
+    """Names, order and task must be equal."""
     path, variables = source
     config = TrainConfig(init_from=str(path))
     assert_trees_all_equal(fine_tuning.weights(config, NET, dataset("xyz")), variables)
@@ -70,7 +70,7 @@ def test_the_classifier_is_loaded_where_the_classes_are_the_same(source):
 
 
 def test_a_run_starts_from_the_loaded_weights(source):
-    """Every seed, its average and its best; the new classifier is that of the seed."""
+    """Every seed, its average and its best have the loaded weights; a new classifier is that of the seed."""
     _, variables = source
     loaded = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "classifier"}}
     keys = jax.random.split(jax.random.key(0), 2)
@@ -108,7 +108,7 @@ def test_weights_of_another_network_are_refused(source, change, got):
 
 @pytest.mark.parametrize(("architecture", "size"), [("implicit_rd", 3), ("explicit_rd", 5)])
 def test_stencils_are_as_large_as_in_the_loaded_network(architecture, size, tmp_path):
-    """By default they are larger in implicit networks. Also when the run resumes and the file is gone, or is a run."""
+    """The size is that of the source, also if the run resumes without the file, or the source is a run."""
     net = network(architecture, (4, 8), 3, steps_per_block=1, kernel_size=size)
     path, fields = tmp_path / "net.safetensors", {"width": (4, 8), "steps_per_block": 1, "train_images": 40}
     save(path, net, as_if_trained(net, (9, 9, 1)), classes="xyz", image_shape=(9, 9, 1))
@@ -133,7 +133,7 @@ def test_weights_of_another_grid_are_refused(source):
 
 @pytest.fixture(scope="module")
 def finished(source, tmp_path_factory):
-    """A run on digits from the weights of three other classes, block1 frozen, and what its result.json holds."""
+    """Returns the configuration and the result of a run on digits from other weights, with block1 frozen."""
     folder = tmp_path_factory.mktemp("runs")
     weights = folder / "weights.json"
     weights.write_text(json.dumps({str(k): 1 + k for k in range(10)}))
@@ -142,13 +142,13 @@ def finished(source, tmp_path_factory):
     fields |= {"validation_share": 0.3, "patience": 1, "evaluate_every": 50, "workdir": folder / "run"}
     config = TrainConfig(**fields)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "set_mesh", lambda mesh: None)  # as in all tests here, but before the fixture for each test
+        patch.setattr(jax, "set_mesh", lambda mesh: None)  # the fixture of each test comes too late
         assert training.run(config) == 0
     return config, json.loads((folder / "run" / "result.json").read_text())
 
 
 def restored(config):
-    """The run's set-up and state, from a copy of its configuration whose file of class weights is gone."""
+    """Returns the run's set-up and state, reopened while its file of class weights is missing."""
     file = Path(config.class_weights)
     content = file.read_bytes()
     file.unlink()
@@ -182,7 +182,7 @@ def test_a_run_ends_after_its_patience_and_reports_its_best_epoch(finished):
 
 
 def test_frozen_weights_are_those_of_the_source(finished, source):
-    """Bit for bit; all others moved, as did the statistics, and the classifier has the new classes."""
+    """Frozen weights are equal bit for bit; all other weights and the statistics moved, except the new classifier."""
     variables, (_, state) = jax.device_get(source[1]), restored(finished[0])
     for layer, leaves in state.params.items():
         if layer == "classifier":
@@ -195,7 +195,7 @@ def test_frozen_weights_are_those_of_the_source(finished, source):
 
 
 def test_a_run_that_keeps_its_best_resumes_as_if_nothing_had_happened(finished, tmp_path, capsys):
-    """From the epoch before the last; the file of the first weights is no longer needed."""
+    """A run without its newest checkpoint resumes from the one before and gives the same result."""
     config, result = finished
     shutil.copytree(config.workdir, tmp_path / "run")
     newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
@@ -209,7 +209,7 @@ def test_a_run_that_keeps_its_best_resumes_as_if_nothing_had_happened(finished, 
 
 
 def test_a_run_is_a_source_too(finished):
-    """Its best weights; with the classifier for the digits, and without for other classes."""
+    """Its best weights are loaded, with the classifier for the digits and without it for other classes."""
     config, _ = finished
     ready, state = restored(config)
     again = dataclasses.replace(config, init_from=str(config.workdir), class_weights=None)

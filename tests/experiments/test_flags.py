@@ -1,4 +1,4 @@
-"""The flags of `train`: each is recorded, documented, refused where it is wrong, and does what it says."""
+"""Each flag of `train` is recorded and documented, refuses wrong values, and does what its help states."""
 
 import contextlib
 import dataclasses
@@ -55,12 +55,12 @@ SMALL = {"width": (4, 8), "steps_per_block": 1, "train_images": 40, "batch_size"
 
 
 def params(ready):
-    """The shapes of the weights of a run."""
+    """Returns the shapes of the weights of a run."""
     return ready.abstract_state().params
 
 
 def dataset(labels=(0, 0, 0, 1), task="classes", names=("cat", "dog")):
-    """Black images of the digits' shape."""
+    """Returns black images of the digits' shape."""
     split = data.Split(np.zeros((len(labels), 12, 12, 1), np.uint8), np.array(labels, np.int32))
     if task != "classes":
         split = dataclasses.replace(split, labels=np.eye(len(names), dtype=np.float32)[split.labels])
@@ -70,7 +70,7 @@ def dataset(labels=(0, 0, 0, 1), task="classes", names=("cat", "dog")):
 
 @pytest.mark.parametrize("name", OF_THE_RUN)
 def test_a_flag_is_recorded_and_another_value_refused(name, tmp_path):
-    """In both directions; what is recorded is what readers of the run get, and processes must agree on it."""
+    """Either value refuses the other; programs read the recorded value back, and processes must agree on it."""
     plain = TrainConfig(workdir=tmp_path / "plain", epochs=1, kernel_size=3)
     changed = dataclasses.replace(plain, workdir=tmp_path / "changed", **{name: OF_THE_RUN[name]})
     for config in (plain, changed):
@@ -86,7 +86,7 @@ def test_a_flag_is_recorded_and_another_value_refused(name, tmp_path):
 
 
 def test_all_fields_but_a_few_are_recorded(tmp_path):
-    """These change no result, or are written by another name."""
+    """The other fields change no result, or are recorded under another name."""
     write_or_compare(TrainConfig(workdir=tmp_path), INGREDIENTS, ABOUT, {}, {})
     recorded = json.loads((tmp_path / "config.json").read_text()).keys() - {
         "ingredients",
@@ -100,7 +100,7 @@ def test_all_fields_but_a_few_are_recorded(tmp_path):
 
 @pytest.mark.parametrize("name", [*OF_THE_RUN, "dry_run"])
 def test_a_flag_is_documented(name, capsys):
-    """With its default in --help, and on the page; the flags that programs write are read as the same value."""
+    """--help shows it with its default, the page names it, and the flags that programs write are read back."""
     with pytest.raises(SystemExit):
         tyro.cli(TrainConfig, args=["--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -227,7 +227,7 @@ def test_a_wrong_recipe_is_refused(content, message, tmp_path, capsys):
     ],
 )
 def test_an_ingredient_out_of_range_is_refused(name, value, expected, tmp_path, capsys):
-    """Before a work directory is made, which would hold the wrong number."""
+    """The error comes before a work directory is made."""
     (tmp_path / "own.json").write_text(json.dumps({name: value}))
     assert training.run(TrainConfig(recipe=str(tmp_path / "own.json"), workdir=tmp_path / "run", **SMALL)) == 2
     assert re.fullmatch(
@@ -250,7 +250,7 @@ def test_the_ingredients_of_a_recipe_are_built_in(tmp_path, monkeypatch):
 
 
 def test_labels_of_pixels_are_not_mixed(tmp_path):
-    """The run still has the recipe as it is, by which a finished run is recognised."""
+    """The run keeps the recipe unchanged, because the recipe identifies a finished run."""
     images = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3)).astype(np.uint8)
     masks = images[..., 0] % 2
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=masks, test_images=images, test_labels=masks)
@@ -262,7 +262,7 @@ def test_labels_of_pixels_are_not_mixed(tmp_path):
 
 @pytest.mark.parametrize(("seed", "fine"), [(-1, False), (2**32 - 2, True), (2**32 - 1, False)])
 def test_seeds_have_32_bits(seed, fine, tmp_path):
-    """As JAX's keys; two seeds are seed and seed + 1."""
+    """Seeds have the 32 bits of JAX's keys; two seeds are seed and seed + 1."""
     config = TrainConfig(seed=seed, seeds=2, workdir=tmp_path / "run", **SMALL)
     with contextlib.nullcontext() if fine else pytest.raises(ValueError, match="--seed must be from 0 to 4294967294"):
         runs.prepare(config)
@@ -280,7 +280,7 @@ def test_the_best_epoch_needs_labelled_points(tmp_path):
 
 
 def test_flags_of_network_data_and_recipe(tmp_path):
-    """What is built has their values; a flag goes before the recipe's own."""
+    """Network, data and recipe have their values; a flag overrides the recipe."""
     (tmp_path / "own.json").write_text('{"optimizer": "adamw", "learning_rate": 0.5, "epochs": 7, "whitening": true}')
     fields = {**SMALL, "epochs": None, "recipe": str(tmp_path / "own.json"), "workdir": tmp_path / "run"}
     fields |= {"kernel_size": 5, "flip": "horizontal", "validation_share": 0.3, "train_images": 200}
@@ -349,7 +349,7 @@ def test_the_loss_has_the_flags_and_the_task():
 
 
 def test_class_weights(tmp_path):
-    """auto: all classes have the same weight together, 1 per image on average; a file: by name, recorded as read."""
+    """`auto` gives classes equal total weights, 1 per image on average; a file gives weights by name, as recorded."""
     loss, extra = loss_of(TrainConfig(class_weights="auto"), dataset())
     weights = loss(np.zeros((4, 2), np.float32), jnp.int32([0, 0, 0, 1]))["weight"]
     np.testing.assert_allclose(weights, [2 / 3, 2 / 3, 2 / 3, 2], rtol=1e-6)
@@ -386,7 +386,7 @@ def test_wrong_class_weights_are_refused(content, message, tmp_path):
 
 
 def test_balanced_weights_improve_the_worst_recall():
-    """Of a linear classifier of digits, five classes of which have a tenth of the images of the others."""
+    """Trains linear classifiers of digits, where five classes have a tenth of the images of the others."""
     digits = data.load("digits")
     test, recalls = digits.test.images.reshape(-1, 144) / np.float32(255), {None: [], "auto": []}
     for weights, seed in ((weights, seed) for weights in recalls for seed in range(3)):
@@ -400,7 +400,7 @@ def test_balanced_weights_improve_the_worst_recall():
 
 
 def _linear(loss, images, labels):
-    """The weights of a linear classifier after 60 steps on all images."""
+    """Returns the weights of a linear classifier after 60 steps on all images."""
     optimizer = optax.adam(0.05)
 
     def mean(weights):
@@ -417,7 +417,7 @@ def _linear(loss, images, labels):
 
 @pytest.mark.parametrize("keep_best", [False, True])
 def test_validation_images_are_evaluated_as_often_as_test_images(keep_best, tmp_path):
-    """But after every epoch if they choose one."""
+    """With --keep-best, validation images are evaluated after every epoch."""
     fields = {
         **SMALL,
         "train_images": 80,

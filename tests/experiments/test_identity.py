@@ -1,4 +1,4 @@
-"""A run is what its configuration, data, settings and checkpoints say, or it is refused: real runs, real files."""
+"""A run is refused if its configuration, data, settings, checkpoints and result do not belong together."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def run(workdir, image_folder, **changes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Pictures, and two finished runs on them, of seeds 0 and 1."""
+    """Returns images and two finished runs on them, of seeds 0 and 1."""
     directory = tmp_path_factory.mktemp("runs")
     subject = Subject(directory, epochs=1)
     for seed in 0, 1:
@@ -43,14 +43,14 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def copy(runs, tmp_path):
-    """A copy of the run of seed 0, and one of the images."""
+    """Returns a copy of the run of seed 0, and one of the images."""
     shutil.copytree(runs.directory / "seed0", tmp_path / "run")
     shutil.copytree(runs.image_folder, tmp_path / "image_folder")
     return tmp_path / "run", tmp_path / "image_folder"
 
 
 def refused(capsys, code):
-    """The one line of a command that ended with exit status 2."""
+    """Returns the one line of a command that ended with exit status 2."""
     assert code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -77,7 +77,7 @@ def test_a_run_with_damaged_checkpoints_alone_is_not_trained_anew(copy, capsys):
 
 
 def test_checkpoints_of_another_seed_are_refused(runs, copy, capsys):
-    """By training and by every reader."""
+    """Training and programs that read a run refuse them."""
     workdir, image_folder = copy
     shutil.rmtree(workdir / "checkpoints")
     shutil.copytree(runs.directory / "seed1" / "checkpoints", workdir / "checkpoints")
@@ -103,7 +103,7 @@ def test_a_result_of_another_run_is_refused(runs, copy, tmp_path):
 
 
 def test_images_exchanged_between_stop_and_resume_are_refused(copy, capsys):
-    """Those of one class, among themselves."""
+    """The two images belong to one class."""
     workdir, image_folder = copy
     one, other = (image_folder / "train" / "dark" / f"{i}.png" for i in (0, 1))
     one.rename(image_folder / "kept.png")
@@ -117,7 +117,7 @@ def test_images_exchanged_between_stop_and_resume_are_refused(copy, capsys):
     [("jax_threefry_partitionable", False), ("jax_enable_x64", True), ("jax_default_prng_impl", "rbg")],
 )
 def test_ambient_settings(copy, capsys, name, value):
-    """Training refuses others and names them; a reader takes weights and statistics alone and does not care."""
+    """Training refuses other settings and names them; programs that only read weights accept them."""
     workdir, image_folder = copy
     before = getattr(jax.config, name)
     _, state = reopen(workdir, image_folder)
@@ -137,7 +137,7 @@ def test_a_resumed_run_has_the_same_settings(copy):
 
 
 def test_processes_that_differ_are_refused_before_the_first_step(runs, copy, tmp_path):
-    """Both name the field within seconds, where they trained what neither was asked for, or hung."""
+    """Both processes name the field within seconds; otherwise they would train something else or hang."""
     _, image_folder = copy
     (image_folder / "train" / "dark" / "0.png").write_bytes((image_folder / "train" / "dark" / "1.png").read_bytes())
     other = ("--seed", 1, "--epochs", 3, "--recipe", "fast", "--data-dir", image_folder)
@@ -153,7 +153,7 @@ def test_processes_that_differ_are_refused_before_the_first_step(runs, copy, tmp
 
 
 def test_a_run_on_a_read_only_disk_can_be_read(copy):
-    """Nothing is written, neither decoded images nor compiled programs; the folder is mounted so for one process."""
+    """`evaluate` writes neither decoded images nor compiled programs; only its process sees the read-only mount."""
     workdir, _ = copy
     folder = workdir.parent
     script = f'mount --bind "{folder}" "{folder}" && mount -o remount,ro,bind "{folder}" || exit 77; exec "$@"'

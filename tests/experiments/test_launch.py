@@ -19,7 +19,7 @@ def test_slurm():
     words = shlex.split(command)
     config = tyro.cli(TrainConfig, args=words[words.index("experiments.train") + 1 :])
     assert config.batch_size % 32 == 0
-    assert config.cluster.num_processes is None  # found by itself
+    assert config.cluster.num_processes is None  # JAX detects it
 
 
 def test_kubernetes():

@@ -19,14 +19,14 @@ AVERAGED = Recipe(average=0.9)
 
 
 def feed_of(ready):
-    """The first batch."""
+    """Returns the first batch."""
     rows = ready.indices(0)
     train = ready.dataset.train
     return train.images[rows][None], train.labels[rows][None], rows[None]
 
 
 def test_a_run_keeps_to_its_budget(tmp_path, capsys):
-    """From its start, in the moving averages of each seed, and as the start of a run with a smaller budget."""
+    """The bound holds for the averages of each seed, and from the start of a further run with a smaller budget."""
     config = TrainConfig(norm_budget=20.0, seeds=2, workdir=tmp_path / "run", **SMALL)
     assert training.run(config, AVERAGED) == 0
     ready, _ = runs.reopen(config.directory(), None)

@@ -1,4 +1,4 @@
-"""`stability` and `robustness` on a network that is hardly trained: what they measure, and that the bounds hold."""
+"""Tests what `stability` and `robustness` measure on a hardly trained network, and that the bounds hold."""
 
 import functools
 import json
@@ -58,7 +58,7 @@ def test_both_on_a_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"head": "pixels", "decoder": True}], ids=["class", "pixels"])
 def test_the_bound_on_changed_weights_is_exact_where_nothing_follows(options):
-    """Of the classifier it is the change of the logits; of the layer before, that change times the last two bounds."""
+    """It is the change of the layer's output, times the Lipschitz bounds of the layers that follow."""
     from lowcost.nn import network
     from lowcost.nn.stability import stability_report
 
@@ -101,7 +101,7 @@ def test_runs_of_the_same_name_are_shown_by_their_paths():
 
 
 def test_a_network_that_diverges_keeps_no_other_from_being_measured(tmp_path, monkeypatch):
-    """And the program ends with its status."""
+    """The other networks are measured, and the program ends with the status of the failed run."""
     row = {"weights": "initial", "statistics": "of the batch", "epochs": 5, "seed": 0, "images": 64, "stiffness": 1.0}
     monkeypatch.setattr(training, "run", lambda run, recipe: 3 if run.architecture == "explicit_rd" else 0)
     monkeypatch.setattr(
@@ -144,7 +144,7 @@ def test_a_run_that_cannot_be_read_is_passed_over_unless_it_was_named(tmp_path, 
 
 
 def test_where_growth_passes_the_limit():
-    """The largest h before the first that is too much; what overflows is too much."""
+    """The result is the largest h before the growth first exceeds the limit or overflows."""
     row = {"h": [0.1, 1, 10, 100], "growth": [1, 2, None, 3]}
     assert stability.bounded_up_to(row) == 1
     assert stability.bounded_up_to({**row, "growth": [1, 2, 3, 4]}) == 100
@@ -152,7 +152,7 @@ def test_where_growth_passes_the_limit():
 
 
 def test_rounded_weights_lie_on_a_grid_of_the_given_bits():
-    """2^bits - 1 values at most, symmetric, the largest weight among them."""
+    """At most 2^bits - 1 symmetric values occur, and the largest weight is one of them."""
     weights = {"w": jnp.linspace(-1, 0.5, 1000)}
     perturbed = perturbations.perturbed_weights(weights, {"bits": (4,), "weight noise": (50,)}, seed=0)
     rounded = {kind: tree["w"] for kind, _, tree in perturbed}

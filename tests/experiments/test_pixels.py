@@ -1,4 +1,4 @@
-"""Networks that label every point: trained, evaluated, exported and run on images and on signals."""
+"""Trains, evaluates, exports and runs networks that label every point of images and signals."""
 
 import contextlib
 import csv
@@ -24,7 +24,7 @@ GRIDS = {"folder": (8, 8), "arrays": (16,)}
 
 @pytest.fixture(scope="module", params=GRIDS)
 def trained(request, tmp_path_factory):
-    """A run on bright stripes, of which the first points have no label: two seeds on images, one on signals."""
+    """Returns a run on bright stripes with unlabelled first points: two seeds on images, one on signals."""
     root = tmp_path_factory.mktemp(request.param)
     rng, grid = np.random.default_rng(0), GRIDS[request.param]
     labels = np.zeros((60, *grid), np.uint8)
@@ -57,7 +57,7 @@ def trained(request, tmp_path_factory):
 
 
 def test_the_figures_are_those_of_all_labelled_points(trained, tmp_path, capsys):
-    """Of result.json, of the log, of `evaluate`, and of scikit-learn on the predictions."""
+    """result.json, the log, `evaluate`, and scikit-learn on the predictions give the same figures."""
     workdir, images, labels = trained
     evaluate.main(evaluate.EvaluateConfig(workdir, csv=tmp_path / "table.csv", out=tmp_path))
     shown = capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_the_figures_are_those_of_all_labelled_points(trained, tmp_path, capsys)
 
 
 def test_figures_of_images_without_labels_are_not_numbers():
-    """The log has None for them; the result is written all the same."""
+    """The log has None for them, and the result is computed with NaN."""
     config = TrainConfig("arrays", task="pixels", seeds=2)
     ready = SimpleNamespace(config=config, dataset=SimpleNamespace(task="pixels"))
     names = ("test_loss", "test_accuracy", "test_mean_iou", "test_mean_dice")
@@ -104,7 +104,7 @@ def test_figures_of_images_without_labels_are_not_numbers():
 
 
 def test_a_finished_run_is_left_as_it_is(trained, capsys):
-    """The same command, which for images leaves out the task that it has found."""
+    """The same command changes nothing; for folders of images it need not state the task."""
     workdir, *_ = trained
     before = (workdir / "result.json").read_bytes()
     config = runs.trained(workdir).config
@@ -151,7 +151,7 @@ def test_masks_of_a_run_and_of_exported_files(trained, tmp_path, capsys):
 
 
 def test_what_makes_no_sense_is_refused(trained, tmp_path):
-    """Programs for classes; masks without a folder, in place of other files, and twice under one name."""
+    """Refuses programs for classes, and masks without a folder, over other files, or twice under one name."""
     workdir, images, _ = trained
     for program in (robustness, deploy):
         with pytest.raises(ValueError, match="must hold a network for classes, got pixels; choose another"):
@@ -177,7 +177,7 @@ def test_what_makes_no_sense_is_refused(trained, tmp_path):
 
 
 def test_the_confusions_of_each_image_are_those_of_the_ensemble(capsys):
-    """By scikit-learn, and the printed line of each network is that of its own predictions."""
+    """They equal scikit-learn's, and the printed line of each network is that of its own predictions."""
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(2, 5, 4, 6, 3)), rng.integers(0, 3, (5, 4, 6), np.uint8)
     names = SimpleNamespace(classes=("a", "b", "c"))
@@ -195,7 +195,7 @@ def test_the_confusions_of_each_image_are_those_of_the_ensemble(capsys):
 
 
 def test_masks_of_arrays_replace_no_file(tmp_path):
-    """Which only reading them shows: an input and the mask of another input remain."""
+    """An input and the mask of another input remain, although the names are known only after reading the arrays."""
     classifier = predict.Classifier(lambda x: np.repeat(x, 2, -1), ["a", "b"], Inputs((4, 1), "float32"), "pixels")
     files = tmp_path / "a" / "x.npy", tmp_path / "b" / "x.npy"
     for file in files:

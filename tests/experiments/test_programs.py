@@ -1,4 +1,4 @@
-"""The programs as a user runs them: train, interrupt, kill, resume, evaluate, and every bad input."""
+"""Runs the programs as a user does: trains, damages, resumes and evaluates runs, and gives bad input."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """Starts `python -m experiments.NAME`; what one process compiled the next one reads from disk."""
+    """Returns a function that starts `python -m experiments.NAME`; processes share a cache of compiled programs."""
     cache = str(tmp_path_factory.mktemp("compiled"))
     settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
@@ -60,7 +60,7 @@ def rows(workdir):
 
 
 def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys):
-    """Trained, found finished, evaluated, looked at, damaged and mended; with TensorBoard's file."""
+    """A run is trained, reported as finished, evaluated, damaged and recovered; it writes TensorBoard's file."""
     whole = tmp_path / "whole"
     arguments = ("folder", "--data-dir", image_folder, "--epochs", 4, "--batch-size", 8, "--workdir", whole)
     arguments += ("--steps-per-block", 1, "--width", 8, 16)  # a network that compiles quickly
@@ -97,7 +97,7 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
         evaluate.main(evaluate.EvaluateConfig(whole, other))
 
     (whole / "result.json").write_text(json.dumps(result | {"digest": "of an older state"}))
-    assert training.run(config) == 0  # killed before it had written the result anew
+    assert training.run(config) == 0  # as if killed before it wrote the new result
     assert "this run is finished" not in capsys.readouterr().out
     assert json.loads((whole / "result.json").read_text())["digest"] == result["digest"]
 
@@ -125,7 +125,7 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
 
 
 def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, capsys):
-    """Mean and deviation in the result and on the screen, the networks' own figures beside; evaluated at the end."""
+    """Result and screen show mean, deviation and the figures of each network, evaluated at the end."""
     fixed = ("folder", "--data-dir", image_folder, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
     fixed += ("--steps-per-block", 1, "--width", 8, 16, "--evaluate-every", 3)
     code, output = finish(program("train", *fixed, "--workdir", tmp_path, "--seeds", 2, "--seed", 5))
@@ -151,7 +151,7 @@ def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, cap
 
 
 def test_what_one_run_compiled_the_next_one_reads(image_folder, tmp_path):
-    """Beside the work directories, where the user chose no other place."""
+    """The cache is next to the work directories unless the user chooses another place."""
     from experiments.common.config import TrainConfig
 
     code = "import jax, sys; from experiments.common.runs import prepare;"
@@ -164,7 +164,7 @@ def test_what_one_run_compiled_the_next_one_reads(image_folder, tmp_path):
 
 
 def empty_newest_checkpoint(workdir, but=None):
-    """Leaves no byte of its weights."""
+    """Empties the files of its weights and returns its name."""
     names = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal() and path.name != but]
     newest = workdir / "checkpoints" / max(names, key=int)
     for path in (newest / "state").rglob("*"):
@@ -175,7 +175,7 @@ def empty_newest_checkpoint(workdir, but=None):
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_help_needs_no_heavy_imports(name):
-    """`--help` answers without JAX, in under 3 seconds of work, under the name that one types; statuses come last."""
+    """`--help` needs no JAX and less than 3 s of processor time; it shows the command, and the statuses at the end."""
     code = f"import runpy, sys; sys.argv = ['{name}', '--help']\ntry:\n"
     code += f"    runpy.run_module('experiments.{name}', run_name='__main__', alter_sys=True)\n"
     code += "except SystemExit:\n    sys.exit(sum(name in sys.modules for name in ('jax', 'flax', 'matplotlib')))"

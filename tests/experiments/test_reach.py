@@ -1,4 +1,4 @@
-"""The tasks of the study of reach: the class of a point is that of a mark at the stated distance, and of no other."""
+"""Tests the study of reach: the class of a point is that of the one cause at the stated distance."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from lowcost.data import IGNORED
 @pytest.mark.parametrize("task", ["rings", "bars", "pulses"])
 @pytest.mark.parametrize("distance", [3, 12])
 def test_the_class_is_that_of_the_mark_at_the_distance(task, distance):
-    """Every labelled point is marked, has its class from one cause at this distance, and sees no nearer cause of it."""
+    """Every labelled point is marked, and exactly one cause at this distance has its class."""
     split = reach.examples(task, distance, 40, seed=0)
     causes, marks = split.images[..., :2] > 0, split.images[..., 2] > 0
     grid = np.array(marks.shape[1:])

@@ -1,4 +1,4 @@
-"""Recipes: the paper's is Section 4's, and each ingredient does what it says."""
+"""Tests recipes: the paper's is that of Section 4, and each ingredient has its stated effect."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ KEEPS = ("shift", "hide")
 
 
 def rates(recipe, steps):
-    """The learning rate of each step: what Adam does to a weight whose gradient never changes."""
+    """Returns the learning rate of each step, which is Adam's update of a weight with a constant gradient."""
     optimizer = recipe.transformation(steps, 1)
     weights, moved = jnp.zeros((1,)), []
     state, update = optimizer.init(weights), jax.jit(optimizer.update)
@@ -47,7 +47,7 @@ def test_one_cycle_rises_and_falls():
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 20])
 def test_short_runs_start_at_the_full_rate_and_reach_it(steps):
-    """Halvings never raise the rate and number one per fifth that has a step of its own; one cycle reaches its peak."""
+    """The rate halves after each fifth that has a step of its own and never rises; one cycle reaches its peak."""
     expected = 0.01 * 0.5 ** np.searchsorted(sorted({steps * i // 5 for i in range(5)}), np.arange(steps), "right") * 2
     np.testing.assert_allclose(rates(RECIPES["paper"], steps), expected, rtol=1e-4)
     cycle = rates(Recipe(optimizer="adam", schedule="one_cycle", learning_rate=0.02), steps)
@@ -56,7 +56,7 @@ def test_short_runs_start_at_the_full_rate_and_reach_it(steps):
 
 
 def test_muon_orthogonalises_the_matrices_alone():
-    """The update of M has singular values alike, whatever the gradient's; stencils and classifier get Adam's."""
+    """The update of M has similar singular values, unlike the gradient; the classifier gets Adam's update."""
     net = network("linear_mix", (8,), 3, steps_per_block=1)
     params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
@@ -92,7 +92,7 @@ TAKEN = {
 @pytest.mark.parametrize("grid", [(8,), (8, 8), (5, 5, 5)])
 @pytest.mark.parametrize("architecture", TAKEN)
 def test_muon_takes_matrices_and_coupled_stencils_of_steps(architecture, grid):
-    """On grids of one to three axes; no other stencil, and not the opening, which has as many channels here."""
+    """Muon updates no other stencils and not the opening, although this opening has equal channels too."""
     net = network(architecture, (6,), 3, steps_per_block=1)
     params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *grid, 6)))["params"]
     found = jax.tree_util.tree_leaves_with_path(
@@ -140,7 +140,7 @@ def test_all_but_the_matrices_learn_at_the_stencil_rate(optimizer):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_matrices_alone_decay_late(optimizer):
-    """With no gradient, by the learning rate times the decay, from the first step of the epoch on that is late."""
+    """Without a gradient they decay by the learning rate times the decay, from the first step of epoch `late` on."""
     params = {"matrix": jnp.eye(4), "stencil": jnp.ones((3, 3, 4))}
     recipe = Recipe(optimizer=optimizer, learning_rate=0.01, late=2, matrix_decay=0.5)
     transformation = recipe.transformation(10, 3)
@@ -167,7 +167,7 @@ def test_alternating_flips_show_both_versions_in_two_epochs(mirror):
 
 @pytest.mark.parametrize("shift", ["translate", "resized_crop"])
 def test_a_square_is_hidden_once_the_images_are_known(shift):
-    """Until then all is as without; afterwards an image without contrast shows a square of a quarter of its side."""
+    """Nothing is hidden before epoch `late`; then a flat image shows a square with a quarter of its side."""
     key, rows = jax.random.key(0), jnp.arange(64)
     recipe = Recipe(shift=shift, late=5, hidden=0.25)
     plain, heavier = (
@@ -185,7 +185,7 @@ def test_a_square_is_hidden_once_the_images_are_known(shift):
 
 @pytest.mark.parametrize(("side", "far"), [(32, 4), (16, 2)])
 def test_translations_reach_twice_as_far_once_the_images_are_known(side, far):
-    """But not in small images, most of which would be gone."""
+    """In small images they do not, because most of the image would be lost."""
     key, rows = jax.random.key(0), jnp.arange(256)
     augment = Recipe(shift="translate", late=5, hidden=0.25).augmentation(KEEPS)
     middle = side // 2
@@ -208,7 +208,7 @@ def draw(epoch, images):
 @pytest.mark.parametrize("shape", [(16, 2), (16, 12, 2), (8, 9, 7, 2)], ids=str)
 @pytest.mark.parametrize("shift", ["translate", "resized_crop"])
 def test_only_changes_that_keep_the_label_are_made(shift, shape):
-    """Each has an effect of its own, on any grid; without permission the images stay as they are."""
+    """Each change has a different effect on any grid; without permission the images stay unchanged."""
     recipe = Recipe(shift=shift, **EVERYTHING)
     images = jax.random.uniform(jax.random.key(1), (20, *shape))
     results = {
@@ -224,7 +224,7 @@ def test_only_changes_that_keep_the_label_are_made(shift, shape):
 
 @pytest.mark.parametrize("moments", [None, ((0.5,), (2.0,))], ids=["plain", "standardised"])
 def test_labels_are_mixed_as_the_images_are(moments):
-    """An image of one colour shows the share of its own label; where parts may not be hidden nothing is mixed."""
+    """The share of its own label is the share of its own points; without "hide" nothing is mixed."""
     recipe = Recipe(mixed=0.5)
     images = jnp.broadcast_to(jnp.arange(40.0)[:, None, None, None], (40, 10, 12, 1))
     for epoch in range(2):
@@ -240,7 +240,7 @@ def test_labels_are_mixed_as_the_images_are(moments):
 
 @pytest.mark.parametrize("shift", ["translate", "resized_crop"])
 def test_images_with_moments_are_changed_as_standardised_ones(shift):
-    """In any units: a hidden part has the mean, and so has what is outside of a window."""
+    """The result is the same in any units; hidden parts and points outside of a window have the mean."""
     recipe = Recipe(shift=shift, **EVERYTHING)
     keeps = ("flip", "shift", "hide", "scale", "noise")
     standard = jax.random.normal(jax.random.key(1), (30, 24, 2))
@@ -271,7 +271,7 @@ def test_augmented_integers_stay_in_the_range_of_the_data(dtype, name):
 @pytest.mark.parametrize("shift", ["translate", "resized_crop"])
 @pytest.mark.parametrize("keeps", [("shift",), ("hide", "scale", "noise"), ("flip", "shift", "hide", "scale", "noise")])
 def test_a_mask_stays_a_mask(shift, keeps):
-    """0 or 1, with zeros on the padding and a valid point in every signal; it moves with its signal and never else."""
+    """It holds 0 or 1, zeros on the padding and a valid point in every signal; only a shift changes it."""
     lengths = 1 + np.arange(200) % 40
     valid = np.arange(40) < lengths[:, None]
     values = 100 + 50 * np.random.default_rng(0).normal(size=(200, 40, 1))
@@ -295,7 +295,7 @@ def test_a_mask_stays_a_mask(shift, keeps):
 
 
 def test_short_signals_are_not_lost():
-    """A ramp over few points of many is still that ramp, magnified and moved, and reads only its own values."""
+    """A ramp over few of many points keeps its range of values and at least six points."""
     signals = np.zeros((300, 60, 2), np.float32)
     signals[:, :8, 0], signals[:, :8, 1] = 10 + np.arange(8), 1
     changed = np.asarray(jax.jit(Recipe().augmentation(("shift",), ((0.0,), (1.0,)), True))(signals, draw(0, 300)))
@@ -319,7 +319,7 @@ def test_a_page_shows_the_flags_and_not_where_images_lie(tmp_path):
 
 
 def test_a_variant_that_so_few_epochs_cannot_show_is_left_out():
-    """And runs that differ in anything have directories of their own."""
+    """Runs that differ in anything have different directories."""
     short, long = variants(Config(epochs=5)), variants(Config(epochs=6))
     assert set(long) - set(short) == {"no late decay of the matrices", "light augmentation to the end"}
     directories = {config.directory() for runs in (short, long) for config, _ in runs.values()}
@@ -334,7 +334,7 @@ def test_studies_of_steps_need_them(study, needed):
 
 @pytest.mark.parametrize(("study", "architecture"), [("reach", "implicit_rd"), ("circulant", "circulant_rd")])
 def test_studies_of_steps_change_the_network_alone(study, architecture):
-    """Each with the fast recipe, in directories and with names of their own."""
+    """All runs have the fast recipe, and their directories and configurations differ."""
     runs = variants(Config(study=study, architecture=architecture))
     assert all(recipe == RECIPES["fast"] for _, recipe in runs.values())
     both = [*runs.values(), *variants(Config()).values()]
@@ -351,7 +351,7 @@ def test_the_study_of_reach_has_reaches_and_stencils():
 
 
 def test_the_study_of_distillation_changes_the_teachers_alone():
-    """The first run has none, all others have those of the flag."""
+    """The first run has no teacher; all others have those of the flag."""
     config = Config(study="distillation", teacher=("large", "larger"))
     first, *others = variants(config).values()
     assert (first[0].teacher, first[0].distill) == ((), TrainConfig.distill)
@@ -386,7 +386,7 @@ def test_the_table_compares_seed_by_seed():
 
 
 def test_the_table_compares_on_validation_images():
-    """Where there are some; the test accuracy is beside it."""
+    """With validation images the table compares on them and also shows the test accuracy."""
     common = {"architecture": "a", "width": "A", "images": "d", "epochs": 2, "train_images": 9, "test_images": 8}
     common |= {"device": "x", "flags": "digits", "validation_images": 7, "validation_accuracy_std": None}
     common |= {"test_accuracy_std": None, "test_accuracy": 0.5, "test_accuracies": [0.5]}

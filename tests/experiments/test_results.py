@@ -68,7 +68,7 @@ def test_the_source_of_figures_names_each_device_and_commit_once():
 
 
 def test_a_page_names_the_flags_that_were_given(tmp_path, capsys):
-    """And no others; its files have the name that the user chose."""
+    """It names no other flags, and its files have the name that the user chose."""
     table1.main(table1.Config(size=16, out=tmp_path / "small"))
     page = (tmp_path / "small.md").read_text("utf-8")
     assert "\nMade by `python -m experiments.table1 --size 16`.\n" in page
@@ -84,7 +84,7 @@ def test_flags_mean_the_configuration_that_they_are_made_of():
 
 
 def test_rows_that_are_not_complete_make_no_page(tmp_path):
-    """They are in the file of figures, with the flags, so that a stopped program leaves what it has measured."""
+    """The file of figures holds them with the flags, so that a stopped program keeps its measurements."""
     config, drawn = table1.Config(size=16, out=tmp_path / "figures"), []
     results = Results(config, lambda rows, name: f"{name}: {len(rows)}", lambda rows, path: drawn.append(path))
     results.add([{"a": 1}], complete=False)

@@ -1,4 +1,4 @@
-"""The dense benchmark: equal weights, parts that share no point, the U-Net's shapes, and the program in small."""
+"""Tests the dense benchmark: equal weights, disjoint parts, the U-Net's shapes, and the program in small."""
 
 import importlib.util
 import itertools
@@ -23,7 +23,7 @@ def shapes(net, *grid):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_all_networks_have_equal_weights(task):
-    """The same number within 15 %, and logits for each point."""
+    """The numbers of weights agree within 15 %, and every network gives logits for each point."""
     grid = (TASKS[task].side,) * {"microscopy": 2, "tissue": 3}[task]
     weights = {}
     for name, net in TASKS[task].networks.items():
@@ -35,7 +35,7 @@ def test_all_networks_have_equal_weights(task):
 
 @pytest.mark.parametrize("grid", [(8,), (12, 8), (4, 8, 4)])
 def test_the_unet_labels_every_point(grid):
-    """Its weights are those of two convolutions per level on each way, and of the classifier."""
+    """Its weights are those of two convolutions per level, down and up, and of the classifier."""
     logits, variables = shapes(UNet((2, 4, 8), 3), *grid)
     assert logits.shape == (2, *grid, 3)
     convolutions = [(1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8 + 4, 4), (4, 4), (4 + 2, 2), (2, 2)]
@@ -44,7 +44,7 @@ def test_the_unet_labels_every_point(grid):
 
 
 def test_the_unet_moves_with_the_image():
-    """Shifted by a cell of the coarsest level, the image has the logits shifted: the levels are aligned."""
+    """A shift of the image by one cell of the coarsest level shifts the logits, because the levels are aligned."""
     net, image = UNet((2, 4), 2), np.zeros((1, 64, 1), np.float32)
     image[0, 28:36, 0] = np.random.default_rng(0).standard_normal(8)
     variables = net.init(jax.random.key(0), image)
@@ -66,7 +66,7 @@ def inside(box, shape):
 
 
 def test_the_halves_share_no_pixel():
-    """The validated parts divide the left half."""
+    """The parts for validation divide the left half."""
     left, right, upper, lower = (
         inside(getattr(segmentation, name), (512, 512)) for name in ("LEFT", "RIGHT", "UPPER", "LOWER")
     )
@@ -76,7 +76,7 @@ def test_the_halves_share_no_pixel():
 
 
 def numbered():
-    """An image in which each voxel states its own position, with two training boxes and one for the test."""
+    """Returns an image whose voxels hold their own positions, with two training boxes and one test box."""
     shape = (16, 40, 12)
     image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     labels = np.where(np.random.default_rng(0).random(shape) < 0.2, IGNORED, image % 3).astype(np.uint8)
@@ -117,7 +117,7 @@ def test_tiles_lie_side_by_side_within_the_test_part():
 
 
 def test_the_slabs_of_the_template_share_no_voxel(monkeypatch):
-    """The image is turned upright, and keeps its labels: the largest share, inside the brain."""
+    """The image is turned upright with its labels, which are the largest shares inside the brain."""
     shape = (5, 233, 4)
     maps = np.random.default_rng(0).random((3, *shape))
     brain = np.random.default_rng(1).random(shape) < 0.5
@@ -156,7 +156,7 @@ def test_the_image_of_nuclei_is_read_without_its_package(tmp_path, monkeypatch):
 
 
 def striped(validate):
-    """Stripes of two classes, which brightness tells apart."""
+    """Returns stripes of two classes that differ in brightness."""
     labels = np.indices((16, 32)).sum(0).astype(np.uint8) // 4 % 2
     return Scene(labels.astype(np.float32), labels, [((0, 16), (0, 16))], [((0, 16), (16, 32))], np.s_[:, 16:])
 

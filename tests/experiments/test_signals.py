@@ -1,4 +1,4 @@
-"""The signals: folds stay inside the training split, finished networks are kept, and the page compares with targets."""
+"""Tests the study of signals: folds stay in the training split, finished networks are kept, targets are compared."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from experiments.signals import PUBLISHED, Config, folded, main, markdown, read
 
 
 def row(name, accuracies, weights, together=0.95):
-    """A row of results as far as the page shows it."""
+    """Returns a row of results with the fields that the page shows."""
     kind = {"set": name, "architecture": "explicit_rd", "channels": 12, "weights": weights, "flags": ""}
     return kind | {"accuracies": accuracies, "accuracy": sum(accuracies) / len(accuracies), "together": together}
 
@@ -57,7 +57,7 @@ def test_there_must_be_signals_for_a_batch(tmp_path, monkeypatch):
 
 
 def test_rows_of_older_versions_are_kept(tmp_path, monkeypatch, capsys):
-    """Their recipe lacks the ingredients that are newer."""
+    """Rows whose recipe lacks newer ingredients are not measured again."""
     recipe = {name: value for name, value in dataclasses.asdict(signals.RECIPE).items() if name != "mixed"}
     config = Config(("GunPoint",), ("explicit_rd",), workdir=tmp_path / "signals", out=tmp_path / "out")
     without = ("workdir", "sets", "architectures", "channels")

@@ -1,4 +1,4 @@
-"""Skipped steps as a user sees them: in the epoch's line, the last table, the exit status, and files that are JSON."""
+"""Tests reports of skipped steps: in the line of the epoch, the last table, the exit status, and valid JSON files."""
 
 import json
 import math
@@ -19,7 +19,7 @@ EXPLODING = Recipe(learning_rate=1e38)
 
 
 def strictly(text):
-    """The content of a JSON file that holds no NaN or Infinity."""
+    """Returns the content of a JSON text, which must hold no NaN or Infinity."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -28,7 +28,7 @@ def strictly(text):
 
 
 def test_a_run_whose_last_epoch_has_no_finite_step(tmp_path, capsys):
-    """Status 3, one line, no result and no checkpoint of that streak; the first epoch's line reports its skips."""
+    """The run ends with status 3, one line, no result and no checkpoint; the line of epoch 1 reports its skips."""
     config = TrainConfig(
         *("digits", "explicit_rd"), steps_per_block=1, train_images=60, batch_size=20, epochs=2, workdir=tmp_path
     )

@@ -1,4 +1,4 @@
-"""Table 1 as a program."""
+"""Tests the program that writes Table 1."""
 
 import json
 import subprocess

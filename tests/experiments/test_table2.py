@@ -1,4 +1,4 @@
-"""Table 2's program: the paper's rows and no others, each run once, one line a run."""
+"""Tests the program of Table 2: it runs exactly the paper's rows, each once, with one line per run."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from lowcost.nn import network, network_cost
 
 
 def result(run, accuracy=0.5, std=None):
-    """What training leaves behind."""
+    """Returns what training writes to result.json."""
     return {
         "dataset": run.dataset,
         "architecture": run.architecture,
@@ -42,7 +42,7 @@ def result(run, accuracy=0.5, std=None):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The runs that were started, training being replaced by its result."""
+    """Replaces training by writing a result; returns the list of started runs."""
     started = []
 
     def train(run):
@@ -56,7 +56,7 @@ def trained(monkeypatch):
 
 
 def test_all_rows_of_the_paper_and_no_others():
-    """Six architectures in two widths on three data sets."""
+    """The rows are six architectures in two widths on three data sets."""
     everything = table2.Config(datasets=("cifar10", "cifar100", "stl10"), widths=("A", "B", "C"), recipe="paper")
     runs = list(table2.runs(everything))
     assert len(runs) == 36
@@ -111,7 +111,7 @@ def test_a_run_of_another_recipe_or_other_images_is_refused(tmp_path, trained, m
 
 
 def test_the_description_of_images_can_be_added_later(tmp_path, trained):
-    """The line of a finished run takes new words and keeps them; they are for the user's own images."""
+    """The line of a finished run takes a new description and keeps it; only the user's own images may have one."""
     config = table2.Config(datasets=("folder",), architectures=("resnet",), workdir=tmp_path, out=tmp_path / "t")
     for words in "", "small images", "":
         assert table2.main(dataclasses.replace(config, images=words, like="cifar10" if words else "")) == 0
@@ -122,7 +122,7 @@ def test_the_description_of_images_can_be_added_later(tmp_path, trained):
 
 
 def test_a_newer_run_takes_the_place_of_an_older_one(tmp_path, trained):
-    """Of the same configuration, with another end: the recipe has changed."""
+    """A new result of the same configuration replaces the older line."""
     config = table2.Config(architectures=("resnet", "mobilenet"), workdir=tmp_path, out=tmp_path / "t")
     assert table2.main(config) == 0
     assert table2.main(dataclasses.replace(config, architectures=("resnet",), workdir=tmp_path / "new")) == 0
@@ -131,7 +131,7 @@ def test_a_newer_run_takes_the_place_of_an_older_one(tmp_path, trained):
 
 
 def test_a_run_of_moved_images_resumes(tmp_path):
-    """A run is compared without their folder, and is found finished."""
+    """The folder of the images is not compared, and the run is recognised as finished."""
     run = TrainConfig(dataset="folder", data_dir=tmp_path / "a", epochs=1, workdir=tmp_path)
     recipe = dataclasses.asdict(RECIPES["paper"])
     write_or_compare(run, recipe, {}, {}, {})
@@ -155,7 +155,7 @@ def test_a_grid_without_a_run_is_refused():
 
 
 def test_it_ends_with_the_status_of_the_run_that_ended(tmp_path, monkeypatch):
-    """Interrupted training interrupts the table; nothing is written of it."""
+    """Interrupted training ends the program, and no row is written."""
     monkeypatch.setattr(table2, "train", lambda run: 143)
     config = table2.Config(workdir=tmp_path, out=tmp_path / "t")
     assert table2.main(config) == 143
@@ -163,7 +163,7 @@ def test_it_ends_with_the_status_of_the_run_that_ended(tmp_path, monkeypatch):
 
 
 def test_training_gets_the_runs_flags(monkeypatch, tmp_path):
-    """The command of each run means that run; a run that a signal ended gives 128 + its number."""
+    """The command of a run is read back as that run; a run that a signal ended gives 128 + its number."""
     commands = []
 
     class Process:
@@ -198,7 +198,7 @@ def test_training_gets_the_runs_flags(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_reaches_the_training(monkeypatch, tmp_path, name):
-    """The process that trains, here a shell, gets the signal and decides the status; then the old handler is back."""
+    """The training process (a shell) gets the signal and sets the status; then the old handler is restored."""
     number, before = signal.Signals[name], lambda *_: None
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\ntrap 'exit 42' {name[3:]}\nsleep 0.3; kill -{name[3:]} $PPID\nsleep 3 & wait\n")
@@ -213,7 +213,7 @@ def test_a_signal_reaches_the_training(monkeypatch, tmp_path, name):
 
 
 def test_an_interrupt_of_this_program_alone_stops_the_training(monkeypatch, tmp_path):
-    """As `kill -INT` sends it; a terminal's Ctrl-C reaches both."""
+    """`kill -INT` reaches this program alone, whereas Ctrl-C in a terminal reaches both."""
     program = tmp_path / "program"
     program.write_text(
         f"#!/bin/sh\ntrap 'touch {tmp_path}/stopped; exit 1' USR1\nsleep 0.3; kill -INT $PPID\nsleep 3 & wait\n"
@@ -235,7 +235,7 @@ def test_the_plan_is_for_square_images(tmp_path):
 
 
 def test_runs_with_other_flags_have_other_names():
-    """Those of the defaults are as short as they were."""
+    """Runs with the defaults keep their short names."""
     changes = {"batch_size": 96, "train_images": 40, "kernel_size": 5, "length": 20}
     for given, end in (({}, ""), (changes, "-batch96-40images-stencil5-20points")):
         (run,) = table2.runs(table2.Config(("arrays",), ("resnet",), seed=3, **given))
@@ -243,7 +243,7 @@ def test_runs_with_other_flags_have_other_names():
 
 
 def test_digits_need_no_folder():
-    """The other data sets of the same table do."""
+    """The other data sets of the same table get the folder."""
     sets, any_folder = ("digits", "folder", "cifar10"), Path("any")
     configs = list(table2.runs(table2.Config(sets, ("resnet",), data_dir=any_folder, download=True)))
     assert [run.data_dir for run in configs] == [None, any_folder, any_folder]
@@ -251,12 +251,13 @@ def test_digits_need_no_folder():
 
 
 def test_the_plan_counts_what_is_missing(tmp_path, monkeypatch, capsys):
-    """Hours from a measured speed, multiply-adds from the cost of the networks; epochs that are done taken off."""
+    """Hours follow from a measured speed, multiply-adds from the networks' cost; finished epochs are subtracted."""
     monkeypatch.setattr(entry, "in_a_process", lambda *call: 100.0)
     config = table2.Config(architectures=("implicit_rd", "resnet"), workdir=tmp_path, dry_run=True)
     first, _ = table2.runs(config)
     first.directory().mkdir()
-    (first.directory() / "metrics.jsonl").write_text('{"loss": 1}\n' * 12)
+    lines = "".join(f'{{"epoch": {epoch}}}\n' for epoch in range(1, 13))
+    (first.directory() / "metrics.jsonl").write_text(lines + '{"epo')  # a kill has cut the last one short
     assert table2.main(config) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "12/30 epochs of 50,000 images, 1 seed: 2.5 h" in lines[0]

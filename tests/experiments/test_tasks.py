@@ -1,4 +1,4 @@
-"""Tags and values of real images: scikit-learn's digits, trained, evaluated, exported and predicted."""
+"""Trains, evaluates, exports and predicts tags and values of real images, scikit-learn's digits."""
 
 import csv
 import dataclasses
@@ -65,7 +65,7 @@ def test_from_a_table_of_labels_to_a_file(task, tmp_path, capsys):
     np.testing.assert_allclose(true, [given[file] for file in rows], rtol=1e-5)
     quality = f1_score(true, answers >= 0.5, average=None) if task == "tags" else r2_score(true, answers)
     assert f"mean F1 {np.mean(quality):.2%}" in shown if task == "tags" else f"mean R² {np.mean(quality):.3f}" in shown
-    assert np.mean(quality) > 0.3  # better than the mean; of tags better than a guess
+    assert np.mean(quality) > 0.3  # better than the mean, and for tags than a guess
 
     for program in (robustness, deploy):
         with pytest.raises(ValueError, match=f"must hold a network for classes, got {task}; choose another"):
@@ -82,7 +82,7 @@ def test_from_a_table_of_labels_to_a_file(task, tmp_path, capsys):
 
 
 def check_result(task, workdir, shown):
-    """The result, the log and the curves have a loss, and of tags also an accuracy."""
+    """Checks that result, log and curves have a loss, and for tags also an accuracy."""
     result = json.loads((workdir / "result.json").read_text())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     (best,) = result["chosen"]["epochs"]

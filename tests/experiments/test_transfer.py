@@ -1,4 +1,4 @@
-"""The transfer program: which runs it compares, and what its page says of them."""
+"""Tests the transfer program: which runs it compares, and what its page states."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from experiments.common import training
 from experiments.common.files import read_rows
 
 MEASURED = read_rows(Path(transfer.__file__).parent / "results/transfer.jsonl")[0]
-for name in ("variant", "images", "start", "flags"):  # which are not of a run
+for name in ("variant", "images", "start", "flags"):  # fields that a run does not have
     del MEASURED[name]
 
 
 def test_five_runs_are_compared(tmp_path, monkeypatch):
-    """From scratch, longer, and from trained weights at three rates; each in a work directory of its own."""
+    """Runs start from scratch, once for longer, and from trained weights at three rates, in different directories."""
     wanted = []
 
     def run(config, recipe):

@@ -1,4 +1,4 @@
-"""method="auto" on this CPU: what a run measures, stores, records and takes up again."""
+"""Tests method="auto" on this CPU: what a run measures, stores, records and reuses."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ POINT = methods.Point("depthwise", (16, 16), (3, 3), 64)
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """The points that are measured, in place of measuring them: the slowest method of the table is the fastest."""
+    """Replaces measuring, so that the slowest method of the table is the fastest; yields the measured points."""
     points = []
 
     def measure(point, ways):
@@ -41,7 +41,7 @@ def by_table(point):
 
 
 def test_times_are_stored_for_later_runs(measured, tmp_path):
-    """And measured again where the file is damaged, of another version, or nothing is kept."""
+    """They are measured again if the file is damaged or of another version, or if no file is kept."""
     chosen = tuning.chosen({POINT})
     assert chosen.keys() == {str(POINT)}
     assert chosen != by_table(POINT)
@@ -85,7 +85,7 @@ def test_a_named_table_chooses(measured, monkeypatch, tmp_path, name, value):
 
 @pytest.mark.parametrize("operator", ["real", "circulant_resolvent", "linear_mix", "coupled"])
 def test_measuring(operator):
-    """A real measurement, of a grid that is not square."""
+    """Measures real times on a grid that is not square."""
     point = methods.Point(operator, (4, 6), (3, 1), 3)
     ways = methods.WAYS[operator][-2:]
     batch, seconds = tuning.measure(point, ways, features=8 * 24 * 3, rounds=1)
@@ -95,7 +95,7 @@ def test_measuring(operator):
 
 
 def test_a_run_keeps_its_methods(measured, tmp_path, monkeypatch):
-    """Its programs use what config.json records: after a change of the table, in another cache, and for reading it."""
+    """Its programs use the methods in config.json, even after a change of the table and when the run is only read."""
     images, workdir = write_images(tmp_path / "images"), tmp_path / "run"
     config = TrainConfig("folder", epochs=1, batch_size=8, steps_per_block=1, workdir=workdir, data_dir=images)
     ready = training._prepare(dataclasses.replace(config, dry_run=True), None)
@@ -125,7 +125,7 @@ def test_a_run_keeps_its_methods(measured, tmp_path, monkeypatch):
 
 
 def test_a_run_that_has_recorded_no_methods_uses_the_table(measured, tmp_path):
-    """As runs of older versions: a resumed run must not change its bits."""
+    """Runs of older versions have recorded none, and a resumed run must not change its bits."""
     images, workdir = write_images(tmp_path / "images"), tmp_path / "run"
     config = TrainConfig("folder", epochs=1, batch_size=8, steps_per_block=1, workdir=workdir, data_dir=images)
     ready = runs.prepare(config)

@@ -1,4 +1,4 @@
-"""The patches of the volume: classes, slabs, what is random; and the program in small."""
+"""Tests the patches of the volume: classes, slabs and random changes; and the program in small."""
 
 import dataclasses
 import itertools
@@ -66,7 +66,7 @@ def test_gain_offset_and_noise_are_those_of_a_patch():
 
 
 def test_the_label_is_the_majority_of_the_patch(monkeypatch):
-    """By the maps of the template, voxel by voxel; no patch reaches out of the brain."""
+    """The maps of the template decide, voxel by voxel; every labelled patch lies inside the brain."""
     datasets = pytest.importorskip("nilearn.datasets")
     calls, sample = [], volumes.sample
     monkeypatch.setattr(volumes, "sample", lambda *arguments: calls.append(arguments) or sample(*arguments))

@@ -1,4 +1,4 @@
-"""Faults that really happen to training runs: in a short form as tests, in full as `make faults`.
+"""Tests faults that really happen to training runs: few of them in pytest, all of them by `make faults`.
 
 `pytest tests/faults --full --faults-out OUT` writes one row per fault to OUT.jsonl and OUT.md.
 """
@@ -33,7 +33,7 @@ def pytest_configure(config):
 
 
 def is_full(config):
-    """False too where these options are unknown, because pytest was started for all tests."""
+    """Returns whether all faults are run; False if pytest, started for all tests, does not know the option."""
     return config.getoption("full", False)
 
 

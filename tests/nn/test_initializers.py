@@ -52,6 +52,11 @@ def test_the_largest_components_come_first_and_further_filters_are_sampled():
     assert not np.array_equal(many[..., 18:], init(jax.random.key(2), (3, 3, 1, 40))[..., 18:])
 
 
+def test_whitening_is_for_the_channels_of_its_images():
+    with pytest.raises(ValueError, match="images must have the 3 channels of the layer's input, got 1"):
+        patch_whitening(smooth((4, 8, 8, 1)))(jax.random.key(0), (3, 3, 3, 8))
+
+
 def test_a_network_starts_with_it():
     images = smooth((8, 12, 12, 3))
     init = patch_whitening(images)

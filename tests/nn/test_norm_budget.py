@@ -18,7 +18,7 @@ from lowcost.deploy.packaged import decode, encode
 from lowcost.nn import ARCHITECTURES, ImplicitRDStep, Network, certified_radii, network, stability_report
 from lowcost.nn import operations as ops
 from lowcost.nn.limits import MARGIN, spectral_norms
-from lowcost.nn.norm_budget import keep_norms, layer_limits, projection
+from lowcost.nn.norm_budget import keep_norms, projection
 
 NETWORKS = {
     "signals": ("explicit_rd", (33, 2), {}),
@@ -199,7 +199,7 @@ def test_what_has_no_budget_is_refused():
         projection(Network(ImplicitRDStep, (4, 8), 3, fixed_scale=True), shape, 10.0)
     for budget in (1e-3, np.inf, np.nan):
         with pytest.raises(ValueError, match=r"budget must be finite and above 0\.\d+, the bound of this network"):
-            layer_limits(net, shape, budget)
+            projection(net, shape, budget)
 
     class Square(nn.Module):
         @nn.compact

@@ -11,8 +11,8 @@ from rich.console import Console
 from train.test_streaks import EPOCH, IMAGES, LABELS, Linear, StopAt
 
 from lowcost.train.checkpoint import Checkpoints
-from lowcost.train.loop import ended_early, first_step, fit
-from lowcost.train.metrics_log import MetricsLog, read_rows
+from lowcost.train.loop import ended_early, fit, steps_done
+from lowcost.train.metrics_log import MetricsLog, repaired_rows
 from lowcost.train.state import create_state, keep_best
 from lowcost.train.step import make_train_step, repeat
 
@@ -33,7 +33,7 @@ def train(workdir, scores, patience=None, stop=99, evaluated=lambda: None):
         return [IMAGES[row], LABELS[row], np.arange(8, dtype=np.int32)[None]]
 
     def validate(state):
-        epoch = np.int32(first_step(state) // EPOCH)
+        epoch = np.int32(steps_done(state) // EPOCH)
         score = np.float32(scores[epoch - 1])
         return {"loss": 1 - score, "accuracy": score}, BEST(state, score, epoch)
 
@@ -45,7 +45,7 @@ def train(workdir, scores, patience=None, stop=99, evaluated=lambda: None):
     path = workdir / "metrics.jsonl"
     options = {"steps_per_epoch": EPOCH, "epochs": len(scores), "steps_max": 1, "patience": patience}
     outputs = {"console": Console(quiet=True), "checkpoints": checkpoints, "interruption": interruption}
-    log = MetricsLog(read_rows(path, step // EPOCH), path)
+    log = MetricsLog(repaired_rows(path, step // EPOCH), path)
     try:
         state = fit(state, STEPS, batches, evaluate, validate, log=log, **options, **outputs)
     finally:

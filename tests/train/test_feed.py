@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lowcost.data import batch_indices
-from lowcost.train.feed import feed, fits
+from lowcost.train.feed import feed, fits_on_devices
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 4, 6, 3), np.uint8)
@@ -83,7 +83,7 @@ def test_an_error_on_the_way_is_raised():
 
 
 def test_a_cpu_keeps_no_second_copy():
-    assert not fits(IMAGES, MESHES[4])
+    assert not fits_on_devices(IMAGES, MESHES[4])
 
 
 class Accelerator:
@@ -103,4 +103,4 @@ def test_an_accelerator_keeps_what_fits(stats, expected):
     class Mesh:
         local_devices = (Accelerator(stats),)
 
-    assert fits(IMAGES, Mesh()) is expected
+    assert fits_on_devices(IMAGES, Mesh()) is expected

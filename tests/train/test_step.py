@@ -8,8 +8,9 @@ import optax
 import pytest
 from chex import assert_trees_all_equal
 
+from lowcost.scaling import to_unit_range
 from lowcost.train.state import create_state
-from lowcost.train.step import make_eval_step, make_train_step, repeat, to_unit_range
+from lowcost.train.step import make_eval_step, make_train_step, repeat
 
 
 class Linear(nn.Module):

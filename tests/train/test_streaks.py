@@ -15,7 +15,7 @@ from lowcost.train import loop
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import fit
-from lowcost.train.metrics_log import MetricsLog, read_rows
+from lowcost.train.metrics_log import MetricsLog, repaired_rows
 from lowcost.train.progress import DISPATCH_SECONDS, Rate
 from lowcost.train.state import create_state
 from lowcost.train.step import make_train_step, repeat
@@ -75,7 +75,7 @@ def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, steps_max=1, s
                 steps_per_epoch=steps_per_epoch,
                 epochs=epochs,
                 steps_max=steps_max,
-                log=MetricsLog(read_rows(metrics, step // steps_per_epoch), metrics),
+                log=MetricsLog(repaired_rows(metrics, step // steps_per_epoch), metrics),
                 checkpoints=checkpoints,
                 interruption=interruption,
                 console=Console(file=output, width=200),

@@ -16,15 +16,16 @@ from experiments.common.recipes import RECIPES, Recipe
 from lowcost import fully_coupled
 from lowcost.data.augment import cutmix
 from lowcost.nn import network
+from lowcost.scaling import to_unit_range
 from lowcost.train.checkpoint import Checkpoints
 from lowcost.train.feed import feed
 from lowcost.train.interruption import Interruption
 from lowcost.train.loop import evaluate_all, fit
 from lowcost.train.losses import cross_entropy, mixed, pixel_cross_entropy, squared_error
 from lowcost.train.mesh import data_mesh, over_batch, replicated
-from lowcost.train.metrics_log import MetricsLog, read_rows
+from lowcost.train.metrics_log import MetricsLog, repaired_rows
 from lowcost.train.state import create_state
-from lowcost.train.step import Draw, make_eval_step, make_train_step, mean_metrics, repeat, to_unit_range
+from lowcost.train.step import Draw, make_eval_step, make_train_step, mean_metrics, repeat
 
 NET = network("implicit_rd", (2, 4), 3, steps_per_block=1)
 OPTIMIZER = optax.adam(1e-2)
@@ -224,7 +225,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, task, stop_a
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), initial)
         begin, state, *_ = checkpoints.restore_newest(like) or (0, initial)
         path = workdir / "metrics.jsonl"
-        log = MetricsLog(read_rows(path, begin // STEPS_PER_EPOCH), path)
+        log = MetricsLog(repaired_rows(path, begin // STEPS_PER_EPOCH), path)
 
         def evaluate(state):
             return evaluate_all(
@@ -270,10 +271,10 @@ def test_the_log_survives_a_kill(tmp_path, text, epochs):
     """metrics.jsonl holds whole rows up to the checkpoint, and takes the next."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
-    log = MetricsLog(read_rows(path, 1), path)
+    log = MetricsLog(repaired_rows(path, 1), path)
     assert [row["epoch"] for row in log.rows] == epochs
     log.append({"epoch": 2})
-    assert [row["epoch"] for row in read_rows(path, 2)] == [*epochs, 2]
+    assert [row["epoch"] for row in repaired_rows(path, 2)] == [*epochs, 2]
 
 
 def test_a_state_for_another_loss_is_refused():
