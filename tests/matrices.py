@@ -1,4 +1,4 @@
-"""The paper's printed matrices, built entry by entry: no FFT, no JAX.
+"""Builds the paper's printed matrices entry by entry, without FFT and without JAX.
 
 Features y [*grid, C] become a vector channel by channel, as the printed blocks have it: all pixels of the first
 channel in row-major order, then all pixels of the second, and so on. Leading batch axes stay in front.
@@ -11,18 +11,18 @@ import numpy as np
 
 
 def to_vector(y, grid):
-    """y [..., *grid, C] as vectors [..., C·n], one channel after the other."""
+    """Returns y [..., *grid, C] as vectors [..., C·n], one channel after the other."""
     d = len(grid)
     return np.moveaxis(y, -1, -1 - d).reshape(*y.shape[: y.ndim - d - 1], -1)
 
 
 def from_vector(vector, grid):
-    """The inverse of to_vector."""
+    """Inverts to_vector."""
     return np.moveaxis(vector.reshape(*vector.shape[:-1], -1, *grid), -1 - len(grid), -1)
 
 
 def product(matrix, y, grid):
-    """The matrix times y [..., *grid, C_in], as features [..., *grid, C_out]."""
+    """Returns the matrix times y [..., *grid, C_in], as features [..., *grid, C_out]."""
     return from_vector(to_vector(np.asarray(y, np.float64), grid) @ matrix.T, grid)
 
 
@@ -39,7 +39,7 @@ def convolution(stencil, grid, boundary="periodic"):
 
 
 def _pixel(i, n, boundary):
-    """Which of the n pixels of an axis stands at place i, inside or outside of the grid; None for a zero."""
+    """Returns which of the n pixels of an axis index i means, inside or outside of the grid; None for a zero."""
     if 0 <= i < n:
         return i
     if boundary == "symmetric":
@@ -48,7 +48,7 @@ def _pixel(i, n, boundary):
 
 
 def mirror(grid, channels):
-    """E: an image next to its mirror images, on the periodic grid with twice as many points along each axis."""
+    """Returns E, which puts an image next to its mirror images on a periodic grid of twice the points per axis."""
     each = [np.concatenate([np.eye(n), np.eye(n)[::-1]]) for n in grid]
     return np.kron(np.eye(channels), functools.reduce(np.kron, each))
 

@@ -1,4 +1,4 @@
-"""Spectra, norms, stable steps and Green's functions against the symbols and against dense matrices."""
+"""Compares spectra, norms, stable steps and Green's functions with the symbols and with dense matrices."""
 
 import itertools
 from functools import partial
@@ -29,7 +29,7 @@ def normal(*shape, seed=0):
 
 
 def operators(window):
-    """Operators, adjoints, resolvents, compositions, from C channels; all commute with shifts."""
+    """Returns operators, adjoints, resolvents and compositions from C channels, which commute with shifts."""
     θ, M, K = normal(*window, C), normal(C, C, seed=1), normal(*window, C, C + 1, seed=2)
     circulant = partial(lowcost.circulant, θ, method="direct")
     table = {
@@ -41,11 +41,11 @@ def operators(window):
         "composition": lambda y: lowcost.pointwise(M, circulant(y)),
         "fully_coupled": partial(lowcost.fully_coupled, K),
     }
-    return {name: jax.jit(operator) for name, operator in table.items()}  # one compilation each, not one an operation
+    return {name: jax.jit(operator) for name, operator in table.items()}  # compiles each as a whole, not each operation
 
 
 def assert_same_multisets(actual, expected, atol):
-    """The entries of the last axis agree up to their order."""
+    """Asserts that the entries of the last axis agree up to their order."""
     actual, expected = (np.asarray(x).reshape(-1, np.shape(x)[-1]) for x in (actual, expected))
     for a, b in zip(actual, expected, strict=True):
         distance = np.abs(a[:, None] - b[None, :])
@@ -87,7 +87,7 @@ def test_spectrum_of_circulant_is_its_symbol(window, grid):
 
 @pytest.mark.parametrize("name", ["depthwise", "linear_mix", "composition", "fully_coupled"])
 def test_spectra_are_those_of_the_dense_matrix(name):
-    """Eigenvalues, singular values, ρ and ‖·‖₂ of the whole matrix, Eqs. (4), (5), (7), (12)."""
+    """Eigenvalues, singular values, ρ and ‖·‖₂ are those of the whole matrix, Eqs. (4), (5), (7), (12)."""
     grid, operator = (4, 5), operators((3, 2))[name]
     dense = np.asarray(analysis.operator_matrix(operator, (*grid, C)))
     values = np.asarray(analysis.singular_values(operator, grid, C))

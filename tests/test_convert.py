@@ -1,4 +1,4 @@
-"""Projections of dense kernels on the low-cost classes, and dense kernels of low-cost operators."""
+"""Tests projections of dense kernels on the low-cost classes, and dense kernels of low-cost operators."""
 
 from functools import partial
 
@@ -28,18 +28,18 @@ def normal(*shape, seed=0):
 
 
 def member(name, window, c, seed):
-    """A random operator of the class, as a dense kernel."""
+    """Returns a random operator of the class, as a dense kernel."""
     return written_out(name, normal(*window, c, seed=seed), normal(c, c, seed=seed + 1))
 
 
 def projection(name, stencil):
-    """The nearest operator of the class, as a dense kernel, and its error."""
+    """Returns the nearest operator of the class, as a dense kernel, and its error."""
     *weights, error = FUNCTIONS[name](stencil)
     return written_out(name, *weights), error
 
 
 def written_out(name, stencil, matrix=None):
-    """The weights of a class as a dense kernel [*window, C, C]."""
+    """Returns the weights of a class as a dense kernel [*window, C, C]."""
     stencil, channel = np.asarray(stencil), np.arange(stencil.shape[-1])
     if name == "circulant":
         return stencil[..., (channel[:, None] - channel) % len(channel)]
@@ -53,7 +53,7 @@ def written_out(name, stencil, matrix=None):
 @few
 @drawn
 def test_projection_is_idempotent(name, window, c, seed):
-    """A member of the class is its own projection, error 0, Eqs. (5), (7), (12)."""
+    """A member of the class is its own projection with error 0, Eqs. (5), (7), (12)."""
     inside = member(name, window, c, seed)
     nearest, error = projection(name, inside)
     np.testing.assert_allclose(nearest, inside, atol=1e-14)

@@ -1,4 +1,4 @@
-"""The formulas of Table 1 against the operators' own shapes and XLA's own count."""
+"""Compares the formulas of Table 1 with the operators' own shapes and XLA's own count."""
 
 import math
 from functools import partial
@@ -16,19 +16,19 @@ C, C_OUT = 16, 8
 
 
 def flops(function, *arrays):
-    """What XLA counts in the compiled function, two to a multiply-add."""
+    """Returns the operations that XLA counts in the compiled function, two per multiply-add."""
     return jax.jit(function).lower(*arrays).compile().cost_analysis()["flops"]
 
 
 def filter_flops(symbol, y, method):
-    """The same for a filter whose symbol is known."""
+    """Returns the operations that XLA counts in a filter whose symbol is known."""
     symbol = jax.device_get(symbol)
     return flops(lambda y: lowcost.apply_symbol(jnp.asarray(symbol), y, method=method), y)
 
 
 @over_sizes
 def test_coupled_layers_are_what_xla_counts(grid, window):
-    """K and M, Eqs. (4), (6): exactly."""
+    """K and M, Eqs. (4), (6), cost exactly what XLA counts."""
     y, K, M = jnp.ones((*grid, C)), jnp.ones((*window, C, C_OUT)), jnp.ones((C, C_OUT))
     assert cost.fully_coupled(grid, window, C, C_OUT) == (
         K.size,
@@ -39,7 +39,7 @@ def test_coupled_layers_are_what_xla_counts(grid, window):
 
 @over_sizes
 def test_direct_depthwise_is_what_xla_counts(grid, window):
-    """K_dw, Eq. (5): exactly, but that the first of m² products is not added to anything."""
+    """K_dw, Eq. (5), costs what XLA counts plus one addition, because the first of m² products needs none."""
     n, y, θ = math.prod(grid), jnp.ones((*grid, C)), jnp.ones((*window, C))
     layer = cost.depthwise(grid, window, C)
     assert layer.weights == θ.size
@@ -48,7 +48,7 @@ def test_direct_depthwise_is_what_xla_counts(grid, window):
 
 @over_sizes
 def test_direct_circulant_is_what_xla_counts(grid, window):
-    """K_circ written out costs what K does, Eq. (12): to 2 % and the few operations that find the c² indices."""
+    """K_circ written out costs what K does, Eq. (12), up to 2 % and the few operations that find the c² indices."""
     y, θ = jnp.ones((*grid, C)), jnp.ones((*window, C))
     layer = cost.circulant(grid, window, C, method="direct")
     assert layer.weights == θ.size
@@ -58,7 +58,7 @@ def test_direct_circulant_is_what_xla_counts(grid, window):
 
 @over_sizes
 def test_filters_by_matrix_product_are_what_xla_counts(grid, window):
-    """F⁻¹(λ ⊙ F y) with the DFT as a matrix product, complex λ and real |λ|², Eqs. (10), (11): to 2 %."""
+    """F⁻¹(λ ⊙ F y) with the DFT as a matrix product agrees to 2 % for complex λ and real |λ|², Eqs. (10), (11)."""
     y, θ = jnp.ones((*grid, C)), jnp.ones((*window, C))
     λ = lowcost.symbol(θ, grid)
     layer = cost.depthwise(grid, window, C, method="matmul")
@@ -68,7 +68,7 @@ def test_filters_by_matrix_product_are_what_xla_counts(grid, window):
 
 
 def test_circulant_filter_by_matrix_product_is_what_xla_counts():
-    """F₃⁻¹(λ ⊙ F₃ y), Eq. (12): a filter with the channels as one more axis, to 2 %."""
+    """F₃⁻¹(λ ⊙ F₃ y), Eq. (12), is a filter with the channels as one more axis, and agrees to 2 %."""
     grid, window = (16, 16), (3, 3)
     λ = lowcost.circulant_symbol(jnp.ones((*window, C)), grid)[..., None]
     layer = cost.circulant(grid, window, C, method="matmul")
@@ -77,7 +77,7 @@ def test_circulant_filter_by_matrix_product_is_what_xla_counts():
 
 @pytest.mark.parametrize("n", [16, 64, 256])
 def test_fft_grows_as_xla_counts(n):
-    """XLA counts 8 n log₂ n for a transform of one axis, real or not; here it is (5/2) n log₂ n for a real one."""
+    """XLA counts 8 n log₂ n for a transform of one axis, real or not; `cost` counts (5/2) n log₂ n for a real one."""
     counted = flops(jnp.fft.rfft, jnp.ones(n))
     products = 2 * n
     transforms = cost.depthwise((n,), (3,), 1, method="fft").multiply_adds - products
@@ -86,7 +86,7 @@ def test_fft_grows_as_xla_counts(n):
 
 
 def test_orders_of_table_1():
-    """The FFT's cost does not see the stencil, grows by log n, and with the channels linearly (but for M)."""
+    """The cost by FFT ignores the stencil, grows with n log n and, except for M, linearly with the channels."""
     small, large = (cost.depthwise((64, 64), (m, m), 16, method="fft") for m in (3, 7))
     assert small.multiply_adds == large.multiply_adds
     assert cost.depthwise((64, 64), (3, 3), 32, method="fft").multiply_adds == 2 * small.multiply_adds
@@ -117,6 +117,6 @@ ERRORS = {
 
 @pytest.mark.parametrize("message", ERRORS)
 def test_errors_say_what_is_wrong(message):
-    """Each names the argument, what was expected and what came."""
+    """Each error names the argument, what was expected and what came."""
     with pytest.raises(ValueError, match=message):
         ERRORS[message]()

@@ -45,7 +45,7 @@ api_pages, cover = script("api_pages"), script("cover")
 def test_examples_of_the_pages(page, capsys, tmp_path, monkeypatch):
     """Runs the code blocks of a page one after the other; a page needs no names from elsewhere."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jax, "set_mesh", lambda mesh: None)  # of all later tests
+    monkeypatch.setattr(jax, "set_mesh", lambda mesh: None)  # it would also affect all later tests
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         block = re.sub(r"\b(net)\.(init|apply)\(", r"jax.jit(\1.\2)(", block)  # compile once
@@ -102,12 +102,12 @@ def test_extras_and_targets_that_pages_name_exist():
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda page: page.stem)
 def test_api_pages_are_up_to_date(page):
-    """`make format` writes the pages as they are."""
+    """`make format` leaves the pages unchanged."""
     assert page.read_text() == api_pages.with_tables(page.read_text()), "run `make format`"
 
 
 def test_every_public_function_is_on_its_page():
-    """Operators on one page, `load` and `save` on that of deployment."""
+    """The operators are on one page, and `load` and `save` on that of deployment."""
     functions = {name for name in lowcost.__all__ if callable(getattr(lowcost, name))}
     kept = {name for name in functions if getattr(lowcost, name).__module__.startswith("lowcost.deploy.")}
     assert kept == {"load", "save"}
@@ -187,12 +187,12 @@ SHORT = {
         ("(0.95, 1.05, 1.5, 3.0, 8.0, 100.0)", "(0.95, 100.0)"),
     ],
 }
-"""What the test shortens, by name of the notebook: `make notebooks` trains and computes as long as the text says."""
+"""Name of a notebook → replacements that shorten it; `make notebooks` runs the full notebook."""
 
 
 @pytest.fixture(scope="module")
 def kernel():
-    """One kernel for all notebooks, because starting one takes as long as executing one."""
+    """Starts one kernel for all notebooks, because starting one takes as long as executing one."""
     client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=120)
     with client.setup_kernel():
         yield client
@@ -217,13 +217,13 @@ def test_notebooks_run(path, kernel):
     notebook.cells.append(nbformat.v4.new_code_cell("%reset -f"))  # a notebook needs no names from elsewhere
     for i, cell in enumerate(notebook.cells):
         kernel.execute_cell(cell, i)
-    assert time.monotonic() - begin < 180  # on idle cores half a minute; here other tests run at the same time
+    assert time.monotonic() - begin < 180  # half a minute on idle cores, but other tests run at the same time
     plots = [x for cell in notebook.cells for x in cell.get("outputs", ()) if "image/png" in x.get("data", {})]
     assert plots or "matplotlib" not in modules
 
 
 def test_pages_build(tmp_path):
-    """`make docs` without executing the notebooks; warnings are errors."""
+    """Builds the pages as `make docs` does, without executing the notebooks; warnings are errors."""
     shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "runs", "tests", "*.ipynb", "_build"))
     docs = tmp_path / "copy/docs"
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "1", docs, tmp_path / "html"]

@@ -71,7 +71,7 @@ def test_core_dependencies():
 
 
 def test_texts_name_one_installation_command():
-    """`pip install '.[extra]'` in a checkout: no package index has this project, so "lowcost[extra]" would fail.
+    """Texts name `pip install '.[extra]'`: no package index has this project, so "lowcost[extra]" would fail.
 
     `--no-deps stardist` installs the image of another package without what that package requires.
     """

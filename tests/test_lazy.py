@@ -16,7 +16,7 @@ SUBMODULES = ("analysis", "convert", "cost", "data", "deploy", "nn", "plots", "t
 
 @pytest.mark.parametrize("package", [lowcost, lowcost.data], ids=["lowcost", "data"])
 def test_lazy_names_are_those_of_the_import_statements(package):
-    """The statements are what type checkers read; `lowcost.cost` has functions of the same names."""
+    """Type checkers read the import statements; `lowcost.cost` has functions of the same names."""
     (block,) = (
         node
         for node in ast.parse(inspect.getsource(package)).body

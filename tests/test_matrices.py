@@ -1,4 +1,4 @@
-"""The oracle itself against the patterns that the paper prints, and against SciPy."""
+"""Checks the oracle itself against the patterns that the paper prints, and against SciPy."""
 
 import matrices
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import scipy.ndimage
 
 GRID = (4,)
-THETA = np.random.default_rng(0).normal(size=(3, 16))  # θ⁽¹⁾ ... θ⁽¹⁶⁾, one a column
+THETA = np.random.default_rng(0).normal(size=(3, 16))  # θ⁽¹⁾ ... θ⁽¹⁶⁾, one per column
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ THETA = np.random.default_rng(0).normal(size=(3, 16))  # θ⁽¹⁾ ... θ⁽¹�
     ],
 )
 def test_blocks_as_printed(operator, stencil, printed):
-    """Eqs. (4), (5), (12), where q stands for C(θ⁽q⁾) and 0 for an empty block."""
+    """The blocks are those of Eqs. (4), (5), (12), where q means C(θ⁽q⁾) and 0 means an empty block."""
     block = {q: matrices.convolution(THETA[:, q - 1], GRID) for q in range(1, 17)} | {0: np.zeros((4, 4))}
     expected = np.block([[block[q] for q in row] for row in printed])
     np.testing.assert_array_equal(operator(stencil, GRID), expected)
@@ -41,7 +41,7 @@ def test_pointwise_as_printed():
 )
 @pytest.mark.parametrize(("window", "grid"), [((3, 2), (4, 5)), ((4, 5), (4, 5)), ((2, 3, 1), (2, 3, 2))])
 def test_convolution_is_a_correlation(window, grid, boundary, mode):
-    """C(θ) is what scipy.ndimage calls correlate, even sizes and all boundaries included."""
+    """C(θ) is scipy.ndimage.correlate, for even sizes and all boundaries too."""
     rng = np.random.default_rng(1)
     stencil, y = rng.normal(size=window), rng.normal(size=grid)
     result = matrices.product(matrices.convolution(stencil, grid, boundary), y[..., None], grid)[..., 0]

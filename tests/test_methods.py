@@ -1,4 +1,4 @@
-"""method="auto": the fastest measured method, or a rule."""
+"""Tests method="auto", which takes the fastest measured method or follows a rule."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def row(operator="diffusion", n=32, m=3, channels=32, dims=2, **seconds):
 
 
 def test_the_fastest_at_the_nearest_point(table):
-    """Nearest in octaves of grid, stencil and channels, within as many dimensions."""
+    """Distances are in octaves of grid, stencil and channels, among points with as many dimensions."""
     table(row(n=8, fft=1.0, matmul=0.5), row(n=64, fft=0.5, matmul=1.0), row(n=8, dims=3, fft=0.5, matmul=1.0))
     assert choose("auto", "real", (16, 16), WINDOW, 32) == "matmul"
     assert choose("auto", "real", (48, 48), WINDOW, 32) == "fft"
@@ -54,7 +54,7 @@ def test_far_from_the_table_its_seconds_are_scaled():
 
 
 def test_one_convolution_for_linear_mix_where_it_is_known_to_be_faster(monkeypatch):
-    """On v5e at the widths of the paper, but not with many channels, nor on GPUs and CPUs."""
+    """It is taken on v5e at the widths of the paper, but not with many channels, nor on GPUs and CPUs."""
     for n, channels in ((32, 32), (16, 64), (8, 128)):
         chosen = [choose("auto", "linear_mix", (n, n), WINDOW, channels, chip) for chip in ("cpu", "tpu", "default")]
         assert chosen == ["direct", "coupled", "direct"]
@@ -88,7 +88,7 @@ def test_operators_read_it(table):
 
 
 def test_a_decision_replaces_the_table_for_cpus():
-    """While a function is traced, and only where there is a decision."""
+    """A decision applies while a function is traced, and only to its own points."""
     asked = set()
     with methods.decided_by(asked.add):
         jax.eval_shape(lowcost.depthwise_resolvent, jnp.ones((3, 3, 2)), jnp.ones((2, 8, 8, 2)), 1.0)
@@ -126,7 +126,7 @@ def lowered(function, *arrays, platform):
 
 
 def test_the_platform_is_chosen_when_a_program_is_lowered(monkeypatch):
-    """One function, lowered for each platform, uses the method of that platform's table, value and gradients."""
+    """One function, lowered for each platform, uses the method of the platform's table for value and gradients."""
     fastest = {"cpu": "direct", "v5e": "fft", "h100": "matmul"}
     ways = methods.WAYS["depthwise"]
 
@@ -150,7 +150,7 @@ def test_the_platform_is_chosen_when_a_program_is_lowered(monkeypatch):
 
 @pytest.mark.parametrize("operator", ["depthwise", "fully_coupled", "circulant_diffusion"])
 def test_accelerators_get_convolutions_and_no_loops(operator):
-    """method="direct" is XLA's convolution there, and its gradients are convolutions too."""
+    """method="direct" is XLA's convolution on accelerators, and its gradients are convolutions too."""
     stencil, y = jnp.ones((3, 3, 4, 4) if operator == "fully_coupled" else (3, 3, 4)), jnp.ones((2, 8, 8, 4))
 
     def gradients(stencil, y):
@@ -178,7 +178,7 @@ def test_the_chip_can_be_named(monkeypatch):
 
 @pytest.mark.parametrize("chip", [chip for chip in methods.CHIPS.values() if chip != "cpu"])
 def test_the_tables_for_accelerators(chip):
-    """Every operator that no other stands for has rows, with methods that it has and the origin of the figures."""
+    """Every operator that is measured itself has rows, with its own methods and the origin of the figures."""
     rows = [
         json.loads(line) for line in Path(methods.__file__).with_name(f"methods_{chip}.json").read_text().splitlines()
     ]

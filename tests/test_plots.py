@@ -25,7 +25,7 @@ SYMBOL = lowcost.symbol(STENCIL, GRID)
 
 
 def canvas(ax):
-    """The picture's values."""
+    """Returns the values of the image."""
     return np.ma.filled(ax.images[0].get_array(), np.nan)
 
 
@@ -51,7 +51,7 @@ def test_every_channel_is_drawn_once(draw, values, tiles):
 
 @pytest.mark.parametrize("grid", [(16, 16), (64, 32), (9, 15)])
 def test_zero_frequency_stands_in_the_middle(grid):
-    """A blur answers to constants most, so the largest |λ|² is at frequency (0, 0)."""
+    """A blur responds to constants most, so the largest |λ|² is at frequency (0, 0)."""
     ax = plots.symbol(lowcost.symbol(jnp.ones((3, 3, 1)), grid))
     assert canvas(ax).shape == grid
     row, column = np.unravel_index(canvas(ax).argmax(), grid)
@@ -71,7 +71,7 @@ def test_spectra_share_an_axes():
 
 @pytest.mark.parametrize("integrator", lowcost.time_stepping.INTEGRATORS)
 def test_stability_map_draws_the_limit_where_there_is_one(integrator):
-    """Red somewhere, and the line |R| = 1, for the explicit step alone; there it passes through (limit, max|λ|²)."""
+    """Only the explicit step has factors above 1 and the line |R| = 1, which passes through (limit, max|λ|²)."""
     ax = plots.stability_map(integrator, SYMBOL)
     factors = np.asarray(ax.collections[0].get_array())
     assert (factors.max() > 1 + 1e-6) == (integrator == "forward_euler") == (len(ax.collections) == 2)

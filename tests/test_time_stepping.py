@@ -1,4 +1,4 @@
-"""Time steps of the reaction-diffusion equation, Eqs. (8), (9), (11), against dense matrices and exact solutions."""
+"""Compares time steps of the reaction-diffusion equation, Eqs. (8), (9), (11), with dense and exact solutions."""
 
 from functools import partial
 
@@ -58,7 +58,7 @@ def dense_step(name, a, source, y):
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_equals_the_dense_step(name):
-    """Eq. (8) by Eqs. (9), (11), by Crank-Nicolson and by the exponential of the diffusion."""
+    """Eq. (8) is solved by Eqs. (9), (11), by Crank-Nicolson and by the exponential of the diffusion."""
     stencil, a, reaction, y = problem()
     step = jax.jit(stepper(name, stencil, reaction))
     assert_close(step(y, H), dense_step(name, a, np.asarray(reaction(y)), y))
@@ -74,7 +74,7 @@ def test_integers_are_refused(name):
 
 
 def test_circulant_reaction_diffusion():
-    """The same Eqs. (8) and (11) with K_circ of Eq. (12) as the diffusion."""
+    """Eqs. (8) and (11) hold with K_circ of Eq. (12) as the diffusion."""
     stencil, _, reaction, y = problem()
     k, source = matrices.circulant(stencil, GRID), np.asarray(reaction(y))
     flow = lowcost.reaction_diffusion(partial(lowcost.circulant_diffusion, stencil), reaction)

@@ -1,4 +1,4 @@
-"""Weights and statistics of networks as if trained, without compiling their initialisers."""
+"""Makes weights and statistics of networks as if trained, without compiling their initialisers."""
 
 import jax
 import jax.numpy as jnp

@@ -51,12 +51,8 @@ def pad(y: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.Array:
 
 def pad_adjoint(z: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.Array:
     """padᵀ z: adds every point outside the grid to the point that it was copied from."""
-    grid = [n - (m - 1) for n, m in zip(z.shape[-1 - len(window) : -1], window, strict=True)]
-    shape = (*z.shape[: -1 - len(window)], *grid, z.shape[-1])
-    transpose = jax.linear_transpose(
-        partial(pad, window=window, boundary=boundary), jax.ShapeDtypeStruct(shape, z.dtype)
-    )
-    return transpose(z)[0]
+    like_result = _crop(z, window)  # which varies over devices as z does
+    return jax.linear_transpose(partial(pad, window=window, boundary=boundary), like_result)(z)[0]
 
 
 def _crop(y, window):

@@ -58,9 +58,17 @@ def slide_adjoint(stencil: jax.Array, z: jax.Array, boundary: str, *, coupled: b
 def _bind(operator, stencil, y, boundary, coupled):
     # XLA's convolutions sum products of bfloat16 in float32; a coupled stencil of that type moves half the bytes.
     dtype = jnp.result_type(stencil, y) if coupled else promote(y).dtype
-    stencil, features = jnp.asarray(stencil, dtype), jnp.asarray(y, dtype)
-    result = operator.bind(stencil, features, boundary=boundary, rank=stencil.ndim - 1 - coupled)
-    return result.astype(jnp.result_type(y))
+    stencil, features = _varying_alike(jnp.asarray(stencil, dtype), jnp.asarray(y, dtype))
+    # The precision is that of the caller: the primitives are lowered where its `with` block may have ended.
+    how = {"rank": stencil.ndim - 1 - coupled, "precision": jax.config.jax_default_matmul_precision}
+    return operator.bind(stencil, features, boundary=boundary, **how).astype(jnp.result_type(y))
+
+
+def _varying_alike(stencil, features):
+    """Returns both arrays as varying over the same devices, so that a shared one gets the sum of their gradients."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:  # outside of any jax.shard_map
+        return stencil, features
+    return stencil + jnp.sum(features[:0]), features + jnp.sum(stencil[:0])
 
 
 # --- on one device ---------------------------------------------------------------------------------------------------
@@ -188,7 +196,7 @@ def _offsets(window):
 
 
 def _primitive(name, form):
-    def apply(stencil, y, *, boundary, rank):
+    def apply(stencil, y, *, boundary, rank, precision):
         def by_image(stencil, y):
             def one(image):
                 return form(_apply, promote(stencil), promote(image), boundary, rank).astype(y.dtype)
@@ -196,12 +204,13 @@ def _primitive(name, form):
             return one_by_one(one, rank + 1, y)
 
         by_xla = partial(form, _apply_by_xla, boundary=boundary, rank=rank)
-        return _on_platform(by_image, by_xla, stencil.shape, rank, stencil, y)
+        with jax.default_matmul_precision(precision):
+            return _on_platform(by_image, by_xla, stencil.shape, rank, stencil, y)
 
-    return primitive(name, apply, ("boundary", "rank"), leading_axes=True)
+    return primitive(name, apply, ("boundary", "rank", "precision"), leading_axes=True)
 
 
-def _gradient(y, z, *, boundary, rank, shape):
+def _gradient(y, z, *, boundary, rank, precision, shape):
     """∂⟨z, K(θ) y⟩/∂θ of a batch."""
 
     def by_image(y, z):
@@ -211,7 +220,8 @@ def _gradient(y, z, *, boundary, rank, shape):
         return one_by_one(one, rank + 1, y, z).reshape(-1, *shape).sum(0).astype(z.dtype)
 
     by_xla = partial(_gradient_by_xla, boundary=boundary, rank=rank, shape=shape)
-    return _on_platform(by_image, by_xla, shape, rank, y, z)
+    with jax.default_matmul_precision(precision):
+        return _on_platform(by_image, by_xla, shape, rank, y, z)
 
 
 def _on_platform(by_image, by_xla, shape, rank, *arrays):
@@ -223,7 +233,7 @@ def _on_platform(by_image, by_xla, shape, rank, *arrays):
 
 _slide = _primitive("slide", _convolve)
 _slide_adjoint = _primitive("slide_adjoint", _correlate)
-_slide_gradient = primitive("slide_gradient", _gradient, ("boundary", "rank", "shape"))
+_slide_gradient = primitive("slide_gradient", _gradient, ("boundary", "rank", "precision", "shape"))
 
 # For each primitive the cotangents of its two arguments, which are the derivatives of the form in these.
 ad.defbilinear(

@@ -98,7 +98,7 @@ def test_the_split_is_by_content(tmp_path):
 
 
 def test_copies_stay_together_whatever_their_type_and_padding_is(tmp_path):
-    """The same numbers in another dtype give the same parts; the points after the end of a signal play no role."""
+    """The same numbers in another dtype give the same parts; the points after the end of a signal have no effect."""
     arrays = {"train_images": RNG.normal(size=(80, 30)).astype("<f4"), "train_labels": np.arange(80) % 2}
     lengths = np.full(80, 12)
     want = read(tmp_path, arrays).test.images

@@ -477,7 +477,7 @@ def test_one_tree_is_split_by_the_content_of_the_files(tmp_path, cached, inside)
     share=st.floats(0.3, 0.7),
 )
 def test_added_images_move_none_from_test_to_training_and_copies_stay_together(first, more, share):
-    """Forty images are always there, so that both parts have some of each class."""
+    """Forty images are always present, so that both parts have some of each class."""
     with tempfile.TemporaryDirectory() as root:
         write_tree(Path(root), first)
         before = folder(root, test_share=share)

@@ -374,7 +374,7 @@ def test_a_mask_and_a_dtype_are_kept(standardised, trained, tmp_path):
     assert (loaded.dtype, loaded.metadata()["dtype"], loaded.moments) == ("int16", "int16", None)
     assert packaged.encode(loaded) == file.read_bytes()
     lowcost.save(file, net, variables, classes=CLASSES, image_shape=(16, 2), dtype="uint8")
-    assert not {"dtype", "moments", "masked"} & lowcost.load(file).metadata().keys()  # as files were before
+    assert not {"dtype", "moments", "masked"} & lowcost.load(file).metadata().keys()  # as in older files
 
 
 def test_forged_inputs_are_refused(standardised, refuse, tmp_path):

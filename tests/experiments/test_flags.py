@@ -324,7 +324,7 @@ def test_stencils_are_larger_in_implicit_networks_of_images_that_allow_it(archit
 
 
 def test_programs_that_reproduce_the_paper_have_its_stencils():
-    """A flag or a study may state others."""
+    """A flag or a study may state other sizes."""
     assert derived(norm_budget.Config()).kernel_size == 3
     assert {run.kernel_size for run in table2.runs(table2.Config())} == {3}
     assert {run.kernel_size for run in table2.runs(table2.Config(kernel_size=5))} == {5}

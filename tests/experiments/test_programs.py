@@ -81,7 +81,7 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
     before = (whole / "result.json").read_bytes()
     same = {"epochs": 4, "batch_size": 8, "steps_per_block": 1, "width": (8, 16)}
     config = TrainConfig("folder", data_dir=image_folder, workdir=whole, **same)
-    assert training.run(config) == 0  # finished: reports it, and changes nothing
+    assert training.run(config) == 0  # a finished run is reported and not changed
     assert "this run is finished" in capsys.readouterr().out
     assert (whole / "result.json").read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""A small training run to be interrupted and damaged, started as users start it: in processes of its own."""
+"""Provides small training runs to interrupt and damage, started as users start them, in separate processes."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ PATIENCE = 240
 
 
 class Subject:
-    """Runs on a few random images, all with the same data, configuration and compiled programs.
+    """Starts runs on a few random images, all with the same data, configuration and compiled programs.
 
     Args:
         directory: the parent of all files.
@@ -93,7 +93,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Laboratory:
-    """What the fault tests share.
+    """Holds what the fault tests share.
 
     Attributes:
         subject: starts runs.
@@ -114,11 +114,11 @@ class Laboratory:
         return Path(shutil.copytree(self.whole, self.subject.directory / name))
 
     def recovers(self, workdir: Path) -> bool:
-        """Whether the same command, run again, ends in the state of the uninterrupted run, bit for bit."""
+        """Returns whether the same command, run again, ends in the state of the uninterrupted run, bit for bit."""
         return self.subject.finish(workdir)["digest"] == self.digest
 
     def has_recovered(self, workdir: Path) -> bool:
-        """Whether the result in this work directory is that of the uninterrupted run."""
+        """Returns whether the result in this work directory is that of the uninterrupted run."""
         return json.loads((workdir / "result.json").read_text())["digest"] == self.digest
 
 

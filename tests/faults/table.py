@@ -43,7 +43,7 @@ def row_of(report: pytest.TestReport) -> dict[str, Any] | None:
 
 
 class Table:
-    """A plugin of pytest: one row per fault test, in the order in which they ran.
+    """Collects, as a plugin of pytest, one row per fault test in the order in which they ran.
 
     Args:
         out: the rows are written to OUT.jsonl and OUT.md unless the session was interrupted; None writes no file.

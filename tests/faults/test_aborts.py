@@ -1,4 +1,4 @@
-"""Runs that are killed or stopped by signals."""
+"""Tests runs that are killed or stopped by signals."""
 
 import re
 import signal
@@ -48,12 +48,12 @@ def is_past(moment):
 
 
 def is_saving(workdir):
-    """Whether a checkpoint is being written, or was being written when the process was killed."""
+    """Returns whether a checkpoint is being written, or was being written when the process was killed."""
     return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
 
 
 def saves_again(workdir, before):
-    """Whether a checkpoint is being written after a first one that is not among those before."""
+    """Returns whether a checkpoint is being written after a first new one."""
     return steps_saved(workdir) != before and is_saving(workdir)
 
 

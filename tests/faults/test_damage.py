@@ -1,4 +1,4 @@
-"""Damaged checkpoints, disks that cannot be written, and batches that are not finite."""
+"""Tests damaged checkpoints, disks that cannot be written, and batches that are not finite."""
 
 import shutil
 import signal
@@ -22,7 +22,7 @@ def prepared(workdir):
 
 @pytest.fixture(scope="module")
 def restored(lab):
-    """Directory of checkpoints → step and digest of what training would resume from."""
+    """Returns directory of checkpoints → step and digest of the state from which training would resume."""
     run, state = identity(lab.whole), prepared(lab.whole).abstract_state()
 
     def restore(directory):
@@ -36,7 +36,7 @@ def restored(lab):
 
 @pytest.fixture(scope="module")
 def right(lab, restored):
-    """Step → digest of the two checkpoints of the uninterrupted run."""
+    """Returns step → digest of the two checkpoints of the uninterrupted run."""
     source, alone = lab.whole / "checkpoints", lab.subject.directory / "older"
     older = str(steps_saved(lab.whole)[0])
     shutil.copytree(source / older, alone / older)
@@ -97,7 +97,7 @@ def test_all_checkpoints_damaged(lab, record):
 
 @pytest.fixture(scope="module")
 def half(lab):
-    """The work directory of a run that was stopped."""
+    """Returns the work directory of a run that was stopped."""
     workdir = lab.subject.directory / "half"
     process = lab.subject.start(workdir)
     wait_until_epoch(2, workdir, process)

@@ -1,4 +1,4 @@
-"""Runs that change their number of devices or processes, and processes that die or freeze."""
+"""Tests runs that change their number of devices or processes, and processes that die or freeze."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ from faults.subject import epochs_done, outcome, steps_saved, stop, wait_until_e
 
 @pytest.mark.full
 def test_device_counts(lab, record):
-    """4 → 2 → 1 → 4 devices over the last 100 steps against 4 devices throughout.
+    """Compares 4 → 2 → 1 → 4 devices over the last 100 steps with 4 devices throughout.
 
-    Learning rates are small over the last steps. At a rate of 0.01 Adam moves a weight whose gradient is nothing but
-    rounding by 0.01 up or down, and the losses of any two device counts separate within a few steps.
+    Learning rates are small over the last steps. At a rate of 0.01, Adam moves a weight by 0.01 up or down even if its
+    gradient is only rounding. The losses of any two device counts then separate within a few steps.
     """
     subject, moved, still = lab.subject, lab.subject.directory / "moved", lab.subject.directory / "still"
     parts, target = [], subject.epochs - 8
@@ -61,7 +61,7 @@ def test_two_processes_then_one(lab, record):
     ids=["killed", "frozen"],
 )
 def test_a_process_is_lost(lab, record, fate, number):
-    """One of two processes dies or freezes; then both are started again, in the short form one with two devices."""
+    """One of two processes dies or freezes; then both restart, or in the short form one process with two devices."""
     workdir = lab.subject.directory / f"pair-{fate}"
     pair = lab.subject.start_two(workdir)
     wait_until_epoch(1, workdir, pair[0])

@@ -1,4 +1,4 @@
-"""Work directories and compiled programs that do not fit the run that finds them."""
+"""Tests work directories and compiled programs that do not fit the run that finds them."""
 
 import pytest
 from faults.subject import contents, error_of, outcome, wait_until_epoch, write_images
@@ -6,7 +6,7 @@ from faults.subject import contents, error_of, outcome, wait_until_epoch, write_
 
 @pytest.mark.full
 def test_other_configurations(lab, record):
-    """Another network, image size or number of classes in the same work directory."""
+    """Refuses another network, image size or number of classes in the same work directory."""
     three = write_images(lab.subject.directory / "three", names=("dark", "grey", "light"))
     small = write_images(lab.subject.directory / "small", size=24)
     before = contents(lab.whole)
@@ -30,7 +30,7 @@ def test_other_configurations(lab, record):
 
 
 def test_two_runs(lab, record):
-    """A second run in a directory where one is training."""
+    """Refuses a second run in a directory where one is training."""
     workdir = lab.subject.directory / "shared"
     flags = ("--epochs", 1000) if lab.short else ()  # the first is still training when the second starts
     first = lab.subject.start(workdir, *flags)

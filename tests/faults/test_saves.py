@@ -1,4 +1,4 @@
-"""Saved work: processes killed while they write, and checkpoints that are read, moved or lost."""
+"""Tests processes killed while they write, and checkpoints that are read, moved or lost."""
 
 import itertools
 import os
@@ -61,7 +61,7 @@ def test_killed_in_system_calls(lab, record):
 
 
 def is_readable(directory, finished):
-    """Whether the newest checkpoint is at least as new as the last one that was finished, and none is damaged."""
+    """Returns whether the newest checkpoint is at least as new as the last finished one, and none is damaged."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     checkpoints = Checkpoints(directory)
     restored = checkpoints.restore_newest({"w": jax.ShapeDtypeStruct((50, 8), np.float32, sharding=device)})
@@ -74,7 +74,7 @@ def is_readable(directory, finished):
 
 @pytest.mark.full
 def test_names_of_directories(lab, record):
-    """Work directories whose names mean something to a shell, a glob or a URL."""
+    """Trains in work directories whose names have a meaning for a shell, a glob or a URL."""
     directory, names = lab.subject.directory / "names", ["exp[1]", "a*b?", "{x}#%20", "λ ü", "two\nlines", "~", "-v"]
     fine, refused = 0, 0
     for name in names:
@@ -95,7 +95,7 @@ def test_names_of_directories(lab, record):
 
 @pytest.mark.full
 def test_unreadable_files(lab, record):
-    """A file with values of the newest checkpoint that may not be read, then may be again."""
+    """A checkpoint file that may not be read is an error; once it may be read, the run recovers."""
     name, wrap = "a checkpoint file that may not be read", AS_A_USER if os.geteuid() == 0 else ()
     if wrap and shutil.which(wrap[0]) is None:
         record(name, "not tried: needs setpriv")
@@ -121,7 +121,7 @@ def test_unreadable_files(lab, record):
 
 @pytest.mark.full
 def test_lost_checkpoints(lab, record):
-    """A finished run whose checkpoints are deleted, or all set aside."""
+    """Refuses to train a finished run again whose checkpoints are deleted, or all set aside."""
     refused = 0
     for case in "deleted", "set aside":
         workdir = lab.copy(case)
@@ -170,7 +170,7 @@ def test_a_concurrent_reader(lab, record):
 
 @pytest.mark.full
 def test_exchanged_checkpoints(lab, record):
-    """Checkpoints that are renamed, swapped, or of another seed's run; a result of another run."""
+    """Refuses checkpoints that are renamed, swapped or of another seed, and a result of another run."""
     other = lab.subject.directory / "other-seed"
     lab.subject.finish(other, "--seed", 5)
 

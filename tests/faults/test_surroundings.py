@@ -1,4 +1,4 @@
-"""What surrounds a run: other processes, data, settings, output and small files."""
+"""Tests what surrounds a run: other processes, data, settings, output and small files."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.full
 
 
 def test_processes_that_differ(lab, record):
-    """Two processes of which the second has another seed, length, recipe, batch size or other images."""
+    """Refuses two processes if the second has another seed, length, recipe, batch size or other images."""
     images = write_images(lab.subject.directory / "replaced", train=60)
     one, other = (images / "train" / "dark" / f"{i}.png" for i in (0, 1))
     one.write_bytes(other.read_bytes())
@@ -37,7 +37,7 @@ def test_processes_that_differ(lab, record):
 
 
 def test_changed_pixels(lab, record):
-    """Bits flipped in the decoded images that are kept; two images exchanged between stop and resume."""
+    """Flips bits in the cached decoded images, and exchanges two images between stop and resume."""
     cache = [path for path in (lab.subject.directory / ".lowcost-cache").iterdir() if path.name.startswith("folder-")]
     for path in cache:
         content = bytearray(path.read_bytes())
@@ -64,7 +64,7 @@ def test_changed_pixels(lab, record):
 
 
 def test_ambient_settings(lab, record):
-    """Another random generator, random bits or number format in the environment of a resume and of a reader."""
+    """Sets another random generator, random bits or number format for a resume and for `evaluate`."""
     settings = {
         "jax_threefry_partitionable": {"JAX_THREEFRY_PARTITIONABLE": "0"},
         "jax_enable_x64": {"JAX_ENABLE_X64": "1"},
@@ -88,7 +88,7 @@ def test_ambient_settings(lab, record):
 
 
 def test_lost_output(lab, record):
-    """A reader of the output that leaves, a full disk that should hold it, streams that are closed."""
+    """Training continues if the reader of its output ends, and if its output goes to a full disk or closed streams."""
     shells = {
         "to a reader that leaves": 'set -o pipefail; "$@" 2>&1 | head -n 1',
         "to a full disk": '"$@" > /dev/full 2>&1',
@@ -107,7 +107,7 @@ def test_lost_output(lab, record):
 
 
 def test_programs_of_other_users(lab, record):
-    """Forged compiled programs next to the work directory, in a folder to which everybody can write."""
+    """Forged compiled programs in a folder to which everybody can write are not used."""
     folder, home = lab.subject.directory / "open" / ".lowcost-cache" / "compiled", lab.subject.directory / "home"
     folder.mkdir(parents=True)
     home.mkdir(mode=0o700)
@@ -133,7 +133,7 @@ def test_programs_of_other_users(lab, record):
 
 
 def test_damaged_small_files(lab, record):
-    """A bit flipped in metrics.jsonl; an empty result.json; a configuration of wrong types."""
+    """One line reports a bit flipped in metrics.jsonl, an empty result.json, or a configuration of wrong types."""
     metrics, result, types = (lab.copy(name) for name in ("metrics", "result-empty", "types"))
     content = bytearray((metrics / "metrics.jsonl").read_bytes())
     content[3] ^= 0x80
@@ -155,7 +155,7 @@ def test_damaged_small_files(lab, record):
 
 
 def test_processes_that_do_not_come(lab, record):
-    """A bad address, a port in use, a second process that never starts, a missing backend."""
+    """A bad address, a port in use, a missing process or a missing backend ends with one line and status 2."""
     refused, longest = 0, 0.0
     with socket.create_server(("localhost", 0)) as taken, socket.socket() as free:
         free.bind(("localhost", 0))

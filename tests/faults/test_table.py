@@ -1,4 +1,4 @@
-"""The committed table of faults, and the row that each kind of test adds."""
+"""Tests the committed table of faults, and the row that each kind of test adds."""
 
 import json
 

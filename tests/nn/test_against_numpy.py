@@ -1,4 +1,4 @@
-"""The seven networks against a float64 evaluation of the paper's formulas with dense matrices and SciPy."""
+"""Compares the seven networks with the paper's formulas in float64, with dense matrices and SciPy."""
 
 import copy
 
@@ -27,7 +27,7 @@ def convolve(theta, y):
 
 
 def dense(theta, grid):
-    """The matrix K(θ), column by column: K(θ) applied to every unit vector."""
+    """Returns the matrix K(θ), column by column: K(θ) applied to every unit vector."""
     size = np.prod(grid) * theta.shape[-2]
     units = np.eye(size).reshape(size, *grid, -1)
     return convolve(theta, units).reshape(size, -1).T
@@ -78,7 +78,7 @@ def relu(x):
 
 
 def normalization(train):
-    """N(s, x): with the statistics of the batch, which also move the running ones, or with the running ones."""
+    """Returns N(s, x) by the statistics of the batch, which update the running ones, or by the running ones."""
 
     def N(s, x):
         running = s["normalize"]
@@ -147,7 +147,7 @@ def connecting(p, s, x, N):
 
 
 def pool(x):
-    """The mean of every two neighbours along every axis of the grid; the last point of an odd axis is alone."""
+    """Returns the mean of every two neighbours along each axis; the last point of an odd axis is alone."""
     for axis in range(1, x.ndim - 1):
         pairs = np.split(x, range(2, x.shape[axis], 2), axis)
         x = np.concatenate([pair.mean(axis, keepdims=True) for pair in pairs], axis)
@@ -155,7 +155,7 @@ def pool(x):
 
 
 def paper(architecture, params, statistics, images, train):
-    """The logits and, when training, the running statistics after this batch."""
+    """Returns the logits and the running statistics, which training updates."""
     N, step, s = normalization(train), STEPS[architecture], copy.deepcopy(statistics)
     y = relu(N(s["opening"], product(K_full(params["opening"]["stencil"], images), images)))
     for block in (1, 2):
@@ -172,7 +172,7 @@ def paper(architecture, params, statistics, images, train):
 
 
 def random_variables(net, images, rng):
-    """Random weights and running statistics, none left at an initial 0 or 1, in the precision of the images."""
+    """Returns random weights and running statistics, none at an initial 0 or 1, in the precision of the images."""
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
 
     def draw(path, leaf):
@@ -183,7 +183,7 @@ def random_variables(net, images, rng):
 
 
 def assert_close(actual, expected, tolerance):
-    """Relative to the largest entry."""
+    """Asserts that the arrays agree up to the tolerance times the largest entry."""
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 

@@ -10,7 +10,7 @@ COUNTED = {"resnet": (cost.fully_coupled, 2), "linear_mix": (cost.linear_mix, 2)
 
 
 def step(architecture, grid, c, **method):
-    """The cost of one step by the formulas of Table 1."""
+    """Returns the cost of one step by the formulas of Table 1."""
     name = architecture.removeprefix("implicit_") if architecture == "implicit_circulant_rd" else architecture
     formula, times = COUNTED.get(architecture) or (getattr(cost, name), 1)
     channels = (c, c) if architecture == "resnet" else (c,)
@@ -20,7 +20,7 @@ def step(architecture, grid, c, **method):
 @pytest.mark.parametrize("method", [None, "fft", "matmul", "direct"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_network_costs_what_its_layers_cost(architecture, method):
-    """Two blocks, written out, Section 4; where a step has an inverse, it has no direct method."""
+    """The cost is the sum over two blocks, written out (Section 4); a step with an inverse has no direct method."""
     net = network(architecture, (8, 16), 10, steps_per_block=3)
     if method == "direct" and "implicit" in architecture:
         with pytest.raises(ValueError, match="method must be one of 'fft', 'matmul' here, got 'direct'"):
@@ -40,7 +40,7 @@ def test_a_network_costs_what_its_layers_cost(architecture, method):
 
 
 def test_pixels_count_in_proportion():
-    """Twice the side, four times the direct multiply-adds, but for the classifier's; no more weights."""
+    """Twice the side needs four times the direct multiply-adds, except the classifier's, and no more weights."""
     net = network("resnet", "A", 10)
     small, large = (network_cost(net, (n, n, 3)) for n in (32, 64))
     assert large.multiply_adds - 2560 == 4 * (small.multiply_adds - 2560)

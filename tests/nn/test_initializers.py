@@ -1,4 +1,4 @@
-"""The whitened opening, whose responses have variance 1 and no correlation, and stencils with a given reach."""
+"""Tests the whitened opening, with uncorrelated responses of variance 1, and stencils with a given reach."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 
 def smooth(shape):
-    """Random images whose neighbouring pixels are alike."""
+    """Returns random images whose neighbouring pixels are similar."""
     images = RNG.normal(size=shape)
     for axis in range(1, len(shape)):
         images = images + np.roll(images, 1, axis) + 0.3 * np.roll(images, -2, axis)
@@ -33,7 +33,7 @@ def smooth(shape):
     [((40, 9, 8, 3), (3, 3)), ((30, 6, 7, 1), (5, 5)), ((60, 20, 2), (3,)), ((9, 5, 4, 6, 1), (3,) * 3)],
 )
 def test_responses_are_white(shape, window):
-    """Over all patches of all images, against NumPy's covariance; every second filter is the negative of the first."""
+    """NumPy's covariance over all patches is the identity; every second filter is the negative of the one before."""
     images = smooth(shape)
     features = 10
     stencil = patch_whitening(images)(jax.random.key(0), (*window, shape[-1], features))
@@ -67,7 +67,7 @@ def test_a_network_starts_with_it():
 
 @pytest.mark.parametrize("window", [(3,), (4,), (7,), (3, 3), (5, 4), (7, 7), (3, 3, 3), (5, 5, 5)], ids=str)
 def test_the_implicit_step_starts_with_the_wanted_reach(window):
-    """Within 20 % for every channel, on grids of four times the reach; stencils have mean 0, whatever the sample."""
+    """Every channel has it within 20 % on grids of four times the reach; every sampled stencil has mean 0."""
     for h, reach in ((1.0, 2.0), (0.3, 4.0), (30.0, 8.0)):
         grid = tuple(max(m, int(4 * reach)) for m in window)
         for seed in range(3 if len(window) < 3 else 1):
@@ -79,14 +79,14 @@ def test_the_implicit_step_starts_with_the_wanted_reach(window):
 
 
 def test_near_identity():
-    """1 at the centre, and little noise everywhere."""
+    """The stencil is 1 at the centre plus little noise everywhere."""
     noise = near_identity(jax.random.key(0), (3, 4, 8)).at[1, 2].add(-1)
     assert 0 < jnp.abs(noise).max() < 0.3
 
 
 @pytest.mark.parametrize("stencil", [[0.2, 1.0, 0.4], [1.0, 1.0, 1.0]], ids=str)
 def test_the_radius_of_stencils_with_a_mean(stencil):
-    """That of the Green's function; and 0 where the lowest frequency is damped less than none, of a blur."""
+    """It is that of the Green's function, or 0 for a blur, which damps constants more than the lowest frequency."""
     stencil, n = jnp.array(stencil)[:, None], 512
     green = np.asarray(green_function(stencil, (n,), 2.0), np.float64)[:, 0]
     expected = np.sqrt(max(0, ((np.arange(n) - n // 2) ** 2 * green).sum() / green.sum()))
@@ -113,7 +113,7 @@ def test_the_circulant_stencil_reaches_as_far_over_all_channel_frequencies():
 
 @pytest.mark.parametrize("architecture", ["explicit_rd", "circulant_rd"])
 def test_explicit_networks_start_stable(architecture):
-    """For their own time step."""
+    """No step is unstable at the network's own time step."""
     net = network(architecture, (4, 8), 3, steps_per_block=1, h=30.0)
     variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 12, 12, 1)))
     assert stability_report(net, variables, (12, 12, 1)).unstable == ()
@@ -135,7 +135,7 @@ def test_steps_and_layers_have_the_reach_of_their_time_step(step):
 
 @pytest.mark.parametrize("architecture", ["implicit_rd", "implicit_circulant_rd"])
 def test_networks_start_with_the_wanted_reach(architecture):
-    """Every step of a network, in bfloat16 as well, whose logits stay finite; other weights do not change."""
+    """Steps of a bfloat16 network have the reach, and its logits are finite; other initial weights do not change."""
     net = network(architecture, (4, 8), 3, steps_per_block=1, reach=4.0, dtype=jnp.bfloat16)
     images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
     variables = net.init(jax.random.key(0), images)
@@ -152,7 +152,7 @@ def test_networks_start_with_the_wanted_reach(architecture):
 
 
 def test_the_time_step_of_a_reach_may_be_traced():
-    """As that of `stable_stencil`, where `jax.jit` traces the module."""
+    """`jax.jit` may trace it, as it traces the time step of `stable_stencil`."""
     sample = jax.jit(lambda h: reaching_stencil(h, 3.0)(jax.random.key(0), (3, 3, 4)))
     expected = reaching_stencil(2.0, 3.0)(jax.random.key(0), (3, 3, 4))
     np.testing.assert_allclose(sample(2.0), expected, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The layers are what `flax.linen.Conv` computes with the dense kernel of the same operator, argument by argument."""
+"""The layers compute what `flax.linen.Conv` computes with the operator's dense kernel, argument by argument."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ over_layers = pytest.mark.parametrize("layer", [Depthwise, LinearMix, Circulant,
 
 
 def dense_kernel(params):
-    """Conv's kernel [*window, C, C] of a layer's parameters."""
+    """Returns Conv's kernel [*window, C, C] for a layer's parameters."""
     θ, eye = params["stencil"], jnp.eye(C)
     kernel = jnp.einsum("...c,cd->...cd", θ, eye)
     centre = tuple(m // 2 for m in θ.shape[:-1])
@@ -28,7 +28,7 @@ def dense_kernel(params):
 
 
 def random_parameters(module, y, key=0):
-    """Random parameters, the bias too."""
+    """Returns random parameters, including the bias."""
     tree = jax.eval_shape(module.init, jax.random.key(0), y)["params"]
     keys = jax.random.split(jax.random.key(key), len(tree))
     return {name: jax.random.normal(k, x.shape, x.dtype) for k, (name, x) in zip(keys, tree.items(), strict=True)}
@@ -50,7 +50,7 @@ def test_it_is_conv_with_the_dense_kernel(layer, dims, padding):
 
 @pytest.mark.parametrize("layer", [Depthwise, LinearMix, Circulant])
 def test_symmetric_padding_is_numpys(layer):
-    """As on an image that is padded first, with the layer's result cut back."""
+    """The result is that on an image padded by NumPy, cut back to the image."""
     y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
     padded = np.pad(y, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="symmetric")
     params = random_parameters(layer(C, (3, 3)), y)
@@ -61,7 +61,7 @@ def test_symmetric_padding_is_numpys(layer):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_depthwise_is_conv_of_one_feature_a_group(padding):
-    """θ is that Conv's kernel without its axis of one, and starts with the same variance."""
+    """θ is the kernel of that Conv without its axis of one."""
     y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
     conv = nn.Conv(C, (3, 3), padding=padding, feature_group_count=C)
     params = random_parameters(conv, y)
@@ -121,7 +121,7 @@ def test_options_as_conv(layer):
 
 @pytest.mark.parametrize("layer", [Depthwise, LinearMix, Circulant])
 def test_at_first_the_variance_is_kept(layer):
-    """As with Conv's own initialiser: inputs of variance 1 give outputs of variance 1, whatever the sharing."""
+    """Inputs of variance 1 give outputs of variance 1, as with Conv's initialiser, however weights are shared."""
     c = 256
     y = jax.random.normal(jax.random.key(1), (8, 8, 8, c))
     outputs, _ = layer(c, (3, 3), padding="CIRCULAR").init_with_output(jax.random.key(0), y)
@@ -129,7 +129,7 @@ def test_at_first_the_variance_is_kept(layer):
 
 
 def test_a_dense_kernel_is_taken_over():
-    """`convert` gives the parameters: exactly, where Conv's kernel has the layer's form."""
+    """`convert` gives the exact parameters if Conv's kernel has the layer's form."""
     y = jax.random.normal(jax.random.key(1), (2, 6, 5, C))
     conv = nn.Conv(C, (3, 3))
     bias = jax.random.normal(jax.random.key(2), (C,))
@@ -166,7 +166,7 @@ def test_implicit_diffusion_wraps_around_or_mirrors():
 
 @pytest.mark.parametrize("kernel_size", [(3, 2), [3, 2], np.array([3, 2]), (np.int64(3), np.int8(2))], ids=repr)
 def test_sizes_may_be_numpys(kernel_size):
-    """Any whole numbers; others are refused."""
+    """Sizes may be whole numbers of any type; others are refused."""
     y = jnp.ones((1, 4, 5, C))
     shapes = jax.eval_shape(Depthwise(np.int64(C), kernel_size).init, jax.random.key(0), y)["params"]
     assert shapes["stencil"].shape == (3, 2, C)

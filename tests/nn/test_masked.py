@@ -21,7 +21,7 @@ EXPLICIT = tuple(name for name in ARCHITECTURES if "implicit" not in name)
 
 
 def padded(total, offset=0.0):
-    """A batch of signals with their mask, zero on padding, [4, total, 3]."""
+    """Returns a batch [4, total, 3] of signals with their mask, zero on padding."""
     rng, batch = np.random.default_rng(0), np.zeros((len(LENGTHS), total, CHANNELS + 1), np.float32)
     for signal, length in zip(batch, LENGTHS, strict=True):
         signal[:length, :-1] = rng.normal(size=(length, CHANNELS)) + offset
@@ -31,7 +31,7 @@ def padded(total, offset=0.0):
 
 @functools.cache
 def trained(architecture, **options):
-    """A masked network and variables of which nothing is at its initial 0 or 1."""
+    """Returns a masked network and variables, none of which is at its initial 0 or 1."""
     options = {"width": (4, 8), "steps_per_block": 1, "masked": True, "moments": MOMENTS} | options
     net = network(architecture, options.pop("width"), 3, **options)
     return net, as_if_trained(net, (32, CHANNELS + 1))
@@ -39,7 +39,7 @@ def trained(architecture, **options):
 
 @functools.partial(jax.jit, static_argnums=0)
 def training(net, variables, batch):
-    """Logits, statistics and gradients of one step."""
+    """Returns logits, statistics and gradients of one step."""
 
     def loss(params):
         logits, updates = net.apply({**variables, "params": params}, batch, train=True, mutable=["batch_stats"])
@@ -50,7 +50,7 @@ def training(net, variables, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def inference(net, variables, batch):
-    """The logits."""
+    """Returns the logits."""
     return net.apply(variables, batch)
 
 
@@ -61,7 +61,7 @@ def assert_close(actual, expected, rtol=1e-5):
 
 @pytest.mark.parametrize("architecture", EXPLICIT)
 def test_results_do_not_depend_on_padding(architecture):
-    """Logits, statistics and gradients of a batch whose longest signal has no padding, or 43 points of it."""
+    """Logits, statistics and gradients are equal if the longest signal has no padding or 43 points of it."""
     net, variables = trained(architecture)
     near, far = (training(net, variables, padded(total)) for total in (22, 65))
     assert_close(far, near, 1e-4)
@@ -79,7 +79,7 @@ def test_each_signal_is_as_alone_at_its_own_length(architecture):
 
 @pytest.mark.parametrize("architecture", EXPLICIT)
 def test_a_step_sees_zeros_beyond_the_ends(architecture):
-    """Of Eq. (3), K₁ and K₂ᵀ of the signal alone see zeros; a diffusion is -KᵀK of the signal that zeros continue."""
+    """K₁ and K₂ᵀ of Eq. (3) see zeros beyond the signal; a diffusion is -KᵀK of the signal continued by zeros."""
     step, batch = ARCHITECTURES[architecture](), padded(40)
     y, mask = jnp.asarray(batch[..., :-1]), batch[..., -1:] > 0
     variables = step.init(jax.random.key(0), y, train=False)
@@ -101,7 +101,7 @@ def test_a_step_sees_zeros_beyond_the_ends(architecture):
 
 @pytest.mark.parametrize("pooling", [AveragePool(), GlobalAveragePool()], ids=["between", "last"])
 def test_averages_and_statistics_are_over_valid_points(pooling):
-    """Of the connecting layer, by loops in NumPy; a window without valid points gives 0."""
+    """The connecting layer agrees with loops in NumPy; a window without valid points gives 0."""
     batch = padded(29)
     y, mask = jnp.asarray(batch[..., :-1]), batch[..., -1:] > 0
     layer = Connecting(pooling)
@@ -134,7 +134,7 @@ def test_averages_and_statistics_are_over_valid_points(pooling):
     ids=lambda layer: type(layer).__name__,
 )
 def test_a_mask_of_ones_changes_no_layer(layer):
-    """In training and at inference; a whole masked network differs by the padding that it appends."""
+    """Layers agree in training and at inference; only a whole masked network differs, by the padding it appends."""
     y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 19, 4)).astype(np.float32))
     variables = layer.init(jax.random.key(0), y, train=False)
     for train in (True, False):
@@ -144,7 +144,7 @@ def test_a_mask_of_ones_changes_no_layer(layer):
 
 @pytest.mark.parametrize("architecture", ["implicit_rd", "implicit_circulant_rd"])
 def test_an_implicit_step_is_that_of_the_padded_grid(architecture):
-    """Padding has no influence but by the length of the periodic grid: its content, and mask values above 0, do not."""
+    """Padding has an effect only by its length, on the periodic grid; its content and the values of the mask do not."""
     net, variables = trained(architecture)
     batch = padded(40)
     want = training(net, variables, batch)
@@ -157,7 +157,7 @@ def test_an_implicit_step_is_that_of_the_padded_grid(architecture):
 
 @pytest.mark.parametrize("options", [{"remat": True}, {"dtype": jnp.bfloat16}, {"moments": None}], ids=str)
 def test_options_apply_to_masked_networks(options):
-    """Recomputation gives the same results, bfloat16 nearly; without moments nothing is standardised."""
+    """Recomputation gives the same results, bfloat16 similar ones; without moments nothing is standardised."""
     net, variables = trained("explicit_rd")
     if options == {"moments": None}:
         batch = padded(28)

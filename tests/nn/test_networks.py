@@ -1,4 +1,4 @@
-"""The networks of Section 4."""
+"""Tests the networks of Section 4."""
 
 import itertools
 from functools import partial
@@ -54,7 +54,7 @@ def test_one_network_for_signals_images_and_volumes(architecture, grid):
 @pytest.mark.parametrize("h", [0.1, 1.0, 30.0])
 @pytest.mark.parametrize("window", [(3, 3), (7,), (2, 3, 2)])
 def test_the_explicit_step_starts_stable(h, window):
-    """h·max|λ|² ≤ 2 at initialisation, whatever the draw."""
+    """h·max|λ|² ≤ 2 holds at initialisation for every sample."""
     keys, grid = jax.random.split(jax.random.key(0), 20), (8,) * len(window)
 
     @jax.jit
@@ -116,7 +116,7 @@ def test_explicit_mesh_axes_of_any_name():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_equal_networks_are_one_static_argument(architecture):
-    """Made twice, with NumPy's integers and an array as width too: equal, with one hash, and traced once."""
+    """Networks made from equal options, even of NumPy's types, are equal, have one hash, and are traced once."""
     chex.clear_trace_counter()
     count, options = np.int64(3), {"kernel_size": 3, "steps_per_block": 2}
     nets = [
@@ -176,7 +176,7 @@ def test_a_dtype_that_cannot_hold_features_is_refused():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bfloat16_is_for_the_features_alone(architecture):
-    """Features are bfloat16 and logits near those of float32; weights, statistics, gradients and logits float32."""
+    """Only features are bfloat16; weights, statistics, gradients and logits are float32, and logits are near exact."""
     images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 3))
     exact, half = (network(architecture, (4,), 3, steps_per_block=1, dtype=t) for t in (jnp.float32, jnp.bfloat16))
     variables = jax.jit(half.init)(jax.random.key(1), images)
@@ -215,13 +215,13 @@ def test_float64_is_for_the_features_alone(architecture, x64):
 
 
 def size(tree):
-    """Bytes of all arrays."""
+    """Returns the bytes of all arrays."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("architecture", ["implicit_rd", "mobilenet"])
 def test_remat_keeps_less_and_changes_nothing(architecture):
-    """The same weights, logits, statistics and gradients; less is stored for the backward pass."""
+    """Weights, logits, statistics and gradients are the same; less is stored for the backward pass."""
     images = jax.random.uniform(jax.random.key(0), (16, 16, 16, 3))
     kept = []
 
@@ -243,11 +243,11 @@ def test_remat_keeps_less_and_changes_nothing(architecture):
 
 
 def test_remat_keeps_a_tenth_of_what_network_a_keeps():
-    """For a third more operations: traced, not run; the trace keeps what each platform would."""
+    """It needs a third more operations; the network is only traced, and a trace stores what any platform would."""
     images = jax.ShapeDtypeStruct((100, 32, 32, 3), jnp.float32)
 
     def traced(net):
-        """Bytes stored for the backward pass, and operations of the gradient."""
+        """Returns the bytes stored for the backward pass, and the operations of the gradient."""
         shapes = jax.eval_shape(net.init, jax.random.key(1), images)
         params, statistics = shapes["params"], shapes["batch_stats"]
 
@@ -272,19 +272,19 @@ def test_remat_keeps_a_tenth_of_what_network_a_keeps():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("architecture", ["explicit_rd", "implicit_rd", "circulant_rd", "implicit_circulant_rd"])
 def test_refining_time_converges_in_first_order(architecture):
-    """N steps of h, 2N of h/2, 4N of h/4, weights repeated, normalisation frozen: the change halves."""
+    """From N steps of h to 2N of h/2 and 4N of h/4, with repeated weights and frozen normalisation, changes halve."""
     images = jax.random.uniform(jax.random.key(0), (2, 8, 6, 3), jnp.float64)
 
     def net(refinement):
         return network(architecture, (4, 8), 3, h=0.05 / refinement, steps_per_block=refinement, dtype=jnp.float64)
 
     variables = jax.jit(net(1).init)(jax.random.key(1), images)
-    variables["params"] = jax.tree.map(  # stencils twice as large: a diffusion that counts
+    variables["params"] = jax.tree.map(  # doubles the stencils, so that diffusion has an effect
         lambda x: 2 * x if x.ndim == 3 else x, variables["params"]
     )
 
     def repeated(tree, refinement):
-        """Step j of the coarse network is the steps j·refinement + 1 ... (j + 1)·refinement of the fine one."""
+        """Returns the weights of the fine network, in which each coarse step is repeated `refinement` times."""
         fine = {}
         for name, leaf in tree.items():
             block, _, step = name.partition("_step")

@@ -35,14 +35,14 @@ NETWORKS = {
 
 
 def made(architecture, shape, **options):
-    """A network with fixed scales, with random weights that are far too large."""
+    """Returns a network with fixed scales, and random weights that are far too large."""
     net = network(architecture, (4, 8), 3, fixed_scale=True, **{"steps_per_block": 2} | options)
     return net, jax.tree.map(lambda x: 5 * x, as_if_trained(net, shape))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_bound_keeps_to_the_budget(architecture):
-    """Before the first step, after others, and in averages; it is reached but for sums of norms and unused limits."""
+    """The bound holds before the first step, after a step and in averages; it uses at least a fifth of the budget."""
     shape, budget = (10, 9, 3), 40.0
     net, variables = made(architecture, shape, steps_per_block=2 if architecture == "implicit_rd" else 1)
     project = projection(net, shape, budget)
@@ -84,7 +84,7 @@ def test_weights_within_their_limits_do_not_change():
 @settings(deadline=None)
 @given(st.sampled_from([(1, 1), (3, 20), (20, 3), (17, 17)]), st.booleans(), st.integers(0, 99), st.floats(-12, 12))
 def test_spectral_norms_are_bounds(shape, imaginary, seed, magnitude):
-    """To rounding from the largest singular value to min(m, n)^(1/1024) times it, at every magnitude."""
+    """They are 1 to min(m, n)^(1/1024) times the largest singular value, up to rounding, at every magnitude."""
     parts = np.random.default_rng(seed).normal(size=(2, 3, *shape))
     matrices = (parts[0] + 1j * parts[1] if imaginary else parts[0]) * 10.0**magnitude
     expected = np.linalg.norm(matrices, ord=2, axis=(-2, -1))
@@ -94,7 +94,7 @@ def test_spectral_norms_are_bounds(shape, imaginary, seed, magnitude):
 
 
 def test_no_attack_within_the_radius_succeeds():
-    """Gradient ascent on each other class, on the sphere of a radius just below the certified one."""
+    """Runs gradient ascent towards each other class, within a radius just below the certified one."""
     shape = (10, 10, 2)
     net, variables = made("explicit_rd", shape)
     variables["params"] = jax.jit(projection(net, shape, 5.0))(variables["params"])
@@ -167,7 +167,7 @@ def test_files_folded_and_exported_networks_keep_their_fixed_scale():
 
 
 def test_the_bound_of_an_own_step_is_its_own():
-    """All that its operations do counts, also a factor that follows its weights."""
+    """All its operations count, including a factor that follows its weights."""
 
     class Halved(nn.Module):
         @nn.compact
@@ -226,7 +226,7 @@ def test_what_has_no_radii_is_refused():
 
 
 def test_equal_classes_have_no_radius():
-    """A tie is 0; a margin that no image changes is infinite, of its own sign."""
+    """A tie has radius 0; a margin that no image changes has an infinite radius with the sign of the margin."""
     net, variables = made("implicit_rd", (9, 9, 1))
     variables["params"]["classifier"]["kernel"] = jnp.zeros((16, 3)).at[:, 2].set(1.0)
     logits = np.array([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [1.0, 2.0, 0.0]])

@@ -1,4 +1,4 @@
-"""A step of a user's own: bounds, cost, folding and exports follow from its operations, however they are composed."""
+"""Bounds, cost, folding and exports of a user's own step follow from its operations, however they are composed."""
 
 import flax.linen
 import jax
@@ -30,7 +30,7 @@ THETA = np.float32(weights(3, 3, C))
 
 
 def filters(grid):
-    """Eqs. (11), (9), with K_dw and with K_circ."""
+    """Returns filters of Eqs. (11) and (9), with K_dw and with K_circ."""
     return [
         ops.Filter(THETA, 0.4, integrator, tuple(grid), circulant)
         for integrator in ("imex_euler", "forward_euler")
@@ -55,7 +55,7 @@ COMPOSED = {
 
 
 def test_a_mirrored_explicit_filter_costs_what_its_transforms_do():
-    """It counts without a method too, by stencils."""
+    """Its multiply-adds also count if no method is given."""
     mirrored, periodic = (ops.Filter(THETA, 0.4, "forward_euler", GRID, boundary=x) for x in ("symmetric", "periodic"))
     assert _multiply_adds([mirrored], GRID, {}) == _multiply_adds([periodic], GRID, {}) > 0
 
@@ -72,7 +72,7 @@ def test_bounds_of_linear_sums_are_exact(name):
 
 
 class Composed(flax.linen.Module):
-    """Constant operations as a step."""
+    """Applies constant operations as a step."""
 
     kind: str
 
@@ -103,7 +103,7 @@ def test_composed_operations_are_bounded_folded_and_exported(kind):
 
 
 def test_the_cost_is_the_sum_over_the_operations():
-    """The stencils directly, filters as in Table 1; by one method where it is given, but in the other layers."""
+    """Stencils count directly, and filters as in Table 1; a given method applies to both, but not to other layers."""
     net = Network(lambda name: Composed("filters", name=name), (C,), 3, steps_per_block=2)
     around = network_cost(Network(lambda name: Composed("empty", name=name), (C,), 3), (*GRID, 2))
     explicit, circulant = cost.depthwise_diffusion, cost.circulant_diffusion

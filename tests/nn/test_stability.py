@@ -14,7 +14,7 @@ IMAGE = (8, 6, 3)
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def trained(request):
-    """A small network with weights and statistics as if trained."""
+    """Returns a small network with weights and statistics as if trained."""
     net = network(request.param, (2, 4), 3, steps_per_block=2, h=1.0 if request.param == "mobilenet" else 0.8)
     variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def test_linear_layers_are_exact(trained):
 
 
 def test_a_layer_without_a_known_bound_is_an_error():
-    """Rather than a product that leaves it out."""
+    """Without the error, the product of the bounds would omit the layer."""
 
     class Square(nn.Module):
         def __call__(self, y, *, train):

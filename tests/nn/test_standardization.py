@@ -22,7 +22,7 @@ def pair(architecture, **options):
 
 @pytest.fixture(scope="module")
 def images():
-    """Float signals with an offset that is large compared with their deviation."""
+    """Returns float images with an offset that is large compared with their deviation."""
     return (np.random.default_rng(0).normal(size=(3, *SHAPE)) * DEVIATIONS + MEANS).astype(np.float32)
 
 
@@ -68,7 +68,7 @@ def test_bfloat16_rounds_standardised_values(images):
 
 
 def test_equal_moments_make_equal_networks():
-    """From lists, tuples or arrays: one static argument of `jax.jit`."""
+    """Moments from lists, tuples or arrays make one static argument of `jax.jit`."""
     kinds = ([[*MEANS], [*DEVIATIONS]], (MEANS, DEVIATIONS), np.array([MEANS, DEVIATIONS]))
     nets = {network("resnet", "A", 3, moments=moments) for moments in kinds}
     assert nets == {network("resnet", "A", 3, moments=(MEANS, DEVIATIONS))}

@@ -48,7 +48,7 @@ def test_equals_its_matrix_at_every_boundary(case, sizes):
 
 @over_all
 def test_equals_its_matrix_on_four_axes(case):
-    """By transforms, for every boundary; an accelerator's convolutions have at most three axes."""
+    """Transforms give it for every boundary; "direct" is refused, because accelerators convolve at most three axes."""
     spectral = [way for way in case.bounded or case.ways if way.get("method") in (None, "fft", "matmul")]
     check(case, [{}, *spectral], 1e-12, (2,), (2, 1, 3, 2), (3, 2, 3, 2))
     if "direct" in case.methods:
@@ -68,7 +68,7 @@ def test_equals_its_matrix_in_float32(case):
     "name", ["circulant", "circulant_adjoint", "circulant_resolvent", "circulant_resolvent_mirrored"]
 )
 def test_any_number_of_channels(name, channels):
-    """Eq. (12) transforms the channels: one, or an even number of them."""
+    """Eq. (12) transforms the channels, which may be one or an even number."""
     check(CASE[name], CASE[name].ways, 1e-12, (), (2,), (3,), channels=channels)
 
 

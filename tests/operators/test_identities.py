@@ -1,4 +1,4 @@
-"""Identities that hold for all weights and images: adjoints, solves, reductions, symmetries, stability."""
+"""Tests identities that hold for all weights and images: adjoints, solves, reductions, symmetries, stability."""
 
 from functools import cache, partial
 
@@ -14,7 +14,7 @@ import lowcost
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-SIZES = st.sampled_from([((2,), (5,)), ((3, 2), (3, 4))])  # few, for each is compiled
+SIZES = st.sampled_from([((2,), (5,)), ((3, 2), (3, 4))])  # few, because each is compiled
 STEPS = st.floats(0, 1e6)
 SCALARS = st.floats(-4, 4, width=16)
 examples = partial(settings, deadline=None, derandomize=True)
@@ -41,7 +41,7 @@ def compiled(name, **options):
 
 
 def assert_equal(actual, expected, weights, y, step=0.0):
-    """Equal up to the rounding of sums that are at most (1 + Σ|θ|)² (1 + h) Σ|y|."""
+    """Asserts equality up to the rounding of sums that are at most (1 + Σ|θ|)² (1 + h) Σ|y|."""
     bound = (1 + sum(np.abs(w).sum() for w in weights)) ** 2 * (1 + step) * np.abs(y).sum()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-14 * bound)
 
@@ -151,9 +151,9 @@ def test_reductions(boundary, q, data):
     equal(run["circulant"](alone, y), run["depthwise"](same, np.roll(y, -q, axis=-1)))
 
 
-@pytest.mark.parametrize("channels", [3, 200])  # a product with patches, or, too large for that, XLA's convolution
+@pytest.mark.parametrize("channels", [3, 200])  # a product with patches, or XLA's convolution if that is too large
 def test_a_stencil_wider_than_the_features(channels):
-    """float64 weights with float32 features: computed in float64 and returned in float32, by every method."""
+    """float64 weights with float32 features are computed in float64 and returned in float32, directly and by FFT."""
     rng = np.random.default_rng(0)
     stencil, z = rng.normal(size=(3, 3, channels, 2)), rng.normal(size=(4, 4, 2)).astype(np.float32)
     direct, fft = (lowcost.fully_coupled_adjoint(stencil, z, method=method) for method in ("direct", "fft"))

@@ -1,4 +1,4 @@
-"""The resolvents with boundary="symmetric": without wrap-around, by the cosine transform."""
+"""Tests the resolvents with boundary="symmetric", which avoid wrap-around by the cosine transform."""
 
 import itertools
 from functools import cache, partial, reduce
@@ -28,13 +28,13 @@ SIZES = [  # window, grid: odd, even, prime, as small as the stencil, not square
     ((3, 3), (3, 4)),
     ((3, 1, 3), (3, 2, 5)),
 ]
-SMALL = st.sampled_from([((2,), (5,)), ((3, 2), (3, 4))])  # few, for each is compiled
+SMALL = st.sampled_from([((2,), (5,)), ((3, 2), (3, 4))])  # few, because each is compiled
 SCALARS = st.floats(-4, 4, width=16)
 over_slim = pytest.mark.parametrize("name", ["depthwise", "circulant"])
 
 
 def convolution(stencil, grid):
-    """K of one channel, row by row: the stencil on the image that NumPy pads by its mode "symmetric"."""
+    """Returns K of one channel, row by row: the stencil on the image that NumPy pads by its mode "symmetric"."""
     reach = [(m // 2, m - 1 - m // 2) for m in stencil.shape]
     places = np.pad(np.arange(np.prod(grid)).reshape(grid), reach, mode="symmetric")
     rows = np.zeros((np.prod(grid),) * 2)
@@ -45,7 +45,7 @@ def convolution(stencil, grid):
 
 
 def with_parity(stencil, parities):
-    """The part of a stencil of odd sizes that is even (1) or odd (-1) along each axis."""
+    """Returns the part of a stencil of odd sizes that is even (1) or odd (-1) along each axis."""
     for axis, parity in enumerate(parities):
         stencil = (stencil + parity * np.flip(stencil, axis)) / 2
     return stencil
@@ -84,7 +84,7 @@ def test_the_circulant_one_is_the_inverse_for_stencils_that_are_even_along_the_g
 
 @pytest.mark.parametrize(("window", "grid"), [((4,), (6,)), ((3, 2), (3, 4)), ((2, 3, 2), (2, 3, 4))], ids=str)
 def test_it_is_the_best_that_the_cosine_transform_diagonalises(window, grid):
-    """For any stencil, in the Frobenius norm, of the inverse on the mirrored grid cut back to the image."""
+    """It is nearest, in the Frobenius norm, to the inverse on the mirrored grid cut back to the image."""
     stencil = np.random.default_rng(0).normal(size=window)
     doubled, n = [2 * n for n in grid], np.prod(grid)
     k = matrices.convolution(stencil, doubled)
@@ -95,7 +95,7 @@ def test_it_is_the_best_that_the_cosine_transform_diagonalises(window, grid):
     dct = reduce(np.kron, [scipy.fft.dct(np.eye(n), axis=0, norm="ortho") for n in grid])
     eigenvalues = np.diag(dct @ ours @ dct.T)
     np.testing.assert_allclose(dct.T @ np.diag(eigenvalues) @ dct, ours, atol=1e-12)
-    # The matrices that the DCT diagonalises are spanned by orthonormal ones, of which these are the coefficients.
+    # These are the coefficients of the orthonormal matrices that span all matrices that the DCT diagonalises.
     np.testing.assert_allclose(np.diag(dct @ cut_back @ dct.T), eigenvalues, atol=1e-12)
     if len(grid) == 1:  # |λ|² is even, and the inverse maps mirror images to mirror images
         np.testing.assert_allclose(cut_back, ours, atol=1e-12)
@@ -104,7 +104,7 @@ def test_it_is_the_best_that_the_cosine_transform_diagonalises(window, grid):
 @over_slim
 @pytest.mark.parametrize(("window", "grid"), [((3,), (5,)), ((2, 3), (3, 4)), ((2, 1, 2), (2, 2, 3))], ids=str)
 def test_it_is_the_inverse_on_the_mirrored_grid_averaged_over_its_reflections(name, window, grid):
-    """For any stencil, by every method: Eᵀ (I + hKᵀK)⁻¹ E / 2ᵈ, where E puts an image next to its mirror images."""
+    """Eᵀ (I + hKᵀK)⁻¹ E / 2ᵈ for any stencil, by every method, where E puts an image next to its mirror images."""
     case = CASE[f"{name}_resolvent_mirrored"]
     weights, y = case.draw(window, grid, (2,))
     ways = [{}, *case.ways]
@@ -131,7 +131,7 @@ def test_it_is_symmetric_and_never_amplifies(name, h, data):
 
 
 def test_opposite_edges_do_not_meet():
-    """The response to an impulse at one end decays up to the other end; on the periodic grid they are neighbours."""
+    """The response to an impulse at one end decays up to the other end; on a periodic grid the ends are neighbours."""
     stencil, y = np.array([-1.0, 2.0, -1.0])[:, None], np.eye(1, 24).T
     mirrored, periodic = (
         np.abs(lowcost.depthwise_resolvent(stencil, y, 1.0, boundary=boundary))[:, 0]
@@ -143,7 +143,7 @@ def test_opposite_edges_do_not_meet():
 
 @pytest.mark.parametrize("name", ["depthwise_resolvent_mirrored", "circulant_resolvent_mirrored"])
 def test_a_symbol_by_fft(name, monkeypatch):
-    """As on grids whose matrix of the DFT would be too large for a constant."""
+    """Large grids need it, because their matrix of the DFT would be too large for a constant."""
     case = CASE[name]
     weights, y = case.draw((3, 2), (4, 5), (2,))
     monkeypatch.setattr(spectral, "LARGEST_CONSTANT", 0)
@@ -172,7 +172,7 @@ def test_other_boundaries_are_refused(name, boundary):
 
 
 def test_the_method_is_chosen_as_for_a_filter_whose_fft_is_slower():
-    """No matrix for a long axis; a run that measures its CPU measures this filter."""
+    """A long axis gets no matrix; a run that measures its CPU measures this filter."""
     real, mirrored = (
         methods.known_seconds(methods.Point(operator, (32, 32), (32, 32), 32), "cpu")
         for operator in ("real", "mirrored")

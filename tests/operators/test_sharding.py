@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASE, CASES, METHODS, MIRRORED, QUICK, assert_close, over_every
+from cases import CASE, CASES, METHODS, MIRRORED, QUICK, assert_close, over_bounded, over_every
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import lowcost
@@ -35,6 +35,41 @@ def test_no_gather(case, way):
     assert_close(value, expected[0], 1e-5)
     for ours, theirs in zip(gradient, expected[1], strict=True):
         assert_close(ours, theirs, 1e-4)
+
+
+@over_bounded
+def test_boundaries(case):
+    """Values and gradients of a sharded batch equal those without a mesh."""
+    weights, y = case.draw((3,), (5,), (4,), 2, dtype=np.float32)
+
+    ways = [way for way in case.bounded if way["boundary"] in ("zeros", "reflect") and way["method"] != "matmul"]
+
+    def loss(*arrays):
+        return sum(jnp.tanh(case.function(*arrays, **way)).sum() for way in ways)
+
+    gradient = jax.jit(jax.value_and_grad(loss, range(len(weights) + 1)), compiler_options=QUICK)
+    expected = gradient(*weights, y)
+    with jax.set_mesh(jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))):
+        for ours, theirs in zip(jax.tree.leaves(gradient(*weights, y)), jax.tree.leaves(expected), strict=True):
+            assert_close(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "fully_coupled", "circulant", "linear_mix"])
+def test_gradients_in_a_shard_map_of_the_user(name):
+    """Weights that all devices share get the sum of the gradients."""
+    mesh = jax.make_mesh((4,), ("b",), axis_types=(AxisType.Auto,))
+    weights, y = CASE[name].draw((3,), (5,), (4,), 2, dtype=np.float32)
+
+    def gradient(weights, y):
+        def loss(weights):
+            return sum(jnp.tanh(CASE[name].function(*weights, y, **way)).sum() for way in CASE[name].ways)
+
+        return jax.grad(loss)(weights)
+
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec("b")), "out_specs": PartitionSpec()}
+    shared = jax.jit(jax.shard_map(gradient, mesh=mesh, **specs))(weights, y)
+    for ours, theirs in zip(shared, gradient(weights, y), strict=True):
+        assert_close(ours, theirs, 1e-5)
 
 
 @over_every
@@ -73,7 +108,7 @@ def test_explicit_axes(case):
 @pytest.mark.parametrize("name", ["depthwise", "fully_coupled"])
 @pytest.mark.parametrize("method", METHODS)
 def test_explicit_axes_outside_of_jit(name, method):
-    """With and without `jax.set_mesh`, under `jax.vmap` over a sharded axis, in a `jax.shard_map` of the user."""
+    """Results agree with and without `jax.set_mesh`, under `jax.vmap` over a sharded axis, and in `jax.shard_map`."""
     mesh = jax.make_mesh((4,), ("batch",))
     (stencil,), y = CASE[name].draw((2,), (4,), (4,), dtype=np.float32)
     apply = partial(getattr(lowcost, name), stencil, method=method)
@@ -120,7 +155,7 @@ def test_auto_axes_of_any_name(axes, shape):
 
 @pytest.mark.parametrize("spec", [("b",), (None, "b"), (None, None, "m"), (None, "b", "m")], ids=str)
 def test_symbols_of_sharded_stencils(spec):
-    """The symbols, and filters by them, of stencils that are sharded along any axis."""
+    """Symbols, and filters by them, are right for stencils that are sharded along any axis."""
     mesh = jax.make_mesh((2, 2), ("b", "m"))
     stencil = np.random.default_rng(0).normal(size=(2, 2, 4)).astype(np.float32)
     placed = jax.device_put(stencil, NamedSharding(mesh, PartitionSpec(*spec)))

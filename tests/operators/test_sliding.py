@@ -66,7 +66,7 @@ def test_gradients_under_vmap_over_any_argument(name):
 
 @pytest.mark.parametrize("method", ["direct", "matmul"])
 def test_hessian_vector_products(method):
-    """Forward over reverse, as for the curvature of a loss: all methods agree."""
+    """All methods agree on forward over reverse differentiation, as for the curvature of a loss."""
     function, stencil, y = draw("depthwise")
 
     def product(method):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 WINDOW, GRID, BATCH = (2, 2), (3, 4), (2,)
 WAYS = [(case, way) for case in [*CASES, *MIRRORED] for way in case.ways]
 over_all_ways = pytest.mark.parametrize(("case", "way"), WAYS, ids=str)
-# What depends on the square of its stencil, and how much of −KᵀKy is in it.
+# Operators that depend on the square of the stencil, with their factor of −KᵀKy.
 QUADRATIC = {"depthwise_diffusion": 1, "circulant_diffusion": 1, "depthwise_resolvent": H, "circulant_resolvent": H}
 compiled = partial(jax.jit, compiler_options=QUICK)
 
@@ -50,7 +50,7 @@ def test_transformations(case, way):
 
 @over_every
 def test_derivatives(case):
-    """First and second derivatives in weights and features: forward, reverse, by differences, by every method."""
+    """First and second derivatives agree forward, in reverse and by differences, by every method."""
     point, unravel = ravel_pytree(case.draw(WINDOW, GRID, BATCH))
     direction = np.random.default_rng(1).normal(size=point.shape)
 
@@ -131,7 +131,7 @@ def test_no_loop_over_examples_or_channels(case, way):
 
 @over_all_ways
 def test_lowers_for_every_platform(case, way):
-    """One program, with its gradient, for CPU, GPU and TPU."""
+    """One program with its gradient is lowered for CPU, GPU and TPU."""
     point = case.draw(WINDOW, GRID, BATCH, dtype=np.float32)
     exported = jax.export.export(jax.jit(jax.grad(energy(case, way), (0, 1))), platforms=["cpu", "cuda", "tpu"])(*point)
     assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -151,7 +151,7 @@ def test_what_is_called_twice_is_compiled_once(operator):
 @pytest.mark.parametrize("grid", [(8,), (5, 4), (2, 3, 4)])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_all_axes_at_once(grid, inverse):
-    """As accelerators compute it: one product along all axes, or a contraction along each."""
+    """One product along all axes, or contractions as on accelerators, equal the products axis by axis."""
     y = jax.random.normal(jax.random.key(0), (*grid, 3), jnp.float64)
     bases = [basis.T if inverse else basis for basis in map(real_dft.real_basis, grid)]
     for way in (real_dft._at_once, real_dft._contracted):
@@ -159,7 +159,7 @@ def test_all_axes_at_once(grid, inverse):
 
 
 def test_the_platform_chooses_how_many_axes():
-    """One product each way on small grids of accelerators, one per axis on a CPU and on larger grids."""
+    """Accelerators take one product in each direction on small grids; CPUs, and larger grids, take one per axis."""
 
     def products(n, platform):
         y, λ = jnp.ones((n, n, 2)), jnp.ones((n, n, 2))
@@ -171,10 +171,28 @@ def test_the_platform_chooses_how_many_axes():
     assert [products(17, platform) for platform in ("cpu", "tpu", "cuda")] == [4, 4, 4]
 
 
+@pytest.mark.parametrize("name", ["fully_coupled", "circulant"])
+def test_the_precision_is_that_of_the_caller(name):
+    """The setting holds although the program is lowered after its block, for values and gradients."""
+    (stencil,), y = CASE[name].draw((3, 3), (5, 4), (2,), dtype=np.float32)
+
+    def loss(stencil, y):
+        return jnp.sum(getattr(lowcost, name)(stencil, y, method="direct") ** 2)
+
+    def gradient(stencil, y):
+        with jax.default_matmul_precision("highest"):
+            return jax.grad(loss, (0, 1))(stencil, y)
+
+    text = jax.jit(gradient).trace(stencil, y).lower(lowering_platforms=("tpu",)).as_text()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(convolutions) >= 3
+    assert all(line.count("precision HIGHEST") == 2 for line in convolutions)
+
+
 @pytest.mark.parametrize("largest", [0, 2**16])
 @pytest.mark.parametrize("grid", [(5,), (6, 5), (4, 3, 5)])
 def test_symbols_for_matrix_products(grid, largest, monkeypatch):
-    """Equal to the values of the symbol itself at k and -k, by one product for all axes and axis by axis."""
+    """They equal the symbol at k and -k, by one product for all axes and axis by axis."""
     monkeypatch.setattr(spectral, "LARGEST_PRODUCT", largest)
     stencil = jax.random.normal(jax.random.key(0), (*[3] * len(grid), 4), jnp.float64)
     want = real_dft.both_signs(spectral.symbol(stencil, grid))

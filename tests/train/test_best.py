@@ -1,4 +1,4 @@
-"""The best epoch by validation: what is kept, when training ends early, and that stops and resumes change nothing."""
+"""Tests the best epoch by validation: what is kept, when training ends early, and that resumes change nothing."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ BEST = jax.jit(keep_best)
 
 
 def train(workdir, scores, patience=None, stop=99, evaluated=lambda: None):
-    """The state after at most one epoch for each score, from the newest checkpoint on."""
+    """Returns state and log after at most one epoch for each score, from the newest checkpoint on."""
     workdir.mkdir(exist_ok=True)
     interruption, checkpoints = StopAt(stop), Checkpoints(workdir / "checkpoints")
 
@@ -56,7 +56,7 @@ def train(workdir, scores, patience=None, stop=99, evaluated=lambda: None):
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from([0.1, 0.2, 0.3, np.nan]), min_size=1, max_size=6))
 def test_the_first_epoch_with_the_highest_score_is_kept(scores):
-    """Of one network, and of several with scores of their own; an epoch without a score never wins."""
+    """This holds for one network and for several with different scores; an epoch without a score is never kept."""
     several = jax.vmap(lambda key: create_state(Linear(), OPTIMIZER, key, (4, 4, 1), best=True))(
         jax.random.split(jax.random.key(0), 2)
     )
@@ -93,7 +93,7 @@ def test_training_ends_after_the_patience_and_keeps_the_best(tmp_path):
 
 @pytest.mark.parametrize("stop", range(1, 4 * EPOCH, 2))
 def test_a_stop_changes_neither_the_best_nor_the_end(tmp_path, stop):
-    """Wherever it comes, in an epoch or in the evaluation at its end."""
+    """The stop may come in an epoch or in the evaluation at its end."""
     scores = [0.1, 0.5, 0.4, 0.5, 0.6]
     whole = train(tmp_path / "whole", scores, patience=2)
     train(tmp_path / "halves", scores, patience=2, stop=stop)
@@ -102,7 +102,7 @@ def test_a_stop_changes_neither_the_best_nor_the_end(tmp_path, stop):
 
 @pytest.mark.parametrize("rounding", [0, 1e-3])
 def test_a_kill_in_the_evaluation_loses_no_best_epoch(tmp_path, rounding):
-    """The checkpoint before it holds the epoch's verdict, which stays if the resumed run rounds the score otherwise."""
+    """The checkpoint before it holds the epoch's score, which stays if the resumed run computes another score."""
     scores = [0.1, 0.5, 0.4]
     evaluations = iter([None, KeyboardInterrupt])
 

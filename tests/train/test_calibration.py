@@ -1,4 +1,4 @@
-"""Temperature and calibration error against SciPy, loops written by hand, and their invariances."""
+"""Tests temperature and calibration error against SciPy, explicit loops and invariances."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from lowcost.train.calibration import calibration_error, fit_temperature, reliab
 
 
 def classifier(seed, images=400, classes=5, scale=3.0):
-    """Random logits, and labels that follow softmax(logits / scale): the network is too sure by this factor."""
+    """Returns random logits, and labels that follow softmax(logits / scale), so logits are too large by `scale`."""
     rng = np.random.default_rng(seed)
     logits = scale * rng.normal(size=(images, classes))
     labels = [rng.choice(classes, p=p) for p in softmax(logits, scale)]
@@ -43,7 +43,7 @@ def test_the_temperature_scales_with_the_logits_and_ignores_what_the_softmax_ign
 
 
 def test_without_a_minimum_the_temperature_is_one_or_at_a_limit():
-    """All correct: the loss falls to 0 as T → 0. All wrong: it falls as T → ∞."""
+    """If all answers are correct, the loss falls to 0 as T → 0; if all are wrong, it falls as T → ∞."""
     logits, _ = classifier(4)
     assert fit_temperature(logits, logits.argmax(-1)) == 1
     assert fit_temperature(np.zeros((3, 2)), [0, 1, 1]) == 1
@@ -77,7 +77,7 @@ def test_the_calibration_error_of_sure_and_of_even_answers():
     assert calibration_error(sure, [0, 1, 2, 3]) == 0
     assert calibration_error(sure, [1, 2, 3, 0]) == 1
     assert calibration_error(sure, [0, 1, 3, 2]) == 0.5
-    assert calibration_error(np.full((4, 4), 0.25), [0, 1, 2, 3]) == 0  # one in four is right, as promised
+    assert calibration_error(np.full((4, 4), 0.25), [0, 1, 2, 3]) == 0  # one in four is right, as predicted
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checkpoints damaged in every way: never a wrong value, never a loss of what is whole."""
+"""Damaged checkpoints never give a wrong value, and intact ones are never lost."""
 
 import errno
 import os
@@ -23,14 +23,14 @@ from lowcost.train.checkpoint import Checkpoints, digest
 
 
 def state_of(step):
-    """Incompressible values of several types, another one for every step."""
+    """Returns incompressible values of several types, which differ between steps."""
     rng = np.random.default_rng(step)
     weights = {"w": rng.standard_normal((64, 50), np.float32), "b": rng.standard_normal(3).astype(jnp.bfloat16)}
     return {"step": np.int32(step), "params": weights, "opt": [weights["w"] ** 2]}
 
 
 def like(devices=1, spec=None, **changes):
-    """Shapes, dtypes and shardings on so many devices."""
+    """Returns shapes, dtypes and shardings on the given number of devices."""
     mesh = Mesh(jax.devices()[:devices], ("data",))
 
     def describe(x):
@@ -56,7 +56,7 @@ def restore(directory, target=None, **options):
 
 
 def assert_is(restored, step):
-    """Step, values, types and meta are those saved, bit for bit."""
+    """Asserts that step, values, types and meta are those saved, bit for bit."""
     got_step, state, meta, whole = restored
     assert got_step == step
     assert meta == {"seconds": step / 3}
@@ -75,7 +75,7 @@ def contents(directory):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Steps 3 and 7."""
+    """Returns a directory with checkpoints of steps 3 and 7."""
     directory = tmp_path_factory.mktemp("saved")
     save(directory, 3, 7)
     return directory
@@ -107,7 +107,7 @@ def truncate(share):
     ],
 )
 def test_every_file_damaged(saved, tmp_path, capfd, damage):
-    """Each is noticed and named, and the step before is restored; nothing is deleted."""
+    """Each damaged file is noticed and named, and the step before is restored; nothing is deleted."""
     found, reason = 0, "is missing" if damage.__name__ == "<lambda>" else "does not match its sha256"
     for number, file in enumerate(files(saved / "7")):
         directory = tmp_path / str(number)
@@ -130,7 +130,7 @@ def test_every_file_damaged(saved, tmp_path, capfd, damage):
 
 
 def test_no_value_of_the_record_is_believed_unverified(saved, tmp_path):
-    """One flipped bit here and there all through the JSON item: shapes and meta are as safe as the weights."""
+    """Single bits flipped throughout the manifest are noticed: shapes and meta are as safe as the weights."""
     size = (saved / "7" / "manifest").stat().st_size
     for position in range(0, size, 29):
         directory = tmp_path / str(position)
@@ -140,7 +140,7 @@ def test_no_value_of_the_record_is_believed_unverified(saved, tmp_path):
 
 
 def test_all_damaged(saved, tmp_path, capsys):
-    """One line, and everything is still there; then there is no checkpoint."""
+    """The error is one line and all files are set aside; a second attempt gives the same error."""
     shutil.copytree(saved, tmp_path / "run")
     for step in "3", "7":
         flip(0.5)(tmp_path / "run" / step / "manifest")
@@ -158,7 +158,7 @@ def test_all_damaged(saved, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["exp[1]", "a*b?", "{x}#%20", "ü λ", "two\nlines", "'\"", "~", "x" * 200])
 def test_any_name_of_a_directory(tmp_path, name):
-    """What is saved is restored, whatever the layers below make of the characters."""
+    """A checkpoint is restored under any name, whatever its characters mean to the libraries below."""
     save(tmp_path / name / "checkpoints", 3)
     assert_is(restore(tmp_path / name / "checkpoints"), 3)
 
@@ -225,7 +225,7 @@ os.chmod(data, 0o644)
 )
 def test_what_the_machine_lacks_is_no_damage(kind, message):
     """An unreadable file or a lack of threads renames nothing, in a process of an ordinary user."""
-    with tempfile.TemporaryDirectory() as directory:  # whose parents everybody may enter
+    with tempfile.TemporaryDirectory() as directory:  # everybody may enter its parents
         os.chmod(directory, 0o755)
         run = Path(directory) / "run"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
@@ -259,7 +259,7 @@ def test_a_reader_beside_a_writer_that_keeps_one(tmp_path):
             assert writer.poll() is None
             time.sleep(0.05)
         steps, begin = set(), time.monotonic()
-        while len(steps) <= 10:  # so that the writer is at work all the while
+        while len(steps) <= 10:  # so that the writer is active all the time
             restored = restore(tmp_path / "run", owned=False)
             assert_is(restored, restored.step)
             steps.add(restored.step)
@@ -270,7 +270,7 @@ def test_a_reader_beside_a_writer_that_keeps_one(tmp_path):
 
 
 def test_a_checkpoint_knows_whose_it_is(tmp_path):
-    """Renamed, or copied from another run: refused by name, and nothing is touched."""
+    """A checkpoint that is renamed or copied from another run is refused by name, and nothing is changed."""
     mine, other = {"seed": 0, "configuration": "ab"}, {"seed": 1, "configuration": "cd"}
     save(tmp_path / "mine", 20, run=mine)
     save(tmp_path / "other", 30, run=other)
@@ -304,7 +304,7 @@ def test_a_reader_may_leave_out_what_it_does_not_need(saved):
 
 
 def test_a_reader_writes_nothing(saved, tmp_path):
-    """Not even into a directory that is missing."""
+    """A reader does not even create a missing directory."""
     assert restore(tmp_path / "missing", owned=False) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -331,7 +331,7 @@ def test_what_a_kill_left_behind_is_cleared_by_the_owner(saved, tmp_path):
 
 
 def test_digest_is_of_the_values():
-    """Wherever they lie, and of nothing else."""
+    """It depends on the values, not on the devices that hold them."""
     spread = jax.device_put(state_of(1), jax.tree.map(lambda x: x.sharding, like(4)))
     assert digest(spread) == digest(jax.device_put(state_of(1))) != digest(jax.device_put(state_of(2)))
 
@@ -382,7 +382,7 @@ def test_another_network_is_refused_and_nothing_touched(saved, tmp_path, changes
 
 
 def test_four_devices_then_one_then_two(tmp_path):
-    """Exact, each on the devices that it asked for, split there if so asked."""
+    """Values are restored exactly, on the requested devices and with the requested sharding."""
     state = jax.device_put(state_of(1), jax.tree.map(lambda x: x.sharding, like(4)))
     for step, target in enumerate([like(), like(2), like(4, PartitionSpec("data"))], 1):
         if step == 3:
@@ -414,7 +414,7 @@ def test_so_many_are_kept(tmp_path, keep):
 
 
 def test_a_file_system_that_cannot_flush_folders_or_delete_what_is_read(tmp_path, monkeypatch):
-    """The checkpoints are there all the same, and what could not be deleted goes later."""
+    """Checkpoints are saved nevertheless, and what could not be deleted is deleted later."""
     flush, delete = os.fsync, shutil.rmtree
 
     def of_files(handle):
@@ -438,7 +438,7 @@ def test_a_file_system_that_cannot_flush_folders_or_delete_what_is_read(tmp_path
 
 
 def test_a_full_disk(saved, tmp_path, capfd):
-    """The save that found no room is an OSError of one line, and nothing else is printed; then all works again."""
+    """A save without space raises OSError of one line and prints nothing; the next save works again."""
     shutil.copytree(saved, tmp_path / "run")
     before = contents(tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run")

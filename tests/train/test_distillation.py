@@ -1,4 +1,4 @@
-"""Distillation: its loss, its gradient, and train steps with teachers, on one device and on four."""
+"""Tests distillation: its loss, its gradient, and train steps with teachers, on one device and on four."""
 
 import functools
 
@@ -29,13 +29,13 @@ def state(seed):
 
 
 def shifted(images, draw):
-    """An augmentation that depends on the key."""
+    """Augments images depending on the key."""
     return images + jax.random.uniform(draw.step, images.shape)
 
 
 @functools.cache
 def program(share):
-    """The jitted steps of a run, with the loss that this share makes; None for the plain loss."""
+    """Returns the jitted steps of a run, with the distilled loss of this share, or the plain loss for None."""
     loss = cross_entropy if share is None else functools.partial(distilled, loss=cross_entropy, share=share)
     return jax.jit(repeat(make_train_step(NET, OPTIMIZER, shifted, 10, loss=loss)))
 
@@ -56,7 +56,7 @@ def test_the_loss_is_the_formula(share):
 
 
 def test_a_network_that_is_its_own_teacher_has_a_gradient_of_zero():
-    """At the logits, whatever the labels; with half of the loss, half of the plain gradient."""
+    """At the logits it is zero for any labels; a share of one half gives half of the plain gradient."""
 
     def gradient(share):
         loss = functools.partial(distilled, loss=cross_entropy, share=share)
@@ -75,7 +75,7 @@ def test_teachers_are_averaged_by_their_probabilities():
 
 
 def test_a_step_with_its_own_network_as_the_only_target_changes_nothing():
-    """The teacher sees the augmented images: for other images its probabilities would be others."""
+    """The teacher sees the augmented images; for other images its probabilities would differ."""
     before = state(0)
     own = (Teacher(NET, before.variables),)
     after = program(1.0)(before, 1, *BATCHES, teachers=own)

@@ -1,4 +1,4 @@
-"""Both ways of feeding give the rows that were asked for, bit for bit, wherever they go."""
+"""Both ways of feeding give the requested rows, bit for bit, on any devices."""
 
 import threading
 
@@ -25,7 +25,7 @@ def resident(request):
 
 
 def several(step):
-    """Of two seeds."""
+    """Returns the rows of two seeds."""
     return np.stack([rows(step), batch_indices(1, step, len(LABELS), 8)])
 
 
@@ -35,7 +35,7 @@ def several(step):
     "calls", [[(0, 3), (3, 3), (6, 1)], [(5, 2), (7, 2)], [(3, 1), (9, 3), (4, 2), (4, 2), (0, 1)]], ids=str
 )
 def test_batches_are_their_rows(resident, devices, calls, rows):
-    """Over the borders of epochs, from the middle, and in any order, foreseen or not."""
+    """Calls may cross epochs, begin in the middle, and come in any order, expected or not."""
     batches = feed(IMAGES, LABELS, rows, MESHES[devices], steps_max=3, resident=resident)
     for step, n in calls:
         arrays = batches(step, n, 1)
@@ -87,7 +87,7 @@ def test_a_cpu_keeps_no_second_copy():
 
 
 class Accelerator:
-    """A device that tells its memory."""
+    """Reports its memory as a device does."""
 
     platform = "gpu"
 

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite change nothing, are counted, and end the run when they do not end."""
+"""Steps whose loss or gradient is not finite change nothing, are counted, and end the run if they continue."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ KEY = jax.random.key(0)
 
 
 class Cusp(nn.Module):
-    """A finite loss with a gradient that is not: ∂√|p| at p = 0."""
+    """Has a finite loss whose gradient is not finite: ∂√|p| at p = 0."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -41,7 +41,7 @@ def unchanged(images, draw):
 
 
 def program(net, steps_per_epoch=100):
-    """(state, images, labels) → state, and an initial state, with a moving average."""
+    """Returns (state, images, labels) → state, and an initial state with a moving average."""
     step = jax.jit(make_train_step(net, OPTIMIZER, unchanged, steps_per_epoch, average=0.9))
     state = create_state(net, OPTIMIZER, KEY, (12, 8, 1), average=True)
     return lambda state, images, labels: step(state, images, labels, ROWS), state
@@ -74,7 +74,7 @@ def test_a_key_of_any_generator(impl):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("skipped", [(0,), (1, 2), (3,)], ids=str)
 def test_a_bad_batch_is_as_if_it_never_came(small, bad, skipped):
-    """Weights, statistics, average, optimiser and metrics bit for bit; only the step counts on."""
+    """Weights, statistics, average, optimiser and metrics are equal bit for bit; only the step increases."""
     step, state = small
     without = state
     for i, (images, labels) in enumerate(zip(IMAGES, LABELS, strict=True)):
@@ -109,7 +109,7 @@ def test_a_new_epoch_starts_its_metrics_also_with_a_bad_batch():
 
 @pytest.mark.parametrize("steps_max", [1, 8])
 def test_when_it_does_not_end_the_run_stops(tmp_path, steps_max):
-    """The state stands still after so many steps, the run names the step, and saves nothing of it."""
+    """The state does not change after PATIENCE steps; the run names this step and saves no checkpoint."""
     train_step = make_train_step(Cusp(), OPTIMIZER, unchanged, 100)
     steps, state = jax.jit(repeat(train_step)), create_state(Cusp(), OPTIMIZER, KEY, (12, 8, 1))
     batches = [np.stack([x] * 20) for x in (IMAGES[0], LABELS[0], ROWS)]

@@ -1,4 +1,4 @@
-"""Signals that stop a run, and the lock that keeps two runs apart."""
+"""Tests signals that stop a run, and the lock that admits one run per directory."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def test_each_signal_is_a_stop_request(name):
     before = signal.getsignal(number)
 
     def handler(*_):
-        """A failure must not end the tests."""
+        """Does nothing, so that a failure does not end the tests."""
 
     signal.signal(number, handler)
     try:
@@ -48,7 +48,7 @@ def test_each_signal_is_a_stop_request(name):
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])
 def test_an_ignored_signal_of_the_terminal_stays_ignored(name):
-    """As `nohup` and scripts with programs in the background ask for."""
+    """`nohup`, and scripts with programs in the background, rely on this."""
     number = signal.Signals[name]
     before = signal.signal(number, signal.SIG_IGN)
     try:

@@ -1,4 +1,4 @@
-"""Losses: against the formulas, weights as copies of images, and what training and evaluation make of them."""
+"""Tests losses against their formulas, weights as copies of images, and their use in training and evaluation."""
 
 import functools
 
@@ -76,7 +76,7 @@ def test_squared_error_is_the_formula_and_does_not_broadcast():
 
 @functools.partial(jax.jit, static_argnames="smoothing")
 def means(class_weights, rows, real, smoothing):
-    """The mean loss and its gradient, of weighted images, and of the copies `rows` that are `real`."""
+    """Returns the mean loss and its gradient of weighted images, and of the copies `rows` that are `real`."""
 
     def mean(logits, labels, real, **options):
         figures = cross_entropy(logits, labels, smoothing=smoothing, **options)
@@ -92,7 +92,7 @@ def means(class_weights, rows, real, smoothing):
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=3, max_size=3), st.sampled_from((0.0, 0.1, 0.5)))
 def test_an_image_of_weight_n_is_n_copies_of_it(weights, smoothing):
-    """The mean loss and its gradient, to 1e-6: of weighted images, and of an unweighted batch with copies."""
+    """Weighted images and an unweighted batch with copies have equal mean losses and gradients to 1e-6."""
     rows = np.repeat(np.arange(8), np.asarray(weights)[LABELS])
     filled = np.zeros(32, int)  # one shape, and so one compilation
     filled[: len(rows)] = rows
@@ -120,7 +120,7 @@ def test_a_step_with_weights_is_the_step_on_copies():
 
 
 def test_a_batch_without_labelled_points_changes_nothing_and_is_not_skipped():
-    """With plain gradient descent, with and without class weights."""
+    """Tests plain gradient descent with and without class weights."""
 
     class Pointwise(flax.linen.Module):
         @flax.linen.compact
@@ -140,7 +140,7 @@ def test_a_batch_without_labelled_points_changes_nothing_and_is_not_skipped():
 
 @pytest.mark.parametrize("loss", [binary_cross_entropy, squared_error])
 def test_tags_and_values_are_learned(loss):
-    """Of a linear network: whether the first pixels are bright, or how bright they are."""
+    """A linear network learns whether the first pixels are bright, or how bright they are."""
     bright = (GREY.reshape(8, -1)[:, :3] / 255).astype(np.float32)
     labels = np.round(bright) if loss is binary_cross_entropy else bright
     figures = loss(LOGITS, labels).keys()
@@ -174,7 +174,7 @@ def test_pixel_cross_entropy_is_that_of_the_points_with_a_label(weights, smoothi
 
 
 def test_overlaps_are_those_of_scikit_learn():
-    """IoU, Dice (F1) and accuracy; a class without points is left out of the means, and no points give NaN."""
+    """IoU, Dice (F1) and accuracy agree; means leave out a class without points, and no points give NaN."""
     true, predicted = RNG.choice([0, 1, 3], (2, 50))
     confusion = confusion_matrix(true, predicted, labels=range(4))
     (iou, dice), means = overlaps(confusion), mean_overlaps(np.stack([confusion, 0 * confusion]))

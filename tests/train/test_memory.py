@@ -22,6 +22,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_the_memory_of_one_array_serves_the_next():
-    """Without page faults: Linux has no pages to fill with zeros."""
+    """The second array causes no page faults, because Linux has no pages to fill with zeros."""
     run = [sys.executable, "-c", FAULTS_OF_THE_SECOND_ARRAY]
     assert int(subprocess.run(run, capture_output=True, text=True, check=True).stdout) < 10

@@ -17,7 +17,7 @@ def test_alone_it_agrees_with_itself():
 
 
 def test_what_process_0_sends_may_exceed_one_collective(monkeypatch):
-    """In parts, of which the last is smaller; what the others send is not used."""
+    """It is sent in parts, of which the last may be smaller; what the other processes send is not used."""
     sent = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "PART_BYTES", 10)
@@ -40,7 +40,7 @@ def test_what_process_0_sends_may_exceed_one_collective(monkeypatch):
 
 
 def test_one_run_at_a_time(tmp_path):
-    """Another process cannot enter; when it ends, however it ends, the lock is free."""
+    """A directory that another process uses is refused; when that process ends, even by a kill, the lock is free."""
     code = "import sys, pathlib; from lowcost.train.lock import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     other = subprocess.Popen(

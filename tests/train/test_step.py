@@ -1,4 +1,4 @@
-"""What a train step takes: images of every dtype with a known range, and optimisers that need the loss."""
+"""Tests what a train step takes: images of every dtype with a known range, and optimisers that need the loss."""
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from lowcost.train.step import make_eval_step, make_train_step, repeat
 
 
 class Linear(nn.Module):
-    """The smallest network: logits that are linear in the pixels."""
+    """Computes logits that are linear in the pixels."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -29,7 +29,7 @@ LABELS = RNG.integers(0, 3, 8).astype(np.int32)
 
 
 def trained(images, optimizer, steps=1):
-    """The state after several steps on one batch, all in one dispatch."""
+    """Returns the state after several steps on one batch, all in one dispatch."""
     step = jax.jit(repeat(make_train_step(NET, optimizer, lambda images, draw: images, 100)))
     batch = [np.stack([x] * max(1, steps)) for x in (images, LABELS, np.arange(8, dtype=np.int32))]
     state = jax.jit(create_state, static_argnums=(0, 1, 3))(NET, optimizer, jax.random.key(0), SHAPE)
@@ -71,7 +71,7 @@ def test_floats_are_float32_at_least(dtype):
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.uint32, np.complex64])
 def test_types_without_a_range_of_grey_levels_are_refused(dtype):
-    """An int32 array that holds 0 ... 255 would become a constant; the network never learns of it."""
+    """Without the error, an int32 array that holds 0 ... 255 would silently become a constant."""
     with pytest.raises(TypeError, match=f"images must be .*, got {np.dtype(dtype).name}; cast grey levels to"):
         trained(GREY.astype(dtype), optax.sgd(0.1))
 
@@ -87,13 +87,13 @@ def test_types_without_a_range_of_grey_levels_are_refused(dtype):
     ids=["reduce_on_plateau", "polyak_sgd", "linesearch", "adam"],
 )
 def test_an_optimiser_is_given_the_loss(optimizer):
-    """And its gradient and function, as optax passes them; one that takes none of them works as before."""
+    """It also gets gradient and function, as optax passes them; an optimiser that takes none of them works too."""
     state = trained(GREY, optimizer, steps=4)
     assert (int(state.step), int(state.skipped)) == (4, 0)
 
 
 def test_the_value_is_the_mean_loss_of_the_batch():
-    """An optimiser that moves every weight by the loss."""
+    """An optimiser that moves every weight by the value moves it by the mean loss."""
 
     def update(grads, state, params=None, *, value, **extra):
         return jax.tree.map(lambda g: jnp.full_like(g, value), grads), state
@@ -105,7 +105,7 @@ def test_the_value_is_the_mean_loss_of_the_batch():
 
 
 def test_an_image_of_weight_zero_counts_for_nothing():
-    """Loss, correct answers and count: of the images with weight one alone, whatever the label of the other is."""
+    """Loss, correct answers and count are those of the images with weight one, whatever the label of the other is."""
     state, evaluate = trained(GREY, optax.sgd(0.1)), jax.jit(make_eval_step(NET))
     answers = np.asarray(NET.apply(state.variables, to_unit_range(GREY), train=False)).argmax(-1).astype(np.int32)
     for labels in answers, (answers + 1) % 3:

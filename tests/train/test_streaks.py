@@ -1,4 +1,4 @@
-"""What a streak of skipped steps leaves behind: the checkpoints from before it, an honest log, and an honest end."""
+"""Tests what a streak of skipped steps leaves: the checkpoints from before it, a true log, and the right error."""
 
 import json
 import time
@@ -26,7 +26,7 @@ IMAGES, LABELS = RNG.random((12, 8, 4, 4, 1), np.float32), RNG.integers(0, 3, (1
 
 
 class Linear(nn.Module):
-    """The smallest network."""
+    """Computes logits that are linear in the pixels."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -34,7 +34,7 @@ class Linear(nn.Module):
 
 
 class StopAt(Interruption):
-    """A signal that arrives while this step is computed."""
+    """Requests a stop while the given step is computed."""
 
     def __init__(self, step=99):
         self.now, self._step = 0, step
@@ -50,7 +50,7 @@ INITIAL = jax.jit(create_state, static_argnums=(0, 1, 3))(Linear(), OPTIMIZER, j
 
 
 def train(workdir, bad, epochs=4, stop=99, steps_per_epoch=EPOCH, steps_max=1, seconds=0.0):
-    """The state after training, from the newest checkpoint on, on batches of which those in `bad` hold NaN."""
+    """Returns the state after training from the newest checkpoint on; the batches in `bad` hold NaN."""
     workdir.mkdir(exist_ok=True)
     interruption, checkpoints = StopAt(stop), Checkpoints(workdir / "checkpoints", keep=2)
 
@@ -90,7 +90,7 @@ def saved(workdir):
 
 
 def log(workdir):
-    """The rows of metrics.jsonl without times, whose numbers must be those that JSON has."""
+    """Returns the rows of metrics.jsonl without times, which must be valid JSON."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -103,7 +103,7 @@ def log(workdir):
     ("bad", "epochs", "before"), [(range(9), 3, []), (range(6, 12), 4, [3, 6]), (range(7, 12), 4, [3, 6])], ids=str
 )
 def test_a_last_epoch_without_a_finite_step_is_a_failure(tmp_path, bad, epochs, before):
-    """Shorter than the patience, over several epoch ends: the checkpoints are those from before, the log is JSON."""
+    """A streak over epoch ends keeps the checkpoints from before it, and the log stays valid JSON."""
     with pytest.raises(
         FloatingPointError, match=f"step {bad.stop}: .* got other values in the last {len(bad)} steps; check"
     ):
@@ -111,18 +111,18 @@ def test_a_last_epoch_without_a_finite_step_is_a_failure(tmp_path, bad, epochs, 
     assert saved(tmp_path) == before
     rows = log(tmp_path)
     assert [row["epoch"] for row in rows] == list(range(1, epochs))
-    if 3 * (epochs - 1) - bad.start >= 3:  # no step of this epoch either
+    if 3 * (epochs - 1) - bad.start >= 3:  # this epoch has no finite step either
         assert (rows[-1]["train_loss"], rows[-1]["train_accuracy"], rows[-1]["test_loss"]) == (None, None, None)
     assert [row["skipped"] for row in rows] == [len([x for x in bad if x < 3 * row["epoch"]]) for row in rows]
     last = (tmp_path / "output").read_text().splitlines()[-1]
     assert f"{len(bad) - 3} steps skipped" in last
-    with pytest.raises(FloatingPointError):  # the same command meets the same end
+    with pytest.raises(FloatingPointError):  # the same command fails again
         train(tmp_path, bad, epochs)
     assert saved(tmp_path) == before
 
 
 def test_a_few_skipped_steps_are_reported_and_the_run_ends_well(tmp_path):
-    """No checkpoint at the epoch end within the streak; the last state is saved although its last step was skipped."""
+    """An epoch end within a streak saves no checkpoint; the last state is saved although its last step was skipped."""
     state = train(tmp_path, {2, 11})
     assert (int(state.step), int(state.skipped)) == (12, 2)
     assert saved(tmp_path) == [9, 12]
@@ -151,7 +151,7 @@ def test_streaks_that_end_and_begin_within_a_dispatch_do_not_hold_up_a_signal(tm
 
 @pytest.mark.parametrize(("seconds", "within"), [(-1, True), (300, False)])
 def test_a_long_epoch_is_saved_within(tmp_path, monkeypatch, seconds, within):
-    """Whenever this time has passed since the last checkpoint."""
+    """A checkpoint is saved whenever this time has passed since the last one."""
     monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
     train(tmp_path, (), **ONE_EPOCH)
     assert any(0 < step < 12 for step in saved(tmp_path)) == within

@@ -1,4 +1,4 @@
-"""A step of training: sharded as on one device, compiled once, resumed exactly."""
+"""Tests training: sharded steps equal those on one device, compile once, and resume exactly."""
 
 import functools
 import re
@@ -61,14 +61,14 @@ def augment(images, draw):
 
 
 def counting(images, draw):
-    """`augment`, which notes each time that the train step is traced."""
+    """Augments images and records each trace of the train step."""
     TRACES.append(images.shape)
     return augment(images, draw)
 
 
 @functools.cache
 def programs(devices, task="classes"):
-    """The mesh over the first so many devices, the jitted programs of training and evaluation, an initial state."""
+    """Returns the mesh over the given number of devices, the jitted training and evaluation, and an initial state."""
     net, _, figures, options = TASKS[task]
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
     step = make_train_step(net, OPTIMIZER, counting, STEPS_PER_EPOCH, average=0.9, **options)
@@ -98,7 +98,7 @@ def run(devices, steps, dispatch=1, task="classes"):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_four_devices_do_what_one_does(task):
-    """Gradients, normalisation statistics and metrics are of the whole batch."""
+    """Gradients, normalisation statistics and metrics are those of the whole batch."""
     one, four = run(1, 3, task=task), run(4, 3, task=task)
     chex.assert_trees_all_close(jax.device_get(one), jax.device_get(four), rtol=2e-3, atol=2e-5)
 
@@ -114,7 +114,7 @@ def test_the_statistics_are_those_of_the_global_batch():
 
 
 def test_what_an_augmentation_is_told():
-    """The key of the run and that of the step, the images' places in the data set, and the epoch."""
+    """It gets the keys of the run and of the step, the images' indices in the data set, and the epoch."""
     key, seen = jax.random.key(5), []
 
     def augment(images, draw):
@@ -159,7 +159,7 @@ def test_the_average_is_that_of_the_steps():
 
 
 def test_many_seeds_are_each_what_it_is_alone():
-    """`vmap` over seeds: initial weights, augmentation, steps and evaluation of each."""
+    """`vmap` over seeds gives the initial weights, augmentation, steps and evaluation of each seed alone."""
     mesh, alone, eval_alone, _ = programs(1)
     step = jax.vmap(make_train_step(NET, OPTIMIZER, augment, STEPS_PER_EPOCH, average=0.9))
     keys = [jax.random.key(seed) for seed in (3, 4)]
@@ -188,7 +188,7 @@ def test_metrics_start_again_with_the_epoch():
 
 
 def test_evaluation_counts_every_image_once():
-    """The last, smaller batch included, whatever the batch size."""
+    """The last, smaller batch is included, for any batch size."""
     mesh, _, eval_step, state = programs(1)
     results = [
         evaluate_all(eval_step, state.average, IMAGES[:29], LABELS[:29], batch_size=size, mesh=mesh) for size in (29, 8)
@@ -200,7 +200,7 @@ def test_evaluation_counts_every_image_once():
 
 
 class _StopAfter(Interruption):
-    """An interruption that comes by itself when looked at for the n-th time."""
+    """Requests a stop after the given number of queries."""
 
     def __init__(self, looks):
         self._looks = looks
@@ -215,7 +215,7 @@ class _StopAfter(Interruption):
     [*(("classes", *x) for x in ((1, 1), (3, 3), (4, 1), (6, 3), (10, 1))), ("pixels", 6, 3)],
 )
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, task, stop_after, steps_max):
-    """State and metrics bit for bit, wherever it stops: in an epoch, at its end, in the evaluation."""
+    """State and metrics are equal bit for bit if it stops in an epoch, at its end, or in the evaluation."""
 
     mesh, step, eval_step, initial = programs(2, task)
     labels = TASKS[task][1]
@@ -268,7 +268,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, task, stop_a
     ],
 )
 def test_the_log_survives_a_kill(tmp_path, text, epochs):
-    """metrics.jsonl holds whole rows up to the checkpoint, and takes the next."""
+    """metrics.jsonl holds whole rows up to the checkpoint, and accepts the next row."""
     path = tmp_path / "metrics.jsonl"
     path.write_text(text)
     log = MetricsLog(repaired_rows(path, 1), path)
@@ -313,7 +313,7 @@ def test_mixing_moves_one_image_per_device():
     ],
 )
 def test_two_seeds_gather_nothing(architecture, on_cpu, head, monkeypatch):
-    """The compiled steps of the fast recipe, for each way of computing that "auto" takes on a CPU or an accelerator."""
+    """The compiled steps of the fast recipe hold no gather, by the methods of "auto" on a CPU and an accelerator."""
     if not on_cpu:
         monkeypatch.setenv("LOWCOST_CHIP", "h100")
     mesh, recipe = data_mesh(8), RECIPES["fast"]
