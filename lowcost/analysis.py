@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowcost.arguments import check_time_step
-from lowcost.spectral import squared_modulus, symbol
+from lowcost.spectral import root, squared_modulus, symbol
 from lowcost.time_stepping import Integrator, IntegratorName, Map, as_integrator
 
 LARGEST_MATRIX = 2**14
@@ -200,7 +200,7 @@ def green_radius(stencil: jax.Array, grid: Sequence[int], h: float | jax.Array) 
     mean = z[(0,) * len(grid)][None]
     lowest = jnp.stack([z[tuple(e)] for e in np.eye(len(grid), dtype=int)])  # [axes, C]
     squares = 2 * (lowest - mean) / (1 + mean) * (np.array(grid)[:, None] / (2 * np.pi)) ** 2
-    return jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=0), 0))
+    return root(jnp.maximum(jnp.sum(squares, axis=0), 0))
 
 
 def green_tail(green: jax.Array) -> jax.Array:
@@ -233,9 +233,9 @@ def support_radius(green: jax.Array, tolerance: float) -> jax.Array:
         r, integer, [C].
 
     Raises:
-        ValueError: tolerance < 0.
+        ValueError: tolerance is not at least 0.
     """
-    if tolerance < 0:
+    if not tolerance >= 0:
         raise ValueError(f"tolerance must be an ℓ¹ mass ≥ 0, got {tolerance}; try 1e-3")
     return jnp.sum(green_tail(green) > tolerance, axis=0)
 

@@ -159,6 +159,11 @@ def squared_modulus(symbol: jax.Array) -> jax.Array:
     return symbol.real**2 + symbol.imag**2
 
 
+def root(x: jax.Array) -> jax.Array:
+    """√x for x ≥ 0, with the derivative 0 where x = 0, in place of NaN from ∞ · 0."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+
+
 def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: SpectralMethod = "auto") -> jax.Array:
     """F⁻¹(λ ⊙ F y), the operator with the symbol λ applied to y, Eq. (10); F is the Fourier transform along the grid.
 

@@ -210,6 +210,12 @@ def test_support_radius_grows_with_the_time_step():
     assert all(a < b for a, b in itertools.pairwise(radii))
 
 
+def test_the_radius_has_a_derivative_where_it_is_0():
+    """A stencil with a positive mean damps the mean most."""
+    assert analysis.green_radius(jnp.ones((3, 1)), (16,), 1.0) == 0
+    assert not jax.grad(lambda stencil: analysis.green_radius(stencil, (16,), 1.0).sum())(jnp.ones((3, 1))).any()
+
+
 def _errors():
     θ = np.ones((3, 3, C))
     wide = partial(lowcost.pointwise, jnp.ones((C, C + 1)))
@@ -223,7 +229,8 @@ def _errors():
         "shape must have at most 16384 entries": lambda: analysis.operator_matrix(jnp.sin, (128, 128, 2)),
         "integrator must be one of 'forward_euler', 'imex_euler'": lambda: analysis.amplification("rk4", θ, 1.0),
         "h must be a finite time step": lambda: analysis.green_function(jnp.asarray(θ), (4, 4), -1.0),
-        "tolerance must be an ℓ¹ mass ≥ 0": lambda: analysis.support_radius(jnp.asarray(θ), -0.1),
+        "tolerance must be an ℓ¹ mass ≥ 0, got -0.1": lambda: analysis.support_radius(jnp.asarray(θ), -0.1),
+        "tolerance must be an ℓ¹ mass ≥ 0, got nan": lambda: analysis.support_radius(jnp.asarray(θ), np.nan),
     }
 
 

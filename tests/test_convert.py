@@ -100,6 +100,7 @@ def test_zero_kernel_has_no_error(name):
     """K = 0 is in every class."""
     *weights, error = FUNCTIONS[name](np.zeros((3, 3, 2, 2)))
     assert error == 0
+    assert not jax.grad(lambda K: FUNCTIONS[name](K)[-1])(np.zeros((3, 3, 2, 2))).any()
     assert not any(np.any(w) for w in weights)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from experiments.common.interrupt import leave, on_interrupt, raise_interrupt
-from lowcost.terminal import warn
+from lowcost.terminal import first_line, warn
 from lowcost.train.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
 
     Args:
         main: configuration → exit status; None means 0. ValueError, OSError and ImportError are mistakes that the user
-            can fix: they become one line on standard error, and status 2.
+            can fix: they become one line on standard error, and status 2. So does a lack of memory on a device.
         configuration: a frozen dataclass, from which tyro makes the flags. The help begins with the docstring of the
             program and ends with the exit statuses.
         long: the program computes for a long time and writes its results to files. It keeps freed memory. It
@@ -46,6 +46,12 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
             raise output.lost
     except (ValueError, OSError, ImportError) as error:
         warn(f"error: {str(error) or type(error).__name__}")
+        code = FIXABLE
+    except RuntimeError as error:
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        remedy = "decrease --batch-size or --width, or use more or larger devices"
+        warn(f"error: the devices have too little memory ({first_line(error)}); {remedy}")
         code = FIXABLE
     except KeyboardInterrupt:
         leave()

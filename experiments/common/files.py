@@ -67,7 +67,7 @@ def _standard_stream(path: Path) -> Any:
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes one line per row, with null in place of NaN and infinities, which JSON lacks."""
     rows = json.loads(json.dumps(rows), parse_constant=lambda _: None)
-    write_page(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_page(path, "".join(json.dumps(row) + "\n" for row in rows))  # in ASCII: some characters would end a line
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -88,6 +88,6 @@ def changing(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes a page in UTF-8; creates the folder."""
+    """Writes a page in UTF-8, in which names of files that are not UTF-8 stay as they are; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(errors="surrogateescape"))

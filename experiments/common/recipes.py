@@ -267,15 +267,21 @@ def recipe_named(name: str) -> Recipe:
         if key not in kinds or not fits(value, kinds[key]):
             raise ValueError(f"{expected}, got {key} {value!r}; see experiments/common/recipes.json")
     try:
-        return Recipe(**ingredients)
+        recipe = Recipe(**ingredients)
     except ValueError as error:
         raise ValueError(f"--recipe {name}: {error}") from None
+    for key in ("stencil_rate", "weight_decay", "matrix_decay"):
+        if recipe.optimizer == "adam" and (value := getattr(recipe, key)) != getattr(Recipe, key):
+            expected = f"{key} must be left out with the optimizer adam, which has none"
+            raise ValueError(f'--recipe {name}: {expected}, got {value}; leave it out, or state "optimizer": "adamw"')
+    return recipe
 
 
 def _is_matrix(params):
     """Returns which weights are matrices: M, by its name, and coupled stencils of steps, by name and shape.
 
-    These are [*window, C, C]; depth-wise stencils are [*window, C]. The opening and the classifier are no steps.
+    These are [*window, C, C]; depth-wise stencils are [*window, C]. The opening and the classifier are no steps. If C
+    is the number of points per axis, both shapes can be equal, and stencils are no matrices.
     """
 
     def is_matrix(path, x):

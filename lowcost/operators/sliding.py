@@ -60,7 +60,8 @@ def _bind(operator, stencil, y, boundary, coupled):
     dtype = jnp.result_type(stencil, y) if coupled else promote(y).dtype
     stencil, features = _varying_alike(jnp.asarray(stencil, dtype), jnp.asarray(y, dtype))
     # The precision is that of the caller: the primitives are lowered where its `with` block may have ended.
-    how = {"rank": stencil.ndim - 1 - coupled, "precision": jax.config.jax_default_matmul_precision}
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    how = {"rank": stencil.ndim - 1 - coupled, "precision": precision}
     return operator.bind(stencil, features, boundary=boundary, **how).astype(jnp.result_type(y))
 
 

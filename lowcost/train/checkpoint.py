@@ -58,12 +58,15 @@ class Checkpoints:
             removed.
 
     Raises:
-        ValueError: the path of the directory contains \\ or ":/", or is not UTF-8; orbax could not read from it.
+        ValueError: keep is below 1; or the path of the directory contains \\ or ":/", or is not UTF-8, so that orbax
+            could not read from it.
     """
 
     def __init__(self, directory: Path, *, run: dict[str, Any] | None = None, keep: int = 2, owned: bool = True):
         self._directory, self._run, self._keep, self._owned = directory.absolute(), run or {}, keep, owned
         self._writing: Future[None] | None = None
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}; the newest checkpoint is needed to resume")
         if re.search(r"\\|:/|[\udc80-\udcff]", str(self._directory)):
             raise ValueError(f"directory must be UTF-8 without \\ or ':/', got {str(directory)!r}; choose another one")
         if not is_process_0():

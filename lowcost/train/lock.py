@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lowcost.terminal import warn
 
-_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """Errors of flock on file systems without locks."""
 _FLAGS = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 """Flags to open a lock file: a link is not followed, and a pipe does not block."""

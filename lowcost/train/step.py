@@ -79,7 +79,8 @@ def make_train_step(
         whole global batch. With teachers the loss takes (labels, their mean probabilities for the augmented images).
 
     Raises:
-        ValueError: by the step, for a state that was created for other figures than those of the loss.
+        ValueError: by the step, for a state that was created for other figures than those of the loss, or with a
+            moving average and the step without one, or the other way round.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -87,6 +88,11 @@ def make_train_step(
         state: TrainState, images: jax.Array, labels: Any, indices: jax.Array, teachers: Sequence[Teacher] = ()
     ) -> TrainState:
         chex.assert_equal_shape_prefix([images, labels, indices], 1)
+        if (state.average is None) != (average is None):
+            expected = f"the state must have {'no' if average is None else 'a'} moving average, as the step"
+            raise ValueError(
+                f"{expected}; make it by create_state(..., average={average is not None}), or the step anew"
+            )
         key = jax.random.wrap_key_data(state.key, impl=state.key_impl)
         draw = Draw(key, jax.random.fold_in(key, state.step), indices, state.step // steps_per_epoch)
         inputs = augment(to_unit_range(images), draw)

@@ -77,7 +77,8 @@ def test_a_file_gives_back_what_was_saved(trained, architecture, tmp_path):
     stencil = variables["params"]["opening"]["stencil"]
     stencil[0, 0, 0, :4] = np.nan, np.inf, -0.0, 1e-45
     file = tmp_path / "net.safetensors"
-    about = {**ABOUT, "task": "values", "temperature": 0.1, "scale": ([1, 2, 3, 4, 0.1], [5] * 5), "card": {"a": "é"}}
+    scale = ([1, 2, 3, 4, 0.1], np.full(5, 5, np.float32))
+    about = {**ABOUT, "task": "values", "temperature": 0.1, "scale": scale, "card": {"a": "é"}}
     lowcost.save(str(file), net, variables, **about)
     loaded = lowcost.load(str(file))
     assert loaded.net == net

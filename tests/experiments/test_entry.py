@@ -70,6 +70,7 @@ def test_ctrl_c_while_computing(start, tmp_path):
 
 PROGRAM = """
 import dataclasses, time
+import jax
 from experiments.common import entry
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -80,6 +81,17 @@ def main(config):
 if __name__ == "__main__":
     entry.run(main, Config)
 """
+
+
+def test_a_lack_of_memory_is_one_line(tmp_path):
+    """A real allocation of 2⁴⁵ numbers fails."""
+    (tmp_path / "program.py").write_text(PROGRAM.replace("time.sleep, 100", "jax.numpy.zeros, 2**45"))
+    command = [sys.executable, tmp_path / "program.py"]
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert re.fullmatch(
+        r"error: the devices have too little memory \(RESOURCE_EXHAUSTED.*\); decrease .*\n", result.stderr
+    )
 
 
 @pytest.mark.parametrize(("wait", "kill"), [(0, os.killpg), (1.5, os.killpg), (1.5, os.kill)])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.files import read_rows, write_whole
+from experiments.common.files import read_rows, write_rows, write_whole
 from lowcost import disk
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +88,13 @@ def test_standard_output_keeps_what_was_printed(tmp_path):
     with (tmp_path / "out").open("wb") as out:
         subprocess.run([sys.executable, "-c", code, link], cwd=ROOT, stdout=out, check=True)
     assert (tmp_path / "out").read_text() == "before\ncontent\nafter\n"
+
+
+def test_rows_hold_any_text(tmp_path):
+    """Separators of lines, and bytes of a file name that are not UTF-8, are read back."""
+    rows = [{"images": "a\u2028b\x85c \udce9"}, {"images": "d"}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
 
 
 def test_two_programs_at_once_lose_no_rows(tmp_path):

@@ -19,7 +19,7 @@ from experiments.common import description, runs, training
 from experiments.common.config import TrainConfig, derived, flags
 from experiments.common.files import read_rows
 from experiments.common.objective import loss_of
-from experiments.common.recipes import RECIPES, Recipe
+from experiments.common.recipes import RECIPES, Recipe, recipe_named
 from experiments.common.workdir import read, shared, write_or_compare
 from lowcost import data
 from lowcost.train.losses import binary_cross_entropy, cross_entropy, squared_error
@@ -195,6 +195,12 @@ def test_a_value_of_the_wrong_type_is_refused(arguments, capsys):
         tyro.cli(TrainConfig, args=arguments)
     assert error.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_decay_that_adam_has_not_is_refused(tmp_path):
+    (tmp_path / "own.json").write_text('{"weight_decay": 0.1}')
+    with pytest.raises(ValueError, match=r"weight_decay must be left out .* adam, .*got 0\.1; leave it out, or state"):
+        recipe_named(str(tmp_path / "own.json"))
 
 
 @pytest.mark.parametrize(

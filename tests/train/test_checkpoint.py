@@ -47,6 +47,11 @@ def save(directory, *steps, keep=2, run=None):
     checkpoints.close()
 
 
+def test_the_newest_checkpoint_is_kept(tmp_path):
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        Checkpoints(tmp_path, keep=0)
+
+
 def restore(directory, target=None, **options):
     checkpoints = Checkpoints(directory, **options)
     try:

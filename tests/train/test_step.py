@@ -36,6 +36,24 @@ def trained(images, optimizer, steps=1):
     return step(state, steps, *batch)
 
 
+def test_a_state_can_be_donated():
+    """No two parts of it share an array."""
+    optimizer = optax.adam(0.1)
+    state = create_state(NET, optimizer, jax.random.key(0), SHAPE, average=True, best=True)
+    step = make_train_step(NET, optimizer, lambda images, draw: images, 100, average=0.9)
+    state = jax.jit(step, donate_argnums=0)(state, GREY, LABELS, np.arange(8, dtype=np.int32))
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize(("ours", "average"), [(True, None), (False, 0.9)])
+def test_a_state_and_its_step_agree_on_the_average(ours, average):
+    """A step without one would leave the average of the state at its first weights, which are deployed."""
+    step = make_train_step(NET, optax.sgd(0.1), lambda images, draw: images, 100, average=average)
+    state = create_state(NET, optax.sgd(0.1), jax.random.key(0), SHAPE, average=ours)
+    with pytest.raises(ValueError, match=f"moving average, as the step; .*average={not ours}"):
+        jax.eval_shape(step, state, GREY, LABELS, np.arange(8, dtype=np.int32))
+
+
 def test_floats_are_taken_as_they_are():
     """Grey levels as uint8 and the same levels as float32 in [0, 1] train and evaluate alike, bit for bit."""
     optimizer = optax.sgd(0.1)
