@@ -93,7 +93,7 @@ def main(config: Config) -> int:
 
     first, *others = runs.values()
     # nothing can be compared with a first run that failed
-    return training.run_all([first], training.run, report) or training.run_all(others, training.run, report)
+    return training.run_all([first], report) or training.run_all(others, report)
 
 
 def _validation(last: Row) -> Row:

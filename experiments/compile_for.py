@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from experiments.common import entry, flax_networks, recipes, topologies
 from experiments.common.config import Architecture, values
-from experiments.common.results import Results, Row, commit, filled, page
+from experiments.common.results import Results, Row, commit, filled, grouped, page
 from experiments.common.setup import abstract
 from lowcost import nn
 from lowcost.data.dataset import PHOTOGRAPHS
@@ -125,8 +125,8 @@ def _inference(net: Any, mesh: Mesh, batch: int, shape: tuple[int, ...]) -> tupl
 def markdown(rows: list[Row], name: str = "compile_for") -> str:
     """Returns the page, with one table per topology and mode; `name` is that of its files."""
     tables = []
-    for topology, mode in dict.fromkeys((row["topology"], row["mode"]) for row in rows):
-        some = [row for row in rows if (row["topology"], row["mode"]) == (topology, mode)]
+    for some in grouped(rows, lambda row: (row["topology"], row["mode"])):
+        topology, mode = some[0]["topology"], some[0]["mode"]
         base = next((row for row in some if row["network"] == "resnet"), some[0])
         lines = [_cells(row, base) for row in some]
         tables.append(filled("compile_for_table", topology=topology, mode=mode, base=base["network"], lines=lines))

@@ -6,7 +6,7 @@ Trains the same network without a budget and with several. Finished runs are ski
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ from experiments.common.config import (
 )
 from experiments.common.perturbations import sensitivities
 from experiments.common.recipes import RECIPES
-from experiments.common.results import Results, Row, page, provenance
+from experiments.common.results import Results, Row, grouped, page, provenance, spread
 from lowcost.nn import certified_radii, stability_report
 from lowcost.scaling import to_unit_range
 
@@ -81,7 +81,7 @@ def main(config: Config) -> int:
     def report(run: TrainConfig) -> None:
         results.add(list(measure(run, config)))
 
-    status = training.run_all(((run, RECIPES[config.recipe]) for run in runs_of(config)), training.run, report)
+    status = training.run_all(((run, RECIPES[config.recipe]) for run in runs_of(config)), report)
     results.show()
     return status
 
@@ -125,9 +125,8 @@ def measure(run: TrainConfig, config: Config) -> Iterator[Row]:
 def markdown(rows: list[Row], name: str = "norm_budget") -> str:
     """Returns the page: one line per budget, over all of its seeds."""
     first = rows[0]
-    lines = [_line([row for row in rows if row["budget"] == b]) for b in dict.fromkeys(row["budget"] for row in rows)]
     parts = {
-        "lines": lines,
+        "lines": map(_line, grouped(rows, lambda row: row["budget"])),
         "level": 255 * first["epsilon"],
         "networks": f"{first['seeds']} seed{'s' * (first['seeds'] > 1)}",
     }
@@ -135,11 +134,9 @@ def markdown(rows: list[Row], name: str = "norm_budget") -> str:
 
 
 def _line(networks: list[Row]) -> Row:
-    accuracies = [100 * row["accuracy"] for row in networks]
-    deviation = f" ± {stdev(accuracies):.1f}" if len(networks) > 1 else ""
     return {
         "budget": "none" if networks[0]["budget"] is None else f"{networks[0]['budget']:,g}",
-        "accuracy": f"{mean(accuracies):.1f}{deviation}",
+        "accuracy": spread([100 * row["accuracy"] for row in networks], ".1f"),
         "bound": f"{max(row['bound'] for row in networks):,.4g}",
         "observed": f"{median(row['observed'] for row in networks):.1f}",
         "ratio": f"{max(row['bound'] / row['observed'] for row in networks):,.0f}",

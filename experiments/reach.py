@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +19,7 @@ import numpy as np
 from experiments.common import entry, plots
 from experiments.common.config import Architecture, check_batch, check_counts, values
 from experiments.common.recipes import Recipe
-from experiments.common.results import Results, Row, page, provenance, table
+from experiments.common.results import Results, Row, grouped, page, provenance, table
 from lowcost import nn
 from lowcost.analysis import green_radius
 from lowcost.data import IGNORED, Split, batch_indices
@@ -197,18 +196,15 @@ def label(row: Row) -> str:
 
 def markdown(rows: list[Row], name: str = "reach") -> str:
     """Returns the page: a table per task, one line per network."""
-    tables = [f"## {task.capitalize()}\n\n{_table(found)}" for task, found in _groups(rows, lambda row: row["task"])]
+    tasks = grouped(rows, lambda row: row["task"])
+    tables = [f"## {found[0]['task'].capitalize()}\n\n{_table(found)}" for found in tasks]
     return page(rows, name, "reach", tables="\n\n".join(tables), side=SIDE, length=LENGTH)
-
-
-def _groups(rows: list[Row], key: Callable[[Row], str]) -> list[tuple[str, list[Row]]]:
-    return [(name, [row for row in rows if key(row) == name]) for name in dict.fromkeys(map(key, rows))]
 
 
 def _table(rows: list[Row]) -> str:
     distances = sorted({row["distance"] for row in rows})
     lines = []
-    for network, found in _groups(rows, label):
+    for found in grouped(rows, label):
         farthest = max(found, key=lambda row: row["distance"])
         accuracies = {f"at{row['distance']}": f"{row['accuracy']:.1%}" for row in found}
         green = f"{farthest['green']:.1f}" if "green" in farthest else ""
@@ -216,7 +212,7 @@ def _table(rows: list[Row]) -> str:
             dict.fromkeys((f"at{d}" for d in distances), "")
             | farthest
             | accuracies
-            | {"network": network, "green": green}
+            | {"network": label(farthest), "green": green}
         )
     columns = {"network": "{network}", "weights": "{weights:,}", **{f"d = {d}": f"{{at{d}}}" for d in distances}}
     return table(lines, {**columns, "gradient's radius": "{sees:.1f}", "Green's radius": "{green}"})
@@ -224,18 +220,18 @@ def _table(rows: list[Row]) -> str:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draws accuracy against distance: one panel per task, one line per network through the mean of its seeds."""
-    tasks = _groups(rows, lambda row: row["task"])
+    tasks = grouped(rows, lambda row: row["task"])
     figure, axes = plots.panels(len(tasks), 3.4 * len(tasks), 3.8, sharey=True)
-    for panel, (task, of_task) in zip(axes, tasks, strict=True):
-        panel.set(title=task, xlabel="distance in pixels")
+    for panel, of_task in zip(axes, tasks, strict=True):
+        panel.set(title=of_task[0]["task"], xlabel="distance in pixels")
         panel.axhline(50, color="0.6", linestyle=":", label="guessing")
-        for network, found in _groups(sorted(of_task, key=lambda row: row["distance"]), label):
+        for found in grouped(sorted(of_task, key=lambda row: row["distance"]), label):
             style = plots.STYLES[found[0]["architecture"]] | {"linestyle": "-" if found[0]["reach"] else "--"}
             distances = [row["distance"] for row in found]
             means, lowest, highest = (
                 [100 * of(row["accuracies"]) for row in found] for of in (statistics.mean, min, max)
             )
-            panel.plot(distances, means, label=network, **style)
+            panel.plot(distances, means, label=label(found[0]), **style)
             panel.fill_between(distances, lowest, highest, color=style["color"], alpha=0.15)
     axes[0].set_ylabel("accuracy, %")
     plots.finish(figure, path, ncols=4)

@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import itertools
 import re
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,9 +24,10 @@ import numpy as np
 from experiments import volumes
 from experiments.common import entry, evaluation_plots, masks, timing
 from experiments.common.config import Architecture, check_counts, values
+from experiments.common.evaluation import confusion_matrix
 from experiments.common.flax_networks import UNet
 from experiments.common.recipes import Recipe
-from experiments.common.results import Results, Row, page, provenance, table
+from experiments.common.results import Results, Row, grouped, page, provenance, spread, table
 from lowcost import nn
 from lowcost.data import IGNORED
 from lowcost.train.losses import pixel_cross_entropy
@@ -238,8 +238,8 @@ def train(config: Config, task: Task, network: str, scene: Scene) -> Row:
         for place, image in zip(places, tested, strict=True):
             found[place] = predict(state.variables, image[None])[0]
         found[scene.labels == IGNORED] = IGNORED
-        pairs = np.stack([scene.labels, found])[:, found != IGNORED].astype(int)
-        confusions.append(np.bincount(np.dot((classes, 1), pairs), minlength=classes**2).reshape(classes, classes))
+        known = found != IGNORED
+        confusions.append(confusion_matrix(scene.labels[known].astype(int), found[known], classes))
         if not seed:
             masks.write(mask_path(config, task, network), found[scene.shown])
     means, ious = mean_overlaps(np.stack(confusions)), overlaps(np.stack(confusions))[0]
@@ -294,8 +294,9 @@ def draw(config: Config, task: Task, scene: Scene, rows: list[Row]) -> None:
 def markdown(rows: list[Row], name: str = "segmentation") -> str:
     """Returns the page: a table and a figure per task, one line per network."""
     parts = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        found = [row | {f"iou_{i}": x for i, x in enumerate(row["ious"])} for row in rows if row["task"] == task]
+    for of_task in grouped(rows, lambda row: row["task"]):
+        task = of_task[0]["task"]
+        found = [row | {f"iou_{i}": x for i, x in enumerate(row["ious"])} for row in of_task]
         columns: dict[str, Any] = {"network": "{network}", "weights": "{weights:,}"}
         columns |= {"mean IoU": partial(_percent, "mean_iou"), "mean Dice": partial(_percent, "mean_dice")}
         columns |= {f"IoU of {kind}": f"{{iou_{i}:.1%}}" for i, kind in enumerate(found[0]["classes"])}
@@ -310,8 +311,7 @@ def markdown(rows: list[Row], name: str = "segmentation") -> str:
 
 
 def _percent(name: str, row: Row) -> str:
-    found = row[f"{name}_each"]
-    return f"{row[name]:.1%}" + (f" ± {statistics.stdev(found):.1%}" if len(found) > 1 else "")
+    return spread(row[f"{name}_each"], ".1%")
 
 
 if __name__ == "__main__":

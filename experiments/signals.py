@@ -208,8 +208,7 @@ def train(run: TrainConfig) -> tuple[int, list[float], int]:
 def markdown(rows: list[Row], name: str = "signals") -> str:
     """Returns the page: one line per network, one for the networks that differ in their seed alone, and the others."""
     seeds, sets = len(rows[0]["accuracies"]), list(dict.fromkeys(row["set"] for row in rows))
-    kinds = list(dict.fromkeys((row["architecture"], row["channels"]) for row in rows))
-    groups = [[row for row in rows if (row["architecture"], row["channels"]) == kind] for kind in kinds]
+    groups = results.grouped(rows, lambda row: (row["architecture"], row["channels"]))
     lines = [line(group) for group in groups] + [line([joint(row) for row in group]) for group in groups if seeds > 1]
     for i, network in enumerate(OTHERS):
         percents = {x: PUBLISHED[x][i] for x in sets if x in PUBLISHED}
@@ -240,7 +239,7 @@ def line(rows: list[Row]) -> Row:
     five = [row["accuracies"] for row in rows if row["set"] in PUBLISHED]
     if len(five) == len(PUBLISHED):
         means = [100 * statistics.mean(accuracies) for accuracies in zip(*five, strict=True)]
-        mean = f"{statistics.mean(means):.2f}" + (f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else "")
+        mean = results.spread(means, ".2f")
         targets = [(statistics.mean(means), least) for most, least in TARGETS.items() if weights <= most][:1] + targets
     target = ", ".join(f"{least} {'reached' if reached >= least else 'missed'}" for reached, least in targets)
     about = {"network": f"{rows[0]['architecture']} {rows[0]['channels']}", "weights": f"{weights:,}"}

@@ -54,7 +54,7 @@ def main(config: Config) -> int:
     def report(run: TrainConfig) -> None:
         results.add(measure(run, STEP_SIZES, config.images))
 
-    status = training.run_all(((run, recipes.RECIPES["paper"]) for run in runs_of(config)), training.run, report)
+    status = training.run_all(((run, recipes.RECIPES["paper"]) for run in runs_of(config)), report)
     results.show()
     return status
 

@@ -109,7 +109,7 @@ def main(config: Config) -> int:
         record(config, Result(run.directory() / "result.json"))
         write(config.out)
 
-    return training.run_all(((run, recipes.RECIPES[run.recipe]) for run in wanted), lambda run, _: train(run), report)
+    return training.run_all(((run, recipes.RECIPES[run.recipe]) for run in wanted), report, lambda run, _: train(run))
 
 
 def runs(config: Config) -> Iterator[TrainConfig]:

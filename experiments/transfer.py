@@ -55,7 +55,7 @@ def main(config: Config) -> int:
         results.add([{"variant": runs[run], "images": config.images, "start": config.init_from, **result}])
 
     recipe: Recipe = RECIPES[config.recipe]
-    return training.run_all(((run, recipe) for run in runs), training.run, report)
+    return training.run_all(((run, recipe) for run in runs), report)
 
 
 def variants(config: Config) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lowcost import disk
+from lowcost.train.metrics_log import finite
 
 
 def check_target(path: Path, flag: str) -> None:
@@ -65,9 +66,8 @@ def _standard_stream(path: Path) -> Any:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes one line per row, with null in place of NaN and infinities, which JSON lacks."""
-    rows = json.loads(json.dumps(rows), parse_constant=lambda _: None)
-    write_page(path, "".join(json.dumps(row) + "\n" for row in rows))  # in ASCII: some characters would end a line
+    """Writes one line per row, in ASCII, because further characters end lines; see `finite` for NaN."""
+    write_page(path, "".join(json.dumps(row) + "\n" for row in finite(rows)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from lowcost.nn import stability_report
 from lowcost.terminal import printable
 from lowcost.train import checkpoint, loop, processes
 from lowcost.train.calibration import fit_temperature
-from lowcost.train.metrics_log import MetricsLog
+from lowcost.train.metrics_log import MetricsLog, finite
 from lowcost.train.state import TrainState, count_weights
 
 TEMPERATURE_IMAGES = 5000
@@ -71,7 +71,7 @@ def report(ready: Setup, state: TrainState, log: MetricsLog, figures: dict[str, 
                 f"ended after epoch {last} of {ready.epochs}: no better one for {ready.config.patience} epochs"
             )
         result = _result(ready, state, log, figures)
-        files.write_whole(path, (json.dumps(_finite(result), indent=2, allow_nan=False) + "\n").encode())
+        files.write_whole(path, (json.dumps(finite(result), indent=2, allow_nan=False) + "\n").encode())
     draw(ready, state, log)
     print_result(console, result, workdir)
 
@@ -124,11 +124,6 @@ def _result(ready: Setup, state: TrainState, log: MetricsLog, figures: dict[str,
 def _deviation(numbers: list[float]) -> float:
     """Returns the sample standard deviation; NaN if there is one among the numbers."""
     return float(np.std(numbers, ddof=1))
-
-
-def _finite(content: Any) -> Any:
-    """Returns JSON with None in place of NaN and infinities, which JSON lacks."""
-    return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
 
 def print_result(console: Console, result: dict[str, Any], workdir: Path) -> None:

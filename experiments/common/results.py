@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
+import statistics
 import string
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def table(rows: Sequence[Row], columns: Columns, *, text: int = 1) -> str:
     cells = [[cell.format(**row) if isinstance(cell, str) else cell(row) for cell in columns.values()] for row in rows]
     alignment = [":--"] * text + ["--:"] * (len(columns) - text)
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(columns), alignment, *cells])
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> list[list[Row]]:
+    """Returns the rows with equal keys together, in the order of their first rows."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return list(groups.values())
+
+
+def spread(numbers: Sequence[float], form: str) -> str:
+    """Returns the mean and, of several numbers, their sample standard deviation, in this format."""
+    deviation = f" ± {statistics.stdev(numbers):{form}}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):{form}}{deviation}"
 
 
 def accuracy(row: Row, part: str = "test") -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.common.config import Architecture, Width
 from experiments.common.plots import STYLES, finish, panels
-from experiments.common.results import Row, accuracy, filled, source
+from experiments.common.results import Row, accuracy, filled, grouped, source
 
 _PRINTED = json.loads(Path(__file__).with_name("table2_paper.json").read_text("utf-8"))
 WIDTHS: dict[str, tuple[Width, ...]] = {dataset: tuple(columns) for dataset, columns in _PRINTED.items()}
@@ -55,9 +55,7 @@ def _kind(row: Row) -> tuple:
 
 def _groups(rows: list[Row]) -> list[list[Row]]:
     """Returns the rows of each table, in the order of their first rows; in older rows stencils have 3 points."""
-    rows = [{"kernel_size": 3, **row} for row in rows]
-    kinds = list(dict.fromkeys(map(_kind, rows)))
-    return [[row for row in rows if _kind(row) == kind] for kind in kinds]
+    return grouped([{"kernel_size": 3, **row} for row in rows], _kind)
 
 
 def draw(rows: list[Row], path: Path) -> None:

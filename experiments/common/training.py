@@ -15,8 +15,8 @@ from experiments.common import description, distillation, dry_run, entry, fine_t
 from experiments.common.config import TrainConfig
 from experiments.common.recipes import Recipe
 from experiments.common.setup import Setup
-from experiments.common.workdir import Result, finished, write_or_compare
-from lowcost.deploy.loading import identity
+from experiments.common.workdir import finished, write_or_compare
+from lowcost.deploy.loading import identity, result_of
 from lowcost.terminal import first_line, printable, warn
 from lowcost.train import checkpoint, lock, loop, processes
 from lowcost.train.interruption import Interruption
@@ -48,21 +48,21 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
 
 
 def run_all(
-    wanted: Iterable[tuple[TrainConfig, Recipe]], train: Callable[..., int], report: Callable[..., None]
+    wanted: Iterable[tuple[TrainConfig, Recipe]], report: Callable[..., None], train: Callable[..., int] | None = None
 ) -> int:
     """Trains the runs that are not finished, one after another; one that diverges does not stop the others.
 
     Args:
         wanted: the runs, each with the number of epochs and its recipe.
-        train: trains a run, given as its configuration and recipe, and returns its exit status.
         report: called with the configuration of each finished run.
+        train: trains a run, given as its configuration and recipe, and returns its exit status. None: `run`.
 
     Returns:
         `entry.DIVERGED` if a network diverged; any other exit status of training ends the program at once.
     """
     status = 0
     for config, recipe in wanted:
-        code = train(config, recipe) if finished(config, dataclasses.asdict(recipe)) is None else 0
+        code = (train or run)(config, recipe) if finished(config, dataclasses.asdict(recipe)) is None else 0
         if not code:
             report(config)
         elif code == entry.DIVERGED:
@@ -155,8 +155,8 @@ def _train(ready: Setup, claim: dict[str, Any], interruption: Interruption) -> i
 
 def _reported(workdir: Path, restored: checkpoint.Restored | None) -> bool:
     """Returns whether result.json is of the restored state; after a kill it may be that of an older one."""
-    path = workdir / "result.json"
-    return restored is not None and path.exists() and Result(path).get("digest") == restored.digest
+    result = result_of(workdir)
+    return restored is not None and result is not None and result.get("digest") == restored.digest
 
 
 def _ended(ready: Setup, state: TrainState, log: MetricsLog, interruption: Interruption) -> bool:

@@ -75,7 +75,7 @@ def load_run(workdir: Path, *, finished: bool = False, index: int = 0) -> Loaded
         ValueError, OSError: as in `load`.
     """
     processes.devices()
-    config, result = flat(configuration(workdir)), workdir / "result.json"
+    config = flat(configuration(workdir))
     names = ("h", "kernel_size", "boundary", "zero_mean", "decoder", "steps_per_block", "dtype")
     options: Json = {name: config[name] for name in names if name in config}
     options["head"] = "pixels" if config.get("task") == "pixels" else "class"
@@ -92,7 +92,7 @@ def load_run(workdir: Path, *, finished: bool = False, index: int = 0) -> Loaded
     variables = restored.state.chosen
     if (seeds := config.get("seeds", 1)) > 1:
         variables = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[index], variables))
-    about: Json = Result(result) if result.exists() else {}
+    about: Json = result_of(workdir) or {}
     if about.get("steps", steps) != restored.step:  # it is of a later checkpoint, which is damaged
         about = {}
     shape, dtype = config["data.image_shape"], config.get("data.dtype", "uint8")
@@ -162,13 +162,12 @@ def newest(workdir: Path, like: TrainState, steps: int, *, finished: bool = Fals
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; train first")
     state = jax.tree.map(lambda x, y: place(x, y.sharding), restored.state, like.replace(**_NOTHING))
     restored = restored._replace(state=state)
-    path = workdir / "result.json"
-    result = Result(path) if path.exists() else None
+    result = result_of(workdir)
     steps = steps if result is None else result.get("steps", steps)
     if finished:
         _check_finished(workdir, restored.step, steps)
     if restored.step == steps and result is not None and result["digest"] != restored.digest:
-        problem = f"{path} must be of the run's last checkpoint, got the digest of another state"
+        problem = f"{workdir / 'result.json'} must be of the run's last checkpoint, got the digest of another state"
         raise ValueError(f"{problem}; put back the run's own, or remove it and run its training again")
     return restored
 
@@ -220,15 +219,14 @@ def temperatures(workdir: Path, seeds: int, step: int) -> list[float] | None:
     Raises:
         ValueError: result.json is damaged.
     """
-    path = workdir / "result.json"
-    result: Json = Result(path) if path.exists() else {}
+    result: Json = result_of(workdir) or {}
     found = result.get("temperatures")
     if found is None or result.get("steps", step) != step:
         return None
     numbers = isinstance(found, list) and all(type(t) in (int, float) and 0 < t < math.inf for t in found)
     if numbers and len(found) == seeds:
         return found
-    expected = f"temperatures in {path} must be a list of {seeds} numbers above 0"
+    expected = f"temperatures in {workdir / 'result.json'} must be a list of {seeds} numbers above 0"
     raise ValueError(f"{expected}, got {found!r}; put back the run's own result.json")
 
 
@@ -247,6 +245,16 @@ class Result(Json):
 
     def __missing__(self, name: str) -> Any:
         raise ValueError(f"{self.path} must hold {name}, got none; {self._remedy}")
+
+
+def result_of(workdir: Path) -> Result | None:
+    """Returns the content of result.json, or None if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = workdir / "result.json"
+    return Result(path) if path.exists() else None
 
 
 def flat(content: Json) -> Json:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from lowcost.arguments import Boundary, ResolventBoundary, check_choice, check_floating, check_time_step
+from lowcost.arguments import Boundary, ResolventBoundary, check_choice, check_floating
 from lowcost.nn import initializers
 from lowcost.nn.initializers import Initializer
 from lowcost.operators.circulant import circulant
@@ -178,7 +178,6 @@ class ImplicitDiffusion(_Layer):
         if self.padding not in ("CIRCULAR", "SYMMETRIC"):
             problem = f"padding must be one of 'CIRCULAR', 'SYMMETRIC' here, got {self.padding!r}"
             raise ValueError(f"{problem}; use 'SYMMETRIC' if opposite edges must not meet")
-        check_time_step(self.h)
         init = initializers.reaching_stencil(self.h, self.reach) if self.reach else initializers.stable_stencil(self.h)
         stencil = self._stencil(self.kernel_init or init)
         boundary: ResolventBoundary = "symmetric" if self.padding == "SYMMETRIC" else "periodic"

@@ -5,6 +5,7 @@ Weights are replicated.
 
 import math
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -56,7 +57,12 @@ def data_mesh(batch_size: int, *, all_devices: bool = True) -> Mesh:
         below = batch_size - batch_size % number
         expected = f"batch_size must be divisible by the {number} devices that share a batch"
         raise ValueError(f"{expected}, got {batch_size}; use e.g. {below or number}")
-    return jax.make_mesh((number,), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=found[:number])
+    return over(found[:number])
+
+
+def over(devices: Sequence[jax.Device]) -> Mesh:
+    """Returns the mesh with the axis "data" over these devices."""
+    return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

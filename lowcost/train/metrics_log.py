@@ -69,7 +69,7 @@ class MetricsLog:
 
     def append(self, row: Row) -> None:
         """Appends one epoch, with None in place of NaN and infinities, which JSON lacks."""
-        row = json.loads(json.dumps(row), parse_constant=lambda _: None)
+        row = finite(row)
         self.rows.append(row)
         if self._path is not None:
             with self._path.open("a") as file:
@@ -79,6 +79,11 @@ class MetricsLog:
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, row["epoch"])
             self._board.flush()
+
+
+def finite(content: Any) -> Any:
+    """Returns JSON with None in place of NaN and infinities, which JSON lacks."""
+    return json.loads(json.dumps(content), parse_constant=lambda _: None)
 
 
 def epoch_row(epoch: int, step: int, parts: Mapping[str, Metrics], **more: Any) -> Row:

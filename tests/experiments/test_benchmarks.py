@@ -2,7 +2,6 @@
 
 import json
 import platform
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,14 +84,6 @@ def test_where_a_ratio_crosses_one():
     assert figure1.crossed_at(rows((0.5, 2, 8)), "depthwise", "forward") == "32"
     assert figure1.crossed_at(rows((2, 2, 2)), "depthwise", "forward") == "below 16"
     assert figure1.crossed_at(rows((2, 2, 0.5)), "depthwise", "forward") == "above 256"
-
-
-@pytest.mark.parametrize("program", [throughput, figure1])
-def test_the_committed_pages_are_made_of_the_committed_figures(program):
-    """The Markdown in experiments/results is what the program renders from the JSONL."""
-    results = Path(program.__file__).parent / "results" / program.__name__.rpartition(".")[2]
-    page = results.with_suffix(".md").read_text("utf-8")
-    assert page == program.markdown(read_rows(results.with_suffix(".jsonl")))
 
 
 def test_what_is_compared_alternates():

@@ -124,12 +124,12 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
         evaluate.main(evaluate.EvaluateConfig(whole))
 
 
-def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, capsys):
+def test_several_seeds_with_the_fast_recipe(image_folder, tmp_path, capsys):
     """Result and screen show mean, deviation and the figures of each network, evaluated at the end."""
-    fixed = ("folder", "--data-dir", image_folder, "--epochs", 2, "--batch-size", 8, "--recipe", "fast")
-    fixed += ("--steps-per-block", 1, "--width", 8, 16, "--evaluate-every", 3)
-    code, output = finish(program("train", *fixed, "--workdir", tmp_path, "--seeds", 2, "--seed", 5))
-    assert code == 0, output
+    fixed = {"data_dir": image_folder, "epochs": 2, "batch_size": 8, "recipe": "fast", "evaluate_every": 3}
+    config = TrainConfig("folder", steps_per_block=1, width=(8, 16), workdir=tmp_path, seeds=2, seed=5, **fixed)
+    assert training.run(config) == 0
+    output = capsys.readouterr().out
     result, (first, last) = json.loads((tmp_path / "result.json").read_text()), rows(tmp_path)
     assert "test_accuracy" not in first
     assert "train_accuracy" in first
@@ -140,8 +140,8 @@ def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, cap
     assert result["test_accuracy_std"] == pytest.approx(np.std(result["test_accuracies"], ddof=1))
     assert f"{result['test_accuracy']:.2%} ± {result['test_accuracy_std']:.2%} of 18 images, 2 seeds" in output
     assert last["train_loss_seeds"][0] != last["train_loss_seeds"][1]
-    code, output = finish(program("evaluate", "--workdir", tmp_path))
-    assert code == 0, output
+    evaluate.main(evaluate.EvaluateConfig(tmp_path))
+    output = capsys.readouterr().out
     for i, accuracy in enumerate(result["test_accuracies"]):
         assert f"seed {5 + i}: accuracy {accuracy:.2%}" in output
     assert f"mean: accuracy {result['test_accuracy']:.2%} ± {result['test_accuracy_std']:.2%}" in output
@@ -152,8 +152,6 @@ def test_several_seeds_with_the_fast_recipe(program, image_folder, tmp_path, cap
 
 def test_what_one_run_compiled_the_next_one_reads(image_folder, tmp_path):
     """The cache is next to the work directories unless the user chooses another place."""
-    from experiments.common.config import TrainConfig
-
     code = "import jax, sys; from experiments.common.runs import prepare;"
     code += "from experiments.common.config import TrainConfig;"
     code += "from pathlib import Path; prepare(TrainConfig(workdir=Path(sys.argv[1]), batch_size=8));"
