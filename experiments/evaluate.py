@@ -70,11 +70,11 @@ def main(arguments: EvaluateConfig) -> None:
         raise ValueError("--average-flips needs a network with one output per image, got the task pixels; leave it out")
     weights = count_weights(state.params) // config.seeds
     network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {steps_done(state)} steps"
-    say = partial(print, file=messages(arguments.csv))
+    print_line = partial(print, file=messages(arguments.csv))
     mirrored = ", each averaged with its mirror image" if arguments.average_flips else ""
-    say(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}{mirrored}:")
+    print_line(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}{mirrored}:")
     if task == "pixels":
-        _of_pixels(arguments, ready, state, split, say)
+        _of_pixels(arguments, ready, state, split, print_line)
         return
     outputs = ready.outputs(state.chosen, split.images).astype(np.float64)
     if arguments.average_flips:
@@ -87,43 +87,47 @@ def main(arguments: EvaluateConfig) -> None:
         outputs, labels = outputs * of_run[1] + of_run[0], labels * dataset.scale[1] + dataset.scale[0]
     answers = evaluation.answers(task, outputs, fitted)
     names, files = [*map(printable, dataset.classes)], split.files or range(len(split))
-    say("\n".join(by_network(task, outputs, answers, labels, config.seed)))
-    say(f"\n{by_output(task, answers, labels, names)}")
+    print_line("\n".join(by_network(task, outputs, answers, labels, config.seed)))
+    print_line(f"\n{by_output(task, answers, labels, names)}")
     if arguments.csv is not None:
         write_whole(arguments.csv, image_table(task, dataset.classes, files, labels, answers))
     if task == "classes":
-        say(f"\n{confused(evaluation.confusion_matrix(labels, answers.argmax(-1), len(names)), names)}\n")
+        print_line(f"\n{confused(evaluation.confusion_matrix(labels, answers.argmax(-1), len(names)), names)}\n")
         curves = {"as trained": evaluation.answers(task, outputs)}
         if fitted:
             curves[f"with temperature {', '.join(f'{t:.3g}' for t in fitted)}"] = answers
         for name, p in curves.items():
-            say(f"{name}: expected calibration error {calibration_error(p, labels):.2%}")
+            print_line(f"{name}: expected calibration error {calibration_error(p, labels):.2%}")
         _plot(
-            arguments, say, partial(draw, split=split, curves=curves, names=names, files=files, masked=dataset.masked)
+            arguments,
+            print_line,
+            partial(draw, split=split, curves=curves, names=names, files=files, masked=dataset.masked),
         )
 
 
-def _of_pixels(arguments: EvaluateConfig, ready: Any, state: Any, split: Any, say: Callable[[str], None]) -> None:
+def _of_pixels(
+    arguments: EvaluateConfig, ready: Any, state: Any, split: Any, print_line: Callable[[str], None]
+) -> None:
     """Prints the figures of a network that labels every pixel, and writes its table and its plots."""
     from experiments.common import pixel_evaluation
 
-    predicted, confusions = pixel_evaluation.report(ready, state.chosen, split, say)
+    predicted, confusions = pixel_evaluation.report(ready, state.chosen, split, print_line)
     names = [*map(printable, ready.dataset.classes)]
-    say(confused(confusions.sum(0), names, unit="points"))
+    print_line(confused(confusions.sum(0), names, unit="points"))
     if arguments.csv is not None:
         pixel_evaluation.write_table(arguments.csv, ready.dataset.classes, split, confusions)
     shown = {"split": split, "predicted": predicted, "confusions": confusions, "names": names}
-    _plot(arguments, say, partial(pixel_evaluation.draw, **shown))
+    _plot(arguments, print_line, partial(pixel_evaluation.draw, **shown))
 
 
-def _plot(arguments: EvaluateConfig, say: Callable[[str], None], draw: Callable[[Path], None]) -> None:
+def _plot(arguments: EvaluateConfig, print_line: Callable[[str], None], draw: Callable[[Path], None]) -> None:
     """Draws into the folder for plots, or prints why not."""
     folder = arguments.out or arguments.workdir / ("evaluation-flips" if arguments.average_flips else "evaluation")
     if arguments.out or os.access(arguments.workdir, os.W_OK):
         draw(folder)
-        say(f"plots: {printable(folder)}")
+        print_line(f"plots: {printable(folder)}")
     else:
-        say(f"no plots: {printable(arguments.workdir)} cannot be written to; choose another folder with --out")
+        print_line(f"no plots: {printable(arguments.workdir)} cannot be written to; choose another folder with --out")
 
 
 def by_network(task: str, outputs: np.ndarray, answers: np.ndarray, labels: np.ndarray, seed: int) -> list[str]:

@@ -94,8 +94,8 @@ def serialized(folded: deploy.Folded, metadata: dict[str, str], config: ExportCo
         metadata = {**metadata, "opset": str(config.opset)}
         model = deploy.to_onnx(folded, metadata=metadata, bits=config.bits, opset=config.opset)
         return {config.out: model.SerializeToString()}
-    beside = config.out.with_name(config.out.name + ".json")
-    return {config.out: deploy.to_stablehlo(folded), beside: (json.dumps(metadata, indent=2) + "\n").encode()}
+    metadata_path = config.out.with_name(config.out.name + ".json")
+    return {config.out: deploy.to_stablehlo(folded), metadata_path: (json.dumps(metadata, indent=2) + "\n").encode()}
 
 
 def _choice(operations: tuple[Operation, ...]) -> str:

@@ -211,7 +211,8 @@ def load(config: PredictConfig) -> Classifier:
     if config.workdir is not None and config.model is None:
         return _of_network(config.workdir, is_run=True, onnx=config.runtime == "onnx")
     if config.model is None or config.workdir is not None:
-        raise ValueError("name either a run with --workdir or a file with --model")
+        got = "neither" if config.model is None else "both"
+        raise ValueError(f"either --workdir or --model must be given, got {got}; name a run or a file")
     is_onnx = config.model.suffix.lower() == ".onnx"
     if is_onnx and config.runtime == "jax":
         raise ValueError(f"JAX does not run {config.model}; leave --runtime out, or export with --format stablehlo")
@@ -237,11 +238,13 @@ def of_stablehlo(content: bytes, path: Path) -> Classifier:
     """Returns a classifier that JAX runs, as the file FILE.json beside it describes it."""
     import jax
 
-    beside = path.with_name(path.name + ".json")
-    if not beside.exists():
-        raise FileNotFoundError(f"{beside} is missing, which holds the names of the classes; copy it with {path.name}")
-    with _readable(beside, "metadata"):
-        described = _described(json.loads(beside.read_text()))
+    metadata_path = path.with_name(path.name + ".json")
+    if not metadata_path.exists():
+        raise FileNotFoundError(
+            f"{metadata_path} must hold the names of the classes, got no file; copy it with {path.name}"
+        )
+    with _readable(metadata_path, "metadata"):
+        described = _described(json.loads(metadata_path.read_text()))
     with _readable(path, "StableHLO"):
         return _tried(jax.jit(jax.export.deserialize(bytearray(content)).call), described)
 

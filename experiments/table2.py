@@ -95,9 +95,9 @@ def main(config: Config) -> int:
     """Runs what is missing, one network after another, each in a process of its own; see `training.run_all`."""
     wanted = list(runs(config))
     if not wanted:
-        there = [*(f"{name} {'/'.join(widths)}" for name, widths in WIDTHS.items()), *ARCHITECTURES]
+        choices = [*(f"{name} {'/'.join(widths)}" for name, widths in WIDTHS.items()), *ARCHITECTURES]
         problem = f"the paper has no figures of these networks on {', '.join(config.datasets)}"
-        raise ValueError(f"{problem}; choose among {', '.join(there)}")
+        raise ValueError(f"{problem}; choose among {', '.join(choices)}")
     if (config.images or config.like) and config.datasets not in (("folder",), ("arrays",)):
         raise ValueError("--images and --like are for folder or arrays alone; omit them, or the other data sets")
     check_counts(config, "epochs", "batch_size", "seeds", "train_images")

@@ -182,7 +182,7 @@ def check_counts(config: Any, *names: str) -> None:
     """Raises ValueError, naming the flag, unless these fields are at least 1, or None."""
     for name, value in values(config, *names).items():
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}; increase it")
 
 
 _IN_NAMES = {

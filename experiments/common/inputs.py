@@ -71,7 +71,7 @@ def find(paths: Sequence[Path], takes: Inputs) -> Iterator[Path]:
         ValueError, OSError: a path does not exist, or a folder holds none of these.
     """
     if not paths:
-        raise ValueError("name images, arrays, or folders of them")
+        raise ValueError("files must be images, arrays, or folders of them, got none; name at least one")
     for path in paths:
         if path.is_dir():
             yield from sorted(_below(path, listing.SUFFIXES if takes.files else ARRAYS))

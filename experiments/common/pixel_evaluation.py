@@ -20,14 +20,16 @@ SHOWN = 8
 """The largest number of images on the sheet."""
 
 
-def report(ready: Setup, variables: Any, split: Split, say: Callable[[str], None]) -> tuple[np.ndarray, np.ndarray]:
+def report(
+    ready: Setup, variables: Any, split: Split, print_line: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
     """Prints the figures of all images, and returns the predictions of the ensemble and their confusions in each image.
 
     Args:
         ready: the run.
         variables: of its networks.
         split: the images.
-        say: prints.
+        print_line: prints.
 
     Returns:
         uint8 [N, *grid] and int32 [N, K, K].
@@ -40,11 +42,11 @@ def report(ready: Setup, variables: Any, split: Split, say: Callable[[str], None
             confusions[i] = confusion(labels, x, len(names))
         single.append(confusions.sum(0))
     together = single.pop()
-    say("\n".join(by_network(np.array(single), together, ready.config.seed)))
+    print_line("\n".join(by_network(np.array(single), together, ready.config.seed)))
     (iou, dice), shares = overlaps(together), evaluation.recall_and_precision(together)
     columns = {"class": names, "points": together.sum(1), "IoU": map(percent, iou), "Dice": map(percent, dice)}
     columns |= dict(zip(("recall", "precision"), (map(percent, x) for x in shares), strict=True))
-    say(f"\n{aligned([tuple(columns), *zip(*columns.values(), strict=True)])}\n")
+    print_line(f"\n{aligned([tuple(columns), *zip(*columns.values(), strict=True)])}\n")
     return every[-1], confusions
 
 
