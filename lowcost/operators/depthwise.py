@@ -1,5 +1,6 @@
 """K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit inverse, Eq. (11)."""
 
+import jax.numpy as jnp
 from jax import Array
 
 from lowcost.arguments import Boundary, ResolventBoundary
@@ -75,7 +76,7 @@ def depthwise_resolvent(
     Args:
         stencil: θ, [*window, C].
         y: features, [..., *grid, C].
-        h: time step, h ≥ 0.
+        h: time step, h ≥ 0; or one for each channel, [C].
         boundary: "periodic" as in the paper, or "symmetric".
         method: "fft", "matmul" or "auto"; not "direct", because the inverse is not a small stencil.
 
@@ -84,8 +85,8 @@ def depthwise_resolvent(
 
     Raises:
         TypeError: stencil or y is not real floating point.
-        ValueError: the stencil is larger than the grid, the channels differ, h < 0 or not finite, unknown boundary or
-            method.
+        ValueError: the stencil is larger than the grid, the channels differ, h < 0, not finite or of another shape,
+            unknown boundary or method.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,6 +95,11 @@ def depthwise_resolvent(
         >>> print(depthwise_resolvent(difference, y, 1.0)[:, 0].round(3))  # smoother, with the same mean
         [0.467 0.2   0.133 0.2  ]
     """
+    if jnp.ndim(h):
+        if jnp.shape(h) != jnp.shape(stencil)[-1:]:
+            got = f"shape {list(jnp.shape(h))} for a stencil of shape {list(jnp.shape(stencil))}"
+            raise ValueError(f"h must be a number, or one for each channel, got {got}; call it once for each time step")
+        h = jnp.expand_dims(h, range(jnp.ndim(stencil) - 1))
     operator = "real" if boundary == "periodic" else "mirrored"
     return resolvent(DEPTHWISE, operator, stencil, y, h, boundary, method)
 

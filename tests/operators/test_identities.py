@@ -159,3 +159,17 @@ def test_a_stencil_wider_than_the_features(channels):
     direct, fft = (lowcost.fully_coupled_adjoint(stencil, z, method=method) for method in ("direct", "fft"))
     assert direct.dtype == fft.dtype == np.float32
     np.testing.assert_allclose(direct, fft, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "matmul"}, {"method": "fft", "boundary": "symmetric"}], ids=str)
+def test_each_channel_may_have_its_own_time_step(options):
+    """The result is that of each channel alone; other shapes, which could broadcast along the grid, are refused."""
+    (stencil,), y = CASE["depthwise"].draw((3, 2), (4, 3), (2,))
+    h = np.array([0.0, 0.5, 8.0])
+    resolvent = partial(lowcost.depthwise_resolvent, **options)
+    alone = [resolvent(stencil[..., c : c + 1], y[..., c : c + 1], h[c]) for c in range(3)]
+    np.testing.assert_allclose(resolvent(stencil, y, h), np.concatenate(alone, -1), atol=1e-13)
+    with pytest.raises(
+        ValueError, match=r"h must be a number, or one for each channel, got shape \[3, 1\]"
+    ):
+        resolvent(stencil, y, h[:, None])
