@@ -1,4 +1,4 @@
-"""Compiles training and inference for TPUs and GPUs without such a device, and reads bytes, time and memory per chip.
+"""Compiles training and inference for TPUs and GPUs that this machine lacks, and reads bytes, time and memory per chip.
 
 XLA's compilers run without a device: `pip install '.[experiments,tpu,compile-gpu]'` in an environment of its own. The
 times are estimates: they rank programs for one chip, and are no measurements.

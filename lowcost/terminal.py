@@ -18,9 +18,9 @@ def warn(text: object) -> None:
     print(printable(text), file=sys.stderr)
 
 
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """Returns the first names, separated by commas, and an ellipsis if there are more."""
-    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
+def listed(names: Sequence[str]) -> str:
+    """Returns at most ten names, separated by commas, and an ellipsis if there are more."""
+    return ", ".join(names[:10]) + ", ..." * (len(names) > 10)
 
 
 def first_line(error: Exception) -> str:

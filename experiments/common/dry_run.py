@@ -41,7 +41,7 @@ def report(ready: Setup) -> int:
 
 def _times(ready: Setup) -> tuple[float, float, float]:
     """Returns the seconds of the first step, of another one, and of the evaluations of an epoch."""
-    batches, steps_max = ready.feed()
+    batches, steps_max = ready.batches()
     state, seconds, done = ready.start(), [], 0
     for n in (1, 1, steps_max):
         begin = time.monotonic()

@@ -48,15 +48,22 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
         warn(f"error: {str(error) or type(error).__name__}")
         code = FIXABLE
     except RuntimeError as error:
-        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+        if not (problem := lack_of_memory(error)):
             raise
-        remedy = "decrease --batch-size or --width, or use more or larger devices"
-        warn(f"error: the devices have too little memory ({first_line(error)}); {remedy}")
+        warn(f"error: {problem}")
         code = FIXABLE
     except KeyboardInterrupt:
         leave()
     on_interrupt(leave)
     sys.exit(code)
+
+
+def lack_of_memory(error: Exception) -> str:
+    """Returns a line for an error of JAX that reports a lack of device memory, "" for others."""
+    if not str(error).startswith("RESOURCE_EXHAUSTED"):
+        return ""
+    remedy = "use smaller batches or a smaller network, or more or larger devices"
+    return f"the devices have too little memory ({first_line(error)}); {remedy}"
 
 
 def _parse(configuration: type[T]) -> T:

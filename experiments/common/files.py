@@ -66,13 +66,14 @@ def _standard_stream(path: Path) -> Any:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes one line per row, in ASCII, because further characters end lines; see `finite` for NaN."""
+    """Writes one line per row, in ASCII, so that undecodable names of files can be stored; see `finite` for NaN."""
     write_page(path, "".join(json.dumps(row) + "\n" for row in finite(rows)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a file, none if there is no file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text("utf-8").split("\n") if path.exists() else ()
+    return [json.loads(line) for line in lines if line]
 
 
 @contextlib.contextmanager
@@ -88,6 +89,6 @@ def changing(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Writes a page in UTF-8, in which names of files that are not UTF-8 stay as they are; creates the folder."""
+    """Writes a page in UTF-8, with undecodable bytes of names of files as they are; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.encode(errors="surrogateescape"))

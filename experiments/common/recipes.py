@@ -19,6 +19,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from experiments.common.config import fits
 from lowcost import data
+from lowcost.terminal import warn
 from lowcost.train.step import Augment, AugmentLabels, Draw
 
 
@@ -272,8 +273,7 @@ def recipe_named(name: str) -> Recipe:
         raise ValueError(f"--recipe {name}: {error}") from None
     for key in ("stencil_rate", "weight_decay", "matrix_decay"):
         if recipe.optimizer == "adam" and (value := getattr(recipe, key)) != getattr(Recipe, key):
-            expected = f"{key} must be left out with the optimizer adam, which has none"
-            raise ValueError(f'--recipe {name}: {expected}, got {value}; leave it out, or state "optimizer": "adamw"')
+            warn(f'warning: --recipe {name}: the optimizer adam ignores {key}, got {value}; state "optimizer": "adamw"')
     return recipe
 
 

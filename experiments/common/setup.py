@@ -70,13 +70,12 @@ class Setup(NamedTuple):
         either = seed if seeds == 1 else tuple(range(seed, seed + seeds))
         return data.batch_indices(either, step, len(self.dataset.train), self.config.batch_size)
 
-    def feed(self) -> tuple[Feed, int]:
+    def batches(self) -> tuple[Feed, int]:
         """Returns the batches of the training images, and the largest number of steps of one program."""
         train, steps_max = self.dataset.train, loop.dispatch_max(self.mesh)
         resident = fits_on_devices(train.images, self.mesh)
-        return feed(
-            train.images, train.labels, self.indices, self.mesh, steps_max=steps_max, resident=resident
-        ), steps_max
+        arrays = train.images, train.labels
+        return feed(*arrays, self.indices, self.mesh, steps_max=steps_max, resident=resident), steps_max
 
     def start(self) -> TrainState:
         """Returns the state before the first step, with the weights of --init-from if there are any."""

@@ -141,7 +141,7 @@ def _train(ready: Setup, claim: dict[str, Any], interruption: Interruption) -> i
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
             raise
-        warn(f"error: another process of the run is gone ({first_line(error)})")
+        warn(f"error: {entry.lack_of_memory(error) or f'another process of the run is gone ({first_line(error)})'}")
         warn("start all of them again to resume from the last checkpoint")
         os._exit(entry.PROCESS_GONE)  # an orderly exit would wait for the process that is gone
     finally:
@@ -190,7 +190,7 @@ def _fit(ready: Setup, state: TrainState, interruption: Interruption, options: d
         validates = ready.dataset.validation is not None and (ready.config.keeps_best or due(state))
         return ready.validate(state) if validates else ({}, state)
 
-    batches, steps_max = ready.feed()
+    batches, steps_max = ready.batches()
     options |= {"steps_per_epoch": ready.steps_per_epoch, "epochs": ready.epochs, "steps_max": steps_max}
     options |= {"interruption": interruption, "patience": ready.config.patience}
     try:

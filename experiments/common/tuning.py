@@ -18,7 +18,7 @@ import lowcost
 from experiments.common import timing
 from lowcost import disk
 from lowcost.methods import WAYS, Point, known_seconds
-from lowcost.train.mesh import over, over_batch, replicated
+from lowcost.train.mesh import mesh_over, over_batch, replicated
 
 OPERATORS: dict[str, Callable[..., jax.Array]] = {
     "real": partial(lowcost.depthwise_resolvent, h=1.0),
@@ -103,7 +103,7 @@ def measure(point: Point, ways: Sequence[str], features: int = FEATURES, rounds:
     devices, rng = jax.local_devices(), np.random.default_rng(0)
     batch = max(1, images(point, features) // len(devices)) * len(devices)
     arrays = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes(point, batch))
-    mesh = over(devices)
+    mesh = mesh_over(devices)
     with jax.set_mesh(mesh):
         arrays = jax.device_put(arrays, (replicated(mesh), over_batch(mesh), over_batch(mesh)))
         steps = {way: timing.jitted(value_and_gradients(point, way), *arrays) for way in ways}

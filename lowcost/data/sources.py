@@ -72,7 +72,7 @@ def published(
         OSError: the download failed, or cache_dir cannot be written.
     """
     if name not in ENTRIES:
-        raise ValueError(f"name must be one of {', '.join(ENTRIES)}, got {name!r}")
+        raise ValueError(f"name must be one of {', '.join(ENTRIES)}, got {name!r}; use `load` for others")
     entry = ENTRIES[name]
     record = np.dtype([("label", np.int32), ("image", np.uint8, entry.image_shape)])
     length = entry.train + entry.test

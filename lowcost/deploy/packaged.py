@@ -203,13 +203,14 @@ def save(
         ValueError: a network with steps of your own, variables of another network, or an argument that does not fit it.
         OSError: the file cannot be written.
     """
+    image_shape = tuple(map(int, image_shape))
     outputs = {"classes": tuple(classes), "task": task, "temperature": float(temperature)}
     check_network(net)
     if dtype is None and not (net.moments or net.masked) and (len(image_shape) != 3 or image_shape[-1] not in (1, 3)):
         expected = "dtype must be stated for a network without moments on other than grey or colour images"
         raise ValueError(f"{expected}, got None for {list(image_shape)}; e.g. dtype='float32' for unscaled numbers")
     dtype = np.dtype(dtype or ("float32" if net.moments or net.masked else "uint8")).name
-    about: dict[str, Any] = {**outputs, "image_shape": tuple(map(int, image_shape)), "dtype": dtype}
+    about: dict[str, Any] = {**outputs, "image_shape": image_shape, "dtype": dtype}
     about |= {"scale": as_tuples(scale), "card": dict(card or {})}
     steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked, length=length)
     loaded = Loaded(net=net, variables=dict(variables), preprocessing=steps, **about)

@@ -1,4 +1,4 @@
-"""Draws initial stencils, which the paper does not state: every step starts stable, or with a stated reach.
+"""Samples initial stencils, which the paper does not state: every step starts stable, or with a stated reach.
 
 If a normalisation follows an operator, the operator's size does not matter, because the normalisation divides it out.
 It matters in two places. The diffusion of the reaction-diffusion steps must not exceed the explicit limit
@@ -158,7 +158,7 @@ def patch_whitening(images: ArrayLike) -> Initializer:
         An initialiser (key, shape [*window, C, features], dtype) → θ, for an opening layer of these images.
 
     Raises:
-        ValueError: when it is called: the layer's input has another number of channels.
+        ValueError: by the initialiser, if the layer's input has another number of channels.
     """
     y = np.asarray(images, np.float32)
     y = y - y.mean(tuple(range(y.ndim - 1)))
@@ -182,7 +182,8 @@ def patch_whitening(images: ArrayLike) -> Initializer:
     def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
         *window, channels_in, features = shape
         if channels_in != channels:
-            raise ValueError(f"images must have the {channels_in} channels of the layer's input, got {channels}")
+            expected = f"images must have the {channels_in} channels of the layer's input"
+            raise ValueError(f"{expected}, got {channels}; pass the images that the layer takes")
         whitening = jnp.asarray(filters(tuple(window))[..., :features], dtype)
         return opening_normal(key, tuple(shape), dtype).at[..., : whitening.shape[-1]].set(whitening)
 

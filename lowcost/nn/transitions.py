@@ -1,4 +1,4 @@
-"""Holds the weights of the layers around the blocks of Section 4's network: opening, connecting, classifier.
+"""Implements the layers around the blocks of Section 4's network, such as opening, connecting and classifier.
 
 A network with the head "pixels" may also have a decoder. Each of its expanding layers returns to the grid of a block.
 The network adds the input of that block's connecting layer to the result.

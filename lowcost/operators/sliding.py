@@ -66,10 +66,11 @@ def _bind(operator, stencil, y, boundary, coupled):
 
 
 def _varying_alike(stencil, features):
-    """Returns both arrays as varying over the same devices, so that a shared one gets the sum of their gradients."""
+    """Returns both arrays as varying over the same mesh axes, so that a shared one gets the sum of their gradients."""
     if not jax.sharding.get_abstract_mesh().manual_axes:  # outside of any jax.shard_map
         return stencil, features
-    return stencil + jnp.sum(features[:0]), features + jnp.sum(stencil[:0])
+    zeros = [jnp.sum(jax.lax.stop_gradient(x[:0])) for x in (features, stencil)]
+    return stencil + zeros[0], features + zeros[1]
 
 
 # --- on one device ---------------------------------------------------------------------------------------------------

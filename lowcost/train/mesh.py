@@ -57,10 +57,10 @@ def data_mesh(batch_size: int, *, all_devices: bool = True) -> Mesh:
         below = batch_size - batch_size % number
         expected = f"batch_size must be divisible by the {number} devices that share a batch"
         raise ValueError(f"{expected}, got {batch_size}; use e.g. {below or number}")
-    return over(found[:number])
+    return mesh_over(found[:number])
 
 
-def over(devices: Sequence[jax.Device]) -> Mesh:
+def mesh_over(devices: Sequence[jax.Device]) -> Mesh:
     """Returns the mesh with the axis "data" over these devices."""
     return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 

@@ -78,26 +78,21 @@ def create_state(
     """
     variables = net.init(seed_key, jnp.zeros((1, *image_shape)), train=False)
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-
-    def zero() -> jax.Array:
-        return jnp.zeros((), jnp.int32)
-
-    def copied() -> dict[str, Any]:  # a shared array could not be donated
-        return jax.tree.map(jnp.copy, variables)
-
+    zero = jnp.zeros((), jnp.int32)
     shapes = figures if isinstance(figures, Mapping) else dict.fromkeys(figures, ())
-    return TrainState(
-        step=zero(),
+    state = TrainState(
+        step=zero,
         key=jax.random.key_data(seed_key),
         **variables,
-        average=copied() if average else None,
+        average=variables if average else None,
         opt_state=optimizer.init(variables["params"]),
         metrics={name: jnp.zeros(shape) for name, shape in {"count": (), **shapes}.items()},
-        skipped=zero(),
-        skipped_in_a_row=zero(),
-        best={"variables": copied(), "score": jnp.full((), -jnp.inf), "epoch": zero()} if best else None,
+        skipped=zero,
+        skipped_in_a_row=zero,
+        best={"variables": variables, "score": jnp.full((), -jnp.inf, float), "epoch": zero} if best else None,
         key_impl=jax.random.key_impl(seed_key),
     )
+    return jax.tree.map(jnp.copy, state)  # so that no two parts, and not the caller's key, share what may be donated
 
 
 @jax.jit

@@ -89,10 +89,9 @@ def make_train_step(
     ) -> TrainState:
         chex.assert_equal_shape_prefix([images, labels, indices], 1)
         if (state.average is None) != (average is None):
-            expected = f"the state must have {'no' if average is None else 'a'} moving average, as the step"
-            raise ValueError(
-                f"{expected}; make it by create_state(..., average={average is not None}), or the step anew"
-            )
+            words = ["a moving average", "no moving average"][:: 1 if state.average is None else -1]
+            remedy = f"make it by create_state(..., average={average is not None}), or the step with another average"
+            raise ValueError(f"the state must have {words[0]}, as the step, got {words[1]}; {remedy}")
         key = jax.random.wrap_key_data(state.key, impl=state.key_impl)
         draw = Draw(key, jax.random.fold_in(key, state.step), indices, state.step // steps_per_epoch)
         inputs = augment(to_unit_range(images), draw)

@@ -79,6 +79,7 @@ def test_a_file_gives_back_what_was_saved(trained, architecture, tmp_path):
     file = tmp_path / "net.safetensors"
     scale = ([1, 2, 3, 4, 0.1], np.full(5, 5, np.float32))
     about = {**ABOUT, "task": "values", "temperature": 0.1, "scale": scale, "card": {"a": "é"}}
+    about["image_shape"] = np.array(about["image_shape"])
     lowcost.save(str(file), net, variables, **about)
     loaded = lowcost.load(str(file))
     assert loaded.net == net

@@ -90,7 +90,7 @@ def test_a_lack_of_memory_is_one_line(tmp_path):
     result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert result.returncode == 2
     assert re.fullmatch(
-        r"error: the devices have too little memory \(RESOURCE_EXHAUSTED.*\); decrease .*\n", result.stderr
+        r"error: the devices have too little memory \(RESOURCE_EXHAUSTED.*\); use smaller .*\n", result.stderr
     )
 
 

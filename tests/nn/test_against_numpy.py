@@ -203,9 +203,9 @@ def assert_is_the_paper(architecture, shape, train, dtype, tolerance):
     jax.tree.map(lambda a, b: assert_close(a, b, tolerance), updates["batch_stats"], statistics)
 
 
-@pytest.mark.parametrize("architecture", STEPS)
-def test_images_in_float32(architecture):
-    assert_is_the_paper(architecture, IMAGES, True, jnp.float32, 1e-5)
+@pytest.mark.parametrize(("architecture", "train"), [*((name, True) for name in STEPS), ("implicit_rd", False)])
+def test_images_in_float32(architecture, train):
+    assert_is_the_paper(architecture, IMAGES, train, jnp.float32, 1e-5)
 
 
 @pytest.mark.usefixtures("x64")

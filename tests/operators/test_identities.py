@@ -169,7 +169,5 @@ def test_each_channel_may_have_its_own_time_step(options):
     resolvent = partial(lowcost.depthwise_resolvent, **options)
     alone = [resolvent(stencil[..., c : c + 1], y[..., c : c + 1], h[c]) for c in range(3)]
     np.testing.assert_allclose(resolvent(stencil, y, h), np.concatenate(alone, -1), atol=1e-13)
-    with pytest.raises(
-        ValueError, match=r"h must be a number, or one for each channel, got shape \[3, 1\]"
-    ):
+    with pytest.raises(ValueError, match=r"h must be a number, or one for each channel, got shape \[3, 1\]"):
         resolvent(stencil, y, h[:, None])

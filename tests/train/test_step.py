@@ -9,7 +9,7 @@ import pytest
 from chex import assert_trees_all_equal
 
 from lowcost.scaling import to_unit_range
-from lowcost.train.state import create_state
+from lowcost.train.state import create_state, keep_best
 from lowcost.train.step import make_eval_step, make_train_step, repeat
 
 
@@ -37,12 +37,17 @@ def trained(images, optimizer, steps=1):
 
 
 def test_a_state_can_be_donated():
-    """No two parts of it share an array."""
-    optimizer = optax.adam(0.1)
-    state = create_state(NET, optimizer, jax.random.key(0), SHAPE, average=True, best=True)
+    """Its parts share no array with each other or with the key, and its types stay, so that a step compiles once."""
+    key, optimizer = jax.random.key(0), optax.contrib.prodigy()  # whose state holds the first weights
+    state = create_state(NET, optimizer, key, SHAPE, average=True, best=True)
     step = make_train_step(NET, optimizer, lambda images, draw: images, 100, average=0.9)
-    state = jax.jit(step, donate_argnums=0)(state, GREY, LABELS, np.arange(8, dtype=np.int32))
-    assert int(state.step) == 1
+    step = jax.jit(step, donate_argnums=0)
+    for epoch in (1, 2):
+        state = step(state, GREY, LABELS, np.arange(8, dtype=np.int32))
+        state = keep_best(state, np.float32(epoch), np.int32(epoch))
+    assert int(state.step) == 2
+    assert step._cache_size() == 1
+    jax.random.split(key)
 
 
 @pytest.mark.parametrize(("ours", "average"), [(True, None), (False, 0.9)])
@@ -50,7 +55,7 @@ def test_a_state_and_its_step_agree_on_the_average(ours, average):
     """A step without one would leave the average of the state at its first weights, which are deployed."""
     step = make_train_step(NET, optax.sgd(0.1), lambda images, draw: images, 100, average=average)
     state = create_state(NET, optax.sgd(0.1), jax.random.key(0), SHAPE, average=ours)
-    with pytest.raises(ValueError, match=f"moving average, as the step; .*average={not ours}"):
+    with pytest.raises(ValueError, match=f"the state must have .*average.* as the step, got .*average={not ours}"):
         jax.eval_shape(step, state, GREY, LABELS, np.arange(8, dtype=np.int32))
 
 
