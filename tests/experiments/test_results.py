@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PAGES = {
     **{module.__name__.rpartition(".")[2]: module for module in (ablation, deploy, depth, figure1, robustness)},
     **{module.__name__.rpartition(".")[2]: module for module in (compile_for, stability, table1, throughput, transfer)},
+    "ablation_circulant": ablation,
     "ablation_distillation": ablation,
     "ablation_reach": ablation,
     "norm_budget": norm_budget,
