@@ -18,7 +18,11 @@ import tyro
 from experiments.common import entry, recipes, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived, suffix
 from experiments.common.results import Results, Row, accuracy, page, table
+from experiments.common.runs import load
 from experiments.common.workdir import Result
+from lowcost.nn import block_channels
+from lowcost.nn.networks import least_points
+from lowcost.terminal import warn
 from lowcost.train.metrics_log import epoch_rows
 
 Study = Literal["recipe", "reach", "circulant", "distillation"]
@@ -92,8 +96,19 @@ def main(config: Config) -> int:
         results.add([{**about, "flags": f"{config.dataset} {results.flags}", **result, **validation}])
 
     first, *others = runs.values()
+    others = [(run, recipe) for run, recipe in others if _fits(run, names[run])]
     # nothing can be compared with a first run that failed
     return training.run_all([first], report) or training.run_all(others, report)
+
+
+def _fits(run: TrainConfig, name: str) -> bool:
+    """Returns whether the images are large enough for the stencils of a run; a line on stderr reports one left out."""
+    size = run.kernel_size or 3
+    least = least_points(size, len(block_channels(run.width)), halves=True)
+    if size == 3 or min(load(run).image_shape[:-1]) >= least:
+        return True
+    warn(f"warning: left out {name!r}, for which images must have {least} pixels per side")
+    return False
 
 
 def _validation(last: Row) -> Row:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common import entry, perturbations, plots
-from experiments.common.config import values
+from experiments.common.config import check_counts, values
 from experiments.common.results import Results, Row, page, table
 from lowcost import data, nn
 from lowcost.train.processes import devices
@@ -34,6 +34,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures, writes the three files, prints the table."""
+    check_counts(config, "images")
     devices()  # raises if there are none
     images = data.load("digits").train.images[: config.images] / 255
     grid = itertools.product(config.steps_per_block, nn.ARCHITECTURES)
@@ -51,7 +52,8 @@ def measure(config: Config, steps_per_block: int, architecture: nn.Architecture,
         architecture: one of `lowcost.nn.ARCHITECTURES`.
         images: [B, *grid, C] in [0, 1].
     """
-    net = nn.network(architecture, config.width, 10, steps_per_block=steps_per_block, h=config.h)
+    h = 1.0 if architecture == "mobilenet" else config.h
+    net = nn.network(architecture, config.width, 10, steps_per_block=steps_per_block, h=h)
     images = jnp.asarray(images, jnp.float32)
     # Not jitted as a whole: hundreds of steps of three shapes are compiled once each, not once per step.
     features = perturbations.captured(net, net.init(jax.random.key(config.seed), images), images, train=True)

@@ -70,6 +70,8 @@ def main(arguments: EvaluateConfig) -> None:
         raise ValueError("--average-flips needs a network with one output per image, got the task pixels; leave it out")
     weights = count_weights(state.params) // config.seeds
     network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {steps_done(state)} steps"
+    if state.best:
+        network += f", best epoch {', '.join(map(str, np.atleast_1d(state.best['epoch'])))}"
     print_line = partial(print, file=messages(arguments.csv))
     mirrored = ", each averaged with its mirror image" if arguments.average_flips else ""
     print_line(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}{mirrored}:")

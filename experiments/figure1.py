@@ -59,7 +59,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures all points, writes the four files, prints the tables; the rows are written after each point."""
-    use_every_core(8 * config.batch_size)  # one device per core, if only for a single image
+    use_every_core(config.batch_size, images_per_core=1)
     results = Results(config, markdown, draw)
     for point in points(config):
         rows = measure(point, config.rounds)

@@ -81,6 +81,10 @@ def main(config: Config) -> int:
     def report(run: TrainConfig) -> None:
         results.add(list(measure(run, config)))
 
+    dataset = runs.load(next(runs_of(config)))
+    if dataset.task != "classes" or dataset.masked:
+        got = "signals of different lengths" if dataset.masked else f"labels for the task {dataset.task}"
+        raise ValueError(f"the data must have one class per image, and signals one length, got {got}; use --length")
     status = training.run_all(((run, RECIPES[config.recipe]) for run in runs_of(config)), report)
     results.show()
     return status

@@ -29,7 +29,8 @@ def main(arguments: SpectraConfig) -> None:
     if config.seeds > 1:
         print(f"the first of {config.seeds} networks, seed {config.seed}")
     network = f"{config.architecture} {config.width_name} on {config.dataset}"
-    print(f"{network} after {run.card['steps']} steps, h = {config.h}")
+    chosen = f" ({run.card['chosen']})" if "chosen" in run.card else ""
+    print(f"{network} after {run.card['steps']} steps{chosen}, h = {config.h}")
     print(stability_report(run.net, run.variables, run.image_shape))
 
 

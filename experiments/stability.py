@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common import entry, plots, recipes, runs, training
-from experiments.common.config import TrainConfig, derived, suffix, values
+from experiments.common.config import TrainConfig, check_counts, derived, suffix, values
 from experiments.common.perturbations import Variables, captured
 from experiments.common.results import Results, Row, page, provenance
 from lowcost.nn import Network, stability_report
@@ -49,6 +49,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Trains what is not trained yet, measures, writes the three files, prints the table; see `training.run_all`."""
+    check_counts(config, "images", "epochs")
     results = Results(config, markdown, draw, without=("workdir",))
 
     def report(run: TrainConfig) -> None:
@@ -78,7 +79,7 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> Itera
     ready, state = runs.reopen(run.directory(), run.data_dir)
     grow = jax.jit(partial(growth, ready.net), static_argnames="by_batch")
     sample = to_unit_range(ready.dataset.train.images[:images])
-    about = values(run, "steps_per_block", "architecture", "epochs", "seed") | {"images": images, **provenance()}
+    about = values(run, "steps_per_block", "architecture", "epochs", "seed") | {"images": len(sample), **provenance()}
     for weights, statistics, variables in (
         ("initial", "of the batch", ready.initial_state().variables),
         ("trained", "of the batch", state.variables),

@@ -79,9 +79,10 @@ def main(config: Config) -> None:
     check_batch(config.batch_size, config.patches * len(CLASSES))
     use_every_core(config.batch_size)
     mesh = data_mesh(config.batch_size)
-    results = Results(config, markdown, without=("parts",))
+    results = Results(config, markdown, without=("parts", "architectures"))
     results.resume()
-    results.rows = [row for row in results.rows if row["part"] == "accuracy" or "time" not in config.parts]
+    timed = config.architectures if "time" in config.parts else ()
+    results.rows = [row for row in results.rows if row["part"] == "accuracy" or row["architecture"] not in timed]
     dataset = patches(config)
     jax.set_mesh(mesh)
     for architecture in config.architectures if "accuracy" in config.parts else ():

@@ -53,7 +53,9 @@ def _sharded(transform, options, mesh, typed, batch, y, *weights):
 def layout(*arrays):
     """Returns the mesh of the arrays, and the axes of type Explicit along which each array is sharded."""
     shardings = [jax.typeof(x).sharding for x in arrays]
-    mesh = next((s.mesh for s in shardings if not s.mesh.empty), jax.sharding.get_abstract_mesh())
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        mesh = next((s.mesh for s in shardings if not s.mesh.empty), mesh)
     return mesh, [tuple(s.spec) for s in shardings]
 
 

@@ -127,7 +127,7 @@ def random_translate(key: jax.Array, images: jax.Array, *, pixels: int = 2) -> j
         n = images.shape[axis]
         windows = [jax.lax.slice_in_dim(padded, shift, shift + n, axis=axis) for shift in range(2 * pixels + 1)]
         # A selection among few shifts is elementwise; one slice position per image would be a gather.
-        images = jax.lax.select_n(jnp.broadcast_to(starts[:, axis - 1], images.shape), *windows)
+        images = jax.lax.select_n(jnp.zeros_like(images, starts.dtype) + starts[:, axis - 1], *windows)
     return images
 
 

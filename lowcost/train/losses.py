@@ -40,7 +40,11 @@ def cross_entropy(
     else:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     figures = {"loss": loss, "correct": (jnp.argmax(logits, axis=-1) == labels).astype(loss.dtype)}
-    return figures if class_weights is None else {**figures, "weight": jnp.asarray(class_weights, loss.dtype)[labels]}
+    if class_weights is None:
+        return figures
+    # A sum, because JAX rejects the indexing by labels that are sharded along an Explicit axis.
+    weights = jnp.asarray(class_weights, loss.dtype)[None] * jax.nn.one_hot(labels, logits.shape[-1], dtype=loss.dtype)
+    return {**figures, "weight": weights.sum(-1)}
 
 
 def pixel_cross_entropy(

@@ -18,8 +18,8 @@ IMAGES_PER_CORE = 8
 """The fewest images for which another device pays."""
 
 
-def use_every_core(batch_size: int) -> None:
-    """Makes JAX see one CPU device per core: as many as divide batch_size, with at least 8 images each.
+def use_every_core(batch_size: int, images_per_core: int = IMAGES_PER_CORE) -> None:
+    """Makes JAX see one CPU device per core: as many as divide batch_size, with at least `images_per_core` images each.
 
     XLA's CPU transforms and elementwise loops hardly use a second core, but a second device does. Call it before JAX
     uses a device. A number of devices that the user chose (`jax_num_cpu_devices`, XLA_FLAGS) stays.
@@ -32,7 +32,7 @@ def use_every_core(batch_size: int) -> None:
     configured = jax.config.jax_num_cpu_devices != -1  # type: ignore[attr-defined]
     if not configured and "host_platform_device_count" not in flags:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        number_max = max(1, min(cores, batch_size // IMAGES_PER_CORE))
+        number_max = max(1, min(cores, batch_size // images_per_core))
         jax.config.update("jax_num_cpu_devices", max(d for d in range(1, number_max + 1) if batch_size % d == 0))
 
 

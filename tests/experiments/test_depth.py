@@ -2,7 +2,9 @@
 
 import json
 
-from experiments.depth import Config, main
+import numpy as np
+
+from experiments.depth import Config, main, measure
 from lowcost.nn import ARCHITECTURES
 
 
@@ -22,3 +24,8 @@ def test_the_signal_neither_explodes_nor_dies(tmp_path, capsys):
     assert all(" | ".join(f"{x:.2f}" for x in row["block_ends"]) in table for row in rows)
     assert (tmp_path / "results/depth.png").stat().st_size > 1000
     assert "before training" in capsys.readouterr().out
+
+
+def test_a_network_without_a_time_step_is_measured_for_every_h():
+    row = measure(Config(h=0.5, width=(4,)), 1, "mobilenet", np.random.default_rng(0).uniform(size=(2, 8, 8, 1)))
+    assert row["h"] is None

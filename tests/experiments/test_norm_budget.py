@@ -1,10 +1,12 @@
 """Runs with --norm-budget keep to it in every form of the network, and the program compares budgets."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import lowcost
 from experiments import norm_budget
@@ -87,3 +89,12 @@ def test_the_sensitivity_is_the_norm_of_the_jacobian():
     jacobians = jax.jit(jax.vmap(jax.jacobian(lambda x: net.apply(variables, x[None])[0])))(images)
     expected = jnp.linalg.norm(jacobians.reshape(3, 3, -1), ord=2, axis=(-2, -1))
     np.testing.assert_allclose(sensitivities(net, variables, images, 200), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("task", "masked", "got"), [("tags", False, "labels for the task tags"), ("classes", True, "signals of different")]
+)
+def test_other_data_are_refused_before_training(task, masked, got, monkeypatch):
+    monkeypatch.setattr(runs, "load", lambda run: SimpleNamespace(task=task, masked=masked))
+    with pytest.raises(ValueError, match=f"the data must have one class per image, .*got {got}"):
+        norm_budget.main(norm_budget.Config())

@@ -162,3 +162,8 @@ def test_rounded_weights_lie_on_a_grid_of_the_given_bits():
     np.testing.assert_allclose(values * 7, np.round(values * 7), atol=1e-6)
     spread = np.std(rounded["weight noise"] - weights["w"]) / np.sqrt(np.mean(weights["w"] ** 2))
     assert spread == pytest.approx(0.5, rel=0.1)
+
+
+def test_at_least_one_image_is_measured():
+    with pytest.raises(ValueError, match="--images must be at least 1, got 0"):
+        stability.main(stability.Config(images=0))

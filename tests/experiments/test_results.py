@@ -27,7 +27,7 @@ from experiments import (
     volumes,
 )
 from experiments.common import table2_page
-from experiments.common.config import flags
+from experiments.common.config import TrainConfig, flags
 from experiments.common.files import read_rows
 from experiments.common.results import Results, source
 
@@ -94,3 +94,10 @@ def test_rows_that_are_not_complete_make_no_page(tmp_path):
     results.add([{"a": 2}])
     assert (tmp_path / "figures.md").read_text() == "figures: 2"
     assert drawn == [tmp_path / "figures.png"]
+
+
+@pytest.mark.parametrize(("width", "fits"), [("A", False), ((4, 8), True)])
+def test_an_ablation_leaves_out_stencils_that_its_images_are_too_small_for(width, fits, capsys):
+    """The digits have 12x12 points; three blocks need 17 for stencils of five points, and two blocks need 9."""
+    assert ablation._fits(TrainConfig(width=width, kernel_size=5), "5x5") == fits
+    assert ("left out '5x5', for which images must have 17 pixels" in capsys.readouterr().err) != fits

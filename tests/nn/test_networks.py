@@ -122,7 +122,7 @@ def test_equal_networks_are_one_static_argument(architecture):
     nets = [
         network(architecture, (8, 16), 3, **options),
         network(architecture, [8, 16], 3, **options, dtype="float32"),
-        network(architecture, np.array([8, 16]), count, kernel_size=count, steps_per_block=np.int32(2)),
+        network(architecture, np.array([8, 16]), count, kernel_size=count, steps_per_block=np.int32(2), h=jnp.ones(())),
     ]
     assert len({*nets}) == 1
     assert network(architecture, (8, 16), 3, kernel_size=1, steps_per_block=2) not in nets

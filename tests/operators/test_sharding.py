@@ -194,3 +194,14 @@ def test_no_sum_over_devices_inside_the_loop_over_images():
         assert body
         assert "all-reduce" not in body.group()
     assert "all-reduce" in text
+
+
+def test_the_mesh_of_the_context_is_used_for_arrays_of_another_one():
+    """JAX allows this for axes of type Auto."""
+    (stencil,), y = CASE["depthwise"].draw((3,), (4,), (4,), dtype=np.float32)
+    first, second = (jax.make_mesh((4,), (name,), axis_types=(AxisType.Auto,)) for name in ("data", "x"))
+    placed = jax.device_put(y, NamedSharding(first, PartitionSpec("data")))
+    with jax.set_mesh(second):
+        assert_close(
+            lowcost.depthwise(stencil, placed, method="fft"), lowcost.depthwise(stencil, y, method="fft"), 1e-5
+        )

@@ -14,7 +14,7 @@ from scipy.special import expit, log_expit, log_softmax
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from train.test_step import GREY, LABELS, NET, SHAPE
 
-from lowcost.data import IGNORED
+from lowcost.data import IGNORED, random_translate
 from lowcost.train.losses import binary_cross_entropy, cross_entropy, mixed, pixel_cross_entropy, squared_error
 from lowcost.train.overlap import mean_overlaps, overlaps
 from lowcost.train.state import create_state
@@ -185,3 +185,19 @@ def test_overlaps_are_those_of_scikit_learn():
     np.testing.assert_allclose(means["mean_iou"], [iou[some].mean(), np.nan])
     np.testing.assert_allclose(means["mean_dice"], [dice[some].mean(), np.nan])
     np.testing.assert_allclose(means["accuracy"], [(true == predicted).mean(), np.nan])
+
+
+def test_what_an_explicit_axis_allows():
+    """Translated images and class weights of a batch that is sharded along it equal those without a mesh."""
+    images, labels = jax.random.normal(jax.random.key(0), (8, 6, 5, 2)), jnp.arange(8) % 3
+
+    @jax.jit
+    def results(images, labels):
+        moved = random_translate(jax.random.key(1), images)
+        return moved, cross_entropy(images[:, 0, :3, 0], labels, class_weights=(1.0, 2.0, 5.0))
+
+    expected = results(images, labels)
+    with jax.set_mesh(jax.make_mesh((4,), ("data",))):
+        placed = [jax.device_put(x, jax.P("data")) for x in (images, labels)]
+        jax.tree.map(np.testing.assert_array_equal, results(*placed), expected)
+    np.testing.assert_array_equal(expected[1]["weight"], np.array([1, 2, 5])[labels])
