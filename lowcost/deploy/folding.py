@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lowcost.nn.networks import Network, check_network, check_scaled
-from lowcost.nn.operations import Filter, Operation, Sum, run
+from lowcost.nn.operations import Concatenate, Filter, Operation, Sum, run
 from lowcost.nn.stability import lipschitz
 from lowcost.nn.structure import bound_layers, chain
 
@@ -91,17 +91,19 @@ def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int])
     for layer in bound_layers(net, variables, image_shape):
         operations = layer.operations()
         bound = lipschitz(operations, layer.grid)
-        folded = tuple(map(_with_stencil, operations))
+        folded = tuple(map(_constant, operations))
         layers.append(FoldedLayer(layer.name, folded, bound, layer.keeps_input, layer.adds_kept))
     return Folded(tuple(layers), tuple(image_shape))
 
 
-def _with_stencil(operation):
-    """I - hK_dwᵀK_dw as a stencil of 2m - 1 points per axis, wherever it is a filter."""
+def _constant(operation):
+    """I - hK_dwᵀK_dw as a stencil of 2m - 1 points per axis, wherever it is a filter; other filters compute R once."""
     match operation:
         case Filter(integrator="forward_euler", circulant=False):
             stencil = operation.cut([m - 1 for m in operation.stencil.shape[:-1]])
             return dataclasses.replace(stencil, dropped=None)
-        case Sum(branches):
-            return Sum(tuple(tuple(map(_with_stencil, branch)) for branch in branches))
+        case Sum(branches) | Concatenate(branches):
+            return dataclasses.replace(operation, branches=tuple(tuple(map(_constant, branch)) for branch in branches))
+        case Filter():
+            _ = operation.parts  # cached now, because a function that is being sharded cannot compute constants
     return operation

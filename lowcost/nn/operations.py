@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowcost.arguments import ResolventBoundary, promote
+from lowcost.batching import per_shard
 from lowcost.operators.boundary import pad
 from lowcost.operators.sliding import MAX_PATCH_POINTS, UNROLLED, convolve_by_xla, shifted
 from lowcost.real_dft import both_signs, cosine_basis, real_basis, real_parts, real_transform, slots
@@ -216,14 +217,18 @@ class Filter:
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        spectrum = y[..., None] if self.circulant else y
-        for axis, basis in enumerate(self.bases, 1):
-            spectrum = real_transform(spectrum, basis, axis)
-        mirrored = (jnp.flip(spectrum, [i + 1 for i in subset]) * part[None] for subset, part in self.parts.items())
-        result = reduce(jnp.add, mirrored)
-        for axis, basis in enumerate(self.bases, 1):
-            result = real_transform(result, basis.T, axis)
-        return result.reshape(y.shape)
+        return per_shard(_filtered, len(self.grid), y, by=self)
+
+
+def _filtered(y, by):
+    spectrum = y[..., None] if by.circulant else y
+    for axis, basis in enumerate(by.bases, 1):
+        spectrum = real_transform(spectrum, basis, axis)
+    mirrored = (jnp.flip(spectrum, [i + 1 for i in subset]) * part[None] for subset, part in by.parts.items())
+    result = reduce(jnp.add, mirrored)
+    for axis, basis in enumerate(by.bases, 1):
+        result = real_transform(result, basis.T, axis)
+    return result.reshape(y.shape)
 
 
 @dataclass(frozen=True, eq=False)

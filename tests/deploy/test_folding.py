@@ -34,6 +34,21 @@ def test_logits_are_the_same(trained, architecture, image_shape, kernel_size):
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("architecture", ["implicit_rd", "implicit_circulant_rd"])
+def test_a_batch_may_be_sharded(trained, architecture):
+    """Along an Explicit axis, and in a `jax.shard_map` that calls the network first."""
+    net, variables = trained(architecture, (8, 6, 3))
+    images = np.random.default_rng(1).uniform(size=(8, 8, 6, 3)).astype(np.float32)
+    mesh, along_batch = jax.make_mesh((4,), ("b",)), jax.P("b")
+    placed = jax.device_put(images, jax.NamedSharding(mesh, along_batch))
+    mapped = jax.shard_map(fold(net, variables, (8, 6, 3)), mesh=mesh, in_specs=along_batch, out_specs=along_batch)
+    want, by_hand = jax.jit(net.apply)(variables, images), jax.jit(mapped)(placed)
+    with jax.set_mesh(mesh):
+        explicit = jax.jit(fold(net, variables, (8, 6, 3)))(placed)
+    for got in (by_hand, explicit):
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
 def test_other_modules_and_unscaled_images_are_refused(trained):
     """Without the errors, a folded network would compute wrong logits."""
     with pytest.raises(TypeError, match=r"net must be a lowcost\.nn\.Network, got Dense; for other modules"):
