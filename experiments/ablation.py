@@ -18,8 +18,8 @@ import tyro
 from experiments.common import entry, recipes, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived, suffix
 from experiments.common.results import Results, Row, accuracy, page, table
-from experiments.common.runs import load
 from experiments.common.workdir import Result
+from lowcost.deploy.loading import Json, configuration
 from lowcost.nn import block_channels
 from lowcost.nn.networks import least_points
 from lowcost.terminal import warn
@@ -96,18 +96,18 @@ def main(config: Config) -> int:
         results.add([{**about, "flags": f"{config.dataset} {results.flags}", **result, **validation}])
 
     first, *others = runs.values()
-    others = [(run, recipe) for run, recipe in others if _fits(run, names[run])]
-    # nothing can be compared with a first run that failed
-    return training.run_all([first], report) or training.run_all(others, report)
+    if status := training.run_all([first], report):  # nothing can be compared with a first run that failed
+        return status
+    data = configuration(first[0].directory())["data"]
+    return training.run_all([pair for pair in others if _fits(pair[0], data, names[pair[0]])], report)
 
 
-def _fits(run: TrainConfig, name: str) -> bool:
-    """Returns whether the images are large enough for the stencils of a run; a line on stderr reports one left out."""
-    size = run.kernel_size or 3
-    least = least_points(size, len(block_channels(run.width)), halves=True)
-    if size == 3 or min(load(run).image_shape[:-1]) >= least:
+def _fits(run: TrainConfig, data: Json, name: str) -> bool:
+    """Returns whether the grid is large enough for the stencils of a run; a line on stderr reports a run left out."""
+    least = least_points(run.kernel_size or 3, len(block_channels(run.width)), halves=True)
+    if data.get("masked") or min(data["image_shape"][:-1]) >= least:  # signals with a mask are padded
         return True
-    warn(f"warning: left out {name!r}, for which images must have {least} pixels per side")
+    warn(f"warning: left out {name!r}, whose stencils need {least} points per axis of the grid")
     return False
 
 

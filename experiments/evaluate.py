@@ -71,7 +71,7 @@ def main(arguments: EvaluateConfig) -> None:
     weights = count_weights(state.params) // config.seeds
     network = f"{config.architecture} {config.width_name} ({weights:,} weights) after {steps_done(state)} steps"
     if state.best:
-        network += f", best epoch {', '.join(map(str, np.atleast_1d(state.best['epoch'])))}"
+        network += f" (best epoch of each network: {', '.join(map(str, np.atleast_1d(state.best['epoch'])))})"
     print_line = partial(print, file=messages(arguments.csv))
     mirrored = ", each averaged with its mirror image" if arguments.average_flips else ""
     print_line(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}{mirrored}:")

@@ -81,13 +81,19 @@ def main(config: Config) -> int:
     def report(run: TrainConfig) -> None:
         results.add(list(measure(run, config)))
 
-    dataset = runs.load(next(runs_of(config)))
-    if dataset.task != "classes" or dataset.masked:
-        got = "signals of different lengths" if dataset.masked else f"labels for the task {dataset.task}"
-        raise ValueError(f"the data must have one class per image, and signals one length, got {got}; use --length")
+    _check_data(next(runs_of(config)))
     status = training.run_all(((run, RECIPES[config.recipe]) for run in runs_of(config)), report)
     results.show()
     return status
+
+
+def _check_data(run: TrainConfig) -> None:
+    """Raises ValueError for data whose networks have no certified radii, before any training."""
+    dataset = runs.load(run)
+    if dataset.task != "classes":
+        raise ValueError(f"the data must have one class per image, got labels for the task {dataset.task}; use others")
+    if dataset.masked:
+        raise ValueError("signals must have one length, got different ones; resample them with --length N")
 
 
 def runs_of(config: Config) -> Iterator[TrainConfig]:

@@ -29,7 +29,7 @@ def main(arguments: SpectraConfig) -> None:
     if config.seeds > 1:
         print(f"the first of {config.seeds} networks, seed {config.seed}")
     network = f"{config.architecture} {config.width_name} on {config.dataset}"
-    chosen = f" ({run.card['chosen']})" if "chosen" in run.card else ""
+    chosen = f" ({run.card.get('chosen', 'the best epoch so far')})" if config.keeps_best else ""
     print(f"{network} after {run.card['steps']} steps{chosen}, h = {config.h}")
     print(stability_report(run.net, run.variables, run.image_shape))
 

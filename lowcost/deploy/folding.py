@@ -97,7 +97,7 @@ def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int])
 
 
 def _constant(operation):
-    """I - hK_dwᵀK_dw as a stencil of 2m - 1 points per axis, wherever it is a filter; other filters compute R once."""
+    """I - hK_dwᵀK_dw as a stencil of 2m - 1 points per axis, wherever it is a filter; caches R of other filters."""
     match operation:
         case Filter(integrator="forward_euler", circulant=False):
             stencil = operation.cut([m - 1 for m in operation.stencil.shape[:-1]])
@@ -105,5 +105,5 @@ def _constant(operation):
         case Sum(branches) | Concatenate(branches):
             return dataclasses.replace(operation, branches=tuple(tuple(map(_constant, branch)) for branch in branches))
         case Filter():
-            _ = operation.parts  # cached now, because a function that is being sharded cannot compute constants
+            _ = operation.parts  # JAX computes no constants while it traces a `jax.shard_map`
     return operation

@@ -122,7 +122,7 @@ def network(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
     if getattr(h, "shape", None) == () and not isinstance(h, jax.core.Tracer):
-        h = float(h)  # equal networks are one static argument of `jax.jit`
+        h = float(h)  # an array is not hashable, and networks are static arguments of `jax.jit`
     options = _step_options(architecture, h, reach=reach, boundary=boundary, zero_mean=zero_mean)
     if zero_mean and kernel_size == 1:
         raise ValueError("kernel_size must be at least 2 with zero_mean, got 1; a single weight minus its average is 0")

@@ -166,7 +166,7 @@ class Filter:
     @property
     def bases(self) -> list[NDArray[np.float64]]:
         """F along each axis: an orthonormal matrix."""
-        return [(cosine_basis if axis < self.mirrored else real_basis)(n) for axis, n in enumerate(self.axes)]
+        return _bases(self.axes, self.mirrored)
 
     @cached_property
     def decay(self) -> NDArray[np.float64]:
@@ -217,18 +217,25 @@ class Filter:
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        return per_shard(_filtered, len(self.grid), y, by=self)
+        options = {"subsets": tuple(self.parts), "axes": self.axes, "mirrored": self.mirrored}
+        return per_shard(_filtered, len(self.grid), y, *self.parts.values(), **options)
 
 
-def _filtered(y, by):
-    spectrum = y[..., None] if by.circulant else y
-    for axis, basis in enumerate(by.bases, 1):
+def _filtered(y, *parts, subsets, axes, mirrored):
+    bases = _bases(axes, mirrored)
+    spectrum = y[..., None] if len(axes) == y.ndim - 1 else y  # with the channels F has one more axis
+    for axis, basis in enumerate(bases, 1):
         spectrum = real_transform(spectrum, basis, axis)
-    mirrored = (jnp.flip(spectrum, [i + 1 for i in subset]) * part[None] for subset, part in by.parts.items())
-    result = reduce(jnp.add, mirrored)
-    for axis, basis in enumerate(by.bases, 1):
+    terms = (jnp.flip(spectrum, [i + 1 for i in s]) * part[None] for s, part in zip(subsets, parts, strict=True))
+    result = reduce(jnp.add, terms)
+    for axis, basis in enumerate(bases, 1):
         result = real_transform(result, basis.T, axis)
     return result.reshape(y.shape)
+
+
+def _bases(axes, mirrored):
+    """F along each axis, the first ones mirrored: orthonormal matrices."""
+    return [(cosine_basis if axis < mirrored else real_basis)(n) for axis, n in enumerate(axes)]
 
 
 @dataclass(frozen=True, eq=False)

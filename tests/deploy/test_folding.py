@@ -49,6 +49,16 @@ def test_a_batch_may_be_sharded(trained, architecture):
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("circulant", [False, True])
+def test_a_filter_may_be_called_first_under_a_mesh(circulant):
+    stencil = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    y = np.random.default_rng(1).normal(size=(4, 6, 2)).astype(np.float32)
+    alone, first = (Filter(stencil, 1.0, "imex_euler", (6,), circulant=circulant) for _ in range(2))
+    with jax.set_mesh(jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        sharded = jax.jit(first)(y)
+    np.testing.assert_allclose(sharded, alone(y), atol=1e-6)
+
+
 def test_other_modules_and_unscaled_images_are_refused(trained):
     """Without the errors, a folded network would compute wrong logits."""
     with pytest.raises(TypeError, match=r"net must be a lowcost\.nn\.Network, got Dense; for other modules"):

@@ -99,5 +99,6 @@ def test_rows_that_are_not_complete_make_no_page(tmp_path):
 @pytest.mark.parametrize(("width", "fits"), [("A", False), ((4, 8), True)])
 def test_an_ablation_leaves_out_stencils_that_its_images_are_too_small_for(width, fits, capsys):
     """The digits have 12x12 points; three blocks need 17 for stencils of five points, and two blocks need 9."""
-    assert ablation._fits(TrainConfig(width=width, kernel_size=5), "5x5") == fits
-    assert ("left out '5x5', for which images must have 17 pixels" in capsys.readouterr().err) != fits
+    assert ablation._fits(TrainConfig(width=width, kernel_size=5), {"image_shape": [12, 12, 1]}, "5x5") == fits
+    assert ("left out '5x5', whose stencils need 17 points per axis" in capsys.readouterr().err) != fits
+    assert ablation._fits(TrainConfig(width=width, kernel_size=5), {"image_shape": [9, 2], "masked": True}, "5x5")

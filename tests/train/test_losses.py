@@ -187,8 +187,8 @@ def test_overlaps_are_those_of_scikit_learn():
     np.testing.assert_allclose(means["accuracy"], [(true == predicted).mean(), np.nan])
 
 
-def test_what_an_explicit_axis_allows():
-    """Translated images and class weights of a batch that is sharded along it equal those without a mesh."""
+def test_translations_and_class_weights_take_sharded_batches():
+    """Results of a batch that is sharded along an Explicit axis equal those without a mesh."""
     images, labels = jax.random.normal(jax.random.key(0), (8, 6, 5, 2)), jnp.arange(8) % 3
 
     @jax.jit
