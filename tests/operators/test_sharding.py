@@ -42,7 +42,7 @@ def test_boundaries(case):
     """Values and gradients of a sharded batch equal those without a mesh."""
     weights, y = case.draw((3,), (5,), (4,), 2, dtype=np.float32)
 
-    ways = [way for way in case.bounded if way["boundary"] in ("zeros", "reflect") and way["method"] != "matmul"]
+    ways = [way for way in case.bounded if way["boundary"] == "reflect" and way["method"] != "matmul"]
 
     def loss(*arrays):
         return sum(jnp.tanh(case.function(*arrays, **way)).sum() for way in ways)
