@@ -87,7 +87,7 @@ def make_train_step(
     def train_step(
         state: TrainState, images: jax.Array, labels: Any, indices: jax.Array, teachers: Sequence[Teacher] = ()
     ) -> TrainState:
-        chex.assert_equal_shape_prefix([images, labels, indices], 1)
+        chex.assert_equal_shape_prefix([images, indices, *jax.tree.leaves(labels)], 1)
         if (state.average is None) != (average is None):
             words = ["a moving average", "no moving average"][:: 1 if state.average is None else -1]
             remedy = f"make it by create_state(..., average={average is not None}), or the step with another average"
@@ -131,9 +131,9 @@ def repeat(train_step: Callable[..., TrainState]) -> TrainSteps:
     donated. Keyword arguments, such as `teachers`, are passed on to each step.
     """
 
-    def train_steps(state: TrainState, n: jax.Array, *batches: jax.Array, **shared: Any) -> TrainState:
+    def train_steps(state: TrainState, n: jax.Array, *batches: Any, **shared: Any) -> TrainState:
         def body(i: jax.Array, state: TrainState) -> TrainState:
-            batch = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in batches]
+            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
             return train_step(state, *batch, **shared)
 
         return jax.lax.fori_loop(0, n, body, state)

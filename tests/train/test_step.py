@@ -9,6 +9,7 @@ import pytest
 from chex import assert_trees_all_equal
 
 from lowcost.scaling import to_unit_range
+from lowcost.train.losses import cross_entropy
 from lowcost.train.state import create_state, keep_best
 from lowcost.train.step import make_eval_step, make_train_step, repeat
 
@@ -48,6 +49,20 @@ def test_a_state_can_be_donated():
     assert int(state.step) == 2
     assert step._cache_size() == 1
     jax.random.split(key)
+
+
+def test_labels_may_be_several_arrays():
+    """A loss of one's own can take e.g. classes and the weights of images."""
+
+    def weighted(logits, labels):
+        return {**cross_entropy(logits, labels[0]), "weight": labels[1]}
+
+    step = repeat(make_train_step(NET, optax.sgd(0.1), lambda images, draw: images, 100, loss=weighted))
+    state = create_state(NET, optax.sgd(0.1), jax.random.key(0), SHAPE, figures=("loss", "correct", "weight"))
+    batch = GREY, (LABELS, np.eye(8, dtype=np.float32)[0]), np.arange(8)
+    done = jax.jit(step)(state, 1, *jax.tree.map(lambda x: x[None], batch))
+    alone = jax.jit(step)(state, 1, GREY[None, :1], (LABELS[None, :1], np.ones((1, 1), np.float32)), np.arange(1)[None])
+    np.testing.assert_allclose(done.params["classifier"]["kernel"], alone.params["classifier"]["kernel"], atol=1e-6)
 
 
 @pytest.mark.parametrize(("ours", "average"), [(True, None), (False, 0.9)])
