@@ -398,11 +398,14 @@ def test_bad_models_are_told(exported, tmp_path, monkeypatch):
     (tmp_path / "cut.stablehlo").write_bytes(b"nothing")
     (tmp_path / "cut.safetensors").write_bytes(b"nothing")
     for source, message in (
-        ({}, "either a run with --workdir or a file with --model"),
+        ({}, "either --workdir or --model must be given, got neither"),
         ({"model": tmp_path / "cut.onnx"}, r"cut\.onnx cannot be used as ONNX file"),
         ({"model": tmp_path / "other.onnx"}, r"logits of shape \[1, 2\] for one image and 0 classes"),
         ({"model": exported, "runtime": "jax"}, "JAX does not run"),
-        ({"model": tmp_path / "cut.stablehlo"}, r"cut\.stablehlo\.json is missing"),
+        (
+            {"model": tmp_path / "cut.stablehlo"},
+            r"cut\.stablehlo\.json must hold the names of the classes, got no file",
+        ),
         ({"model": tmp_path / "cut.safetensors"}, r"cut\.safetensors must be a \.safetensors file of lowcost\.save"),
         ({"model": Path("nothing")}, "source must be .*, got nothing; released are none"),
         ({"model": tmp_path / "nothing.onnx"}, r"nothing\.onnx"),
@@ -419,7 +422,7 @@ def test_bad_models_are_told(exported, tmp_path, monkeypatch):
             predict.load(PredictConfig((), model=tmp_path / "cut.stablehlo"))
     (tmp_path / "empty").mkdir()
     for image_folder, options, message in (
-        ((), {}, "name images"),
+        ((), {}, "files must be images, arrays, or folders of them, got none"),
         ((tmp_path / "empty",), {}, r"no \.png"),
         ((tmp_path / "nothing.png",), {}, "no such file or folder"),
         ((exported,), {"csv": tmp_path / "none" / "table.csv"}, "is no folder to write to"),

@@ -162,7 +162,7 @@ def test_lost_output_is_no_error_where_files_hold_the_results(start, tmp_path):
     config = table2.Config(architectures=("resnet",), epochs=1, workdir=tmp_path)
     (run,) = table2.runs(config)
     run.directory().mkdir()
-    (run.directory() / "metrics.jsonl").write_text("{}\n")
+    (run.directory() / "metrics.jsonl").write_text('{"epoch": 1}\n')
     with open("/dev/full", "w") as full:
         process = start("table2", "--dry-run", *flags(config), stdout=full)
         assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)

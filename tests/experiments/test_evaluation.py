@@ -143,14 +143,19 @@ def test_evaluate_of_tags_and_values(task, capsys, monkeypatch, tmp_path):
     dataset = SimpleNamespace(splits={"test": split}, scale=scale, **about)
     config = TrainConfig(seeds=2)
     ready = SimpleNamespace(config=config, dataset=dataset, outputs=lambda variables, images: outputs)
-    state = SimpleNamespace(params={"w": np.zeros(8)}, step=np.array([7, 7]), chosen={})
+    state = SimpleNamespace(
+        params={"w": np.zeros(8)}, step=np.array([7, 7]), chosen={}, best={"epoch": np.array([3, 5])}
+    )
     monkeypatch.setattr(runs, "reopen", lambda workdir, data_dir: (ready, state))
     of_run = {"scale": [[6, 0], [20, 4]]}
     config_json = {"ingredients": {}, "data": of_run, "settings": {}, "data_dir": None, "seed": 0}
     (tmp_path / "config.json").write_text(json.dumps(config_json))
     evaluate.main(EvaluateConfig(tmp_path, csv=tmp_path / "table.csv"))
     out = capsys.readouterr().out
-    assert out.startswith("implicit_rd A (4 weights) after 7 steps, on all 5 test images of folder:\nseed 0: mean ")
+    header, first = out.splitlines()[:2]
+    best = "(best epoch of each network: 3, 5)"
+    assert header == f"implicit_rd A (4 weights) after 7 steps {best}, on all 5 test images of folder:"
+    assert first.startswith("seed 0: mean ")
     assert "\nb\\x1b  " in out
     answers = expit(outputs).mean(0) if task == "tags" else outputs.mean(0) * (20, 4) + (6, 0)
     labels = labels if task == "tags" else labels * (10, 2) + (5, -1)
@@ -177,7 +182,7 @@ def test_outputs_are_averaged_over_an_image_and_its_mirror_image(keeps, task, me
     parts = {"splits": {"test": split}, "scale": None, "keeps": keeps}
     dataset = SimpleNamespace(name="folder", classes=("a",), task=task, **parts)
     ready = SimpleNamespace(config=TrainConfig(), dataset=dataset, outputs=lambda _, x: x[None, :, :, 0].mean(-2))
-    state = SimpleNamespace(params={"w": np.zeros(4)}, step=np.array(7), chosen={})
+    state = SimpleNamespace(params={"w": np.zeros(4)}, step=np.array(7), chosen={}, best=None)
     monkeypatch.setattr(runs, "reopen", lambda workdir, data_dir: (ready, state))
     arguments = EvaluateConfig(tmp_path, csv=tmp_path / "table.csv", average_flips=True)
     if message is not None:
