@@ -17,6 +17,7 @@ from lowcost.arguments import check_floating, check_stencil, promote
 from lowcost.batching import each_image, per_shard
 from lowcost.methods import SpectralMethod, choices, on_platform
 from lowcost.real_dft import along, both_signs, filter_image, frequencies, real_parts
+from lowcost.real_fft import inverse_real_fft, real_fft
 
 LARGEST_CONSTANT = 2**20
 """Entries of a DFT matrix up to which it is written into a program; for larger ones the symbol is computed by FFT."""
@@ -246,8 +247,8 @@ def filter_spectrum(λ, y, multiply, method, *, all_at_once=False, mirrored=0):
 
 
 def _filter_image_by_fft(multiply, grid, half, image):
-    axes = tuple(range(len(grid)))
-    return jnp.fft.irfftn(multiply(half, jnp.fft.rfftn(image, axes=axes)), s=grid, axes=axes)
+    spectrum = jnp.moveaxis(real_fft(jnp.moveaxis(image, -1, 0), len(grid)), 0, -1)
+    return jnp.moveaxis(inverse_real_fft(jnp.moveaxis(multiply(half, spectrum), -1, 0), grid), 0, -1)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))  # outside of any jit a loop would be compiled at every call
