@@ -1,7 +1,8 @@
 """Pads and crops for boundaries other than the periodic one, as Section 3.2.3 allows."""
 
+import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ MODES: dict[Boundary, Any] = {
     "symmetric": "symmetric",
 }
 """The mode of `numpy.pad` for each boundary."""
+Reach = Sequence[tuple[int, int]]
 _Map = Callable[[jax.Array], jax.Array]
 
 
@@ -45,8 +47,39 @@ def pad(y: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.Array:
     Returns:
         [..., *(grid + window - 1), C].
     """
-    before_grid = [(0, 0)] * (y.ndim - 1 - len(window))
-    return jnp.pad(y, [*before_grid, *((m // 2, m - 1 - m // 2) for m in window), (0, 0)], mode=MODES[boundary])
+    return extend(y, reach(window), boundary)
+
+
+def reach(window: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the points that a stencil of this window reaches beyond the grid: before and after each axis."""
+    return [(m // 2, m - 1 - m // 2) for m in window]
+
+
+def extend(y: jax.Array, beyond: Reach, boundary: Boundary) -> jax.Array:
+    """Extends each axis of the grid of y [..., *grid, C] by its (points before, points after)."""
+    before_grid = [(0, 0)] * (y.ndim - 1 - len(beyond))
+    return jnp.pad(y, [*before_grid, *beyond, (0, 0)], mode=MODES[boundary])
+
+
+def extend_at_once(y: jax.Array, beyond: Reach, boundary: Boundary) -> jax.Array:
+    """As `extend`; a periodic grid as the sum of its pieces, each extended by zeros, which a GPU writes in one pass.
+
+    `jnp.pad` extends one axis after another, and writes all features for each.
+    """
+    if boundary != "periodic":
+        return extend(y, beyond, boundary)
+    first = y.ndim - 1 - len(beyond)
+    places = []  # of each axis: the points of a piece, and the zeros before and after it
+    for n, (before, after) in zip(y.shape[first:-1], beyond, strict=True):
+        places.append([(slice(n), (before, after))])
+        places[-1] += [(slice(n - before, n), (0, n + after))] if before else []
+        places[-1] += [(slice(after), (before + n, 0))] if after else []
+    pieces = []
+    for place in itertools.product(*places):
+        points, zeros = zip(*place, strict=True)
+        sizes = [*[(0, 0, 0)] * first, *((before, after, 0) for before, after in zeros), (0, 0, 0)]
+        pieces.append(jax.lax.pad(y[..., *points, :], jnp.zeros((), y.dtype), sizes))
+    return reduce(jnp.add, pieces)
 
 
 def pad_adjoint(z: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.Array:

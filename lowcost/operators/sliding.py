@@ -19,7 +19,7 @@ from jax.interpreters import ad
 
 from lowcost.arguments import promote
 from lowcost.batching import one_by_one
-from lowcost.operators.boundary import pad, pad_adjoint
+from lowcost.operators.boundary import extend, extend_at_once, pad_adjoint, reach
 from lowcost.primitive import primitive
 
 UNROLLED = 49
@@ -76,20 +76,18 @@ def _varying_alike(stencil, features):
 # --- on one device ---------------------------------------------------------------------------------------------------
 
 
-def _convolve(apply, stencil, y, boundary, rank):
-    return apply(stencil, pad(y, stencil.shape[:rank], boundary), rank)
+def _convolve(apply, extend, stencil, y, boundary, rank):
+    return apply(stencil, extend(y, reach(stencil.shape[:rank]), boundary), rank)
 
 
-def _correlate(apply, stencil, z, boundary, rank):
+def _correlate(apply, extend, stencil, z, boundary, rank):
     window = stencil.shape[:rank]
     mirrored = jnp.flip(stencil, range(rank))
     if stencil.ndim > rank + 1:
         mirrored = mirrored.swapaxes(-1, -2)
-    images = [(0, 0)] * (z.ndim - rank - 1)
     if boundary == "periodic":
-        reach = [(m - 1 - m // 2, m // 2) for m in window]
-        return apply(mirrored, jnp.pad(z, [*images, *reach, (0, 0)], mode="wrap"), rank)
-    beyond = jnp.pad(z, [*images, *((m - 1, m - 1) for m in window), (0, 0)])
+        return apply(mirrored, extend(z, [(after, before) for before, after in reach(window)], boundary), rank)
+    beyond = extend(z, [(m - 1, m - 1) for m in window], "zeros")
     return pad_adjoint(promote(apply(mirrored, beyond, rank)), window, boundary).astype(z.dtype)
 
 
@@ -102,10 +100,10 @@ def _apply_by_xla(stencil, padded, rank):
     return convolve_by_xla(stencil[..., None, :], padded, groups=stencil.shape[-1], precision=full)
 
 
-def _gradient_by_xla(y, z, boundary, rank, shape):
-    padded = pad(y, shape[:rank], boundary)
+def _gradient_by_xla(extend, y, z, boundary, rank, shape):
+    padded = extend(y, reach(shape[:rank]), boundary)
     any_stencil = jnp.broadcast_to(jnp.sum(z[:0]), shape)  # made from z, so that it varies over devices like z
-    return jax.vjp(lambda stencil: _apply_by_xla(stencil, padded, rank), any_stencil)[1](z)[0]
+    return jax.linear_transpose(lambda stencil: _apply_by_xla(stencil, padded, rank), any_stencil)(z)[0]
 
 
 def convolve_by_xla(stencil, padded, *, groups=1, precision=None):
@@ -137,7 +135,7 @@ def _gradient_of_image(y, z, boundary, shape):
     """∂⟨z, K(θ) y⟩/∂θ, shaped as θ."""
     rank = y.ndim - 1
     window = shape[:rank]
-    padded = jax.lax.optimization_barrier(pad(y, window, boundary))
+    padded = jax.lax.optimization_barrier(extend(y, reach(window), boundary))
     if len(shape) > rank + 1:
         patches = _patches(padded, window)
         return jnp.tensordot(patches, z, axes=(tuple(range(rank)),) * 2).reshape(shape)
@@ -201,11 +199,13 @@ def _primitive(name, form):
     def apply(stencil, y, *, boundary, rank, precision):
         def by_image(stencil, y):
             def one(image):
-                return form(_apply, promote(stencil), promote(image), boundary, rank).astype(y.dtype)
+                return form(_apply, extend, promote(stencil), promote(image), boundary, rank).astype(y.dtype)
 
             return one_by_one(one, rank + 1, y)
 
-        by_xla = partial(form, _apply_by_xla, boundary=boundary, rank=rank)
+        def by_xla(extend, stencil, y):
+            return form(_apply_by_xla, extend, stencil, y, boundary, rank)
+
         with jax.default_matmul_precision(precision):
             return _on_platform(by_image, by_xla, stencil.shape, rank, stencil, y)
 
@@ -227,10 +227,16 @@ def _gradient(y, z, *, boundary, rank, precision, shape):
 
 
 def _on_platform(by_image, by_xla, shape, rank, *arrays):
-    """Chooses when the program is lowered: on a CPU `by_image`, but not for the long patches of a coupled stencil."""
+    """Chooses when the program is lowered: on a CPU `by_image`, but not for the long patches of a coupled stencil.
+
+    `by_xla` also takes the function that extends the grid; a TPU's compiler prefers to extend one axis after another.
+    """
     coupled, points = len(shape) > rank + 1, math.prod(shape[:rank])
     short = not coupled or (points <= MAX_PATCH_POINTS and points * shape[rank] <= MAX_PATCH)
-    return jax.lax.platform_dependent(*arrays, cpu=by_image if short else by_xla, default=by_xla)
+    axis_by_axis, at_once = partial(by_xla, extend), partial(by_xla, extend_at_once)
+    return jax.lax.platform_dependent(
+        *arrays, cpu=by_image if short else axis_by_axis, tpu=axis_by_axis, default=at_once
+    )
 
 
 _slide = _primitive("slide", _convolve)
