@@ -1,11 +1,19 @@
 """K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit inverse, Eq. (11)."""
 
+import math
+import operator
+from functools import partial
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from lowcost.arguments import Boundary, ResolventBoundary
+from lowcost.arguments import Boundary, ResolventBoundary, promote
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
+from lowcost.operators.sliding import UNROLLED, slide
+from lowcost.real_dft import along
 from lowcost.spectral import scale_spectrum, symbol_for
 
 
@@ -50,8 +58,8 @@ def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "perio
 
     Args, Returns, Raises: as in `depthwise`.
     """
-    operator = "diffusion" if boundary == "periodic" else "depthwise"
-    return apply(diffuse, DEPTHWISE, operator, stencil, y, boundary, method)
+    name = "diffusion" if boundary == "periodic" else "depthwise"
+    return apply(_diffuse, DEPTHWISE, name, stencil, y, boundary, method)
 
 
 def depthwise_resolvent(
@@ -100,14 +108,42 @@ def depthwise_resolvent(
             got = f"shape {list(jnp.shape(h))} for a stencil of shape {list(jnp.shape(stencil))}"
             raise ValueError(f"h must be a number, or one for each channel, got {got}; call it once for each time step")
         h = jnp.expand_dims(h, range(jnp.ndim(stencil) - 1))
-    operator = "real" if boundary == "periodic" else "mirrored"
-    return resolvent(DEPTHWISE, operator, stencil, y, h, boundary, method)
+    name = "real" if boundary == "periodic" else "mirrored"
+    return resolvent(DEPTHWISE, name, stencil, y, h, boundary, method)
 
 
 def _filter(function, stencil, method, y, *, mirrored=False):
     grid = y.shape[-stencil.ndim : -1]
     factors = function(symbol_for(method, stencil, grid, mirrored=mirrored))
     return scale_spectrum(y, factors, method, mirrored=len(grid) * mirrored)
+
+
+def _diffuse(y, stencil, ways, boundary, method):
+    """−KᵀK y; "direct" on a GPU by the stencil of KᵀK, which reads and writes the features once."""
+    window, grid = stencil.shape[:-1], y.shape[-stencil.ndim : -1]
+    general = partial(diffuse, ways=ways, boundary=boundary, method=method)
+    size = [2 * m - 1 for m in window]
+    fits = math.prod(size) <= UNROLLED and all(map(operator.le, size, grid))
+    if method != "direct" or boundary != "periodic" or not fits:
+        return general(y, stencil)
+    return jax.lax.platform_dependent(y, stencil, cpu=general, tpu=general, default=_diffuse_once)
+
+
+def _diffuse_once(y, stencil):
+    return -slide(_normal_stencil(promote(stencil)), promote(y), "periodic").astype(jnp.result_type(y))
+
+
+def _normal_stencil(stencil):
+    """(θ⋆θ)_j = Σ_i θ_i θ_{i+j}, the stencil of KᵀK, [*(2 window - 1), C], by one matrix product."""
+    window, channels = stencil.shape[:-1], stencil.shape[-1]
+    size = [2 * m - 1 for m in window]
+    points = np.indices(window).reshape(len(window), -1)
+    offsets = points[:, None] - points[:, :, None] + np.subtract(window, 1)[:, None, None]
+    place = np.ravel_multi_index(tuple(offsets), size).ravel()  # of θ_i θ_{i'}, by i and i'
+    flat = stencil.reshape(-1, channels)
+    products = (flat[:, None] * flat[None]).reshape(-1, channels)
+    sums = (np.arange(math.prod(size))[:, None] == place).astype(stencil.dtype)
+    return along(sums, products, 0).reshape(*size, channels)
 
 
 DEPTHWISE = Ways(_filter)
