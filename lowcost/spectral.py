@@ -113,12 +113,13 @@ def symbol_for(
         mirrored: whether F is the cosine transform along the grid, with the frequencies πk/n, k = 0, …, n - 1.
         circulant: whether F has the channels as its last axis.
     """
-    if method == "fft" and not mirrored:
-        return (unchecked_circulant_symbol if circulant else unchecked_symbol)(stencil, grid)
+    periodic = method == "fft" and not mirrored
+    if periodic and circulant:
+        return unchecked_circulant_symbol(stencil, grid)
     axes = []
     for axis, n in enumerate(grid):
-        period, k = (2 * n, np.arange(n)) if mirrored else (n, frequencies(n))
-        both = circulant or axis + 1 < len(grid)
+        period, k = (2 * n, np.arange(n)) if mirrored else (n, np.arange(n) if periodic else frequencies(n))
+        both = not periodic and (circulant or axis + 1 < len(grid))
         axes.append((period, np.concatenate([k, -k % period]) if both else k))
     if circulant:
         return _evaluated(_along_channels(stencil, frequencies(stencil.shape[-1])), axes)
