@@ -58,13 +58,13 @@ def _copies(grid, dtype):
     return jnp.asarray(np.where(alone, 1, 2) / math.prod(grid), dtype)
 
 
-def _forward_transposed(z, y, *, grid):
-    weights = jnp.expand_dims(_copies(grid, y.aval.dtype), range(z.ndim - 1))
+def _forward_transposed(z, _, *, grid):
+    weights = jnp.expand_dims(_copies(grid, z.dtype), range(z.ndim - 1))
     return [_inverse.bind(jnp.conj(z) / weights, grid=grid)]
 
 
 def _inverse_transposed(z, spectrum, *, grid):
-    weights = jnp.expand_dims(_copies(grid, z.dtype), range(spectrum.aval.ndim - 1))
+    weights = jnp.expand_dims(_copies(grid, spectrum.aval.dtype), range(spectrum.aval.ndim - 1))
     return [jnp.conj(_forward.bind(z, grid=grid)) * weights]
 
 

@@ -90,7 +90,7 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
 
 def unchecked_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
     """λ of `symbol` or `coupled_symbol`, for arguments that the caller has checked."""
-    return _evaluated(promote(stencil) + 0j, [(n, np.arange(n)) for n in grid])
+    return _evaluated(as_complex(stencil), [(n, np.arange(n)) for n in grid])
 
 
 def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
@@ -125,11 +125,17 @@ def symbol_for(
         return _evaluated(_along_channels(stencil, frequencies(stencil.shape[-1])), axes)
     window, points = stencil.shape[: len(axes)], [len(k) for _, k in axes]
     if math.prod(points) * math.prod(window) > LARGEST_PRODUCT:
-        return _evaluated(promote(stencil) + 0j, axes)
+        return _evaluated(as_complex(stencil), axes)
     matrices = [_characters(period, m, m // 2)[k] for (period, k), m in zip(axes, window, strict=True)]
     matrix, flat = reduce(np.kron, matrices), promote(stencil).reshape(math.prod(window), -1)
     parts = along(np.concatenate([matrix.real, matrix.imag]).astype(flat.dtype), flat, 0)
     return jax.lax.complex(*jnp.split(parts, 2)).reshape(*points, *stencil.shape[len(axes) :])
+
+
+def as_complex(x: jax.Array) -> jax.Array:
+    """Returns x as a complex array, of single precision at least."""
+    x = promote(x)
+    return x if jnp.iscomplexobj(x) else jax.lax.complex(x, jnp.zeros_like(x))
 
 
 def _evaluated(λ, axes):
@@ -149,7 +155,7 @@ def _evaluated(λ, axes):
 def _along_channels(stencil, q):
     """Σ_p θ_p exp(2πi q·p / c): the Fourier transform of the last axis."""
     c = stencil.shape[-1]
-    λ = promote(stencil) + 0j
+    λ = as_complex(stencil)
     return along(_characters(c, c, 0)[q].astype(λ.dtype), λ, λ.ndim - 1)
 
 
@@ -216,7 +222,8 @@ def scale_spectrum(y: jax.Array, λ: jax.Array, method: str, *, mirrored: int = 
 
 
 def _scale(λ, spectrum):
-    return jnp.expand_dims(λ, range(spectrum.ndim - λ.ndim)) * spectrum  # explicit: tests forbid rank promotion
+    aligned = jnp.expand_dims(λ, range(spectrum.ndim - λ.ndim))  # explicit, as the cast: users may forbid promotion
+    return aligned.astype(jnp.result_type(spectrum)) * spectrum
 
 
 def filter_spectrum(λ, y, multiply, method, *, all_at_once=False, mirrored=0):

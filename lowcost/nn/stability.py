@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from lowcost.nn import operations as ops
 from lowcost.nn.networks import Network
 from lowcost.nn.structure import bound_layers, chain
-from lowcost.spectral import coupled_symbol, symbol
+from lowcost.spectral import as_complex, coupled_symbol, symbol
 
 
 class LayerBounds(NamedTuple):
@@ -222,10 +222,10 @@ def _symbol(operations, grid):
 
 def _total(symbols, grid):
     """Σ λ over what is linear; as matrices if one of them is a matrix."""
-    zero = jnp.zeros((1,) * (len(grid) + 1))
-    linear = [λ for λ in symbols if λ is not None]
+    zero = as_complex(jnp.zeros((1,) * (len(grid) + 1)))
+    linear = [as_complex(λ) for λ in symbols if λ is not None]
     if matrices := [λ for λ in linear if λ.ndim > zero.ndim]:
-        eye = jnp.expand_dims(jnp.eye(matrices[0].shape[-1]), range(len(grid)))
+        eye = jnp.expand_dims(jnp.eye(matrices[0].shape[-1], dtype=matrices[0].dtype), range(len(grid)))
         linear = [λ if λ.ndim > zero.ndim else λ[..., None] * eye for λ in linear]
     return sum(linear) if linear else zero
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-from lowcost.arguments import check_channels, check_floating
+from lowcost.arguments import check_channels, check_floating, promote
 from lowcost.batching import product_sharding
 
 
@@ -54,6 +54,6 @@ def _product(matrix, name, y, *, transpose):
     check_channels(name, y, "matrix", matrix, matrix.shape[1 if transpose else 0])
     if transpose:
         matrix = matrix.T
-    dtype = jnp.promote_types(jnp.result_type(matrix.dtype, y.dtype), jnp.float32)
+    dtype = jnp.result_type(promote(matrix), promote(y))
     product = jnp.dot(y, matrix, preferred_element_type=dtype, out_sharding=product_sharding(y, matrix))
     return product.astype(jnp.result_type(y))

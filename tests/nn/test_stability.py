@@ -39,7 +39,8 @@ def test_no_perturbation_grows_more_than_the_bound(trained):
 def test_linear_layers_are_exact(trained):
     """The norm of each operation of a connecting layer, and of the classifier, is that of its dense matrix."""
     net, variables = trained
-    report = {layer.name: layer.lipschitz for layer in stability_report(net, variables, IMAGE).layers}
+    with jax.numpy_dtype_promotion("strict"):  # as some users set
+        report = {layer.name: layer.lipschitz for layer in stability_report(net, variables, IMAGE).layers}
     layers = {layer.name: layer for layer in bound_layers(net, variables, IMAGE)}
     for name, shape in {"block1_connecting": (8, 6, 2), "block2_connecting": (4, 3, 4)}.items():
         y, norms = jnp.zeros(shape), []

@@ -131,9 +131,11 @@ def test_no_loop_over_examples_or_channels(case, way):
 
 @over_all_ways
 def test_lowers_for_every_platform(case, way):
-    """One program with its gradient is lowered for CPU, GPU and TPU."""
+    """One program with its gradient is lowered for CPU, GPU and TPU, where users forbid implicit promotion too."""
     point = case.draw(WINDOW, GRID, BATCH, dtype=np.float32)
-    exported = jax.export.export(jax.jit(jax.grad(energy(case, way), (0, 1))), platforms=["cpu", "cuda", "tpu"])(*point)
+    gradient = jax.jit(jax.grad(energy(case, way), (0, 1)))
+    with jax.numpy_dtype_promotion("strict"):
+        exported = jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(*point)
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
