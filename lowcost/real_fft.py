@@ -1,4 +1,4 @@
-"""Computes the FFT of real signals, and its inverse by one transform on every platform.
+"""Computes the FFT of real signals, and its inverse by one transform on every platform, for up to three axes.
 
 The spectrum of a real signal has the symmetry ŷ(-k) = conj ŷ(k), and so has its product with the symbol of a real
 stencil. The derivatives here keep this symmetry, and the inverse relies on it along all axes. JAX's own inverse relies
@@ -30,7 +30,7 @@ def real_fft(y: jax.Array, dims: int) -> jax.Array:
 
 
 def inverse_real_fft(spectrum: jax.Array, grid: tuple[int, ...]) -> jax.Array:
-    """The inverse of `real_fft`: y on this grid, for a spectrum with the symmetry of a real signal."""
+    """Inverts `real_fft`: y on this grid, from a spectrum with the symmetry of a real signal."""
     if len(grid) > MOST_AXES:
         return jnp.fft.irfftn(spectrum, grid, range(-len(grid), 0))
     transformed: jax.Array = _inverse.bind(spectrum, grid=grid)
@@ -51,21 +51,20 @@ for _platform in ("cuda", "rocm"):
     mlir.register_lowering(_inverse, _by_one_transform, platform=_platform)
 
 
-def _copies(grid, dtype):
-    """How often each k of the last axis occurs in the whole spectrum, over the number of points: it stands for -k."""
+def _weights(grid, ndim):
+    """Returns for each k of the last axis the number of points that it stands for, k and -k, over those of the grid."""
     n = grid[-1]
     alone = np.isin(np.arange(n // 2 + 1), (0, n / 2))
-    return jnp.asarray(np.where(alone, 1, 2) / math.prod(grid), dtype)
+    return np.expand_dims(np.where(alone, 1, 2) / math.prod(grid), tuple(range(ndim - 1)))
 
 
 def _forward_transposed(z, _, *, grid):
-    weights = jnp.expand_dims(_copies(grid, z.dtype), range(z.ndim - 1))
-    return [_inverse.bind(jnp.conj(z) / weights, grid=grid)]
+    return [_inverse.bind(jnp.conj(z) * (1 / _weights(grid, z.ndim)).astype(z.dtype), grid=grid)]
 
 
 def _inverse_transposed(z, spectrum, *, grid):
-    weights = jnp.expand_dims(_copies(grid, spectrum.aval.dtype), range(spectrum.aval.ndim - 1))
-    return [jnp.conj(_forward.bind(z, grid=grid)) * weights]
+    transformed = jnp.conj(_forward.bind(z, grid=grid))
+    return [transformed * _weights(grid, z.ndim).astype(spectrum.aval.dtype)]
 
 
 ad.deflinear2(_forward, _forward_transposed)

@@ -113,23 +113,44 @@ def symbol_for(
         mirrored: whether F is the cosine transform along the grid, with the frequencies πk/n, k = 0, …, n - 1.
         circulant: whether F has the channels as its last axis.
     """
-    periodic = method == "fft" and not mirrored
-    if periodic and circulant:
-        return unchecked_circulant_symbol(stencil, grid)
-    axes = []
-    for axis, n in enumerate(grid):
-        period, k = (2 * n, np.arange(n)) if mirrored else (n, np.arange(n) if periodic else frequencies(n))
-        both = not periodic and (circulant or axis + 1 < len(grid))
-        axes.append((period, np.concatenate([k, -k % period]) if both else k))
+    if method == "fft" and not mirrored:
+        if circulant:
+            return unchecked_circulant_symbol(stencil, grid)
+        kind = "periodic"
+    else:
+        kind = "mirrored" if mirrored else "real"
+    axes = _frequencies(tuple(grid), kind, circulant)
     if circulant:
         return _evaluated(_along_channels(stencil, frequencies(stencil.shape[-1])), axes)
     window, points = stencil.shape[: len(axes)], [len(k) for _, k in axes]
     if math.prod(points) * math.prod(window) > LARGEST_PRODUCT:
         return _evaluated(as_complex(stencil), axes)
-    matrices = [_characters(period, m, m // 2)[k] for (period, k), m in zip(axes, window, strict=True)]
-    matrix, flat = reduce(np.kron, matrices), promote(stencil).reshape(math.prod(window), -1)
-    parts = along(np.concatenate([matrix.real, matrix.imag]).astype(flat.dtype), flat, 0)
+    flat = promote(stencil).reshape(math.prod(window), -1)
+    parts = along(_all_characters(window, tuple(grid), kind, flat.dtype), flat, 0)
     return jax.lax.complex(*jnp.split(parts, 2)).reshape(*points, *stencil.shape[len(axes) :])
+
+
+def _frequencies(grid, kind, circulant=False):
+    """The period of each axis of the grid, and its frequencies as in `symbol_for`.
+
+    Args:
+        kind: the basis of F: "periodic" (complex), "real" or "mirrored".
+    """
+    axes = []
+    for axis, n in enumerate(grid):
+        period = 2 * n if kind == "mirrored" else n
+        k = frequencies(n) if kind == "real" else np.arange(n)
+        both = kind != "periodic" and (circulant or axis + 1 < len(grid))
+        axes.append((period, np.concatenate([k, -k % period]) if both else k))
+    return axes
+
+
+@cache  # programs contain one constant for all its uses
+def _all_characters(window, grid, kind, dtype):
+    """The products of `_characters` over all axes, [2·points, window]: real parts, then imaginary parts."""
+    axes = zip(_frequencies(grid, kind), window, strict=True)
+    matrix = reduce(np.kron, [_characters(period, m, m // 2)[k] for (period, k), m in axes])
+    return np.concatenate([matrix.real, matrix.imag]).astype(dtype)
 
 
 def as_complex(x: jax.Array) -> jax.Array:
@@ -184,6 +205,7 @@ def apply_symbol(symbol: jax.Array, y: jax.Array, *, method: SpectralMethod = "a
 
     Args:
         symbol: λ, [*grid, C], complex or real, with the symmetry λ(-k) = conj λ(k) that real stencils have.
+            Without it the result is undefined, and differs between platforms.
         y: features, real, [..., *grid, C].
         method: "fft", "matmul" (the DFT as a real matrix product) or "auto" (the faster one according to
             measurements).

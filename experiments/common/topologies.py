@@ -78,7 +78,7 @@ def report(program: Compiled, chip: str) -> Row:
 
     Returns:
         milliseconds: estimated; loops count once.
-        bytes: read and written by its kernels; on TPUs XLA's own count.
+        bytes: read and written by its kernels, without the scratch memory of library calls; on TPUs XLA's own count.
         flops: XLA's count; None on GPUs, where XLA has none.
         temporary_bytes, code_bytes: of memory.
         collectives: number by kind; collective_bytes: of their results.

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowcost.arguments import ResolventBoundary, promote
 from lowcost.batching import per_shard
-from lowcost.operators.boundary import pad
+from lowcost.operators.boundary import extend, extend_at_once, reach
 from lowcost.operators.sliding import MAX_PATCH_POINTS, UNROLLED, convolve_by_xla, shifted
 from lowcost.real_dft import both_signs, cosine_basis, real_basis, real_parts, real_transform, slots
 
@@ -364,11 +364,16 @@ def run(operations: Sequence[Operation], y: jax.Array) -> jax.Array:
 def _convolve(stencil, y, cpu, *, most, groups=1, boundary="periodic"):
     """K y: on a CPU by `cpu` if the window has at most `most` points, else by XLA's convolution.
 
-    Both take the padded features.
+    Both take the features of the extended grid.
     """
     window, convolve = stencil.shape[:-2], partial(convolve_by_xla, stencil, groups=groups, precision=FULL)
-    few = math.prod(window) <= most
-    return jax.lax.platform_dependent(pad(y, window, boundary), cpu=cpu if few else convolve, default=convolve)
+
+    def extended(extension, function):
+        return lambda y: function(extension(y, reach(window), boundary))
+
+    on_cpu = extended(extend, cpu if math.prod(window) <= most else convolve)
+    ways = {"cpu": on_cpu, "tpu": extended(extend, convolve), "default": extended(extend_at_once, convolve)}
+    return jax.lax.platform_dependent(y, **ways)
 
 
 def _rows(x, y):

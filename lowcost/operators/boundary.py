@@ -1,4 +1,4 @@
-"""Pads and crops for boundaries other than the periodic one, as Section 3.2.3 allows."""
+"""Extends and crops grids, for the periodic boundary and for those that Section 3.2.3 allows."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -62,9 +62,10 @@ def extend(y: jax.Array, beyond: Reach, boundary: Boundary) -> jax.Array:
 
 
 def extend_at_once(y: jax.Array, beyond: Reach, boundary: Boundary) -> jax.Array:
-    """As `extend`; a periodic grid as the sum of its pieces, each extended by zeros, which a GPU writes in one pass.
+    """Returns what `extend` returns, by at most as many points as the grid has; a GPU writes it in one pass.
 
-    `jnp.pad` extends one axis after another, and writes all features for each.
+    A periodic grid is then the sum of its pieces, each extended by zeros. `jnp.pad` extends one axis after another, and
+    writes all features for each.
     """
     if boundary != "periodic":
         return extend(y, beyond, boundary)

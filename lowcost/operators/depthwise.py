@@ -1,20 +1,21 @@
 """K_dw(θ): every channel has its own stencil, Eq. (5); its normal operator and the implicit inverse, Eq. (11)."""
 
 import math
-import operator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from lowcost.arguments import Boundary, ResolventBoundary, promote
 from lowcost.methods import Method, SpectralMethod
+from lowcost.operators.boundary import extend, reach
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
-from lowcost.operators.sliding import UNROLLED, slide
-from lowcost.real_dft import along
+from lowcost.operators.sliding import slide
 from lowcost.spectral import scale_spectrum, symbol_for
+
+LARGEST_NORMAL_STENCIL = 49
+"""Points of the stencil of KᵀK up to which a GPU applies it, in place of K and Kᵀ with fewer operations."""
 
 
 def depthwise(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -58,8 +59,8 @@ def depthwise_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "perio
 
     Args, Returns, Raises: as in `depthwise`.
     """
-    name = "diffusion" if boundary == "periodic" else "depthwise"
-    return apply(_diffuse, DEPTHWISE, name, stencil, y, boundary, method)
+    operator = "diffusion" if boundary == "periodic" else "depthwise"
+    return apply(_diffuse, DEPTHWISE, operator, stencil, y, boundary, method)
 
 
 def depthwise_resolvent(
@@ -108,8 +109,8 @@ def depthwise_resolvent(
             got = f"shape {list(jnp.shape(h))} for a stencil of shape {list(jnp.shape(stencil))}"
             raise ValueError(f"h must be a number, or one for each channel, got {got}; call it once for each time step")
         h = jnp.expand_dims(h, range(jnp.ndim(stencil) - 1))
-    name = "real" if boundary == "periodic" else "mirrored"
-    return resolvent(DEPTHWISE, name, stencil, y, h, boundary, method)
+    operator = "real" if boundary == "periodic" else "mirrored"
+    return resolvent(DEPTHWISE, operator, stencil, y, h, boundary, method)
 
 
 def _filter(function, stencil, method, y, *, mirrored=False):
@@ -119,31 +120,23 @@ def _filter(function, stencil, method, y, *, mirrored=False):
 
 
 def _diffuse(y, stencil, ways, boundary, method):
-    """−KᵀK y; "direct" on a GPU by the stencil of KᵀK, which reads and writes the features once."""
-    window, grid = stencil.shape[:-1], y.shape[-stencil.ndim : -1]
+    """−KᵀK y; "direct" on a GPU by the stencil of KᵀK, which reads and writes the features once.
+
+    The rounding error is then relative to ‖K‖² ‖y‖, also where K y = 0.
+    """
+    size, grid = [2 * m - 1 for m in stencil.shape[:-1]], y.shape[-stencil.ndim : -1]
     general = partial(diffuse, ways=ways, boundary=boundary, method=method)
-    size = [2 * m - 1 for m in window]
-    fits = math.prod(size) <= UNROLLED and all(map(operator.le, size, grid))
+    fits = math.prod(size) <= LARGEST_NORMAL_STENCIL and all(m <= n for m, n in zip(size, grid, strict=True))
     if method != "direct" or boundary != "periodic" or not fits:
         return general(y, stencil)
     return jax.lax.platform_dependent(y, stencil, cpu=general, tpu=general, default=_diffuse_once)
 
 
 def _diffuse_once(y, stencil):
-    return -slide(_normal_stencil(promote(stencil)), promote(y), "periodic").astype(jnp.result_type(y))
-
-
-def _normal_stencil(stencil):
-    """(θ⋆θ)_j = Σ_i θ_i θ_{i+j}, the stencil of KᵀK, [*(2 window - 1), C], by one matrix product."""
-    window, channels = stencil.shape[:-1], stencil.shape[-1]
-    size = [2 * m - 1 for m in window]
-    points = np.indices(window).reshape(len(window), -1)
-    offsets = points[:, None] - points[:, :, None] + np.subtract(window, 1)[:, None, None]
-    place = np.ravel_multi_index(tuple(offsets), size).ravel()  # of θ_i θ_{i'}, by i and i'
-    flat = stencil.reshape(-1, channels)
-    products = (flat[:, None] * flat[None]).reshape(-1, channels)
-    sums = (np.arange(math.prod(size))[:, None] == place).astype(stencil.dtype)
-    return along(sums, products, 0).reshape(*size, channels)
+    θ = promote(stencil)
+    beyond = [(after, before) for before, after in reach(θ.shape[:-1])]
+    normal = slide(θ, extend(θ, beyond, "zeros"), "zeros")  # Σ_i θ_i θ_{i+j}, the stencil of KᵀK
+    return -slide(normal, promote(y), "periodic").astype(jnp.result_type(y))
 
 
 DEPTHWISE = Ways(_filter)

@@ -69,25 +69,25 @@ def _varying_alike(stencil, features):
     """Returns both arrays as varying over the same mesh axes, so that a shared one gets the sum of their gradients."""
     if not jax.sharding.get_abstract_mesh().manual_axes:  # outside of any jax.shard_map
         return stencil, features
-    zeros = [jnp.sum(jax.lax.stop_gradient(x[:0])) for x in (features, stencil)]
+    zeros = [jax.lax.full_like(x, 0, shape=()) for x in (features, stencil)]
     return stencil + zeros[0], features + zeros[1]
 
 
 # --- on one device ---------------------------------------------------------------------------------------------------
 
 
-def _convolve(apply, extend, stencil, y, boundary, rank):
-    return apply(stencil, extend(y, reach(stencil.shape[:rank]), boundary), rank)
+def _convolve(apply, extension, stencil, y, boundary, rank):
+    return apply(stencil, extension(y, reach(stencil.shape[:rank]), boundary), rank)
 
 
-def _correlate(apply, extend, stencil, z, boundary, rank):
+def _correlate(apply, extension, stencil, z, boundary, rank):
     window = stencil.shape[:rank]
     mirrored = jnp.flip(stencil, range(rank))
     if stencil.ndim > rank + 1:
         mirrored = mirrored.swapaxes(-1, -2)
     if boundary == "periodic":
-        return apply(mirrored, extend(z, [(after, before) for before, after in reach(window)], boundary), rank)
-    beyond = extend(z, [(m - 1, m - 1) for m in window], "zeros")
+        return apply(mirrored, extension(z, [(after, before) for before, after in reach(window)], boundary), rank)
+    beyond = extension(z, [(m - 1, m - 1) for m in window], "zeros")
     return pad_adjoint(promote(apply(mirrored, beyond, rank)), window, boundary).astype(z.dtype)
 
 
@@ -100,8 +100,8 @@ def _apply_by_xla(stencil, padded, rank):
     return convolve_by_xla(stencil[..., None, :], padded, groups=stencil.shape[-1], precision=full)
 
 
-def _gradient_by_xla(extend, y, z, boundary, rank, shape):
-    padded = extend(y, reach(shape[:rank]), boundary)
+def _gradient_by_xla(extension, y, z, boundary, rank, shape):
+    padded = extension(y, reach(shape[:rank]), boundary)
     any_stencil = jnp.broadcast_to(jnp.sum(z[:0]), shape)  # made from z, so that it varies over devices like z
     return jax.linear_transpose(lambda stencil: _apply_by_xla(stencil, padded, rank), any_stencil)(z)[0]
 
@@ -203,8 +203,8 @@ def _primitive(name, form):
 
             return one_by_one(one, rank + 1, y)
 
-        def by_xla(extend, stencil, y):
-            return form(_apply_by_xla, extend, stencil, y, boundary, rank)
+        def by_xla(extension, stencil, y):
+            return form(_apply_by_xla, extension, stencil, y, boundary, rank)
 
         with jax.default_matmul_precision(precision):
             return _on_platform(by_image, by_xla, stencil.shape, rank, stencil, y)
@@ -229,7 +229,8 @@ def _gradient(y, z, *, boundary, rank, precision, shape):
 def _on_platform(by_image, by_xla, shape, rank, *arrays):
     """Chooses when the program is lowered: on a CPU `by_image`, but not for the long patches of a coupled stencil.
 
-    `by_xla` also takes the function that extends the grid; a TPU's compiler prefers to extend one axis after another.
+    `by_xla` first takes the function that extends the grid: for TPUs compilers estimate less time with one axis after
+    another.
     """
     coupled, points = len(shape) > rank + 1, math.prod(shape[:rank])
     short = not coupled or (points <= MAX_PATCH_POINTS and points * shape[rank] <= MAX_PATCH)

@@ -29,8 +29,10 @@ def draw(number):
 
 
 CASES = [draw(number) for number in range(60)]
-THOROUGH = CASES[:35:5]  # every architecture, kind of grid and number of axes; all 60 cases would take minutes
-EXPORTED = CASES[2::11]  # further grids of every kind and number of axes, with another architecture each
+THOROUGH = [
+    (name, (2, 4), grid) for name, _, grid in CASES[:35:5]
+]  # every architecture, kind of grid and number of axes; all 60 cases would take minutes
+EXPORTED = CASES[2], CASES[35]  # volumes with two blocks, and with three
 
 
 def windows(n):
@@ -65,7 +67,7 @@ def test_network_and_onnx_agree(sample, case):
 
 @pytest.mark.parametrize("case", THOROUGH, ids=str)
 def test_network_folded_and_exported_agree_and_train(sample, case):
-    """Logits agree to 1e-4 of the largest in JAX, StableHLO and onnxruntime; training has finite gradients."""
+    """Logits agree to 1e-5 of the largest in JAX, to 1e-4 in onnxruntime; training has finite gradients."""
     net, variables, images = sample(*case)
     folded = fold(net, variables, images.shape[1:])
     exported = jax.export.deserialize(bytearray(to_stablehlo(folded)))
@@ -80,8 +82,8 @@ def test_network_folded_and_exported_agree_and_train(sample, case):
         return net.apply(variables, images), folded(images), exported.call(images), training
 
     want, *others, training = run(variables, images)
-    for got in (*others, onnx_logits(folded, images)):
-        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+    for got, tolerance in zip((*others, onnx_logits(folded, images)), (1e-5, 1e-5, 1e-4), strict=True):
+        np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
     assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(training))
 
 

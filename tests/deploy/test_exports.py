@@ -39,7 +39,7 @@ def answer(model, images):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_onnx_and_stablehlo_of_every_architecture(trained, digits, architecture):
-    """Logits agree to 1e-4 on 1, 37 and 360 real images, with equal classes; all operators are standard."""
+    """Logits agree to 1e-4 on 1 and 360 real images, with equal classes; all operators are standard."""
     net, variables = trained(architecture, (12, 12, 1))
     folded = fold(net, variables, (12, 12, 1))
     want = np.asarray(jax.jit(net.apply)(variables, digits))
@@ -52,7 +52,7 @@ def test_onnx_and_stablehlo_of_every_architecture(trained, digits, architecture)
     exported = jax.export.deserialize(bytearray(to_stablehlo(folded)))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     onnx_session, call = session(model), jax.jit(exported.call)
-    for count in (1, 37, 360):
+    for count in (1, 360):
         for got in (onnx_session.run(None, {"images": digits[:count]})[0], np.asarray(call(digits[:count]))):
             np.testing.assert_allclose(got, want[:count], atol=1e-4)
             np.testing.assert_array_equal(got.argmax(1), want[:count].argmax(1))
@@ -60,7 +60,7 @@ def test_onnx_and_stablehlo_of_every_architecture(trained, digits, architecture)
 
 @pytest.mark.parametrize(
     ("architecture", "image_shape"),
-    [("implicit_rd", (12, 3)), ("circulant_rd", (6, 10, 2)), ("implicit_circulant_rd", (6, 6, 8, 1))],
+    [("implicit_rd", (12, 3)), ("implicit_circulant_rd", (6, 6, 8, 1))],
 )
 def test_onnx_of_other_grids(trained, architecture, image_shape):
     folded = fold(*trained(architecture, image_shape), image_shape)

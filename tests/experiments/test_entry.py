@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(
     path.stem for path in (ROOT / "experiments").glob("*.py") if '__name__ == "__main__"' in path.read_text()
 )
-SMALL = ("digits", "--train-images", 200, "--batch-size", 20, "--steps-per-block", 1)
+SMALL = ("digits", "--train-images", 200, "--batch-size", 20, "--steps-per-block", 1, "--width", 4, 8)
 
 
 @pytest.fixture(scope="module")

@@ -227,9 +227,10 @@ def test_labels_are_mixed_as_the_images_are(moments):
     """The share of its own label is the share of its own points; without "hide" nothing is mixed."""
     recipe = Recipe(mixed=0.5)
     images = jnp.broadcast_to(jnp.arange(40.0)[:, None, None, None], (40, 10, 12, 1))
+    augment, mix = jax.jit(recipe.augmentation(("hide",), moments)), jax.jit(recipe.label_mixing((10, 12)))
     for epoch in range(2):
-        changed = jax.jit(recipe.augmentation(("hide",), moments))(images, draw(epoch, 40))
-        own, other, shares = jax.jit(recipe.label_mixing((10, 12)))(jnp.arange(40), draw(epoch, 40))
+        changed = augment(images, draw(epoch, 40))
+        own, other, shares = mix(jnp.arange(40), draw(epoch, 40))
         np.testing.assert_array_equal(other, np.roll(own, -1))
         kept = np.abs(changed - own[:, None, None, None]) < 1e-4
         np.testing.assert_allclose(kept.mean((1, 2, 3)), shares, rtol=1e-6)
@@ -277,8 +278,9 @@ def test_a_mask_stays_a_mask(shift, keeps):
     values = 100 + 50 * np.random.default_rng(0).normal(size=(200, 40, 1))
     signals = np.concatenate([values * valid[..., None], valid[..., None]], -1).astype(np.float32)
     recipe = Recipe(shift=shift, **EVERYTHING)
+    augment = jax.jit(recipe.augmentation(keeps, ((100.0,), (50.0,)), True))
     for epoch in range(4):
-        changed = np.asarray(jax.jit(recipe.augmentation(keeps, ((100.0,), (50.0,)), True))(signals, draw(epoch, 200)))
+        changed = np.asarray(augment(signals, draw(epoch, 200)))
         mask = changed[..., 1]
         assert set(np.unique(mask)) == {0, 1}
         assert (changed[..., 0][mask == 0] == 0).all()

@@ -209,8 +209,8 @@ def test_float64_is_for_the_features_alone(architecture, x64):
     """Weights and statistics are float32 before and after a step of training, whatever JAX's default float is."""
     images = jax.random.uniform(jax.random.key(0), (2, 6, 6, 3))
     net = network(architecture, (4,), 3, steps_per_block=1, dtype=jnp.float64)
-    variables = jax.jit(net.init)(jax.random.key(1), images)
-    logits, updates = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))(variables, images)
+    variables = jax.eval_shape(net.init, jax.random.key(1), images)
+    logits, updates = jax.eval_shape(partial(net.apply, train=True, mutable=["batch_stats"]), variables, images)
     assert logits.dtype == jnp.float64
     assert {x.dtype for x in jax.tree.leaves((variables, updates))} == {jnp.dtype(jnp.float32)}
 
@@ -220,8 +220,7 @@ def size(tree):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("architecture", ["implicit_rd", "mobilenet"])
-def test_remat_keeps_less_and_changes_nothing(architecture):
+def test_remat_keeps_less_and_changes_nothing():
     """Weights, logits, statistics and gradients are the same; less is stored for the backward pass."""
     images = jax.random.uniform(jax.random.key(0), (16, 16, 16, 3))
     kept = []
@@ -238,7 +237,7 @@ def test_remat_keeps_less_and_changes_nothing(architecture):
         kept.append(size(backward))
         return variables, backward(1.0), others
 
-    results = [run(network(architecture, (4, 8), 3, steps_per_block=2, remat=remat)) for remat in (False, True)]
+    results = [run(network("implicit_rd", (4, 8), 3, steps_per_block=2, remat=remat)) for remat in (False, True)]
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
     assert kept[1] < 0.2 * kept[0]
 

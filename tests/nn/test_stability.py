@@ -15,7 +15,7 @@ IMAGE = (8, 6, 3)
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def trained(request):
     """Returns a small network with weights and statistics as if trained."""
-    net = network(request.param, (2, 4), 3, steps_per_block=2, h=1.0 if request.param == "mobilenet" else 0.8)
+    net = network(request.param, (2, 4), 3, steps_per_block=1, h=1.0 if request.param == "mobilenet" else 0.8)
     variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
     rng = np.random.default_rng(0)
     return net, {

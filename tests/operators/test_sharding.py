@@ -72,6 +72,20 @@ def test_gradients_in_a_shard_map_of_the_user(name):
         assert_close(ours, theirs, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["depthwise", "depthwise_diffusion"])
+def test_transposed_in_a_shard_map_of_the_user(name):
+    """`jax.linear_transpose` of K is Kᵀ for the images of a device too."""
+    mesh = jax.make_mesh((4,), ("b",), axis_types=(AxisType.Auto,))
+    (stencil,), y = CASE[name].draw((3,), (5,), (4,), 2, dtype=np.float32)
+
+    def transposed(y):
+        operate = partial(CASE[name].function, stencil, method="direct")
+        return jax.linear_transpose(operate, y)(y)[0]
+
+    specs = {"in_specs": PartitionSpec("b"), "out_specs": PartitionSpec("b")}
+    assert_close(jax.jit(jax.shard_map(transposed, mesh=mesh, **specs))(y), transposed(y), 1e-5)
+
+
 @over_every
 def test_explicit_axes(case):
     """With any axis name, and batch, channels and weights sharded, values and gradients equal those without a mesh."""
