@@ -16,7 +16,7 @@ from experiments.common.perturbations import sensitivities
 from experiments.common.recipes import Recipe
 from lowcost.nn import network, stability_report
 
-SMALL = {"width": (4, 8), "steps_per_block": 1, "train_images": 200, "epochs": 2}
+SMALL = {"width": (4,), "steps_per_block": 1, "train_images": 200, "epochs": 2}
 AVERAGED = Recipe(average=0.9)
 
 
