@@ -91,7 +91,7 @@ def circulant(grid: Sequence[int], window: Sequence[int], channels: int, *, meth
 def depthwise_diffusion(
     grid: Sequence[int], window: Sequence[int], channels: int, *, method: Method = "direct"
 ) -> Cost:
-    """-K_dwᵀK_dw, Eq. (8): m²c weights; 2n·m²·c multiply-adds directly, or a single filter |λ|².
+    """-K_dwᵀK_dw, Eq. (8): m²c weights; 2n·m²·c multiply-adds by K and Kᵀ, or a single filter |λ|².
 
     Args, Returns, Raises: as in `fully_coupled`.
     """

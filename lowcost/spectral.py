@@ -119,7 +119,7 @@ def symbol_for(
         kind = "periodic"
     else:
         kind = "mirrored" if mirrored else "real"
-    axes = _frequencies(tuple(grid), kind, circulant)
+    axes = _frequencies(grid, kind, circulant)
     if circulant:
         return _evaluated(_along_channels(stencil, frequencies(stencil.shape[-1])), axes)
     window, points = stencil.shape[: len(axes)], [len(k) for _, k in axes]

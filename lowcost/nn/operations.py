@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowcost.arguments import ResolventBoundary, promote
 from lowcost.batching import per_shard
-from lowcost.operators.boundary import extend, extend_at_once, reach
+from lowcost.operators.boundary import EXTENSIONS, reach
 from lowcost.operators.sliding import MAX_PATCH_POINTS, UNROLLED, convolve_by_xla, shifted
 from lowcost.real_dft import both_signs, cosine_basis, real_basis, real_parts, real_transform, slots
 
@@ -368,11 +368,11 @@ def _convolve(stencil, y, cpu, *, most, groups=1, boundary="periodic"):
     """
     window, convolve = stencil.shape[:-2], partial(convolve_by_xla, stencil, groups=groups, precision=FULL)
 
-    def extended(extension, function):
-        return lambda y: function(extension(y, reach(window), boundary))
+    def way(platform, extension):
+        apply = cpu if platform == "cpu" and math.prod(window) <= most else convolve
+        return lambda y: apply(extension(y, reach(window), boundary))
 
-    on_cpu = extended(extend, cpu if math.prod(window) <= most else convolve)
-    ways = {"cpu": on_cpu, "tpu": extended(extend, convolve), "default": extended(extend_at_once, convolve)}
+    ways = {platform: way(platform, extension) for platform, extension in EXTENSIONS.items()}
     return jax.lax.platform_dependent(y, **ways)
 
 

@@ -18,6 +18,7 @@ MODES: dict[Boundary, Any] = {
 }
 """The mode of `numpy.pad` for each boundary."""
 Reach = Sequence[tuple[int, int]]
+"""Points before and after each axis."""
 _Map = Callable[[jax.Array], jax.Array]
 
 
@@ -50,9 +51,15 @@ def pad(y: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.Array:
     return extend(y, reach(window), boundary)
 
 
-def reach(window: Sequence[int]) -> list[tuple[int, int]]:
-    """Returns the points that a stencil of this window reaches beyond the grid: before and after each axis."""
-    return [(m // 2, m - 1 - m // 2) for m in window]
+def reach(window: Sequence[int], *, mirrored: bool = False) -> list[tuple[int, int]]:
+    """Returns the points that a stencil of this window reaches beyond the grid: before and after each axis.
+
+    Args:
+        window: points per axis.
+        mirrored: whether the stencil is mirrored at its centre, as that of the adjoint.
+    """
+    points = [(m // 2, m - 1 - m // 2) for m in window]
+    return [(after, before) for before, after in points] if mirrored else points
 
 
 def extend(y: jax.Array, beyond: Reach, boundary: Boundary) -> jax.Array:
@@ -81,6 +88,14 @@ def extend_at_once(y: jax.Array, beyond: Reach, boundary: Boundary) -> jax.Array
         sizes = [*[(0, 0, 0)] * first, *((before, after, 0) for before, after in zeros), (0, 0, 0)]
         pieces.append(jax.lax.pad(y[..., *points, :], jnp.zeros((), y.dtype), sizes))
     return reduce(jnp.add, pieces)
+
+
+EXTENSIONS = {"cpu": extend, "tpu": extend, "default": extend_at_once}
+"""How each platform extends a grid for XLA's convolution.
+
+By XLA's estimates for v5e `extend_at_once` saves 7 % of K_dw and its gradients on 32x32 points, and costs a third more
+on 8x8.
+"""
 
 
 def pad_adjoint(z: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.Array:

@@ -134,8 +134,8 @@ def _diffuse(y, stencil, ways, boundary, method):
 
 def _diffuse_once(y, stencil):
     θ = promote(stencil)
-    beyond = [(after, before) for before, after in reach(θ.shape[:-1])]
-    normal = slide(θ, extend(θ, beyond, "zeros"), "zeros")  # Σ_i θ_i θ_{i+j}, the stencil of KᵀK
+    around = extend(θ, reach(θ.shape[:-1], mirrored=True), "zeros")
+    normal = slide(θ, around, "zeros")  # Σ_i θ_i θ_{i+j}, the stencil of KᵀK
     return -slide(normal, promote(y), "periodic").astype(jnp.result_type(y))
 
 

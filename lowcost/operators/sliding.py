@@ -19,7 +19,7 @@ from jax.interpreters import ad
 
 from lowcost.arguments import promote
 from lowcost.batching import one_by_one
-from lowcost.operators.boundary import extend, extend_at_once, pad_adjoint, reach
+from lowcost.operators.boundary import EXTENSIONS, extend, pad, pad_adjoint, reach
 from lowcost.primitive import primitive
 
 UNROLLED = 49
@@ -86,7 +86,7 @@ def _correlate(apply, extension, stencil, z, boundary, rank):
     if stencil.ndim > rank + 1:
         mirrored = mirrored.swapaxes(-1, -2)
     if boundary == "periodic":
-        return apply(mirrored, extension(z, [(after, before) for before, after in reach(window)], boundary), rank)
+        return apply(mirrored, extension(z, reach(window, mirrored=True), boundary), rank)
     beyond = extension(z, [(m - 1, m - 1) for m in window], "zeros")
     return pad_adjoint(promote(apply(mirrored, beyond, rank)), window, boundary).astype(z.dtype)
 
@@ -135,7 +135,7 @@ def _gradient_of_image(y, z, boundary, shape):
     """∂⟨z, K(θ) y⟩/∂θ, shaped as θ."""
     rank = y.ndim - 1
     window = shape[:rank]
-    padded = jax.lax.optimization_barrier(extend(y, reach(window), boundary))
+    padded = jax.lax.optimization_barrier(pad(y, window, boundary))
     if len(shape) > rank + 1:
         patches = _patches(padded, window)
         return jnp.tensordot(patches, z, axes=(tuple(range(rank)),) * 2).reshape(shape)
@@ -229,15 +229,12 @@ def _gradient(y, z, *, boundary, rank, precision, shape):
 def _on_platform(by_image, by_xla, shape, rank, *arrays):
     """Chooses when the program is lowered: on a CPU `by_image`, but not for the long patches of a coupled stencil.
 
-    `by_xla` first takes the function that extends the grid: for TPUs compilers estimate less time with one axis after
-    another.
+    `by_xla` first takes the function that extends the grid.
     """
     coupled, points = len(shape) > rank + 1, math.prod(shape[:rank])
     short = not coupled or (points <= MAX_PATCH_POINTS and points * shape[rank] <= MAX_PATCH)
-    axis_by_axis, at_once = partial(by_xla, extend), partial(by_xla, extend_at_once)
-    return jax.lax.platform_dependent(
-        *arrays, cpu=by_image if short else axis_by_axis, tpu=axis_by_axis, default=at_once
-    )
+    ways = {platform: partial(by_xla, extension) for platform, extension in EXTENSIONS.items()}
+    return jax.lax.platform_dependent(*arrays, **ways | ({"cpu": by_image} if short else {}))
 
 
 _slide = _primitive("slide", _convolve)

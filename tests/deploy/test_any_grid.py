@@ -29,9 +29,8 @@ def draw(number):
 
 
 CASES = [draw(number) for number in range(60)]
-THOROUGH = [
-    (name, (2, 4), grid) for name, _, grid in CASES[:35:5]
-]  # every architecture, kind of grid and number of axes; all 60 cases would take minutes
+# Every architecture, kind of grid and number of axes; all 60 cases would take minutes.
+THOROUGH = [(name, (2, 4), grid) for name, _, grid in CASES[:35:5]]
 EXPORTED = CASES[2], CASES[35]  # volumes with two blocks, and with three
 
 
