@@ -127,7 +127,7 @@ class Ours:
         variables: weights and statistics, as NumPy arrays.
         images, labels: the batch, uint8 [B, H, W, 3] and int32 [B].
         compile_seconds: of each mode, "train" and "inference".
-        steps: a call of each mode that waits for its result.
+        steps: a call of each mode.
     """
 
     def __init__(self, architecture: Architecture, config: Config, kernel_size: int = 3):
@@ -153,17 +153,17 @@ class Ours:
             self.programs[mode] = function.lower(*arguments).compile()
             self.compile_seconds[mode] = time.perf_counter() - started
 
-        def train_once() -> None:
-            self.state = jax.block_until_ready(self.programs["train"](self.state, *batch))
+        def train_once() -> Any:
+            self.state = self.programs["train"](self.state, *batch)
+            return self.state
 
-        def infer_once() -> None:
-            jax.block_until_ready(self.programs["inference"](state, batch[0]))
-
-        self.steps: dict[str, timing.Step] = {"train": train_once, "inference": infer_once}
+        inference = partial(self.programs["inference"], state, batch[0])
+        self.steps: dict[str, timing.Step] = {"train": train_once, "inference": inference}
 
     def logits(self, number: int) -> np.ndarray:
-        """Returns the logits of the first `number` images."""
-        return np.asarray(self.net.apply(self.variables, self.images[:number] / np.float32(255)))
+        """Returns the logits of the first `number` images, with products in full precision."""
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(self.net.apply(self.variables, self.images[:number] / np.float32(255)))
 
     def memory(self, mode: str) -> float:
         """Returns the GiB of arguments, results and intermediate values, on all devices."""
@@ -182,8 +182,9 @@ class Ours:
 
 def measure_peaks() -> dict[str, float]:
     """Returns GFLOP/s of a large float32 matrix product and GB/s of a copy, read and written, on all devices."""
-    n, number = 2048, len(devices())
-    matrices, numbers = timing.random_batch(0, number, n, n), timing.random_batch(1, number, 2**25)
+    number, large = len(devices()), 1 if jax.default_backend() == "cpu" else 4
+    n, size = large * 2048, large * 2**25
+    matrices, numbers = timing.random_batch(0, number, n, n), timing.random_batch(1, number, size)
     product = timing.jitted(lambda a: jnp.einsum("dij,djk->dik", a, a), matrices)
     seconds = timing.interleave({"gemm": product, "copy": timing.jitted(lambda x: x + 1, numbers)}, 5)
     return {

@@ -220,7 +220,7 @@ def measure(config: Config, dataset: data.Dataset, mesh: Mesh) -> list[Row]:
         program = step.lower(state, *batch).compile()
         row = {**_row(config, "time", architecture, dataset), "compile_seconds": time.perf_counter() - started}
         temporary = jax.device_count() * program.memory_analysis().temp_size_in_bytes / 2**20
-        steps[architecture] = partial(lambda program, *x: jax.block_until_ready(program(*x)), program, state, *batch)
+        steps[architecture] = partial(program, state, *batch)
         reports.append({**row, "temporary_mib": temporary})
     medians = timing.interleave(steps, ROUNDS)
     return [{**row, "step_milliseconds": 1000 * medians[row["architecture"]]} for row in reports]

@@ -100,16 +100,30 @@ def measure(point: Point, ways: Sequence[str], features: int = FEATURES, rounds:
         features: numbers in a batch.
         rounds: timed calls of each method, after one to warm up.
     """
-    devices, rng = jax.local_devices(), np.random.default_rng(0)
-    batch = max(1, images(point, features) // len(devices)) * len(devices)
-    arrays = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes(point, batch))
-    mesh = mesh_over(devices)
+    devices = len(jax.local_devices())
+    batch = max(1, images(point, features) // devices) * devices
+    return batch, timed(prepared(point, ways, batch), rounds)
+
+
+def prepared(point: Point, ways: Sequence[str], batch: int) -> dict[str, timing.Step]:
+    """Returns the steps that `timed` measures, which are compiled meanwhile.
+
+    Args:
+        point, ways: as in `measure`.
+        batch: number of images, divisible by that of the devices.
+    """
+    rng, mesh = np.random.default_rng(0), mesh_over(jax.local_devices())
+    arrays = jax.tree.map(lambda x: rng.standard_normal(x.shape, x.dtype), shapes(point, batch))
     with jax.set_mesh(mesh):
         arrays = jax.device_put(arrays, (replicated(mesh), over_batch(mesh), over_batch(mesh)))
-        steps = {way: timing.jitted(value_and_gradients(point, way), *arrays) for way in ways}
-        seconds = timing.interleave(steps, 1)
-        close = {way: step for way, step in steps.items() if seconds[way] < 3 * min(seconds.values())}
-        return batch, seconds | timing.interleave(close, rounds)
+        return {way: timing.jitted(value_and_gradients(point, way), *arrays) for way in ways}
+
+
+def timed(steps: dict[str, timing.Step], rounds: int) -> Seconds:
+    """Returns the median seconds of each step; see `measure`."""
+    seconds = timing.interleave(steps, 1)
+    close = {way: step for way, step in steps.items() if seconds[way] < 3 * min(seconds.values())}
+    return seconds | timing.interleave(close, rounds)
 
 
 def value_and_gradients(point: Point, way: str) -> Callable[..., Any]:

@@ -253,11 +253,15 @@ def evaluate_all(
         Mean metrics; with several seeds one number for each.
     """
     sums: list[Mapping[str, np.ndarray]] = []
+    started: list[Mapping[str, jax.Array]] = []
     for start in range(0, len(labels), batch_size):
         rows = np.arange(start, start + batch_size)
         mask = (rows < len(labels)).astype(np.float32)
         rows = rows.clip(max=len(labels) - 1)
         if interruption is not None and interruption.stop_requested():
             return None
-        sums.append(jax.device_get(eval_step(variables, *shard_batch(mesh, images[rows], labels[rows], mask))))
+        started.append(eval_step(variables, *shard_batch(mesh, images[rows], labels[rows], mask)))
+        if len(started) > 1:  # the devices compute one batch while the next is sent to them
+            sums.append(jax.device_get(started.pop(0)))
+    sums += jax.device_get(started)
     return mean_metrics({name: np.sum([batch[name] for batch in sums], axis=0, dtype=float) for name in sums[0]})

@@ -9,16 +9,15 @@ import pytest
 from experiments import autotune, figure1, throughput
 from experiments.common import entry, memory, timing
 from experiments.common.files import read_rows
-from lowcost import nn
+from lowcost import methods, nn
 
 
 def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
     """Each row has the time of every method of its operator."""
-    from lowcost import methods
-
     out = tmp_path / "methods.json"
     point = {"operator": "depthwise", "dims": 2, "n": 4, "m": 3, "channels": 2}
-    row = autotune.measure(point, methods.WAYS["depthwise"], features=256, rounds=1)
+    monkeypatch.setattr(autotune, "points", lambda short, coarse: [point])
+    (row,) = autotune.one_by_one(autotune.Config(features=256, rounds=1))
     assert set(row["seconds"]) == set(methods.WAYS["depthwise"])
     out.write_text(json.dumps(row))
     monkeypatch.setenv("LOWCOST_METHODS", str(out))
@@ -28,6 +27,16 @@ def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
         assert {way for _, way in methods.choices("auto", "depthwise", (4, 4), (3, 3), 2)} == {fastest}
     finally:
         methods._table.cache_clear()
+
+
+def test_autotune_compiles_everything_before_it_times_on_an_accelerator(monkeypatch):
+    """The table of an accelerator has the points and batches of the estimates, and the time of every method."""
+    calls, points = [], list(autotune.points(short=True, coarse=True))
+    monkeypatch.setattr(autotune.tuning, "prepared", lambda point, ways, batch: calls.append("compile") or [*ways])
+    monkeypatch.setattr(autotune.tuning, "timed", lambda ways, rounds: calls.append("time") or dict.fromkeys(ways, 1.0))
+    rows = list(autotune.all_at_once(autotune.Config(short=True, features=2**10)))
+    assert calls == ["compile"] * len(points) + ["time"] * len(points)
+    assert all(row["seconds"].keys() == {*methods.WAYS[row["operator"]]} and row["batch"] == 8 for row in rows)
 
 
 def test_autotune_covers_all_operators_and_dimensions():
