@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
@@ -94,12 +95,23 @@ def one_by_one(function, rank, *features):
     return _over_images(_map, function, rank, *features)
 
 
+def summed_one_by_one(function, rank, *features):
+    """Sums `function` over the images, without storing its results, which may be larger than the features."""
+    images = _images(rank, features)
+    result = jax.eval_shape(function, *(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in images))
+    zero = sum(jnp.sum(x[:0]) for x in images).astype(result.dtype)  # varies over devices like the images
+    total = jnp.broadcast_to(zero, result.shape)
+    return jax.lax.scan(lambda total, one: (total + function(*one), None), total, images)[0]
+
+
+def _images(rank, features):
+    return [x.reshape(math.prod(x.shape[:-rank]), *x.shape[-rank:]) for x in features]
+
+
 def _map(function):
     return lambda *images: jax.lax.map(lambda one: function(*one), images)
 
 
 def _over_images(over, function, rank, *features):
-    batch = features[0].shape[:-rank]
-    images = [x.reshape(math.prod(batch), *x.shape[-rank:]) for x in features]
-    result = over(function)(*images)
-    return result.reshape(*batch, *result.shape[1:])
+    result = over(function)(*_images(rank, features))
+    return result.reshape(*features[0].shape[:-rank], *result.shape[1:])

@@ -18,7 +18,8 @@ import numpy as np
 from jax.interpreters import ad
 
 from lowcost.arguments import promote
-from lowcost.batching import one_by_one
+from lowcost.batching import one_by_one, summed_one_by_one
+from lowcost.operators import winograd
 from lowcost.operators.boundary import EXTENSIONS, extend, pad, pad_adjoint, reach
 from lowcost.primitive import primitive
 
@@ -76,34 +77,40 @@ def _varying_alike(stencil, features):
 # --- on one device ---------------------------------------------------------------------------------------------------
 
 
-def _convolve(apply, extension, stencil, y, boundary, rank):
-    return apply(stencil, extension(y, reach(stencil.shape[:rank]), boundary), rank)
+def _convolution(sums, extension, stencil, boundary, grid):
+    """Returns y → K y, with sums(stencil, grid) = extended y → Σ_j θ_j y_{i+j}."""
+    window, apply = stencil.shape[: len(grid)], sums(stencil, grid)
+    return lambda y: apply(extension(y, reach(window), boundary))
 
 
-def _correlate(apply, extension, stencil, z, boundary, rank):
-    window = stencil.shape[:rank]
-    mirrored = jnp.flip(stencil, range(rank))
-    if stencil.ndim > rank + 1:
-        mirrored = mirrored.swapaxes(-1, -2)
-    if boundary == "periodic":
-        return apply(mirrored, extension(z, reach(window, mirrored=True), boundary), rank)
-    beyond = extension(z, [(m - 1, m - 1) for m in window], "zeros")
-    return pad_adjoint(promote(apply(mirrored, beyond, rank)), window, boundary).astype(z.dtype)
+def _correlation(sums, extension, stencil, boundary, grid):
+    """Returns z → Kᵀ z, with the sums of the mirrored stencil."""
+    window, mirrored = stencil.shape[: len(grid)], jnp.flip(stencil, range(len(grid)))
+    apply = sums(mirrored if stencil.ndim == len(grid) + 1 else mirrored.swapaxes(-1, -2), grid)
+
+    def correlate(z):
+        if boundary == "periodic":
+            return apply(extension(z, reach(window, mirrored=True), boundary))
+        beyond = extension(z, [(m - 1, m - 1) for m in window], "zeros")
+        return pad_adjoint(promote(apply(beyond)), window, boundary).astype(z.dtype)
+
+    return correlate
 
 
-def _apply_by_xla(stencil, padded, rank):
-    """Σ_j θ_j y_{i+j} over padded grids, by XLA's convolution."""
-    if stencil.ndim > rank + 1:
-        return convolve_by_xla(stencil, padded)
+def _sums_by_xla(stencil, grid):
+    """Returns extended y → Σ_j θ_j y_{i+j}, by XLA's convolution."""
+    if stencil.ndim > len(grid) + 1:
+        return partial(convolve_by_xla, stencil)
     # As exact as the sum on a CPU: accelerators would round the products to fewer bits.
     full = jax.lax.Precision.HIGHEST
-    return convolve_by_xla(stencil[..., None, :], padded, groups=stencil.shape[-1], precision=full)
+    return partial(convolve_by_xla, stencil[..., None, :], groups=stencil.shape[-1], precision=full)
 
 
 def _gradient_by_xla(extension, y, z, boundary, rank, shape):
     padded = extension(y, reach(shape[:rank]), boundary)
     any_stencil = jnp.broadcast_to(jnp.sum(z[:0]), shape)  # made from z, so that it varies over devices like z
-    return jax.linear_transpose(lambda stencil: _apply_by_xla(stencil, padded, rank), any_stencil)(z)[0]
+    grid = z.shape[-1 - rank : -1]
+    return jax.linear_transpose(lambda stencil: _sums_by_xla(stencil, grid)(padded), any_stencil)(z)[0]
 
 
 def convolve_by_xla(stencil, padded, *, groups=1, precision=None):
@@ -131,28 +138,37 @@ def convolve_by_xla(stencil, padded, *, groups=1, precision=None):
 # --- one image on a CPU -----------------------------------------------------------------------------------------------
 
 
-def _gradient_of_image(y, z, boundary, shape):
-    """∂⟨z, K(θ) y⟩/∂θ, shaped as θ."""
-    rank = y.ndim - 1
-    window = shape[:rank]
-    padded = jax.lax.optimization_barrier(pad(y, window, boundary))
-    if len(shape) > rank + 1:
-        patches = _patches(padded, window)
-        return jnp.tensordot(patches, z, axes=(tuple(range(rank)),) * 2).reshape(shape)
+def _depthwise_gradient(padded, z, window):
+    """∂⟨z, K_dw(θ) y⟩/∂θ of one image, [*window, C]."""
+    rank = len(window)
     if math.prod(window) > UNROLLED:
         gradient = jax.lax.map(lambda j: jnp.sum(z * _moved(padded, j, z.shape[:-1]), range(rank)), _offsets(window))
     else:
         gradient = jnp.stack([jnp.sum(z * piece, range(rank)) for piece in shifted(padded, window)])
-    return gradient.reshape(shape)
+    return gradient.reshape(*window, -1)
 
 
-def _apply(stencil, padded, rank):
-    """Σ_j θ_j y_{i+j} over a padded grid: shifted multiply-adds in one pass, or one matrix product if coupled."""
+def _coupled_gradient(padded, z, window):
+    """∂⟨z, K(θ) y⟩/∂θ of one image, [C_out, points·C_in]; so a CPU transposes z, and not the larger patches."""
+    return jnp.tensordot(z, _patches(padded, window), axes=(tuple(range(len(window))),) * 2)
+
+
+def _sums(stencil, grid):
+    """Returns extended y → Σ_j θ_j y_{i+j} of one image. What depends on the stencil alone is computed once."""
+    rank = len(grid)
+    if stencil.ndim == rank + 1:
+        return partial(_depthwise_sums, stencil, rank)
+    if winograd.serves(stencil.shape, grid):
+        return partial(winograd.apply, winograd.transformed(stencil))
+    matrix = stencil.reshape(-1, stencil.shape[-1])
+    return lambda padded: _patches(jax.lax.optimization_barrier(padded), stencil.shape[:rank]) @ matrix
+
+
+def _depthwise_sums(stencil, rank, padded):
+    """Σ_j θ_j y_{i+j}, by shifted multiply-adds in one pass."""
     # Without the barriers XLA's CPU backend recomputes the padding in every term, and fuses chains of such sums, whose
     # terms it then recomputes exponentially often.
     padded, window = jax.lax.optimization_barrier(padded), stencil.shape[:rank]
-    if stencil.ndim > rank + 1:
-        return _patches(padded, window) @ stencil.reshape(-1, stencil.shape[-1])
     weights = stencil.reshape(-1, *(1,) * rank, stencil.shape[-1])
     if len(weights) > UNROLLED:
         offsets, piece = _offsets(window), partial(_moved, padded, grid=_grid(padded, window))
@@ -184,6 +200,12 @@ def _moved(padded, offset, grid):
     return jax.lax.dynamic_slice(padded, (*offset, np.int32(0)), (*grid, padded.shape[-1]))
 
 
+def _short_patches(shape):
+    *window, c_in, _ = shape
+    points = math.prod(window)
+    return points <= MAX_PATCH_POINTS and points * c_in <= MAX_PATCH
+
+
 def _grid(padded, window):
     return np.subtract(padded.shape[-1 - len(window) : -1], window) + 1
 
@@ -197,48 +219,56 @@ def _offsets(window):
 
 def _primitive(name, form):
     def apply(stencil, y, *, boundary, rank, precision):
-        def by_image(stencil, y):
-            def one(image):
-                return form(_apply, extend, promote(stencil), promote(image), boundary, rank).astype(y.dtype)
+        grid = y.shape[-1 - rank : -1]
 
-            return one_by_one(one, rank + 1, y)
+        def by_image(stencil, y):
+            one = form(_sums, extend, promote(stencil), boundary, grid)
+            return one_by_one(lambda image: one(promote(image)).astype(y.dtype), rank + 1, y)
 
         def by_xla(extension, stencil, y):
-            return form(_apply_by_xla, extension, stencil, y, boundary, rank)
+            return form(_sums_by_xla, extension, stencil, boundary, grid)(y)
 
         with jax.default_matmul_precision(precision):
-            return _on_platform(by_image, by_xla, stencil.shape, rank, stencil, y)
+            return _on_platform(by_image, by_xla, stencil.shape, grid, stencil, y)
 
     return primitive(name, apply, ("boundary", "rank", "precision"), leading_axes=True)
 
 
 def _gradient(y, z, *, boundary, rank, precision, shape):
     """∂⟨z, K(θ) y⟩/∂θ of a batch."""
+    grid = y.shape[-1 - rank : -1]
 
     def by_image(y, z):
-        def one(y, z):
-            return _gradient_of_image(promote(y), promote(z), boundary, shape)
+        window = shape[:rank]
+        if len(shape) == rank + 1:
+            of_image, finish = partial(_depthwise_gradient, window=window), lambda total: total
+        elif _short_patches(shape):
+            of_image, finish = partial(_coupled_gradient, window=window), lambda total: total.T.reshape(shape)
+        else:
+            of_image, finish = winograd.gradient, winograd.transformed_adjoint
 
-        return one_by_one(one, rank + 1, y, z).reshape(-1, *shape).sum(0).astype(z.dtype)
+        def one(y, z):
+            return of_image(jax.lax.optimization_barrier(pad(promote(y), window, boundary)), promote(z))
+
+        return finish(summed_one_by_one(one, rank + 1, y, z)).astype(z.dtype)
 
     by_xla = partial(_gradient_by_xla, boundary=boundary, rank=rank, shape=shape)
     with jax.default_matmul_precision(precision):
-        return _on_platform(by_image, by_xla, shape, rank, y, z)
+        return _on_platform(by_image, by_xla, shape, grid, y, z)
 
 
-def _on_platform(by_image, by_xla, shape, rank, *arrays):
-    """Chooses when the program is lowered: on a CPU `by_image`, but not for the long patches of a coupled stencil.
+def _on_platform(by_image, by_xla, shape, grid, *arrays):
+    """Chooses when the program is lowered: on a CPU `by_image`, unless a coupled stencil is too large for that.
 
     `by_xla` first takes the function that extends the grid.
     """
-    coupled, points = len(shape) > rank + 1, math.prod(shape[:rank])
-    short = not coupled or (points <= MAX_PATCH_POINTS and points * shape[rank] <= MAX_PATCH)
+    fits = len(shape) == len(grid) + 1 or _short_patches(shape) or winograd.serves(shape, grid)
     ways = {platform: partial(by_xla, extension) for platform, extension in EXTENSIONS.items()}
-    return jax.lax.platform_dependent(*arrays, **ways | ({"cpu": by_image} if short else {}))
+    return jax.lax.platform_dependent(*arrays, **ways | ({"cpu": by_image} if fits else {}))
 
 
-_slide = _primitive("slide", _convolve)
-_slide_adjoint = _primitive("slide_adjoint", _correlate)
+_slide = _primitive("slide", _convolution)
+_slide_adjoint = _primitive("slide_adjoint", _correlation)
 _slide_gradient = primitive("slide_gradient", _gradient, ("boundary", "rank", "precision", "shape"))
 
 # For each primitive the cotangents of its two arguments, which are the derivatives of the form in these.
