@@ -99,7 +99,7 @@ def summed_one_by_one(function, rank, *features):
     """Sums `function` over the images, without storing its results, which may be larger than the features."""
     images = _images(rank, features)
     result = jax.eval_shape(function, *(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in images))
-    zero = sum(jnp.sum(x[:0]) for x in images).astype(result.dtype)  # varies over devices like the images
+    zero = jnp.asarray(sum(jnp.sum(x[:0]) for x in images), result.dtype)  # varies over devices like the images
     total = jnp.broadcast_to(zero, result.shape)
     return jax.lax.scan(lambda total, one: (total + function(*one), None), total, images)[0]
 

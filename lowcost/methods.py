@@ -61,7 +61,7 @@ CHIPS = {"cpu": "cpu", "tpu": "v5e", "default": "h100"}
 """The chip whose table serves a platform; "default" is every platform without a name here."""
 
 LONGEST_AXIS = 1024
-"""Points of an axis up to which a matrix may be its DFT, whatever a table without the FFT says."""
+"""Points of an axis up to which a matrix may be its DFT, whatever a table says."""
 
 Choices = tuple[tuple[str, str], ...]
 """The method on each platform: ("cpu", …), ("tpu", …), and ("default", …) for all others."""
@@ -146,8 +146,8 @@ def known_seconds(point: Point, platform: str) -> dict[str, float]:
     if named:
         check_choice("LOWCOST_CHIP", named, tuple(CHIPS.values()))
     seconds = _seconds(*point, named or CHIPS[platform])
-    if max(point.grid) > LONGEST_AXIS and min(seconds, key=seconds.__getitem__) == "matmul":
-        return {"fft": seconds.get("fft", 0.0)}
+    if max(point.grid) > LONGEST_AXIS:
+        return {way: time for way, time in seconds.items() if way != "matmul"} or {"fft": 0.0}
     return seconds
 
 

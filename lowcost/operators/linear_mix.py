@@ -10,6 +10,7 @@ from lowcost.methods import MixMethod
 from lowcost.operators.depthwise import DEPTHWISE
 from lowcost.operators.forms import apply, convolve, correlate
 from lowcost.operators.fully_coupled import COUPLED
+from lowcost.operators.mixing import mix, mix_adjoint
 from lowcost.operators.pointwise import pointwise, pointwise_adjoint
 
 
@@ -62,16 +63,18 @@ def _apply(form, stencil, matrix, y, boundary, method):
     return apply(form, DEPTHWISE, "linear_mix", stencil, y, boundary, method, matrix, adjoint=form is _mix_adjoint)
 
 
-def _mix(y, stencil, matrix, ways, boundary, method, convolution=convolve, product=pointwise):
+def _mix(y, stencil, matrix, ways, boundary, method, convolution=convolve, product=pointwise, at_once=mix):
     promoted = promote(y)
-    if method == "coupled":
+    if method == "direct":
+        mixed = at_once(stencil, matrix, promoted, boundary)
+    elif method == "coupled":
         mixed = convolution(promoted, as_fully_coupled(stencil, matrix), COUPLED, boundary, "direct")
     else:
         mixed = convolution(promoted, stencil, ways, boundary, method) + product(matrix, promoted)
     return mixed.astype(jnp.result_type(y))
 
 
-_mix_adjoint = partial(_mix, convolution=correlate, product=pointwise_adjoint)
+_mix_adjoint = partial(_mix, convolution=correlate, product=pointwise_adjoint, at_once=mix_adjoint)
 
 
 def as_fully_coupled(stencil: Array, matrix: Array) -> Array:

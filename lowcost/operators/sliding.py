@@ -9,7 +9,7 @@ The platform is chosen when a program is lowered, inside the primitives, so that
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 
 import jax
@@ -59,14 +59,17 @@ def slide_adjoint(stencil: jax.Array, z: jax.Array, boundary: str, *, coupled: b
 def _bind(operator, stencil, y, boundary, coupled):
     # XLA's convolutions sum products of bfloat16 in float32; a coupled stencil of that type moves half the bytes.
     dtype = jnp.result_type(stencil, y) if coupled else promote(y).dtype
-    stencil, features = _varying_alike(jnp.asarray(stencil, dtype), jnp.asarray(y, dtype))
-    # The precision is that of the caller: the primitives are lowered where its `with` block may have ended.
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    how = {"rank": stencil.ndim - 1 - coupled, "precision": precision}
+    stencil, features = varying_alike(jnp.asarray(stencil, dtype), jnp.asarray(y, dtype))
+    how = {"window": stencil.shape[: -1 - coupled], "coupled": coupled, "precision": precision_here()}
     return operator.bind(stencil, features, boundary=boundary, **how).astype(jnp.result_type(y))
 
 
-def _varying_alike(stencil, features):
+def precision_here() -> str | None:
+    """Returns the caller's precision of products: primitives are lowered where its `with` block may have ended."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
+def varying_alike(stencil, features):
     """Returns both arrays as varying over the same mesh axes, so that a shared one gets the sum of their gradients."""
     if not jax.sharding.get_abstract_mesh().manual_axes:  # outside of any jax.shard_map
         return stencil, features
@@ -77,13 +80,13 @@ def _varying_alike(stencil, features):
 # --- on one device ---------------------------------------------------------------------------------------------------
 
 
-def _convolution(sums, extension, stencil, boundary, grid):
+def convolution(sums, extension, stencil, boundary, grid):
     """Returns y → K y, with sums(stencil, grid) = extended y → Σ_j θ_j y_{i+j}."""
     window, apply = stencil.shape[: len(grid)], sums(stencil, grid)
     return lambda y: apply(extension(y, reach(window), boundary))
 
 
-def _correlation(sums, extension, stencil, boundary, grid):
+def correlation(sums, extension, stencil, boundary, grid):
     """Returns z → Kᵀ z, with the sums of the mirrored stencil."""
     window, mirrored = stencil.shape[: len(grid)], jnp.flip(stencil, range(len(grid)))
     apply = sums(mirrored if stencil.ndim == len(grid) + 1 else mirrored.swapaxes(-1, -2), grid)
@@ -97,7 +100,7 @@ def _correlation(sums, extension, stencil, boundary, grid):
     return correlate
 
 
-def _sums_by_xla(stencil, grid):
+def sums_by_xla(stencil, grid):
     """Returns extended y → Σ_j θ_j y_{i+j}, by XLA's convolution."""
     if stencil.ndim > len(grid) + 1:
         return partial(convolve_by_xla, stencil)
@@ -106,11 +109,11 @@ def _sums_by_xla(stencil, grid):
     return partial(convolve_by_xla, stencil[..., None, :], groups=stencil.shape[-1], precision=full)
 
 
-def _gradient_by_xla(extension, y, z, boundary, rank, shape):
-    padded = extension(y, reach(shape[:rank]), boundary)
+def gradient_by_xla(extension, y, z, boundary, shape, grid):
+    """∂⟨z, K(θ) y⟩/∂θ of a batch, shaped as θ."""
+    padded = extension(y, reach(shape[: len(grid)]), boundary)
     any_stencil = jnp.broadcast_to(jnp.sum(z[:0]), shape)  # made from z, so that it varies over devices like z
-    grid = z.shape[-1 - rank : -1]
-    return jax.linear_transpose(lambda stencil: _sums_by_xla(stencil, grid)(padded), any_stencil)(z)[0]
+    return jax.linear_transpose(lambda stencil: sums_by_xla(stencil, grid)(padded), any_stencil)(z)[0]
 
 
 def convolve_by_xla(stencil, padded, *, groups=1, precision=None):
@@ -138,7 +141,7 @@ def convolve_by_xla(stencil, padded, *, groups=1, precision=None):
 # --- one image on a CPU -----------------------------------------------------------------------------------------------
 
 
-def _depthwise_gradient(padded, z, window):
+def depthwise_gradient(padded, z, window):
     """∂⟨z, K_dw(θ) y⟩/∂θ of one image, [*window, C]."""
     rank = len(window)
     if math.prod(window) > UNROLLED:
@@ -153,7 +156,7 @@ def _coupled_gradient(padded, z, window):
     return jnp.tensordot(z, _patches(padded, window), axes=(tuple(range(len(window))),) * 2)
 
 
-def _sums(stencil, grid):
+def sums(stencil, grid):
     """Returns extended y → Σ_j θ_j y_{i+j} of one image. What depends on the stencil alone is computed once."""
     rank = len(grid)
     if stencil.ndim == rank + 1:
@@ -218,30 +221,32 @@ def _offsets(window):
 
 
 def _primitive(name, form):
-    def apply(stencil, y, *, boundary, rank, precision):
-        grid = y.shape[-1 - rank : -1]
+    def apply(stencil, y, *, boundary, window, coupled, precision):
+        grid = y.shape[-1 - len(window) : -1]
 
         def by_image(stencil, y):
-            one = form(_sums, extend, promote(stencil), boundary, grid)
-            return one_by_one(lambda image: one(promote(image)).astype(y.dtype), rank + 1, y)
+            one = form(sums, extend, promote(stencil), boundary, grid)
+            return one_by_one(lambda image: one(promote(image)).astype(y.dtype), len(grid) + 1, y)
 
         def by_xla(extension, stencil, y):
-            return form(_sums_by_xla, extension, stencil, boundary, grid)(y)
+            return form(sums_by_xla, extension, stencil, boundary, grid)(y)
 
-        with jax.default_matmul_precision(precision):
-            return _on_platform(by_image, by_xla, stencil.shape, grid, stencil, y)
+        fits = not coupled or _fits(stencil.shape, grid)
+        return on_platform(by_image, by_xla, precision, stencil, y, fits=fits)
 
-    return primitive(name, apply, ("boundary", "rank", "precision"), leading_axes=True)
+    return primitive(name, apply, ("boundary", "window", "coupled", "precision"), leading_axes=True)
 
 
-def _gradient(y, z, *, boundary, rank, precision, shape):
+def _gradient(y, z, *, boundary, window, coupled, precision):
     """∂⟨z, K(θ) y⟩/∂θ of a batch."""
-    grid = y.shape[-1 - rank : -1]
+    grid = y.shape[-1 - len(window) : -1]
+    shape = (*window, y.shape[-1], *([z.shape[-1]] if coupled else []))
 
     def by_image(y, z):
-        window = shape[:rank]
-        if len(shape) == rank + 1:
-            of_image, finish = partial(_depthwise_gradient, window=window), lambda total: total
+        of_image: Callable[..., jax.Array]
+        finish: Callable[[jax.Array], jax.Array]
+        if not coupled:
+            of_image, finish = partial(depthwise_gradient, window=window), lambda total: total
         elif _short_patches(shape):
             of_image, finish = partial(_coupled_gradient, window=window), lambda total: total.T.reshape(shape)
         else:
@@ -250,40 +255,43 @@ def _gradient(y, z, *, boundary, rank, precision, shape):
         def one(y, z):
             return of_image(jax.lax.optimization_barrier(pad(promote(y), window, boundary)), promote(z))
 
-        return finish(summed_one_by_one(one, rank + 1, y, z)).astype(z.dtype)
+        return finish(summed_one_by_one(one, len(grid) + 1, y, z)).astype(z.dtype)
 
-    by_xla = partial(_gradient_by_xla, boundary=boundary, rank=rank, shape=shape)
-    with jax.default_matmul_precision(precision):
-        return _on_platform(by_image, by_xla, shape, grid, y, z)
+    by_xla = partial(gradient_by_xla, boundary=boundary, shape=shape, grid=grid)
+    return on_platform(by_image, by_xla, precision, y, z, fits=not coupled or _fits(shape, grid))
 
 
-def _on_platform(by_image, by_xla, shape, grid, *arrays):
-    """Chooses when the program is lowered: on a CPU `by_image`, unless a coupled stencil is too large for that.
+def _fits(shape, grid):
+    """Returns whether a CPU takes a coupled stencil image by image."""
+    return _short_patches(shape) or winograd.serves(shape, grid)
 
-    `by_xla` first takes the function that extends the grid.
+
+def on_platform(by_image, by_xla, precision, *arrays, fits=True):
+    """Chooses when the program is lowered: on a CPU `by_image`, if that fits.
+
+    Elsewhere `by_xla`, whose first argument is the function that extends the grid.
     """
-    fits = len(shape) == len(grid) + 1 or _short_patches(shape) or winograd.serves(shape, grid)
     ways = {platform: partial(by_xla, extension) for platform, extension in EXTENSIONS.items()}
-    return jax.lax.platform_dependent(*arrays, **ways | ({"cpu": by_image} if fits else {}))
+    with jax.default_matmul_precision(precision):
+        return jax.lax.platform_dependent(*arrays, **ways | ({"cpu": by_image} if fits else {}))
 
 
-_slide = _primitive("slide", _convolution)
-_slide_adjoint = _primitive("slide_adjoint", _correlation)
-_slide_gradient = primitive("slide_gradient", _gradient, ("boundary", "rank", "precision", "shape"))
+def derive(slide, slide_adjoint, gradient):
+    """Defines for each primitive the cotangents of its two arguments, which are the derivatives of the form in these.
 
-# For each primitive the cotangents of its two arguments, which are the derivatives of the form in these.
-ad.defbilinear(
-    _slide,
-    lambda z, θ, y, **how: _slide_gradient.bind(y, z, shape=θ.aval.shape, **how),
-    lambda z, θ, y, **how: _slide_adjoint.bind(θ, z, **how),
-)
-ad.defbilinear(
-    _slide_adjoint,
-    lambda y, θ, z, **how: _slide_gradient.bind(y, z, shape=θ.aval.shape, **how),
-    lambda y, θ, z, **how: _slide.bind(θ, y, **how),
-)
-ad.defbilinear(
-    _slide_gradient,
-    lambda θ, y, z, shape, **how: _slide_adjoint.bind(θ, z, **how),
-    lambda θ, y, z, shape, **how: _slide.bind(θ, y, **how),
-)
+    Args:
+        slide: (θ, y) → K(θ) y.
+        slide_adjoint: (θ, z) → K(θ)ᵀ z.
+        gradient: (y, z) → ∂⟨z, K(θ) y⟩/∂θ. All three have the same options.
+    """
+    by_weights, by_y, by_z = gradient.bind, slide_adjoint.bind, slide.bind
+    ad.defbilinear(slide, lambda z, θ, y, **how: by_weights(y, z, **how), lambda z, θ, y, **how: by_y(θ, z, **how))
+    ad.defbilinear(
+        slide_adjoint, lambda y, θ, z, **how: by_weights(y, z, **how), lambda y, θ, z, **how: by_z(θ, y, **how)
+    )
+    ad.defbilinear(gradient, lambda θ, y, z, **how: by_y(θ, z, **how), lambda θ, y, z, **how: by_z(θ, y, **how))
+
+
+_slide = _primitive("slide", convolution)
+_slide_adjoint = _primitive("slide_adjoint", correlation)
+derive(_slide, _slide_adjoint, primitive("slide_gradient", _gradient, ("boundary", "window", "coupled", "precision")))

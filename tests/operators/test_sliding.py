@@ -15,11 +15,20 @@ from lowcost.nn import operations
 compiled = partial(jax.jit, compiler_options=QUICK)
 pytestmark = pytest.mark.usefixtures("x64")
 
+
+
+def mixed(function, weights, y, **how):
+    """K_lm or its adjoint, whose weights are here the stencil with 3x2 points and the matrix below it."""
+    return function(weights[:6].reshape(3, 2, 2), weights[6:], y, **how)
+
+
 OPERATORS = {
     "depthwise": (lowcost.depthwise, (3, 2, 2)),
     "depthwise_adjoint": (lowcost.depthwise_adjoint, (3, 2, 2)),
     "fully_coupled": (lowcost.fully_coupled, (3, 2, 2, 3)),
     "fully_coupled_adjoint": (lowcost.fully_coupled_adjoint, (3, 2, 3, 2)),
+    "linear_mix": (partial(mixed, lowcost.linear_mix), (8, 2)),
+    "linear_mix_adjoint": (partial(mixed, lowcost.linear_mix_adjoint), (8, 2)),
 }
 
 
