@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.common import entry, files, topologies, tuning
+from experiments.common import entry, files, timing, topologies, tuning
 from experiments.common.results import Row
 from lowcost.methods import WAYS, Point
 from lowcost.train.mesh import replicated, use_every_core
@@ -49,16 +49,16 @@ class Config:
 def main(config: Config) -> None:
     """Measures all points, and writes the table after each."""
     use_every_core(64)
-    chip = config.compile_for is None and jax.default_backend() != "cpu"
+    on_accelerator = config.compile_for is None and jax.default_backend() != "cpu"
     rows: list[Row] = []
-    for row in all_at_once(config) if chip else one_by_one(config):
+    for row in rows_of_accelerator(config) if on_accelerator else rows_of_cpu(config):
         rows.append(row)
         times = "  ".join(f"{way} {1e3 * seconds:.2f} ms" for way, seconds in row["seconds"].items())
         print("{operator:9} {dims}-D n={n} m={m} c={channels}: {times}".format(**row, times=times), flush=True)
         files.write_rows(config.out, rows)
 
 
-def one_by_one(config: Config) -> Iterator[Row]:
+def rows_of_cpu(config: Config) -> Iterator[Row]:
     """Yields the rows of a CPU, or the estimates for a chip that is not here."""
     hopeless = set()
     for point in points(config.short, config.compile_for is not None):
@@ -76,14 +76,24 @@ def one_by_one(config: Config) -> Iterator[Row]:
             hopeless.add((kind, "matmul"))
 
 
-def all_at_once(config: Config) -> Iterator[Row]:
+def rows_of_accelerator(config: Config) -> Iterator[Row]:
     """Yields the rows of the accelerator here, whose programs, slow to compile, are compiled before any is timed."""
-    ready = []
+    ready, devices = [], len(jax.local_devices())
     for point in points(config.short, coarse=True):
-        batch = _batch(_subject(point), config.features)
+        batch = -(-_batch(_subject(point), config.features) // devices) * devices
         ready.append((point, batch, tuning.prepared(_subject(point), WAYS[point["operator"]], batch)))
-    for point, batch, steps in ready:
-        yield _row(point, batch, tuning.timed(steps, config.rounds))
+    while ready:
+        point, batch, steps = ready.pop(0)
+        working = {way: step for way, step in steps.items() if _works(step)}
+        yield _row(point, batch, tuning.timed(working, config.rounds))
+
+
+def _works(step: timing.Step) -> bool:
+    """Returns whether a method can be compiled, and its arrays fit into the memory."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.block_until_ready(step())
+        return True
+    return False
 
 
 def points(short: bool = False, coarse: bool = False) -> Iterator[Row]:

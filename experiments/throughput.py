@@ -173,7 +173,11 @@ class Ours:
     def counts(self, mode: str) -> list[float]:
         """Returns the GFLOP and GB of a step on all devices, by XLA, which would count the body of a loop only once."""
         function, arguments = self.calls[mode]
-        with mock.patch("jax.lax.map", lambda function, images: jax.vmap(function)(images)):
+
+        def summed(function, zero, images):
+            return jax.vmap(function)(*images).sum(0)
+
+        with mock.patch("lowcost.batching._map", jax.vmap), mock.patch("lowcost.batching._sum", summed):
             jax.clear_caches()
             analysis = function.lower(*arguments).compile().cost_analysis()
         jax.clear_caches()

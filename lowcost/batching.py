@@ -100,8 +100,11 @@ def summed_one_by_one(function, rank, *features):
     images = _images(rank, features)
     result = jax.eval_shape(function, *(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in images))
     zero = jnp.asarray(sum(jnp.sum(x[:0]) for x in images), result.dtype)  # varies over devices like the images
-    total = jnp.broadcast_to(zero, result.shape)
-    return jax.lax.scan(lambda total, one: (total + function(*one), None), total, images)[0]
+    return _sum(function, jnp.broadcast_to(zero, result.shape), images)
+
+
+def _sum(function, zero, images):
+    return jax.lax.scan(lambda total, one: (total + function(*one), None), zero, images)[0]
 
 
 def _images(rank, features):

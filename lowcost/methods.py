@@ -61,7 +61,7 @@ CHIPS = {"cpu": "cpu", "tpu": "v5e", "default": "h100"}
 """The chip whose table serves a platform; "default" is every platform without a name here."""
 
 LONGEST_AXIS = 1024
-"""Points of an axis up to which a matrix may be its DFT, whatever a table says."""
+"""The most points of an axis for which "auto" may choose matrix products, whatever a table says."""
 
 Choices = tuple[tuple[str, str], ...]
 """The method on each platform: ("cpu", …), ("tpu", …), and ("default", …) for all others."""
@@ -146,9 +146,11 @@ def known_seconds(point: Point, platform: str) -> dict[str, float]:
     if named:
         check_choice("LOWCOST_CHIP", named, tuple(CHIPS.values()))
     seconds = _seconds(*point, named or CHIPS[platform])
-    if max(point.grid) > LONGEST_AXIS:
-        return {way: time for way, time in seconds.items() if way != "matmul"} or {"fft": 0.0}
-    return seconds
+    if max(point.grid) <= LONGEST_AXIS:
+        return seconds
+    if min(seconds, key=seconds.__getitem__) == "matmul":
+        return {"fft": seconds.get("fft", 0.0)}
+    return {way: time for way, time in seconds.items() if way != "matmul"}
 
 
 def _seconds(operator, grid, window, channels, chip):
@@ -172,8 +174,9 @@ def _costs(operator, dims, n, m, channels):
     mixed = channels if operator in ("circulant", "circulant_resolvent", "coupled") else 1
     # A cosine transform takes a complex FFT, not a real one; and on more axes it rearranges more copies, as measured.
     slower = 1 + dims if operator == "mirrored" else 1
+    direct = 2**dims if operator == "coupled" and m == 3 else m**dims  # a CPU's filtering by tiles; see `winograd`
     fft = slower * dims * math.log2(n) + (mixed if operator == "coupled" else 1 + math.log2(mixed))
-    return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed, "coupled": m**dims * channels}
+    return {"fft": fft, "matmul": dims * n + mixed, "direct": direct * mixed, "coupled": m**dims * channels}
 
 
 def _rows(operator, chip):

@@ -24,7 +24,7 @@ _compiling: list[Future] = []
 
 
 def jitted(function: Callable[..., Any], *arguments: Any) -> Step:
-    """Returns a call of the function, which is compiled meanwhile: on an accelerator beside others, on every core."""
+    """Returns a call of the function, which is compiled in the background; for an accelerator several at a time."""
     program = _compilers().submit(jax.jit(function).lower(*arguments).compile)
     _compiling.append(program)
     return lambda: program.result()(*arguments)

@@ -106,7 +106,7 @@ def measure(point: Point, ways: Sequence[str], features: int = FEATURES, rounds:
 
 
 def prepared(point: Point, ways: Sequence[str], batch: int) -> dict[str, timing.Step]:
-    """Returns the steps that `timed` measures, which are compiled meanwhile.
+    """Returns the steps that `timed` measures, which are compiled in the background.
 
     Args:
         point, ways: as in `measure`.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lowcost.batching import one_by_one, summed_one_by_one
 from lowcost.operators import sliding
-from lowcost.operators.boundary import extend, pad
+from lowcost.operators.boundary import extend
 from lowcost.primitive import primitive
 
 
@@ -19,7 +19,7 @@ def mix(stencil: jax.Array, matrix: jax.Array, y: jax.Array, boundary: str) -> j
     Args:
         stencil: θ¹, [*window, C].
         matrix: θ², [C, C].
-        y: features, [..., *grid, C], of at least 32 bits.
+        y: features, [..., *grid, C], of 32 bits or more.
         boundary: "periodic", "zeros", "reflect" or "symmetric".
 
     Returns:
@@ -34,9 +34,10 @@ def mix_adjoint(stencil: jax.Array, matrix: jax.Array, z: jax.Array, boundary: s
 
 
 def _bind(operator, stencil, matrix, y, boundary):
-    weights = jnp.concatenate([stencil.reshape(-1, stencil.shape[-1]), matrix]).astype(y.dtype)
-    weights, y = sliding.varying_alike(weights, y)
-    return operator.bind(weights, y, boundary=boundary, window=stencil.shape[:-1], precision=sliding.precision_here())
+    dtype = jnp.result_type(matrix, y)
+    weights = jnp.concatenate([stencil.reshape(-1, stencil.shape[-1]).astype(dtype), matrix.astype(dtype)])
+    how = {"boundary": boundary, "window": stencil.shape[:-1], "precision": sliding.matmul_precision()}
+    return operator.bind(*sliding.varying_alike(weights, y.astype(dtype)), **how)
 
 
 def _primitive(name, form, product):
@@ -55,30 +56,27 @@ def _primitive(name, form, product):
             stencil, matrix = parts(weights)
             return form(sliding.sums_by_xla, extension, stencil, boundary, grid)(y) + product(y, matrix)
 
-        return sliding.on_platform(by_image, by_xla, precision, weights, y)
+        return sliding.lowered(by_image, by_xla, precision, weights, y)
 
     return primitive(name, apply, ("boundary", "window", "precision"), leading_axes=True)
 
 
 def _gradient(y, z, *, boundary, window, precision):
     """∂⟨z, K_lm y⟩ by the weights, of a batch."""
+    shape, grid = (*window, y.shape[-1]), y.shape[-1 - len(window) : -1]
 
     def joined(stencil, y, z):
         axes = tuple(range(y.ndim - 1))
         return jnp.concatenate([stencil.reshape(-1, y.shape[-1]), jnp.tensordot(y, z, (axes, axes))])
 
     def by_image(y, z):
-        def one(y, z):
-            padded = jax.lax.optimization_barrier(pad(y, window, boundary))
-            return joined(sliding.depthwise_gradient(padded, z, window), y, z)
-
-        return summed_one_by_one(one, len(window) + 1, y, z)
+        gradient, _ = sliding.gradient_of_image(shape, grid, boundary)
+        return summed_one_by_one(lambda y, z: joined(gradient(y, z), y, z), len(grid) + 1, y, z)
 
     def by_xla(extension, y, z):
-        shape, grid = (*window, y.shape[-1]), y.shape[-1 - len(window) : -1]
         return joined(sliding.gradient_by_xla(extension, y, z, boundary, shape, grid), y, z)
 
-    return sliding.on_platform(by_image, by_xla, precision, y, z)
+    return sliding.lowered(by_image, by_xla, precision, y, z)
 
 
 _mix = _primitive("mix", sliding.convolution, jnp.matmul)

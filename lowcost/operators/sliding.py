@@ -9,7 +9,7 @@ The platform is chosen when a program is lowered, inside the primitives, so that
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial, reduce
 
 import jax
@@ -60,12 +60,12 @@ def _bind(operator, stencil, y, boundary, coupled):
     # XLA's convolutions sum products of bfloat16 in float32; a coupled stencil of that type moves half the bytes.
     dtype = jnp.result_type(stencil, y) if coupled else promote(y).dtype
     stencil, features = varying_alike(jnp.asarray(stencil, dtype), jnp.asarray(y, dtype))
-    how = {"window": stencil.shape[: -1 - coupled], "coupled": coupled, "precision": precision_here()}
+    how = {"window": stencil.shape[: -1 - coupled], "coupled": coupled, "precision": matmul_precision()}
     return operator.bind(stencil, features, boundary=boundary, **how).astype(jnp.result_type(y))
 
 
-def precision_here() -> str | None:
-    """Returns the caller's precision of products: primitives are lowered where its `with` block may have ended."""
+def matmul_precision() -> str | None:
+    """Returns the caller's precision of products: a primitive is lowered where the caller's block may have ended."""
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
 
@@ -80,16 +80,16 @@ def varying_alike(stencil, features):
 # --- on one device ---------------------------------------------------------------------------------------------------
 
 
-def convolution(sums, extension, stencil, boundary, grid):
-    """Returns y → K y, with sums(stencil, grid) = extended y → Σ_j θ_j y_{i+j}."""
-    window, apply = stencil.shape[: len(grid)], sums(stencil, grid)
+def convolution(sums_of, extension, stencil, boundary, grid):
+    """Returns y → K y, with sums_of(stencil, grid) = extended y → Σ_j θ_j y_{i+j}."""
+    window, apply = stencil.shape[: len(grid)], sums_of(stencil, grid)
     return lambda y: apply(extension(y, reach(window), boundary))
 
 
-def correlation(sums, extension, stencil, boundary, grid):
+def correlation(sums_of, extension, stencil, boundary, grid):
     """Returns z → Kᵀ z, with the sums of the mirrored stencil."""
     window, mirrored = stencil.shape[: len(grid)], jnp.flip(stencil, range(len(grid)))
-    apply = sums(mirrored if stencil.ndim == len(grid) + 1 else mirrored.swapaxes(-1, -2), grid)
+    apply = sums_of(mirrored if stencil.ndim == len(grid) + 1 else mirrored.swapaxes(-1, -2), grid)
 
     def correlate(z):
         if boundary == "periodic":
@@ -141,18 +141,33 @@ def convolve_by_xla(stencil, padded, *, groups=1, precision=None):
 # --- one image on a CPU -----------------------------------------------------------------------------------------------
 
 
-def depthwise_gradient(padded, z, window):
-    """∂⟨z, K_dw(θ) y⟩/∂θ of one image, [*window, C]."""
-    rank = len(window)
+def gradient_of_image(shape, grid, boundary):
+    """Returns (y, z) → ∂⟨z, K(θ) y⟩/∂θ of one image, in a form of its own, and what makes θ's shape of a sum of these.
+
+    Patches are as fast as Winograd's products for a gradient, as long as they are short.
+    """
+    window = shape[: len(grid)]
+
+    def of_extended(gradient):
+        return lambda y, z: gradient(jax.lax.optimization_barrier(pad(y, window, boundary)), z)
+
+    if len(shape) == len(grid) + 1:
+        return of_extended(partial(_depthwise_gradient, window)), partial(jnp.reshape, shape=shape)
+    if _short_patches(shape):
+        return of_extended(partial(_coupled_gradient, window)), lambda total: total.T.reshape(shape)
+    return of_extended(winograd.gradient), winograd.transformed_adjoint
+
+
+def _depthwise_gradient(window, padded, z):
+    """∂⟨z, K_dw(θ) y⟩/∂θ, [points, C]."""
+    axes = range(len(window))
     if math.prod(window) > UNROLLED:
-        gradient = jax.lax.map(lambda j: jnp.sum(z * _moved(padded, j, z.shape[:-1]), range(rank)), _offsets(window))
-    else:
-        gradient = jnp.stack([jnp.sum(z * piece, range(rank)) for piece in shifted(padded, window)])
-    return gradient.reshape(*window, -1)
+        return jax.lax.map(lambda j: jnp.sum(z * _moved(padded, j, z.shape[:-1]), axes), _offsets(window))
+    return jnp.stack([jnp.sum(z * piece, axes) for piece in shifted(padded, window)])
 
 
-def _coupled_gradient(padded, z, window):
-    """∂⟨z, K(θ) y⟩/∂θ of one image, [C_out, points·C_in]; so a CPU transposes z, and not the larger patches."""
+def _coupled_gradient(window, padded, z):
+    """∂⟨z, K(θ) y⟩/∂θ as [C_out, points·C_in], for which a CPU transposes z, and not the larger patches."""
     return jnp.tensordot(z, _patches(padded, window), axes=(tuple(range(len(window))),) * 2)
 
 
@@ -161,7 +176,7 @@ def sums(stencil, grid):
     rank = len(grid)
     if stencil.ndim == rank + 1:
         return partial(_depthwise_sums, stencil, rank)
-    if winograd.serves(stencil.shape, grid):
+    if winograd.is_faster(stencil.shape, grid):
         return partial(winograd.apply, winograd.transformed(stencil))
     matrix = stencil.reshape(-1, stencil.shape[-1])
     return lambda padded: _patches(jax.lax.optimization_barrier(padded), stencil.shape[:rank]) @ matrix
@@ -232,7 +247,7 @@ def _primitive(name, form):
             return form(sums_by_xla, extension, stencil, boundary, grid)(y)
 
         fits = not coupled or _fits(stencil.shape, grid)
-        return on_platform(by_image, by_xla, precision, stencil, y, fits=fits)
+        return lowered(by_image, by_xla, precision, stencil, y, fits=fits)
 
     return primitive(name, apply, ("boundary", "window", "coupled", "precision"), leading_axes=True)
 
@@ -243,30 +258,20 @@ def _gradient(y, z, *, boundary, window, coupled, precision):
     shape = (*window, y.shape[-1], *([z.shape[-1]] if coupled else []))
 
     def by_image(y, z):
-        of_image: Callable[..., jax.Array]
-        finish: Callable[[jax.Array], jax.Array]
-        if not coupled:
-            of_image, finish = partial(depthwise_gradient, window=window), lambda total: total
-        elif _short_patches(shape):
-            of_image, finish = partial(_coupled_gradient, window=window), lambda total: total.T.reshape(shape)
-        else:
-            of_image, finish = winograd.gradient, winograd.transformed_adjoint
-
-        def one(y, z):
-            return of_image(jax.lax.optimization_barrier(pad(promote(y), window, boundary)), promote(z))
-
-        return finish(summed_one_by_one(one, len(grid) + 1, y, z)).astype(z.dtype)
+        gradient, finish = gradient_of_image(shape, grid, boundary)
+        total = summed_one_by_one(lambda y, z: gradient(promote(y), promote(z)), len(grid) + 1, y, z)
+        return finish(total).astype(z.dtype)
 
     by_xla = partial(gradient_by_xla, boundary=boundary, shape=shape, grid=grid)
-    return on_platform(by_image, by_xla, precision, y, z, fits=not coupled or _fits(shape, grid))
+    return lowered(by_image, by_xla, precision, y, z, fits=not coupled or _fits(shape, grid))
 
 
 def _fits(shape, grid):
     """Returns whether a CPU takes a coupled stencil image by image."""
-    return _short_patches(shape) or winograd.serves(shape, grid)
+    return _short_patches(shape) or winograd.is_faster(shape, grid)
 
 
-def on_platform(by_image, by_xla, precision, *arrays, fits=True):
+def lowered(by_image, by_xla, precision, *arrays, fits=True):
     """Chooses when the program is lowered: on a CPU `by_image`, if that fits.
 
     Elsewhere `by_xla`, whose first argument is the function that extends the grid.
@@ -276,19 +281,17 @@ def on_platform(by_image, by_xla, precision, *arrays, fits=True):
         return jax.lax.platform_dependent(*arrays, **ways | ({"cpu": by_image} if fits else {}))
 
 
-def derive(slide, slide_adjoint, gradient):
+def derive(apply, adjoint, gradient):
     """Defines for each primitive the cotangents of its two arguments, which are the derivatives of the form in these.
 
     Args:
-        slide: (θ, y) → K(θ) y.
-        slide_adjoint: (θ, z) → K(θ)ᵀ z.
+        apply: (θ, y) → K(θ) y.
+        adjoint: (θ, z) → K(θ)ᵀ z.
         gradient: (y, z) → ∂⟨z, K(θ) y⟩/∂θ. All three have the same options.
     """
-    by_weights, by_y, by_z = gradient.bind, slide_adjoint.bind, slide.bind
-    ad.defbilinear(slide, lambda z, θ, y, **how: by_weights(y, z, **how), lambda z, θ, y, **how: by_y(θ, z, **how))
-    ad.defbilinear(
-        slide_adjoint, lambda y, θ, z, **how: by_weights(y, z, **how), lambda y, θ, z, **how: by_z(θ, y, **how)
-    )
+    by_θ, by_y, by_z = gradient.bind, adjoint.bind, apply.bind
+    ad.defbilinear(apply, lambda z, θ, y, **how: by_θ(y, z, **how), lambda z, θ, y, **how: by_y(θ, z, **how))
+    ad.defbilinear(adjoint, lambda y, θ, z, **how: by_θ(y, z, **how), lambda y, θ, z, **how: by_z(θ, y, **how))
     ad.defbilinear(gradient, lambda θ, y, z, **how: by_y(θ, z, **how), lambda θ, y, z, **how: by_z(θ, y, **how))
 
 

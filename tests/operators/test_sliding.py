@@ -16,7 +16,6 @@ compiled = partial(jax.jit, compiler_options=QUICK)
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-
 def mixed(function, weights, y, **how):
     """K_lm or its adjoint, whose weights are here the stencil with 3x2 points and the matrix below it."""
     return function(weights[:6].reshape(3, 2, 2), weights[6:], y, **how)
