@@ -1,6 +1,6 @@
 """Measures Figure 1: the time of the fully coupled convolution divided by that of the low-cost operators.
 
-At each point all operators alternate in one process. Their opponent is the fastest fully coupled convolution: that of
+At each point all operators alternate in one process. Their opponent is the faster fully coupled convolution: that of
 this library, `fully_coupled(method="direct")`, or that of PyTorch, if it is installed: `pip install '.[benchmark]'`.
 """
 

@@ -44,8 +44,8 @@ WAYS = {
 
 "real" and "complex" are filters with such a symbol; |λ|² and its functions are real. "mirrored" is a real filter by
 cosine transforms. "depthwise" is K_dw, "diffusion" its diffusion; "circulant" is K_circ and its diffusion,
-"circulant_resolvent" its resolvent; "coupled" is K. "linear_mix" is K_lm, as K_dw and M one after the other, or
-"coupled", as one convolution K.
+"circulant_resolvent" its resolvent; "coupled" is K. "linear_mix" is K_lm, by its parts K_dw and M, or "coupled", as one
+convolution K.
 """
 
 _MEASURED_AS = {

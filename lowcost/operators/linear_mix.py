@@ -27,10 +27,11 @@ def linear_mix(
         matrix: θ², [C, C].
         y: features, [..., *grid, C].
         boundary: as in `depthwise`.
-        method: how to compute the depth-wise part, as in `depthwise`. "coupled" computes both parts as one fully
-            coupled convolution, which needs more operations but moves fewer bytes. The 1x1 part always uses the
-            precision of `jax.default_matmul_precision`. With "coupled" the depth-wise part uses it too.
-            On TPUs "auto" may choose "coupled"; "direct" keeps the depth-wise part in full precision.
+        method: how to compute the depth-wise part, as in `depthwise`; with "direct" a CPU computes both parts of an
+            image together. "coupled" computes both as one fully coupled convolution, which needs more operations but
+            moves fewer bytes. The 1x1 part always uses the precision of `jax.default_matmul_precision`. With "coupled"
+            the depth-wise part uses it too. "auto" may choose "coupled"; "direct" keeps the depth-wise part in full
+            precision.
 
     Returns:
         Features with the shape and dtype of y.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 TILES_MIN = 16
-"""The fewest tiles per image; with fewer, a CPU reads the weights for longer than it multiplies."""
+"""The fewest tiles per image; with fewer, reading the weights takes longer than the products."""
 CHANNELS_MIN = 128
 """The least min(C_in, C_out) · 2 ** rank; with fewer channels the additions cost more than the products saved."""
 NUMBERS_MAX = 2**22

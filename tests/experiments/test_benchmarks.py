@@ -2,10 +2,14 @@
 
 import json
 import platform
+import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lowcost
 from experiments import autotune, figure1, throughput
 from experiments.common import entry, memory, timing
 from experiments.common.files import read_rows
@@ -112,8 +116,6 @@ def test_what_is_compared_alternates():
 def test_the_pytorch_networks_are_the_same_functions(architecture, train):
     """Equal weights and statistics give equal logits to 1e-4, in training and at evaluation."""
     torch = pytest.importorskip("torch")
-    import jax
-
     from experiments.common.torch_networks import Network
 
     images = np.random.default_rng(0).random((6, 16, 16, 3), np.float32)
@@ -133,6 +135,32 @@ def test_throughput_compares_the_same_function():
     throughput.check_logits("resnet", logits, logits + 1e-3)
     with pytest.raises(ValueError, match=r"must have our logits, got a difference of 3.0e-03"):
         throughput.check_logits("resnet", logits, logits + 3e-3)
+
+
+@pytest.mark.parametrize("name", ["fully_coupled", "linear_mix"])
+def test_operations_are_counted_for_every_image(name):
+    """Twice as many images have twice the operations, although a CPU computes them in a loop."""
+    shapes = {"fully_coupled": [(3, 3, 32, 32)], "linear_mix": [(3, 3, 2), (2, 2)]}[name]
+    weights = [np.ones(shape, np.float32) for shape in shapes]
+
+    def operations(images):
+        def loss(weights, y):
+            return jnp.vdot(getattr(lowcost, name)(*weights, y, method="direct"), y)
+
+        y = np.ones((images, 8, 8, shapes[0][-1]), np.float32)
+        return jax.jit(jax.grad(loss, (0, 1))).lower(weights, y).compile().cost_analysis()["flops"]
+
+    with throughput.without_loops():
+        assert 1.9 < operations(16) / operations(8) < 2.1
+
+
+def test_many_calls_are_timed_together_on_an_accelerator(monkeypatch):
+    """As many as take `ROUND_SECONDS`; the seconds are those of one."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    calls = []
+    seconds = timing.interleave({"a": lambda: calls.append(time.sleep(0.002))}, 1)
+    assert 5 <= len(calls) <= 14
+    assert 0.002 <= seconds["a"] < 0.01
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")

@@ -25,6 +25,11 @@ def gradients(operator, boundary, stencil, y, z):
     return value, *pullback(z)
 
 
+def mixed(function, matrix, stencil, y, **how):
+    """K_lm or its adjoint, with a matrix that depends on the stencil too."""
+    return function(stencil, stencil.sum() * matrix, y, **how)
+
+
 def computed(*arguments):
     """Returns the gradients; every call traces and compiles them anew."""
     operator, boundary, *arrays = arguments
@@ -32,16 +37,22 @@ def computed(*arguments):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["depthwise", "depthwise_adjoint", "depthwise_diffusion", "fully_coupled"])
+@pytest.mark.parametrize(
+    "name",
+    ["depthwise", "depthwise_adjoint", "depthwise_diffusion", "fully_coupled", "linear_mix", "linear_mix_adjoint"],
+)
 @pytest.mark.parametrize("window", [(3,), (2, 3), (3, 2, 1)], ids=str)
 @pytest.mark.parametrize("boundary", BOUNDARIES[:2])
 def test_stencils(name, window, boundary, monkeypatch):
     """K y, Kᵀ z, -KᵀK y and their gradients are those of the CPU's branch."""
     rng = np.random.default_rng(0)
     channels = (2, 2) if name == "fully_coupled" else (2,)
-    stencil = rng.standard_normal((*window, *channels))
+    stencil, matrix = rng.standard_normal((*window, *channels)), rng.standard_normal((2, 2))
     y, z = (rng.standard_normal((2, *GRIDS[len(window) - 1], 2)) for _ in range(2))
-    arguments, branches = (getattr(lowcost, name), boundary, stencil, y, z), []
+    operator = getattr(lowcost, name)
+    if name.startswith("linear_mix"):
+        operator = partial(mixed, operator, matrix)
+    arguments, branches = (operator, boundary, stencil, y, z), []
     expected = computed(*arguments)
 
     def for_gpus(*arrays, default, **others):
