@@ -21,8 +21,9 @@ def fully_coupled(stencil: Array, y: Array, *, boundary: Boundary = "periodic", 
         boundary: what lies outside the grid: "periodic", "zeros", "reflect" or "symmetric", as in `depthwise`.
         method: "direct" (XLA's convolution; on a CPU Winograd's filtering or a product with patches, image by image,
             except for large stencils), "fft" or "matmul" (one small matrix product per frequency), or "auto" (the
-            fastest according to measurements). All methods give the same result up to rounding. "direct" rounds as `jax.default_matmul_precision` says, by default to
-            fewer bits on accelerators; the others use full precision.
+            fastest according to measurements). All methods give the same result up to rounding. "direct" rounds as
+            `jax.default_matmul_precision` says, by default to fewer bits on accelerators; the others use full
+            precision.
 
     Returns:
         Features [..., *grid, C_out] with the dtype of y.
