@@ -3,7 +3,8 @@
 The products with weights and the transforms are counted. Activations, normalisations, pooling and y + h f(y) are not,
 nor are the symbols, which a whole batch shares. Two real operations make one multiply-add; a multiplication alone
 counts as one. The FFT takes the usual 5 n log₂ n real operations on n complex points and half of that on real ones,
-which is (5/4) n log₂ n multiply-adds per transform. A DFT by matrix product takes n · n_i along axis i.
+which is (5/4) n log₂ n multiply-adds per transform. A DFT by matrix product takes n · n_i along axis i. Where a CPU
+applies a fully coupled stencil by Winograd's filtering, it needs fewer than are counted.
 
 The cost of a whole network: `lowcost.nn.network_cost`.
 """
