@@ -51,15 +51,15 @@ def main(config: Config) -> None:
     use_every_core(64)
     on_accelerator = config.compile_for is None and jax.default_backend() != "cpu"
     rows: list[Row] = []
-    for row in rows_of_accelerator(config) if on_accelerator else rows_of_cpu(config):
+    for row in precompiled_rows(config) if on_accelerator else sequential_rows(config):
         rows.append(row)
         times = "  ".join(f"{way} {1e3 * seconds:.2f} ms" for way, seconds in row["seconds"].items())
         print("{operator:9} {dims}-D n={n} m={m} c={channels}: {times}".format(**row, times=times), flush=True)
         files.write_rows(config.out, rows)
 
 
-def rows_of_cpu(config: Config) -> Iterator[Row]:
-    """Yields the rows of a CPU, or the estimates for a chip that is not here."""
+def sequential_rows(config: Config) -> Iterator[Row]:
+    """Yields the rows of a CPU, or estimates for a chip that is not here, compiled one after another."""
     hopeless = set()
     for point in points(config.short, config.compile_for is not None):
         kind = tuple(value for key, value in point.items() if key != "n")
@@ -76,22 +76,21 @@ def rows_of_cpu(config: Config) -> Iterator[Row]:
             hopeless.add((kind, "matmul"))
 
 
-def rows_of_accelerator(config: Config) -> Iterator[Row]:
-    """Yields the rows of the accelerator here, whose programs, slow to compile, are compiled before any is timed."""
-    ready, devices = [], len(jax.local_devices())
+def precompiled_rows(config: Config) -> Iterator[Row]:
+    """Yields the rows of the accelerator here; all programs are compiled, side by side, before any is timed."""
+    prepared, devices = [], len(jax.local_devices())
     for point in points(config.short, coarse=True):
         batch = -(-_batch(_subject(point), config.features) // devices) * devices
-        ready.append((point, batch, tuning.prepared(_subject(point), WAYS[point["operator"]], batch)))
-    while ready:
-        point, batch, steps = ready.pop(0)
-        working = {way: step for way, step in steps.items() if _works(step)}
-        yield _row(point, batch, tuning.timed(working, config.rounds))
+        prepared.append((point, batch, tuning.prepared(_subject(point), WAYS[point["operator"]], batch)))
+    ready = [(point, batch, dict(filter(_works, steps.items()))) for point, batch, steps in prepared]
+    for point, batch, steps in ready:
+        yield _row(point, batch, tuning.timed(steps, config.rounds))
 
 
-def _works(step: timing.Step) -> bool:
-    """Returns whether a method can be compiled, and its arrays fit into the memory."""
+def _works(way: tuple[str, timing.Step]) -> bool:
+    """Returns whether the step of a method can be compiled, and its arrays fit into the memory."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        jax.block_until_ready(step())
+        jax.block_until_ready(way[1]())
         return True
     return False
 

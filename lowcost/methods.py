@@ -174,9 +174,8 @@ def _costs(operator, dims, n, m, channels):
     mixed = channels if operator in ("circulant", "circulant_resolvent", "coupled") else 1
     # A cosine transform takes a complex FFT, not a real one; and on more axes it rearranges more copies, as measured.
     slower = 1 + dims if operator == "mirrored" else 1
-    direct = 2**dims if operator == "coupled" and m == 3 else m**dims  # a CPU's filtering by tiles; see `winograd`
     fft = slower * dims * math.log2(n) + (mixed if operator == "coupled" else 1 + math.log2(mixed))
-    return {"fft": fft, "matmul": dims * n + mixed, "direct": direct * mixed, "coupled": m**dims * channels}
+    return {"fft": fft, "matmul": dims * n + mixed, "direct": m**dims * mixed, "coupled": m**dims * channels}
 
 
 def _rows(operator, chip):

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from statistics import median
 from typing import Any
@@ -20,13 +20,11 @@ ROUND_SECONDS = 0.02
 """The time of a step's calls in a round, on an accelerator."""
 CALLS_MAX = 64
 """The largest number of these calls."""
-_compiling: list[Future] = []
 
 
 def jitted(function: Callable[..., Any], *arguments: Any) -> Step:
     """Returns a call of the function, which is compiled in the background; for an accelerator several at a time."""
     program = _compilers().submit(jax.jit(function).lower(*arguments).compile)
-    _compiling.append(program)
     return lambda: program.result()(*arguments)
 
 
@@ -54,8 +52,6 @@ def interleave(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
     a run, and not as another program leaves them. On an accelerator, many calls are started one after another, as in a
     run, and timed together: a single one would take as long to start and to report as to compute.
     """
-    while _compiling:
-        _compiling.pop().exception()  # waits; a failure is raised by the call
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     calls = dict.fromkeys(steps, 1)
     for i in range(rounds + 1):

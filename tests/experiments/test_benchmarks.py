@@ -3,6 +3,7 @@
 import json
 import platform
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
     out = tmp_path / "methods.json"
     point = {"operator": "depthwise", "dims": 2, "n": 4, "m": 3, "channels": 2}
     monkeypatch.setattr(autotune, "points", lambda short, coarse: [point])
-    (row,) = autotune.rows_of_cpu(autotune.Config(features=256, rounds=1))
+    (row,) = autotune.sequential_rows(autotune.Config(features=256, rounds=1))
     assert set(row["seconds"]) == set(methods.WAYS["depthwise"])
     out.write_text(json.dumps(row))
     monkeypatch.setenv("LOWCOST_METHODS", str(out))
@@ -40,8 +41,8 @@ def test_autotune_compiles_everything_before_it_times_on_an_accelerator(monkeypa
         autotune.tuning, "prepared", lambda point, ways, batch: calls.append("compile") or {w: w for w in ways}
     )
     monkeypatch.setattr(autotune.tuning, "timed", lambda ways, rounds: calls.append("time") or dict.fromkeys(ways, 1.0))
-    monkeypatch.setattr(autotune, "_works", lambda step: step != "fft")
-    rows = list(autotune.rows_of_accelerator(autotune.Config(short=True, features=2**10)))
+    monkeypatch.setattr(autotune, "_works", lambda way: way[0] != "fft")
+    rows = list(autotune.precompiled_rows(autotune.Config(short=True, features=2**10)))
     assert calls == ["compile"] * len(points) + ["time"] * len(points)
     assert all(row["seconds"].keys() == {*methods.WAYS[row["operator"]]} - {"fft"} for row in rows)
     assert {row["batch"] for row in rows} == {8}
@@ -54,6 +55,14 @@ def test_autotune_covers_all_operators_and_dimensions():
     assert {point["dims"] for point in points} == {1, 2, 3}
     assert all(point["m"] <= point["n"] for point in points)
     assert len({tuple(point.items()) for point in points}) == len(points)
+
+
+@pytest.mark.parametrize("chip", ["cpu", "h100"])
+def test_the_committed_tables_are_complete(chip):
+    """Each has a row for every point."""
+    rows = read_rows(Path(methods.__file__).with_name(f"methods_{chip}.json"))
+    points = list(autotune.points(coarse=chip != "cpu"))
+    assert [{name: row[name] for name in point} for point, row in zip(points, rows, strict=True)] == points
 
 
 def test_figure1_in_small(tmp_path, monkeypatch, capsys):
