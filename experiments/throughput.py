@@ -146,7 +146,7 @@ class Ours:
         state, self.state = initial(), initial()  # training overwrites the latter
         self.variables = jax.device_get(state.variables)
         train = jax.jit(make_train_step(self.net, optimizer, lambda images, draw: images, 500), donate_argnums=0)
-        infer = jax.jit(lambda state, images: self.net.apply(state.variables, to_unit_range(images)))
+        infer = jax.jit(lambda state, images: nn.infer(self.net, state.variables, to_unit_range(images)))
         self.calls: dict[str, Any] = {"train": (train, (state, *batch)), "inference": (infer, (state, batch[0]))}
         self.programs: dict[str, Any] = {}
         self.compile_seconds: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """Applies functions of one image to a batch: on each device's own images, and on a CPU to one image after another."""
 
 import math
+import os
 from functools import partial
 
 import jax
@@ -113,6 +114,43 @@ def _images(rank, features):
 
 def _map(function):
     return lambda *images: jax.lax.map(lambda one: function(*one), images)
+
+
+def cores():
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def infer(net, variables, images):
+    """net.apply(variables, images, train=False): a network's outputs, sooner on a CPU that has a device for each core.
+
+    Only the normalisations of training mix images. So on such devices (`lowcost.train.mesh.use_every_core`) one image
+    passes through all layers before the next one starts, and its features stay in the cache. A device of several cores,
+    a GPU and a TPU apply each layer to all images at once.
+
+    Args:
+        net: a Flax module whose outputs for an image depend on no other image, such as the networks of Section 4.
+        variables: {"params", "batch_stats"} of the module.
+        images: as the module takes them, [B, *grid, C].
+
+    Returns:
+        An array [B, ...], e.g. logits [B, K].
+    """
+    leaves, tree = jax.tree.flatten(variables)
+    options = {"net": net, "tree": tree}
+    mesh, _ = layout(images)
+    if max(mesh.size, 1) < cores() * jax.process_count():
+        return _infer(images, *leaves, **options)
+    alone = partial(per_shard, _infer_one_by_one, images.ndim - 2, **options)
+    return jax.lax.platform_dependent(images, *leaves, cpu=alone, default=partial(_infer, **options))
+
+
+def _infer(images, *leaves, net, tree):
+    return net.apply(jax.tree.unflatten(tree, leaves), images, train=False)
+
+
+def _infer_one_by_one(images, *leaves, **options):
+    return one_by_one(lambda image: _infer(image[None], *leaves, **options)[0], images.ndim - 1, images)
 
 
 def _over_images(over, function, rank, *features):

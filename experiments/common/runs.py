@@ -171,7 +171,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     elif mixes:
         changes["augment_labels"] = recipe.label_mixing(dataset.image_shape[:-1])
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, **changes)
-    eval_step, apply = make_eval_step(net, loss), lambda variables, x: net.apply(variables, to_unit_range(x))
+    eval_step, apply = make_eval_step(net, loss), lambda variables, x: nn.infer(net, variables, to_unit_range(x))
     methods: dict[str, str] = {}
     decided = decided_by(lambda point: methods.get(str(point)))
     train_step, eval_step, apply = decided(train_step), decided(eval_step), decided(apply)

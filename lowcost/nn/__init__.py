@@ -1,5 +1,6 @@
 """Builds networks of the paper as Flax (linen) modules."""
 
+from lowcost.batching import infer
 from lowcost.nn import initializers, norm_budget
 from lowcost.nn.architectures import ARCHITECTURES, Architecture, network
 from lowcost.nn.costs import network_cost
@@ -21,4 +22,4 @@ __all__ = ["ARCHITECTURES", "Architecture", "Network", "Width", "block_channels"
 __all__ += ["CirculantRDStep", "ExplicitRDStep", "ImplicitCirculantRDStep", "ImplicitRDStep", "LinearMixStep"]
 __all__ += ["MobileNetStep", "Normalize", "Reaction", "ResNetStep"]
 __all__ += ["Circulant", "Depthwise", "ImplicitDiffusion", "LinearMix", "initializers", "norm_budget"]
-__all__ += ["StabilityReport", "certified_radii", "network_cost", "stability_report"]
+__all__ += ["StabilityReport", "certified_radii", "infer", "network_cost", "stability_report"]

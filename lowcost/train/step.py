@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lowcost.batching import infer
 from lowcost.scaling import to_unit_range
 from lowcost.train.distillation import Teacher, mean_probabilities
 from lowcost.train.losses import Figures, Loss, cross_entropy
@@ -151,7 +152,7 @@ def make_eval_step(
     """
 
     def eval_step(variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
-        outputs: Any = net.apply(variables, to_unit_range(images), train=False)
+        outputs: Any = infer(net, variables, to_unit_range(images))
         return _sums(loss(outputs, labels), mask)
 
     return eval_step
