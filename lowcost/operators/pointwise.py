@@ -1,10 +1,13 @@
 """M(θ): the 1x1 convolution, which couples the channels of each pixel but not the pixels, Eq. (6)."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from lowcost.arguments import check_channels, check_floating, promote
 from lowcost.batching import product_sharding
+from lowcost.operators import sliding
+from lowcost.primitive import primitive
 
 
 def pointwise(matrix: Array, y: Array) -> Array:
@@ -27,7 +30,7 @@ def pointwise(matrix: Array, y: Array) -> Array:
         [[2. 1.]
          [4. 3.]]
     """
-    return _product(matrix, "y", y, transpose=False)
+    return _checked(matrix, "y", y, transpose=False)
 
 
 def pointwise_adjoint(matrix: Array, z: Array) -> Array:
@@ -43,17 +46,38 @@ def pointwise_adjoint(matrix: Array, z: Array) -> Array:
     Raises:
         TypeError, ValueError: as in `pointwise`.
     """
-    return _product(matrix, "z", z, transpose=True)
+    return _checked(matrix, "z", z, transpose=True)
 
 
-def _product(matrix, name, y, *, transpose):
+def _checked(matrix, name, y, *, transpose):
     check_floating("matrix", matrix)
     check_floating(name, y)
     if matrix.ndim != 2:
         raise ValueError(f"matrix must be [C_in, C_out], got shape {list(matrix.shape)}; reshape it to two axes")
     check_channels(name, y, "matrix", matrix, matrix.shape[1 if transpose else 0])
-    if transpose:
-        matrix = matrix.T
-    dtype = jnp.result_type(promote(matrix), promote(y))
-    product = jnp.dot(y, matrix, preferred_element_type=dtype, out_sharding=product_sharding(y, matrix))
-    return product.astype(jnp.result_type(y))
+    factor = matrix.T if transpose else matrix
+    dtype, sharding = jnp.result_type(promote(matrix), promote(y)), product_sharding(y, factor)
+    if matrix.dtype != dtype or y.dtype != dtype or sharding:
+        product = jnp.dot(y, factor, preferred_element_type=dtype, out_sharding=sharding)
+        return product.astype(jnp.result_type(y))
+    operator = _product_adjoint if transpose else _product
+    return operator.bind(*sliding.varying_alike(matrix, y), precision=sliding.matmul_precision())
+
+
+def _primitive(name, product, **options):
+    def apply(a, b, *, precision):
+        with jax.default_matmul_precision(precision):
+            return product(a, b)
+
+    return primitive(name, apply, ("precision",), **options)
+
+
+def _gradient(y, z):
+    """Σ_i y_i z_iᵀ with y as the first factor, which XLA transposes on a CPU; JAX's own rule would have z there."""
+    points = tuple(range(y.ndim - 1))
+    return jnp.tensordot(y, z, (points, points))
+
+
+_product = _primitive("product", lambda matrix, y: jnp.dot(y, matrix), leading_axes=True)
+_product_adjoint = _primitive("product_adjoint", lambda matrix, z: jnp.dot(z, matrix.T), leading_axes=True)
+sliding.derive(_product, _product_adjoint, _primitive("product_gradient", _gradient))
