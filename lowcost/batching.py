@@ -1,7 +1,6 @@
 """Applies functions of one image to a batch: on each device's own images, and on a CPU to one image after another."""
 
 import math
-import os
 from functools import partial
 
 import jax
@@ -116,17 +115,12 @@ def _map(function):
     return lambda *images: jax.lax.map(lambda one: function(*one), images)
 
 
-def cores():
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def infer(net, variables, images):
-    """net.apply(variables, images, train=False): a network's outputs, sooner on a CPU that has a device for each core.
+    """net.apply(variables, images, train=False), up to rounding: the outputs of a trained network. Call it in a jit.
 
-    Only the normalisations of training mix images. So on such devices (`lowcost.train.mesh.use_every_core`) one image
-    passes through all layers before the next one starts, and its features stay in the cache. A device of several cores,
-    a GPU and a TPU apply each layer to all images at once.
+    Only the normalisations of training mix images. Where several devices of a CPU share the batch along `BATCH_AXIS`
+    (`lowcost.train.mesh.use_every_core`), one image therefore passes through all layers before the next one starts, so
+    that its features stay in the cache. Elsewhere each layer is applied to all images at once.
 
     Args:
         net: a Flax module whose outputs for an image depend on no other image, such as the networks of Section 4.
@@ -134,23 +128,26 @@ def infer(net, variables, images):
         images: as the module takes them, [B, *grid, C].
 
     Returns:
-        An array [B, ...], e.g. logits [B, K].
+        The outputs, e.g. logits [B, K].
     """
-    leaves, tree = jax.tree.flatten(variables)
-    options = {"net": net, "tree": tree}
-    mesh, _ = layout(images)
-    if max(mesh.size, 1) < cores() * jax.process_count():
-        return _infer(images, *leaves, **options)
-    alone = partial(per_shard, _infer_one_by_one, images.ndim - 2, **options)
-    return jax.lax.platform_dependent(images, *leaves, cpu=alone, default=partial(_infer, **options))
 
+    def all_at_once(variables, images):
+        return net.apply(variables, images, train=False)
 
-def _infer(images, *leaves, net, tree):
-    return net.apply(jax.tree.unflatten(tree, leaves), images, train=False)
+    def one_after_another(variables, images):
+        def of_one(image):
+            return jax.tree.map(lambda x: x[0], all_at_once(variables, image[None]))
 
+        return _map(of_one)(images)
 
-def _infer_one_by_one(images, *leaves, **options):
-    return one_by_one(lambda image: _infer(image[None], *leaves, **options)[0], images.ndim - 1, images)
+    mesh = jax.sharding.get_abstract_mesh()
+    number = mesh.shape.get(BATCH_AXIS, 1)
+    shared = mesh.auto_axes == (BATCH_AXIS,) == mesh.axis_names and number > 1 and len(images) % number == 0
+    if not shared or not isinstance(images, jax.core.Tracer):  # outside of a jit each call would be compiled anew
+        return all_at_once(variables, images)
+    batch = PartitionSpec(BATCH_AXIS)
+    by_device = jax.shard_map(one_after_another, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch)
+    return jax.lax.platform_dependent(variables, images, cpu=by_device, default=all_at_once)
 
 
 def _over_images(over, function, rank, *features):

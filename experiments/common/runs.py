@@ -171,7 +171,8 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     elif mixes:
         changes["augment_labels"] = recipe.label_mixing(dataset.image_shape[:-1])
     train_step = make_train_step(net, optimizer, augment, steps_per_epoch, **changes)
-    eval_step, apply = make_eval_step(net, loss), lambda variables, x: nn.infer(net, variables, to_unit_range(x))
+    infer = partial(nn.infer, net)
+    eval_step, apply = make_eval_step(net, loss, nn.infer), lambda variables, x: infer(variables, to_unit_range(x))
     methods: dict[str, str] = {}
     decided = decided_by(lambda point: methods.get(str(point)))
     train_step, eval_step, apply = decided(train_step), decided(eval_step), decided(apply)

@@ -73,11 +73,18 @@ def _primitive(name, product, **options):
 
 
 def _gradient(y, z):
-    """Σ_i y_i z_iᵀ with y as the first factor, which XLA transposes on a CPU; JAX's own rule would have z there."""
+    """Σ_i y_i z_iᵀ. On a CPU XLA transposes the first factor; y comes first, because XLA would compute z a second time.
+
+    JAX's own derivative of the product has z first.
+    """
     points = tuple(range(y.ndim - 1))
-    return jnp.tensordot(y, z, (points, points))
+    return jnp.tensordot(y, z, (points, points), preferred_element_type=y.dtype)
 
 
-_product = _primitive("product", lambda matrix, y: jnp.dot(y, matrix), leading_axes=True)
-_product_adjoint = _primitive("product_adjoint", lambda matrix, z: jnp.dot(z, matrix.T), leading_axes=True)
+def _times(y, matrix):
+    return jnp.dot(y, matrix, preferred_element_type=y.dtype)  # strongly typed
+
+
+_product = _primitive("product", lambda matrix, y: _times(y, matrix), leading_axes=True)
+_product_adjoint = _primitive("product_adjoint", lambda matrix, z: _times(z, matrix.T), leading_axes=True)
 sliding.derive(_product, _product_adjoint, _primitive("product_gradient", _gradient))

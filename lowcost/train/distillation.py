@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lowcost.batching import infer
 from lowcost.train.losses import Figures, Loss
 
 
@@ -27,7 +26,7 @@ class Teacher(flax.struct.PyTreeNode):
 
 def mean_probabilities(teachers: Sequence[Teacher], images: jax.Array) -> jax.Array:
     """(1/T) Σ_t S(net_t(images)) with the softmax S: the mean of the probabilities of T teachers, [B, K]."""
-    logits: list[Any] = [infer(teacher.net, teacher.variables, images) for teacher in teachers]
+    logits: list[Any] = [teacher.net.apply(teacher.variables, images, train=False) for teacher in teachers]
     return jnp.mean(jnp.stack([jax.nn.softmax(x) for x in logits]), axis=0)
 
 

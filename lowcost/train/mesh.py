@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lowcost.batching import BATCH_AXIS, cores
+from lowcost.batching import BATCH_AXIS
 from lowcost.train.processes import devices, unequal_devices
 
 IMAGES_PER_CORE = 8
@@ -31,7 +31,8 @@ def use_every_core(batch_size: int, images_per_core: int = IMAGES_PER_CORE) -> N
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds=600".strip()
     configured = jax.config.jax_num_cpu_devices != -1  # type: ignore[attr-defined]
     if not configured and "host_platform_device_count" not in flags:
-        number_max = max(1, min(cores(), batch_size // images_per_core))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        number_max = max(1, min(cores, batch_size // images_per_core))
         jax.config.update("jax_num_cpu_devices", max(d for d in range(1, number_max + 1) if batch_size % d == 0))
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lowcost.batching import infer
 from lowcost.scaling import to_unit_range
 from lowcost.train.distillation import Teacher, mean_probabilities
 from lowcost.train.losses import Figures, Loss, cross_entropy
@@ -143,16 +142,18 @@ def repeat(train_step: Callable[..., TrainState]) -> TrainSteps:
 
 
 def make_eval_step(
-    net: nn.Module, loss: Loss = cross_entropy
+    net: nn.Module, loss: Loss = cross_entropy, infer: Callable[[Any, Any, jax.Array], Any] | None = None
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], Sums]:
     """Returns (variables, images, labels, mask [B]) → the sums over this batch; mask 0 leaves an image out, 1 counts.
 
     The outputs are those of net for images that `to_unit_range` scales, as in `make_train_step`: integers of 8 and 16
     bits to [0, 1], floats not at all, and other dtypes are a TypeError. The figures are those of `loss`.
+    `infer` computes the outputs from (net, variables, images), e.g. `lowcost.nn.infer`; by default `net.apply` does.
     """
 
     def eval_step(variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
-        outputs: Any = infer(net, variables, to_unit_range(images))
+        images = to_unit_range(images)
+        outputs: Any = infer(net, variables, images) if infer else net.apply(variables, images, train=False)
         return _sums(loss(outputs, labels), mask)
 
     return eval_step
