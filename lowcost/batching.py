@@ -116,7 +116,7 @@ def _map(function):
 
 
 def infer(net, variables, images):
-    """net.apply(variables, images, train=False), up to rounding: the outputs of a trained network. Call it in a jit.
+    """net.apply(variables, images, train=False), up to rounding. Call it inside `jax.jit`.
 
     Only the normalisations of training mix images. Where several devices of a CPU share the batch along `BATCH_AXIS`
     (`lowcost.train.mesh.use_every_core`), one image therefore passes through all layers before the next one starts, so
