@@ -54,15 +54,16 @@ class TrainConfig:
     """paper: Adam from learning rate 0.01, halved after every fifth of the run.
     fast: a tenth of the epochs, with Muon, one cycle of the learning rate, a whitened opening layer, averaged weights,
     and, from epoch 6 on, stronger augmentation and weight decay.
-    strong: fast for 60 epochs, with half of the images mixed (CutMix).
+    strong: fast for 60 epochs, with smoothed labels.
     FILE.json: your own, with ingredients as in experiments/common/recipes.json."""
     learning_rate: float | None = None
     """The largest learning rate. None: the recipe's."""
     flip: Literal["none", "horizontal"] | None = None
     """Whether training flips images left to right, signals in time. None: images of folder and of the
     published archives are flipped, arrays and digits are not."""
-    label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes, from 0 to below 1; for classes, tags and pixels."""
+    label_smoothing: float | None = None
+    """Share of the target that is spread over all classes, from 0 to below 1; for classes, tags and pixels. None: the
+    recipe's."""
     class_weights: str | None = None
     """How much an image or pixel counts in the loss, by its class. auto: rare classes count more, each class alike.
     FILE.json: {"CLASS": weight, …}. None: all alike."""

@@ -21,14 +21,17 @@ def figures(config: TrainConfig, classes: int) -> dict[str, tuple[int, ...]]:
     return dict.fromkeys(("loss",) if config.task == "values" else ("loss", "correct", *weight), ())
 
 
-def loss_of(config: TrainConfig, dataset: data.Dataset) -> tuple[Loss, dict[str, Any]]:
+def loss_of(config: TrainConfig, smoothing: float, dataset: data.Dataset) -> tuple[Loss, dict[str, Any]]:
     """Returns the loss, and what config.json must hold of it besides the flags.
+
+    Args:
+        config: the flags.
+        smoothing: share of the target that is spread over all classes; values have none.
+        dataset: the labels.
 
     Raises:
         ValueError, OSError: a flag that the task does not have, or a wrong value.
     """
-    if not 0 <= config.label_smoothing < 1:
-        raise ValueError(f"--label-smoothing must be from 0 to below 1, got {config.label_smoothing}")
     if config.class_weights is not None and config.task not in ("classes", "pixels"):
         raise ValueError(f"--class-weights needs --task classes or pixels, got {config.task}; leave it out")
     if config.task == "values":
@@ -36,11 +39,11 @@ def loss_of(config: TrainConfig, dataset: data.Dataset) -> tuple[Loss, dict[str,
             raise ValueError("--label-smoothing needs classes, tags or pixels, got --task values; leave it out")
         return squared_error, {}
     if config.task == "tags":
-        return partial(binary_cross_entropy, smoothing=config.label_smoothing), {}
+        return partial(binary_cross_entropy, smoothing=smoothing), {}
     weights = None if config.class_weights is None else class_weights(config.class_weights, dataset)
     extra = {} if weights is None else {"class_weights": list(weights)}
     loss = pixel_cross_entropy if config.task == "pixels" else cross_entropy
-    return partial(loss, class_weights=weights, smoothing=config.label_smoothing), extra
+    return partial(loss, class_weights=weights, smoothing=smoothing), extra
 
 
 def class_weights(source: str, dataset: data.Dataset) -> tuple[float, ...]:

@@ -50,6 +50,7 @@ class Recipe:
         jitter: standard deviation of noise that is added.
         mixed: share of the images in which a box comes from another image (CutMix), so that their labels are mixed too.
             Images are mixed only where parts may be hidden; masked signals and labels of points are not.
+        label_smoothing: share of the target that is spread over all classes; values have none.
     """
 
     epochs: int = 300
@@ -68,6 +69,7 @@ class Recipe:
     scaling: float = 0.0
     jitter: float = 0.0
     mixed: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number that an ingredient cannot have."""
@@ -78,6 +80,8 @@ class Recipe:
                 expected, fine = "positive", 0 < value < math.inf
             elif name in ("average", "hidden", "mixed"):
                 expected, fine = "from 0 to 1", 0 <= value <= 1
+            elif name == "label_smoothing":
+                expected, fine = "from 0 to below 1", 0 <= value < 1
             else:
                 expected, fine = "at least 0", 0 <= value < math.inf
             if not fine:

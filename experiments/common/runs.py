@@ -110,12 +110,13 @@ def _kernel_size(config: TrainConfig, image_shape: tuple[int, ...]) -> int:
 
 
 def _changed(recipe: Recipe, config: TrainConfig) -> Recipe:
-    """Returns the recipe with the learning rate that a flag states."""
-    if config.learning_rate is None:
-        return recipe
-    if not 0 < config.learning_rate < math.inf:
+    """Returns the recipe with the ingredients that flags state."""
+    stated = {name: x for name, x in values(config, "learning_rate", "label_smoothing").items() if x is not None}
+    if not 0 < stated.get("learning_rate", 1) < math.inf:
         raise ValueError(f"--learning-rate must be positive, got {config.learning_rate}")
-    return dataclasses.replace(recipe, learning_rate=config.learning_rate)
+    if not 0 <= stated.get("label_smoothing", 0) < 1:
+        raise ValueError(f"--label-smoothing must be from 0 to below 1, got {config.label_smoothing}")
+    return dataclasses.replace(recipe, **stated)
 
 
 def data_of(config: TrainConfig) -> data.Dataset:
@@ -156,7 +157,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     if recipe.whitening:
         some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
         options["opening_init"] = nn.initializers.patch_whitening(_values(to_unit_range(some), **options))
-    loss, extra = loss_of(config, dataset)
+    loss, extra = loss_of(config, recipe.label_smoothing, dataset)
     changing = dataclasses.replace(recipe, mixed=0.0) if dataset.task == "pixels" else recipe
     mixes = changing.mixes(dataset.keeps, dataset.masked)
     train_loss = partial(mixed, loss=loss) if mixes else loss

@@ -120,7 +120,11 @@ def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json, meth
 def _with_defaults(content: Json) -> Json:
     """Returns the content of a config.json with the fields that it lacks, because they are newer than the run."""
     defaults = _content(TrainConfig(), dataclasses.asdict(Recipe()), {}, {}, {})
-    return {**defaults, **_OLD_DEFAULTS, **content, "ingredients": defaults["ingredients"] | content["ingredients"]}
+    ingredients = defaults["ingredients"] | content["ingredients"]
+    if "label_smoothing" not in content["ingredients"] and (stated := content.get("label_smoothing")) is not None:
+        ingredients["label_smoothing"] = stated  # older recipes had none; their runs state the flag, or 0 without it
+        content = {**content, "label_smoothing": stated or None}
+    return {**defaults, **_OLD_DEFAULTS, **content, "ingredients": ingredients}
 
 
 def _compare(path: Path, saved: Json, given: Json, without: Container[str]) -> None:

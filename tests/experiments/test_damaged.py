@@ -69,12 +69,13 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
     """A field that config.json lacks had the value that is now the default; stencils had 3 points."""
     path, config = workdir / "config.json", TrainConfig(workdir=workdir, epochs=1, kernel_size=3)
     content = json.loads(path.read_text())
-    del content["methods"], content["kernel_size"]
+    del content["methods"], content["kernel_size"], content["ingredients"]["label_smoothing"]
+    content["label_smoothing"] = 0.0  # now None, for that of the recipe
     for older in (content, content["ingredients"]):
         del older["seeds" if "seeds" in older else "flip"]
     path.write_text(json.dumps(content))
     assert finished(config, INGREDIENTS) == {"test_accuracy": 0.5}
-    assert read(workdir) == (config, RECIPES["paper"])
+    assert read(workdir) == (dataclasses.replace(config, label_smoothing=0.0), RECIPES["paper"])
     write_or_compare(config, INGREDIENTS, content["data"], {}, {})
     assert json.loads(path.read_text()) == content
     known = identity(workdir)
@@ -82,6 +83,8 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
     assert json.loads(path.read_text()) == content | {"data_dir": str(workdir)}
     assert runs.prepare(dataclasses.replace(config, kernel_size=None)).config.kernel_size == 3
     assert identity(workdir) == known  # so that its checkpoints stay those of this run
+    with pytest.raises(ValueError, match=r"ingredients\.label_smoothing is 0\.0 there and 0\.1 here"):
+        finished(config, INGREDIENTS | {"label_smoothing": 0.1})
     with pytest.raises(
         ValueError, match=r"seeds is 1 there and 2 here, ingredients\.flip is random there and alternating"
     ):

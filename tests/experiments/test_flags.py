@@ -227,6 +227,7 @@ def test_a_wrong_recipe_is_refused(content, message, tmp_path, capsys):
     ("name", "value", "expected"),
     [
         *[(name, x, "from 0 to 1") for name in ("hidden", "mixed", "average") for x in (-0.1, 1.5)],
+        ("label_smoothing", 1, "from 0 to below 1"),
         *[(name, x, "positive") for name in ("epochs", "learning_rate") for x in (0, -1)],
         *[(name, -1, "at least 0") for name in ("late", "weight_decay", "matrix_decay", "scaling", "jitter")],
         ("jitter", np.inf, "at least 0"),
@@ -244,16 +245,19 @@ def test_an_ingredient_out_of_range_is_refused(name, value, expected, tmp_path, 
 
 
 def test_the_ingredients_of_a_recipe_are_built_in(tmp_path, monkeypatch):
-    """The mesh is set, some images are mixed, and the opening has pairs of opposite stencils."""
+    """The mesh is set, some images are mixed, labels are smoothed, and the opening has pairs of opposite stencils."""
     meshes = []
     monkeypatch.setattr(jax, "set_mesh", meshes.append)
-    ready = runs.prepare(TrainConfig(recipe="strong", workdir=tmp_path / "run", **SMALL))
+    recipe = dataclasses.replace(RECIPES["strong"], mixed=0.5)
+    ready = runs.prepare(TrainConfig(workdir=tmp_path / "run", **SMALL), recipe)
     assert meshes == [ready.mesh]
     state, split = ready.start(), ready.dataset.train
     np.testing.assert_allclose(state.params["opening"]["stencil"].sum(-1), 0, atol=1e-6)
     rows = np.arange(20, dtype=np.int32)
     state = ready.train_steps(state, np.int32(1), *(x[None] for x in (split.images[rows], split.labels[rows], rows)))
     assert state.metrics["correct"] % 1 != 0
+    plain = runs.prepare(TrainConfig(workdir=tmp_path / "run", label_smoothing=0.0, **SMALL), recipe)
+    assert ready.evaluate(state.variables)["loss"] != plain.evaluate(state.variables)["loss"]
 
 
 def test_labels_of_pixels_are_not_mixed(tmp_path):
@@ -343,33 +347,33 @@ def test_the_loss_has_the_flags_and_the_task():
     known = {"tags": binary_cross_entropy, "classes": cross_entropy}
     for task, expected in known.items():
         ours = dataset(task=task)
-        loss, extra = loss_of(TrainConfig(task=task, label_smoothing=0.2), ours)
+        loss, extra = loss_of(TrainConfig(task=task), 0.2, ours)
         labels = jnp.asarray(ours.train.labels)
         assert_trees_all_equal(loss(logits, labels), expected(logits, labels, smoothing=0.2))
         assert extra == {}
-    assert loss_of(TrainConfig(task="values"), dataset(task="values")) == (squared_error, {})
+    assert loss_of(TrainConfig(task="values"), 0.1, dataset(task="values")) == (squared_error, {})  # of the recipe
     for task in ("tags", "values"):
         with pytest.raises(ValueError, match=f"--class-weights needs --task classes or pixels, got {task}; leave"):
-            loss_of(TrainConfig(task=task, class_weights="auto"), dataset(task=task))
+            loss_of(TrainConfig(task=task, class_weights="auto"), 0.0, dataset(task=task))
     with pytest.raises(ValueError, match="--label-smoothing needs classes, tags or pixels, got --task values"):
-        loss_of(TrainConfig(task="values", label_smoothing=0.2), dataset(task="values"))
+        loss_of(TrainConfig(task="values", label_smoothing=0.2), 0.2, dataset(task="values"))
 
 
 def test_class_weights(tmp_path):
     """`auto` gives classes equal total weights, 1 per image on average; a file gives weights by name, as recorded."""
-    loss, extra = loss_of(TrainConfig(class_weights="auto"), dataset())
+    loss, extra = loss_of(TrainConfig(class_weights="auto"), 0.0, dataset())
     weights = loss(np.zeros((4, 2), np.float32), jnp.int32([0, 0, 0, 1]))["weight"]
     np.testing.assert_allclose(weights, [2 / 3, 2 / 3, 2 / 3, 2], rtol=1e-6)
     assert extra == {"class_weights": pytest.approx([2 / 3, 2])}
     path = tmp_path / "weights.json"
     path.write_text('{"dog": 0.5, "cat": 3}')
     config = TrainConfig(class_weights=str(path), workdir=tmp_path)
-    _, extra = loss_of(config, dataset())
+    _, extra = loss_of(config, 0.0, dataset())
     assert extra == {"class_weights": [3, 0.5]}
     write_or_compare(config, INGREDIENTS, ABOUT | extra, {}, {})
     path.write_text('{"dog": 0.25, "cat": 3}')
     with pytest.raises(ValueError, match=r"data\.class_weights is \[3, 0\.5\] there and \[3, 0\.25\] here"):
-        write_or_compare(config, INGREDIENTS, ABOUT | loss_of(config, dataset())[1], {}, {})
+        write_or_compare(config, INGREDIENTS, ABOUT | loss_of(config, 0.0, dataset())[1], {}, {})
 
 
 @pytest.mark.parametrize(
@@ -389,7 +393,7 @@ def test_wrong_class_weights_are_refused(content, message, tmp_path):
     path = tmp_path / "weights.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"--class-weights .*{message}"):
-        loss_of(TrainConfig(class_weights=str(path)), dataset())
+        loss_of(TrainConfig(class_weights=str(path)), 0.0, dataset())
 
 
 def test_balanced_weights_improve_the_worst_recall():
@@ -400,7 +404,7 @@ def test_balanced_weights_improve_the_worst_recall():
         order, labels = np.random.default_rng(seed).permutation(len(digits.train)), digits.train.labels
         rows = np.concatenate([order[labels[order] == k][: 130 if k < 5 else 13] for k in range(10)])
         train = data.Split(digits.train.images[rows], labels[rows])
-        loss, _ = loss_of(TrainConfig(class_weights=weights), dataclasses.replace(digits, train=train))
+        loss, _ = loss_of(TrainConfig(class_weights=weights), 0.0, dataclasses.replace(digits, train=train))
         found = np.argmax(test @ _linear(loss, train.images.reshape(-1, 144) / np.float32(255), train.labels), axis=-1)
         recalls[weights].append(min(np.mean(found[digits.test.labels == k] == k) for k in range(10)))
     assert np.mean(recalls["auto"]) > np.mean(recalls[None]) + 0.1
