@@ -150,7 +150,8 @@ def certified_radii(
     *layers, _ = stability_report(net, variables, np.shape(images)[1:]).layers
     w = np.asarray(variables["params"]["classifier"]["kernel"], np.float64).T
     margins = np.take_along_axis(z, y[:, None], 1) - z
-    changes = StabilityReport(tuple(layers)).lipschitz * np.linalg.norm(w[y][:, None] - w, axis=-1)  # of a margin
+    distances = np.linalg.norm(w[:, None] - w, axis=-1)
+    changes = StabilityReport(tuple(layers)).lipschitz * distances[y]  # of a margin
     radii = np.where(margins == 0, 0.0, np.copysign(np.inf, margins))  # if no change of the image changes the margin
     np.divide(margins, changes, out=radii, where=changes > 0)
     np.put_along_axis(radii, y[:, None], np.inf, 1)

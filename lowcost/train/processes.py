@@ -98,10 +98,18 @@ def unequal_devices() -> bool:
 
 
 def differing(values: dict[str, Any]) -> list[str]:
-    """Returns the names of values (JSON) that differ between processes.
+    """Returns the names of values (JSON) that differ between processes, or that not all of them have.
 
-    Each process must call it at the same point, with the same names.
+    Each process must call it at the same point.
     """
     own = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
+    if jax.process_count() == 1:
+        return []
     of_process_0 = from_process_0(lambda: own)
-    return [name for name in own if process_max(own[name] != of_process_0[name])]
+    unequal = {name for name in own | of_process_0 if own.get(name) != of_process_0.get(name)}
+    named = [name in unequal for name in of_process_0]
+    with _all_alive():
+        everywhere = multihost_utils.process_allgather(np.array([*named, bool(unequal - of_process_0.keys())]))
+    *named, others = everywhere.any(0)
+    names = [name for name, differs in zip(of_process_0, named, strict=True) if differs]
+    return [*names, "values that process 0 lacks"] if others else names

@@ -1,9 +1,11 @@
 """One process agrees with itself, and one run at a time works in a directory."""
 
+import json
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from lowcost.train import processes
@@ -37,6 +39,20 @@ def test_what_process_0_sends_may_exceed_one_collective(monkeypatch):
 
     monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", receive)
     assert processes.from_process_0(lambda: pytest.fail("only process 0 makes it")) == value
+
+
+def test_processes_name_the_same_differences(monkeypatch):
+    """A value may be missing in some processes; all of them then still gather one array of the same length."""
+    values = {"a": 1, "b": 2, "moments": [0]}, {"a": 1, "b": 3, "masked": True}
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "from_process_0", lambda make: {k: json.dumps(x) for k, x in values[0].items()})
+    sent = []
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", lambda x: sent.append(x) or x[None])
+    for of_process in values:
+        processes.differing(of_process)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", lambda x: np.stack(sent))
+    expected = ["b", "moments", "values that process 0 lacks"]
+    assert [processes.differing(of_process) for of_process in values] == [expected] * 2
 
 
 def test_one_run_at_a_time(tmp_path):
