@@ -18,8 +18,7 @@ import tyro
 from experiments.common import entry, recipes, training
 from experiments.common.config import Architecture, DatasetName, RecipeName, TrainConfig, derived, suffix
 from experiments.common.results import Results, Row, accuracy, page, table
-from experiments.common.workdir import Result
-from lowcost.deploy.loading import Json, configuration
+from lowcost.deploy.loading import Json, Result, configuration
 from lowcost.nn import block_channels
 from lowcost.nn.networks import least_points
 from lowcost.terminal import warn

@@ -14,7 +14,7 @@ import jax
 
 from experiments.common import entry, files, timing, topologies, tuning
 from experiments.common.results import Row
-from lowcost.methods import WAYS, Point
+from lowcost.methods import METHODS_OF, Point
 from lowcost.train.mesh import replicated, use_every_core
 
 OPERATORS = ("diffusion", "depthwise", "circulant", "coupled", "linear_mix")
@@ -53,7 +53,7 @@ def main(config: Config) -> None:
     rows: list[Row] = []
     for row in precompiled_rows(config) if on_accelerator else sequential_rows(config):
         rows.append(row)
-        times = "  ".join(f"{way} {1e3 * seconds:.2f} ms" for way, seconds in row["seconds"].items())
+        times = "  ".join(f"{method} {1e3 * seconds:.2f} ms" for method, seconds in row["seconds"].items())
         print("{operator:9} {dims}-D n={n} m={m} c={channels}: {times}".format(**row, times=times), flush=True)
         files.write_rows(config.out, rows)
 
@@ -63,11 +63,11 @@ def sequential_rows(config: Config) -> Iterator[Row]:
     hopeless = set()
     for point in points(config.short, config.compile_for is not None):
         kind = tuple(value for key, value in point.items() if key != "n")
-        ways = [way for way in WAYS[point["operator"]] if (kind, way) not in hopeless]
+        methods = [method for method in METHODS_OF[point["operator"]] if (kind, method) not in hopeless]
         if config.compile_for:
-            row = estimate(point, ways, config.features, config.compile_for)
+            row = estimate(point, methods, config.features, config.compile_for)
         else:
-            row = _row(point, *tuning.measure(_subject(point), ways, config.features, config.rounds))
+            row = _row(point, *tuning.measure(_subject(point), methods, config.features, config.rounds))
         yield row
         # Only the matrix product's cost per point grows with the grid, so it stays far behind on larger ones. Rows
         # without an FFT keep it for the resolvents, which have no direct method.
@@ -81,16 +81,16 @@ def precompiled_rows(config: Config) -> Iterator[Row]:
     prepared, devices = [], len(jax.local_devices())
     for point in points(config.short, coarse=True):
         batch = -(-_batch(_subject(point), config.features) // devices) * devices
-        prepared.append((point, batch, tuning.prepared(_subject(point), WAYS[point["operator"]], batch)))
+        prepared.append((point, batch, tuning.prepared(_subject(point), METHODS_OF[point["operator"]], batch)))
     ready = [(point, batch, dict(filter(_works, steps.items()))) for point, batch, steps in prepared]
     for point, batch, steps in ready:
         yield _row(point, batch, tuning.timed(steps, config.rounds))
 
 
-def _works(way: tuple[str, timing.Step]) -> bool:
+def _works(named_step: tuple[str, timing.Step]) -> bool:
     """Returns whether the step of a method can be compiled, and its arrays fit into the memory."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        jax.block_until_ready(way[1]())
+        jax.block_until_ready(named_step[1]())
         return True
     return False
 
@@ -106,7 +106,7 @@ def points(short: bool = False, coarse: bool = False) -> Iterator[Row]:
                         yield {"operator": operator, "dims": dims, "n": n, "m": m, "channels": channels}
 
 
-def estimate(point: Row, ways: Sequence[str], features: int, topology: str) -> Row:
+def estimate(point: Row, methods: Sequence[str], features: int, topology: str) -> Row:
     """Returns the row of one point: the seconds that the compiler of an absent chip estimates, by method.
 
     XLA makes convolutions of the FFTs on TPUs, which take minutes to compile and are slow. There the FFT is compiled
@@ -115,14 +115,14 @@ def estimate(point: Row, ways: Sequence[str], features: int, topology: str) -> R
     """
     chip, mesh, subject = topology.partition(":")[0], topologies.mesh(topology, 1), _subject(point)
     tpu, largest = chip in topologies.CLOCKS, point["n"] == GRIDS[0][1][-1]
-    ways = [way for way in ways if (way != "fft" or largest or not tpu) and (way != "coupled" or tpu)]
+    methods = [method for method in methods if (method != "fft" or largest or not tpu) and (method != "coupled" or tpu)]
     batch, seconds = _batch(subject, features), {}
-    for way in ways:
-        program = jax.jit(tuning.value_and_gradients(subject, way), in_shardings=replicated(mesh))
+    for method in methods:
+        program = jax.jit(tuning.value_and_gradients(subject, method), in_shardings=replicated(mesh))
         lowered = program.lower(*tuning.shapes(subject, batch))
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA compiles some small products only on the device
             row = topologies.report(topologies.compiled(lowered, chip), chip)
-            seconds[way] = round(row["milliseconds"] / 1e3, 9)
+            seconds[method] = round(row["milliseconds"] / 1e3, 9)
     return {**point, "batch": batch, "seconds": seconds, "origin": f"estimated by XLA for {chip}"}
 
 
@@ -134,7 +134,12 @@ def _batch(subject: Point, features: int) -> int:
 def _row(point: Row, batch: int, seconds: tuning.Seconds) -> Row:
     """Returns the row of one point: the median seconds of value and gradients, by method."""
     about = f"measured on {jax.devices()[0].device_kind} with jax {jax.__version__}"
-    return {**point, "batch": batch, "seconds": {way: round(time, 9) for way, time in seconds.items()}, "origin": about}
+    return {
+        **point,
+        "batch": batch,
+        "seconds": {method: round(time, 9) for method, time in seconds.items()},
+        "origin": about,
+    }
 
 
 def _subject(point: Row) -> Point:

@@ -51,7 +51,6 @@ def main(arguments: EvaluateConfig) -> None:
         ValueError, OSError: what the user can fix, in one line.
     """
     from experiments.common import runs
-    from lowcost.deploy.loading import configuration, temperatures
     from lowcost.train.loop import steps_done
     from lowcost.train.state import count_weights
 
@@ -77,7 +76,18 @@ def main(arguments: EvaluateConfig) -> None:
     print_line(f"{network}, on all {len(split):,} {arguments.part} images of {dataset.name}{mirrored}:")
     if task == "pixels":
         _of_pixels(arguments, ready, state, split, print_line)
-        return
+    else:
+        _of_images(arguments, ready, state, split, print_line)
+
+
+def _of_images(
+    arguments: EvaluateConfig, ready: Any, state: Any, split: Any, print_line: Callable[[str], None]
+) -> None:
+    """Prints the figures of a network with one output per image, and writes its table and its plots."""
+    from lowcost.deploy.loading import configuration, temperatures
+    from lowcost.train.loop import steps_done
+
+    config, dataset, task = ready.config, ready.dataset, ready.dataset.task
     outputs = ready.outputs(state.chosen, split.images).astype(np.float64)
     if arguments.average_flips:
         outputs = (outputs + ready.outputs(state.chosen, np.flip(split.images, -2))) / 2

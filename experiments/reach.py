@@ -23,7 +23,7 @@ from experiments.common.results import Results, Row, grouped, page, provenance, 
 from lowcost import nn
 from lowcost.analysis import green_radius
 from lowcost.data import IGNORED, Split, batch_indices
-from lowcost.train.losses import pixel_cross_entropy
+from lowcost.train.losses import pixel_cross_entropy, pixel_figures
 from lowcost.train.state import count_weights, create_state
 from lowcost.train.step import make_train_step
 
@@ -142,8 +142,9 @@ def measure(config: Config, task: Task, distance: int, architecture: Architectur
     net, steps = nn.network(architecture, (config.channels,), 2, **options), len(train) // batch
     optimizer = Recipe(learning_rate=config.learning_rate, schedule="one_cycle").transformation(config.epochs, steps)
     step = make_train_step(net, optimizer, lambda images, draw: images, steps, loss=pixel_cross_entropy)
-    figures = {"loss": (), "weight": (), "confusion": (2, 2)}
-    create = jax.jit(partial(create_state, net, optimizer, image_shape=train.images.shape[1:], figures=figures))
+    create = jax.jit(
+        partial(create_state, net, optimizer, image_shape=train.images.shape[1:], figures=pixel_figures(2))
+    )
     step = jax.jit(step, donate_argnums=0)
     found = []
     for seed in range(config.seeds):

@@ -24,13 +24,13 @@ import numpy as np
 from experiments import volumes
 from experiments.common import entry, evaluation_plots, masks, timing
 from experiments.common.config import Architecture, check_counts, values
-from experiments.common.evaluation import confusion_matrix
+from experiments.common.evaluation import point_confusion
 from experiments.common.flax_networks import UNet
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row, grouped, page, provenance, spread, table
 from lowcost import nn
 from lowcost.data import IGNORED
-from lowcost.train.losses import pixel_cross_entropy
+from lowcost.train.losses import pixel_cross_entropy, pixel_figures
 from lowcost.train.overlap import mean_overlaps, overlaps
 from lowcost.train.state import count_weights, create_state
 from lowcost.train.step import make_train_step
@@ -215,8 +215,9 @@ def programs(config: Config, task: Task, network: str, axes: int) -> tuple[Any, 
     net, classes = setting.networks[network], len(setting.classes)
     recipe = Recipe(learning_rate=config.learning_rate, schedule="one_cycle")
     optimizer = recipe.transformation(1, config.steps)
-    figures = {"loss": (), "weight": (), "confusion": (classes, classes)}
-    create = partial(create_state, net, optimizer, image_shape=(setting.side,) * axes + (1,), figures=figures)
+    create = partial(
+        create_state, net, optimizer, image_shape=(setting.side,) * axes + (1,), figures=pixel_figures(classes)
+    )
     step = make_train_step(net, optimizer, lambda images, draw: images, config.steps, loss=pixel_cross_entropy)
     predict = jax.jit(lambda variables, images: net.apply(variables, images).argmax(-1).astype(np.uint8))
     return jax.jit(create), jax.jit(step), predict
@@ -238,8 +239,8 @@ def train(config: Config, task: Task, network: str, scene: Scene) -> Row:
         for place, image in zip(places, tested, strict=True):
             found[place] = predict(state.variables, image[None])[0]
         found[scene.labels == IGNORED] = IGNORED
-        known = found != IGNORED
-        confusions.append(confusion_matrix(scene.labels[known].astype(int), found[known], classes))
+        labels = np.where(found == IGNORED, IGNORED, scene.labels)
+        confusions.append(point_confusion(labels, found, classes))
         if not seed:
             masks.write(mask_path(config, task, network), found[scene.shown])
     means, ious = mean_overlaps(np.stack(confusions)), overlaps(np.stack(confusions))[0]

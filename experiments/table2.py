@@ -35,8 +35,8 @@ from experiments.common.config import (
 )
 from experiments.common.runs import load
 from experiments.common.table2_page import ARCHITECTURES, WIDTHS, draw, markdown, paper, place
-from experiments.common.workdir import Result
 from lowcost.data.catalogue import ENTRIES
+from lowcost.deploy.loading import Result
 from lowcost.nn import network, network_cost
 from lowcost.train import interruption, mesh
 from lowcost.train.metrics_log import epoch_rows

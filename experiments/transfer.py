@@ -11,7 +11,7 @@ from experiments.common import entry, training
 from experiments.common.config import Architecture, RecipeName, TrainConfig, derived
 from experiments.common.recipes import RECIPES, Recipe
 from experiments.common.results import Results, Row, accuracy, page
-from experiments.common.workdir import Result
+from lowcost.deploy.loading import Result
 
 LONGER = 3
 """The long variant trains for this multiple of the epochs."""

@@ -4,12 +4,13 @@ Every error names the argument, states what is expected and what was passed, and
 """
 
 import math
-import numbers
 from collections.abc import Sequence
+from functools import reduce
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Boundary = Literal["periodic", "zeros", "reflect", "symmetric"]
 """What lies outside the grid: its repetition, zeros, or its mirror image, which repeats the outermost point only if
@@ -79,8 +80,8 @@ def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
 
 
 def check_time_step(h: float | jax.Array) -> None:
-    """Raises ValueError if h is a Python number that is negative or not finite; an array may be traced and passes."""
-    if isinstance(h, numbers.Real) and not (math.isfinite(h) and h >= 0):
+    """Raises ValueError if a number in h is negative or not finite; those of a traced array are not known yet."""
+    if not isinstance(h, jax.core.Tracer) and not all(0 <= x < math.inf for x in np.ravel(h)):
         raise ValueError(f"h must be a finite time step ≥ 0, got {h}; the usual step is 1.0")
 
 
@@ -89,6 +90,12 @@ def promote(x: jax.Array) -> jax.Array:
     x = jnp.asarray(x)
     wide = jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize >= 4
     return x if wide else x.astype(jnp.float32)  # stated for jax_numpy_dtype_promotion="strict"
+
+
+def common_dtype(*arrays: jax.Array) -> np.dtype:
+    """Returns the dtype of the arrays, or the widest of several, float32 at least; for dtype promotion "strict" too."""
+    dtypes = {jnp.result_type(x) for x in arrays}
+    return dtypes.pop() if len(dtypes) == 1 else reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
 def _by(sizes):

@@ -9,6 +9,7 @@ Two environment variables choose another table, on every platform: LOWCOST_METHO
 of `CHIPS`. `decided_by` replaces the table for CPUs: a training run measures its CPU.
 """
 
+import itertools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ MixMethod = Literal[Method, "coupled"]
 
 SPECTRAL = get_args(SpectralMethod)[1:]
 METHODS = get_args(Method)[1:]
-WAYS = {
+METHODS_OF = {
     "real": SPECTRAL,
     "mirrored": SPECTRAL,
     "complex": SPECTRAL,
@@ -97,8 +98,8 @@ def choices(method: Method, operator: str, grid: Sequence[int], window: Sequence
     """Returns the method to use on each platform: `method` itself, or for "auto" the fastest one known.
 
     Args:
-        method: "auto", or one of `WAYS[operator]`.
-        operator: a key of `WAYS`.
+        method: "auto", or one of `METHODS_OF[operator]`.
+        operator: a key of `METHODS_OF`.
         grid: points per axis.
         window: the stencil's points per axis; of an operator without stencil e.g. the grid.
         channels: number of channels into the operator.
@@ -106,14 +107,15 @@ def choices(method: Method, operator: str, grid: Sequence[int], window: Sequence
     Raises:
         ValueError: unknown method or chip; a table that cannot be read.
     """
-    check_choice("method", method, ("auto", *WAYS[operator]))
+    check_choice("method", method, ("auto", *METHODS_OF[operator]))
     if method != "auto":
         return (("default", method),)
     point = Point(operator, tuple(grid), tuple(window), channels)
-    chosen = {name: min(seconds, key=seconds.__getitem__) for name in CHIPS if (seconds := known_seconds(point, name))}
+    seconds = {platform: known_seconds(point, platform) for platform in CHIPS}
+    chosen = {platform: min(of, key=of.__getitem__) for platform, of in seconds.items()}
     decided = _DECIDE.get()(point)
     if decided is not None:
-        check_choice(f"the method of {point}", decided, WAYS[operator])
+        check_choice(f"the method of {point}", decided, METHODS_OF[operator])
         chosen["cpu"] = decided
     return tuple(chosen.items())
 
@@ -136,8 +138,8 @@ def on_platform(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))  # outside of any jit all branches would be compiled at every call
 def _lowered(function, choices, options, y, *weights):
-    ways = {platform: partial(function, method=method, **dict(options)) for platform, method in choices}
-    return jax.lax.platform_dependent(y, *weights, **ways)
+    branches = {platform: partial(function, method=method, **dict(options)) for platform, method in choices}
+    return jax.lax.platform_dependent(y, *weights, **branches)
 
 
 def known_seconds(point: Point, platform: str) -> dict[str, float]:
@@ -150,7 +152,7 @@ def known_seconds(point: Point, platform: str) -> dict[str, float]:
         return seconds
     if min(seconds, key=seconds.__getitem__) == "matmul":
         return {"fft": seconds.get("fft", 0.0)}
-    return {way: time for way, time in seconds.items() if way != "matmul"}
+    return {method: time for method, time in seconds.items() if method != "matmul"}
 
 
 def _seconds(operator, grid, window, channels, chip):
@@ -165,8 +167,12 @@ def _seconds(operator, grid, window, channels, chip):
     known = _costs(nearest["operator"], *(nearest[key] for key in ("dims", "n", "m", "channels")))
     costs = _costs(operator, dims, n, m, channels)
     features = nearest["batch"] * nearest["n"] ** nearest["dims"] * nearest["channels"]
-    measured = {way: seconds / features for way, seconds in nearest["seconds"].items()}
-    return {way: measured[way] * max(1, costs[way] / known[way]) for way in WAYS[operator] if way in measured}
+    measured = {method: seconds / features for method, seconds in nearest["seconds"].items()}
+    return {
+        method: measured[method] * max(1, costs[method] / known[method])
+        for method in METHODS_OF[operator]
+        if method in measured
+    }
 
 
 def _costs(operator, dims, n, m, channels):
@@ -181,10 +187,11 @@ def _costs(operator, dims, n, m, channels):
 def _rows(operator, chip):
     """The rows that know a method of the operator, of the user's table; of the chip's own, if that has none."""
     paths = filter(None, (os.environ.get("LOWCOST_METHODS"), str(Path(__file__).with_name(f"methods_{chip}.json"))))
-    names, ways = (operator, _MEASURED_AS.get(operator, operator)), {*WAYS[operator]}
-    searches = ((name, path) for path in paths for name in names)
-    tables = ([r for r in _table(path) if r["operator"] == name and ways & {*r["seconds"]}] for name, path in searches)
-    return next(filter(None, tables))
+    names, known = (operator, _MEASURED_AS.get(operator, operator)), {*METHODS_OF[operator]}
+    for path, name in itertools.product(paths, names):
+        if rows := [row for row in _table(path) if row["operator"] == name and known & {*row["seconds"]}]:
+            return rows
+    raise AssertionError(f"the package's own table for {chip} must have rows for {operator}")
 
 
 @cache

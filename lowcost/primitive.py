@@ -31,16 +31,25 @@ def primitive(
     mlir.register_lowering(result, mlir.lower_fun(function, multiple_results=False))
 
     def batch(arrays, axes, **how):
-        def apply(*arrays):
-            if leading_axes and all(axis is None for axis in axes[:-1]):
+        adds_axis = leading_axes and all(axis is None for axis in axes[:-1])
+
+        def apply(*arrays, axes=axes):
+            if adds_axis:
                 return result.bind(*arrays[:-1], jnp.moveaxis(arrays[-1], axes[-1], 0), **how)
             return jax.vmap(partial(function, **how), in_axes=axes)(*arrays)
 
-        for axis, sharding in zip(axes, [jax.typeof(x).sharding for x in arrays], strict=True):
-            if axis is not None and sharding.spec[axis]:  # JAX rejects the reshapes and loops inside on Explicit axes
-                out = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[axis]))
-                return jax.sharding.auto_axes(apply, out_sharding=out)(*arrays), 0
-        return apply(*arrays), 0
+        for mapped, axis in zip(arrays, axes, strict=True):
+            if axis is not None and (name := jax.typeof(mapped).sharding.spec[axis]):
+                break
+        else:
+            return apply(*arrays), 0
+        # On Explicit axes JAX rejects the reshapes and loops inside, and a grouped convolution of a shared array.
+        if not adds_axis:
+            size = mapped.shape[axis]
+            arrays = [jnp.stack([x] * size) if i is None else x for x, i in zip(arrays, axes, strict=True)]
+            axes = [i or 0 for i in axes]
+        out = NamedSharding(jax.typeof(mapped).sharding.mesh, PartitionSpec(name))
+        return jax.sharding.auto_axes(partial(apply, axes=axes), out_sharding=out)(*arrays), 0
 
     batching.primitive_batchers[result] = batch
     return result

@@ -115,10 +115,10 @@ def real_transform(y: jax.Array, basis: NDArray[np.float64], axis: int) -> jax.A
     matrix = jnp.asarray(basis, y.dtype)
     batch, after = math.prod(y.shape[:axis]), math.prod(y.shape[axis + 1 :])
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to fewer bits
-    if after == 1:
-        return product(y.reshape(batch, y.shape[axis]), matrix.T).reshape(y.shape)
     merged = (*y.shape[: axis + 1], after)  # one axis at a time, as JAX demands for a batch sharded along Explicit axes
     folded = y.reshape(merged).reshape(batch, y.shape[axis], after)
+    if after == 1:
+        return product(folded[..., 0], matrix.T)[..., None].reshape(merged).reshape(y.shape)
     return product(jnp.broadcast_to(matrix, (batch, *matrix.shape)), folded).reshape(merged).reshape(y.shape)
 
 

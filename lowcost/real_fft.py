@@ -25,16 +25,14 @@ def real_fft(y: jax.Array, dims: int) -> jax.Array:
     """ŷ_k = Σ_j y_j exp(-2πi k·j / n) along the last `dims` axes, for k_d = 0, …, n_d // 2 along the last one."""
     if dims > MOST_AXES:
         return jnp.fft.rfftn(y, axes=range(-dims, 0))
-    transformed: jax.Array = _forward.bind(y, grid=y.shape[-dims:])
-    return transformed
+    return _forward.bind(y, grid=y.shape[-dims:])
 
 
 def inverse_real_fft(spectrum: jax.Array, grid: tuple[int, ...]) -> jax.Array:
     """Inverts `real_fft`: y on this grid, from a spectrum with the symmetry of a real signal."""
     if len(grid) > MOST_AXES:
         return jnp.fft.irfftn(spectrum, grid, range(-len(grid), 0))
-    transformed: jax.Array = _inverse.bind(spectrum, grid=grid)
-    return transformed
+    return _inverse.bind(spectrum, grid=grid)
 
 
 _forward = primitive("real_fft", lambda y, grid: jax.lax.fft(y, FftType.RFFT, grid), ("grid",), leading_axes=True)

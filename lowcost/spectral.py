@@ -125,9 +125,12 @@ def symbol_for(
     window, points = stencil.shape[: len(axes)], [len(k) for _, k in axes]
     if math.prod(points) * math.prod(window) > LARGEST_PRODUCT:
         return _evaluated(as_complex(stencil), axes)
-    flat = promote(stencil).reshape(math.prod(window), -1)
+    channels = stencil.shape[len(axes) :]
+    flat = (
+        promote(stencil).reshape(*window, math.prod(channels)).reshape(math.prod(window), -1)
+    )  # as in `real_transform`
     parts = along(_all_characters(window, tuple(grid), kind, flat.dtype), flat, 0)
-    return jax.lax.complex(*jnp.split(parts, 2)).reshape(*points, *stencil.shape[len(axes) :])
+    return jax.lax.complex(*jnp.split(parts, 2)).reshape(*points, -1).reshape(*points, *channels)
 
 
 def _frequencies(grid, kind, circulant=False):

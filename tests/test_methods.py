@@ -137,7 +137,7 @@ def lowered(function, *arrays, platform):
 def test_the_platform_is_chosen_when_a_program_is_lowered(monkeypatch):
     """One function, lowered for each platform, uses the method of the platform's table for value and gradients."""
     fastest = {"cpu": "direct", "v5e": "fft", "h100": "matmul"}
-    ways = methods.WAYS["depthwise"]
+    ways = methods.METHODS_OF["depthwise"]
 
     def table(path):
         chip = path.rpartition("_")[2].removesuffix(".json")
@@ -191,9 +191,9 @@ def test_the_tables_for_accelerators(chip):
     rows = [
         json.loads(line) for line in Path(methods.__file__).with_name(f"methods_{chip}.json").read_text().splitlines()
     ]
-    assert {row["operator"] for row in rows} - {"linear_mix"} == methods.WAYS.keys() - methods._MEASURED_AS.keys()
+    assert {row["operator"] for row in rows} - {"linear_mix"} == methods.METHODS_OF.keys() - methods._MEASURED_AS.keys()
     for line in rows:
-        assert set(line["seconds"]) <= set(methods.WAYS[line["operator"]])
+        assert set(line["seconds"]) <= set(methods.METHODS_OF[line["operator"]])
         assert all(seconds > 0 for seconds in line["seconds"].values())
         assert line["origin"] == f"estimated by XLA for {chip}"
 
@@ -211,11 +211,11 @@ def test_the_table_for_cpus():
     Each row has a time for each method. Only the matrix product may be missing, if it was far slower on a smaller grid.
     """
     rows = [json.loads(line) for line in Path(methods.__file__).with_name("methods_cpu.json").read_text().splitlines()]
-    measured = {operator for operator in methods.WAYS if operator not in methods._MEASURED_AS}
+    measured = {operator for operator in methods.METHODS_OF if operator not in methods._MEASURED_AS}
     assert {row["operator"] for row in rows} == measured | {"linear_mix"}
     assert {row["dims"] for row in rows} == {1, 2, 3}
     for row in rows:
-        assert set(row["seconds"]) | {"matmul"} == set(methods.WAYS[row["operator"]])
+        assert set(row["seconds"]) | {"matmul"} == set(methods.METHODS_OF[row["operator"]])
         assert all(seconds > 0 for seconds in row["seconds"].values())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lowcost.data import IGNORED
 from lowcost.train.calibration import softmax
 
 
@@ -44,6 +45,12 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Returns the numbers of images of class i that the network takes for class j, int64 [i, j]."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def point_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Returns the numbers of points of class i that are predicted as class j, int64 [i, j]; without ignored points."""
+    known = labels != IGNORED
+    return confusion_matrix(labels[known].astype(np.int64), predicted[known], classes)
 
 
 def recall_and_precision(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from lowcost import terminal
 from lowcost.data import decoding, listing
-from lowcost.data.arrays import PARTS, ROLES
+from lowcost.data.arrays import ROLES
+from lowcost.data.dataset import PARTS
 from lowcost.data.signals import resample, with_mask
 from lowcost.scaling import to_unit_range
 

@@ -10,13 +10,20 @@ import numpy as np
 from experiments.common.config import TrainConfig
 from lowcost import data
 from lowcost.data.dataset import class_counts
-from lowcost.train.losses import Loss, binary_cross_entropy, cross_entropy, pixel_cross_entropy, squared_error
+from lowcost.train.losses import (
+    Loss,
+    binary_cross_entropy,
+    cross_entropy,
+    pixel_cross_entropy,
+    pixel_figures,
+    squared_error,
+)
 
 
 def figures(config: TrainConfig, classes: int) -> dict[str, tuple[int, ...]]:
     """Returns the names of what the loss of a run returns, with the shapes of the sums over images."""
     if config.task == "pixels":
-        return {"loss": (), "weight": (), "confusion": (classes, classes)}
+        return pixel_figures(classes)
     weight = () if config.class_weights is None else ("weight",)
     return dict.fromkeys(("loss",) if config.task == "values" else ("loss", "correct", *weight), ())
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.common import files, memory, plots, results
 from experiments.common.config import values
 from experiments.common.setup import Setup
-from experiments.common.workdir import Result
+from lowcost.deploy.loading import Result
 from lowcost.nn import stability_report
 from lowcost.terminal import printable
 from lowcost.train import checkpoint, loop, processes

@@ -47,8 +47,7 @@ def sensitivities(net: Network, variables: Variables, images: jax.Array, iterati
         u = jax.lax.fori_loop(0, iterations, iterate, start)
         return jnp.linalg.norm(jacobian(u / jnp.linalg.norm(u)))
 
-    norms: jax.Array = jax.lax.map(of_image, (images, jax.random.normal(jax.random.key(0), images.shape)))
-    return norms
+    return jax.lax.map(of_image, (images, jax.random.normal(jax.random.key(0), images.shape)))
 
 
 def perturbed_weights(params: Any, strengths: Strengths, seed: int) -> Iterator[tuple[str, float, Any]]:

@@ -11,7 +11,7 @@ from experiments.common import evaluation, evaluation_plots
 from experiments.common.evaluation import aligned, percent
 from experiments.common.files import csv_table, write_whole
 from experiments.common.setup import Setup
-from lowcost.data.dataset import IGNORED, Split
+from lowcost.data.dataset import Split
 from lowcost.terminal import printable
 from lowcost.train.calibration import softmax
 from lowcost.train.overlap import mean_overlaps, overlaps
@@ -39,7 +39,7 @@ def report(
     confusions, single = np.empty((len(split), len(names), len(names)), np.int32), []
     for predicted in every:  # the ensemble comes last, so that its confusions remain
         for i, (labels, x) in enumerate(zip(split.labels, predicted, strict=True)):
-            confusions[i] = confusion(labels, x, len(names))
+            confusions[i] = evaluation.point_confusion(labels, x, len(names))
         single.append(confusions.sum(0))
     together = single.pop()
     print_line("\n".join(by_network(np.array(single), together, ready.config.seed)))
@@ -62,12 +62,6 @@ def predictions(ready: Setup, variables: Any, images: np.ndarray) -> np.ndarray:
         together = softmax(outputs).mean(0).argmax(-1)
         parts.append(np.concatenate([outputs.argmax(-1), together[None]]).astype(np.uint8))
     return np.concatenate(parts, axis=1)
-
-
-def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Returns the numbers of points of class i that are predicted as class j, int64 [i, j]."""
-    known = labels != IGNORED
-    return evaluation.confusion_matrix(labels[known].astype(np.int64), predicted[known], classes)
 
 
 def by_network(single: np.ndarray, together: np.ndarray, seed: int) -> list[str]:

@@ -42,8 +42,18 @@ class Results:
         return shown(self.config, "out", *self.without)
 
     def resume(self) -> None:
-        """Takes over the rows of OUT.jsonl that the same flags measured."""
-        self.rows = [row for row in read_rows(self.config.out.with_suffix(".jsonl")) if row.get("flags") == self.flags]
+        """Takes over the rows of OUT.jsonl.
+
+        Raises:
+            ValueError: other flags measured some of them, which the new rows would replace.
+        """
+        path = self.config.out.with_suffix(".jsonl")
+        self.rows = list(read_rows(path))
+        if others := [row.get("flags") for row in self.rows if row.get("flags") != self.flags]:
+            problem = (
+                f"--out must name files of the same flags, or new ones, got {path} with rows of {others[0] or 'none'}"
+            )
+            raise ValueError(f"{problem}; choose another --out")
 
     def add(self, rows: Iterable[Row], *, complete: bool = True) -> None:
         """Adds rows and writes the files again; only OUT.jsonl as long as the rows are not complete enough to show."""

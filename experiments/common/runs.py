@@ -58,7 +58,7 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     Raises:
         ValueError, OSError: what the user can fix, in one line.
     """
-    recipe = _changed(recipe or recipe_named(config.recipe), config)
+    recipe = changed(recipe or recipe_named(config.recipe), config)
     config = dataclasses.replace(config, epochs=recipe.epochs if config.epochs is None else config.epochs)
     fine_tuning.check(config)
     check_counts(config, "batch_size", "epochs", "evaluate_every", "keep", "seeds", "train_images", "patience")
@@ -109,8 +109,12 @@ def _kernel_size(config: TrainConfig, image_shape: tuple[int, ...]) -> int:
     return 5 if fits and config.architecture.startswith("implicit") else 3
 
 
-def _changed(recipe: Recipe, config: TrainConfig) -> Recipe:
-    """Returns the recipe with the ingredients that flags state."""
+def changed(recipe: Recipe, config: TrainConfig) -> Recipe:
+    """Returns the recipe with the ingredients that flags state.
+
+    Raises:
+        ValueError: a flag out of range.
+    """
     stated = {name: x for name, x in values(config, "learning_rate", "label_smoothing").items() if x is not None}
     if not 0 < stated.get("learning_rate", 1) < math.inf:
         raise ValueError(f"--learning-rate must be positive, got {config.learning_rate}")

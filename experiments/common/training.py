@@ -62,7 +62,8 @@ def run_all(
     """
     status = 0
     for config, recipe in wanted:
-        code = (train or run)(config, recipe) if finished(config, dataclasses.asdict(recipe)) is None else 0
+        ingredients = dataclasses.asdict(runs.changed(recipe, config))
+        code = (train or run)(config, recipe) if finished(config, ingredients) is None else 0
         if not code:
             report(config)
         elif code == entry.DIVERGED:

@@ -157,7 +157,7 @@ def _check_types(path: Path, values: Json) -> None:
     kinds |= flat({"ingredients": get_type_hints(Recipe), "data": _DATA})
     for name in values.keys() & kinds.keys():
         value, kind = values[name], kinds[name]
-        if not fits(value, kind) or (kind is int and value < (name not in _FROM_ZERO)):
+        if not fits(value, kind) or (kind is int and value < (0 if name in _FROM_ZERO else 1)):
             words = kind.__name__ if type(kind) is type else str(kind).removeprefix("typing.")
             problem = f"{name} in {path} must be {words}, got {value!r}"
             raise ValueError(f"{problem}; put back the run's own config.json, or train in another --workdir")

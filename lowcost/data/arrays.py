@@ -123,7 +123,7 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
         parts |= _split(parts["train"], test_share, classes, task)
     scale = None
     if task == "values":
-        scale = standardise({part: ([], arrays["labels"]) for part, arrays in parts.items()}, classes)
+        scale = standardise({part: arrays["labels"] for part, arrays in parts.items()}, classes)
     splits = {PARTS[part]: _prepared(f"{printable(path)}: {part}", arrays, length) for part, arrays in parts.items()}
     signals, masked = splits["train"].images.ndim == 3, "lengths" in parts["train"] and length is None
     default = ("shift", "hide", *(("scale", "noise") if signals else ()))

@@ -163,17 +163,18 @@ class Dataset:
 
     def _check_labels(self, part: str, labels: NDArray) -> None:
         number, low, high = len(self.classes), labels.min(), labels.max()
-        expected, fits, shape = {
-            "classes": (f"in 0..{number - 1}, one for each class", lambda: low >= 0 and high < number, ()),
-            "tags": (f"0 or 1, for {number} tags", lambda: np.isin(labels, (0, 1)).all(), (number,)),
-            "values": (f"finite, for {number} values", lambda: np.isfinite(labels).all(), (number,)),
-            "pixels": (
-                f"in 0..{number - 1} or {IGNORED}, one for each point",
-                lambda: number <= IGNORED and labels.max(where=labels != IGNORED, initial=0) < number,
-                self.image_shape[:-1],
-            ),
-        }[self.task]
-        if not fits() or labels.shape[1:] != shape:
+        shape: tuple[int, ...] = (number,)
+        match self.task:
+            case "classes":
+                expected, fits, shape = f"in 0..{number - 1}, one for each class", low >= 0 and high < number, ()
+            case "tags":
+                expected, fits = f"0 or 1, for {number} tags", np.isin(labels, (0, 1)).all()
+            case "values":
+                expected, fits = f"finite, for {number} values", np.isfinite(labels).all()
+            case "pixels":
+                expected, shape = f"in 0..{number - 1} or {IGNORED}, one for each point", self.image_shape[:-1]
+                fits = number <= IGNORED and labels.max(where=labels != IGNORED, initial=0) < number
+        if not fits or labels.shape[1:] != shape:
             got = f"{low}..{high} in {labels.dtype} {list(labels.shape)}"
             raise ValueError(f"{self.name}: {part} labels must be {expected}, got {got}")
 

@@ -92,7 +92,8 @@ def _load(
     classes, parts = _labelled(folders, task)
     if "test" not in parts:
         parts |= _split(root, parts["train"], test_share, classes, task, cache)
-    scale = standardise(parts, classes) if task == "values" else None
+    labels_of = {part: labels for part, (_, labels) in parts.items()}
+    scale = standardise(labels_of, classes) if task == "values" else None
     files = [file for members, _ in parts.values() for file in members]
 
     def read(allocate: Allocate) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +41,15 @@ def read_tables(folders: dict[str, Path], task: Task) -> tuple[tuple[str, ...], 
     return names, parts
 
 
-def standardise(parts: dict[str, Labelled], names: tuple[str, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Sets the labels to (label − mean) / deviation in place, and returns the means and the deviations."""
-    train = parts["train"][1]
+def standardise(labels: Mapping[str, NDArray], names: tuple[str, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Sets the labels of each part to (label − mean) / deviation in place; returns the means and the deviations."""
+    train = labels["train"]
     for name, low, high in zip(names, train.min(0), train.max(0), strict=True):
         if low == high:
             raise ValueError(f"{printable(name)} must vary between training images, got only {low}; remove the column")
     mean, deviation = train.mean(0), train.std(0)
-    for _, labels in parts.values():
-        labels[:] = (labels - mean) / deviation
+    for of_part in labels.values():
+        of_part[:] = (of_part - mean) / deviation
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
 

@@ -201,11 +201,10 @@ def _check_finished(workdir: Path, step: int, steps: int) -> None:
     """Raises ValueError unless the run has finished and its newest valid checkpoint, of `step`, is its last."""
     remedy = "run its training again to the end"
     if not (workdir / "result.json").exists():
-        newest = f"its newest checkpoint is of step {step} of {steps}"
-        raise ValueError(f"{workdir} has not finished training: {newest}; {remedy}")
+        raise ValueError(f"{workdir} has not finished training: its checkpoint is of step {step} of {steps}; {remedy}")
     if step != steps:
-        newest = f"of step {steps}, is damaged, and the newest before it of step {step}"
-        raise ValueError(f"the last checkpoint of {workdir}, {newest}; {remedy}")
+        problem = f"of step {steps}, is damaged, and the newest before it of step {step}"
+        raise ValueError(f"the last checkpoint of {workdir}, {problem}; {remedy}")
 
 
 def temperatures(workdir: Path, seeds: int, step: int) -> list[float] | None:

@@ -12,7 +12,6 @@ In a masked network features are 0 on padding. Its steps also receive `mask`, bo
 valid points, and pass it to their normalisations. The network itself sets their results to 0 on padding.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -27,7 +26,7 @@ from flax.linen.initializers import lecun_normal
 from lowcost.nn import initializers
 from lowcost.nn import operations as ops
 from lowcost.nn.limits import Limits, change_limit
-from lowcost.nn.normalization import Normalize, Normalized, constants
+from lowcost.nn.normalization import Normalized, constants
 from lowcost.nn.reaction_diffusion import Reaction
 from lowcost.operators.depthwise import depthwise
 from lowcost.operators.fully_coupled import fully_coupled, fully_coupled_adjoint
@@ -127,7 +126,7 @@ class LinearMixStep(_ResidualStep):
         return dict.fromkeys(("stencil1", "matrix1", "stencil2", "matrix2"), half)
 
 
-class MobileNetStep(nn.Module):
+class MobileNetStep(Normalized):
     """σ(N(M(θ²) σ(N(K_dw(θ¹) y)))): Eq. (13). Two layers and no time step: y itself is not passed on.
 
     Attributes:
@@ -136,11 +135,11 @@ class MobileNetStep(nn.Module):
     """
 
     kernel_size: int = 3
-    fixed_scale: bool = dataclasses.field(default=False, kw_only=True)
 
     def setup(self) -> None:
         """N of the convolution; the reaction has its own."""
-        self.normalize, self.reaction = Normalize(self.fixed_scale), Reaction(fixed_scale=self.fixed_scale)
+        super().setup()
+        self.reaction = Reaction(fixed_scale=self.fixed_scale)
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:

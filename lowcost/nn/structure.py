@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,8 @@ import numpy as np
 from lowcost.nn.networks import Network, check_network
 from lowcost.nn.operations import Operation
 from lowcost.nn.transitions import Connecting, Expanding
+
+T = TypeVar("T")
 
 
 class Layer(NamedTuple):
@@ -50,29 +52,11 @@ class Layer(NamedTuple):
         return tuple(self.module.operations(self.grid))
 
 
-class Chained(Protocol):
-    """A layer, or what was made of it."""
-
-    @property
-    def keeps_input(self) -> bool:
-        """Whether the decoder needs the layer's input."""
-
-    @property
-    def adds_kept(self) -> bool:
-        """Whether the input that was kept last is added to the layer's result."""
-
-
-ChainedT = TypeVar("ChainedT", bound=Chained)
-State = TypeVar("State")
-
-
-def chain(
-    layers: Iterable[ChainedT], start: State, apply: Callable[[ChainedT, State], State], add: Callable[..., State]
-) -> State:
+def chain(layers: Iterable[Any], start: T, apply: Callable[[Any, T], T], add: Callable[[Any, Any], T]) -> T:
     """Applies the layers one after another to a state, and adds the states that a decoder needs again.
 
     Args:
-        layers: in their order.
+        layers: in their order; `Layer`s, or others with its properties `keeps_input` and `adds_kept`.
         start: the state before the first layer, such as features or a bound.
         apply: (layer, state) → the state after it.
         add: (state, kept state) → their sum.

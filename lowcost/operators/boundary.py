@@ -106,4 +106,4 @@ def pad_adjoint(z: jax.Array, window: Sequence[int], boundary: Boundary) -> jax.
 
 def _crop(y, window):
     grid = y.shape[-1 - len(window) : -1]
-    return y[..., *(slice(m // 2, n - (m - 1 - m // 2)) for n, m in zip(grid, window, strict=True)), :]
+    return y[..., *(slice(before, n - after) for n, (before, after) in zip(grid, reach(window), strict=True)), :]

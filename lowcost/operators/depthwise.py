@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lowcost.arguments import Boundary, ResolventBoundary, promote
+from lowcost.arguments import Boundary, ResolventBoundary, check_time_step, promote
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.boundary import extend, reach
 from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
@@ -108,6 +108,7 @@ def depthwise_resolvent(
         if jnp.shape(h) != jnp.shape(stencil)[-1:]:
             got = f"shape {list(jnp.shape(h))} for a stencil of shape {list(jnp.shape(stencil))}"
             raise ValueError(f"h must be a number, or one for each channel, got {got}; call it once for each time step")
+        check_time_step(h)  # whose numbers are hidden below if this is traced
         h = jnp.expand_dims(h, range(jnp.ndim(stencil) - 1))
     operator = "real" if boundary == "periodic" else "mirrored"
     return resolvent(DEPTHWISE, operator, stencil, y, h, boundary, method)

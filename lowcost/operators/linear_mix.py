@@ -5,8 +5,9 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array
 
-from lowcost.arguments import Boundary, check_floating, promote
+from lowcost.arguments import Boundary, check_floating, common_dtype, promote
 from lowcost.methods import MixMethod
+from lowcost.operators.boundary import reach
 from lowcost.operators.depthwise import DEPTHWISE
 from lowcost.operators.forms import apply, convolve, correlate
 from lowcost.operators.fully_coupled import COUPLED
@@ -81,6 +82,8 @@ _mix_adjoint = partial(_mix, convolution=correlate, product=pointwise_adjoint, a
 def as_fully_coupled(stencil: Array, matrix: Array) -> Array:
     """Returns the stencil [*window, C, C] with which `fully_coupled` is K_lm(θ¹, θ²)."""
     *window, _ = stencil.shape
-    diagonal = jnp.vectorize(jnp.diag, signature="(c)->(c,c)")(promote(stencil))
-    around = [(m // 2, m - 1 - m // 2) for m in window]
-    return diagonal + jnp.pad(jnp.expand_dims(matrix, range(len(window))), [*around, (0, 0), (0, 0)])
+    stencil, matrix = promote(stencil), promote(matrix)
+    dtype = common_dtype(stencil, matrix)
+    diagonal = jnp.vectorize(jnp.diag, signature="(c)->(c,c)")(stencil.astype(dtype))
+    centre = jnp.expand_dims(matrix.astype(dtype), range(len(window)))
+    return diagonal + jnp.pad(centre, [*reach(window), (0, 0), (0, 0)])

@@ -7,6 +7,7 @@ and below these the rows of θ². The primitives are those of `sliding`, with th
 import jax
 import jax.numpy as jnp
 
+from lowcost.arguments import common_dtype, promote
 from lowcost.batching import one_by_one, summed_one_by_one
 from lowcost.operators import sliding
 from lowcost.operators.boundary import extend
@@ -34,7 +35,7 @@ def mix_adjoint(stencil: jax.Array, matrix: jax.Array, z: jax.Array, boundary: s
 
 
 def _bind(operator, stencil, matrix, y, boundary):
-    dtype = jnp.result_type(matrix, y)
+    dtype = common_dtype(promote(matrix), promote(y))
     weights = jnp.concatenate([stencil.reshape(-1, stencil.shape[-1]).astype(dtype), matrix.astype(dtype)])
     how = {"boundary": boundary, "window": stencil.shape[:-1], "precision": sliding.matmul_precision()}
     return operator.bind(*sliding.varying_alike(weights, y.astype(dtype)), **how)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lowcost.arguments import check_channels, check_floating, promote
+from lowcost.arguments import check_channels, check_floating, common_dtype, promote
 from lowcost.batching import product_sharding
 from lowcost.operators import sliding
 from lowcost.primitive import primitive
@@ -56,9 +56,10 @@ def _checked(matrix, name, y, *, transpose):
         raise ValueError(f"matrix must be [C_in, C_out], got shape {list(matrix.shape)}; reshape it to two axes")
     check_channels(name, y, "matrix", matrix, matrix.shape[1 if transpose else 0])
     factor = matrix.T if transpose else matrix
-    dtype, sharding = jnp.result_type(promote(matrix), promote(y)), product_sharding(y, factor)
+    dtype, sharding = common_dtype(promote(matrix), promote(y)), product_sharding(y, factor)
     if matrix.dtype != dtype or y.dtype != dtype or sharding:
-        product = jnp.dot(y, factor, preferred_element_type=dtype, out_sharding=sharding)
+        factors = [y, factor] if matrix.dtype == y.dtype else [y.astype(dtype), factor.astype(dtype)]
+        product = jnp.dot(*factors, preferred_element_type=dtype, out_sharding=sharding)
         return product.astype(jnp.result_type(y))
     operator = _product_adjoint if transpose else _product
     return operator.bind(*sliding.varying_alike(matrix, y), precision=sliding.matmul_precision())

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad
 
-from lowcost.arguments import promote
+from lowcost.arguments import common_dtype, promote
 from lowcost.batching import one_by_one, summed_one_by_one
 from lowcost.operators import winograd
 from lowcost.operators.boundary import EXTENSIONS, extend, pad, pad_adjoint, reach
@@ -58,7 +58,7 @@ def slide_adjoint(stencil: jax.Array, z: jax.Array, boundary: str, *, coupled: b
 
 def _bind(operator, stencil, y, boundary, coupled):
     # XLA's convolutions sum products of bfloat16 in float32; a coupled stencil of that type moves half the bytes.
-    dtype = jnp.result_type(stencil, y) if coupled else promote(y).dtype
+    dtype = common_dtype(stencil, y) if coupled else promote(y).dtype
     stencil, features = varying_alike(jnp.asarray(stencil, dtype), jnp.asarray(y, dtype))
     how = {"window": stencil.shape[: -1 - coupled], "coupled": coupled, "precision": matmul_precision()}
     return operator.bind(stencil, features, boundary=boundary, **how).astype(jnp.result_type(y))
@@ -123,7 +123,7 @@ def convolve_by_xla(stencil, padded, *, groups=1, precision=None):
     of bfloat16 in float32.
     """
     dims = stencil.ndim - 2
-    dtype = jnp.result_type(stencil.dtype, padded.dtype)
+    dtype = common_dtype(stencil, padded)
     batch, points = padded.shape[: -1 - dims], padded.shape[-1 - dims :]
     spatial = "XYZ"[:dims]
     result = jax.lax.conv_general_dilated(

@@ -143,7 +143,7 @@ class Checkpoints:
                     raise
                 damaged[path] = error
                 continue
-            self._set_aside(damaged, f"resuming from step {step}")
+            self._set_aside(damaged, f"using step {step}")
             return restored
         if saved_steps(self._directory) != steps:  # the run that writes them has replaced some meanwhile
             return self.read_newest(like)

@@ -78,6 +78,11 @@ def pixel_cross_entropy(
     return jax.vmap(of_image)(logits, labels)
 
 
+def pixel_figures(classes: int) -> dict[str, tuple[int, ...]]:
+    """Returns the figures of `pixel_cross_entropy` with the shapes of their sums, for `state.create_state`."""
+    return {"loss": (), "weight": (), "confusion": (classes, classes)}
+
+
 def binary_cross_entropy(logits: jax.Array, tags: jax.Array, *, smoothing: float = 0.0) -> Figures:
     """-(1/K) Σ_k q_k log s_k + (1 - q_k) log(1 - s_k) with s = sigmoid(logits) and q = (1 - ε) tags + ε / 2.
 

@@ -95,7 +95,6 @@ def create_state(
     return jax.tree.map(jnp.copy, state)  # so that no two parts, and not the caller's key, share what may be donated
 
 
-@jax.jit
 def keep_best(state: TrainState, score: jax.Array, epoch: jax.Array) -> TrainState:
     """Returns the state with its present variables as the best ones if score > state.best["score"].
 

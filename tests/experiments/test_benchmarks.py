@@ -23,7 +23,7 @@ def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
     point = {"operator": "depthwise", "dims": 2, "n": 4, "m": 3, "channels": 2}
     monkeypatch.setattr(autotune, "points", lambda short, coarse: [point])
     (row,) = autotune.sequential_rows(autotune.Config(features=256, rounds=1))
-    assert set(row["seconds"]) == set(methods.WAYS["depthwise"])
+    assert set(row["seconds"]) == set(methods.METHODS_OF["depthwise"])
     out.write_text(json.dumps(row))
     monkeypatch.setenv("LOWCOST_METHODS", str(out))
     methods._table.cache_clear()
@@ -44,7 +44,7 @@ def test_autotune_compiles_everything_before_it_times_on_an_accelerator(monkeypa
     monkeypatch.setattr(autotune, "_works", lambda way: way[0] != "fft")
     rows = list(autotune.precompiled_rows(autotune.Config(short=True, features=2**10)))
     assert calls == ["compile"] * len(points) + ["time"] * len(points)
-    assert all(row["seconds"].keys() == {*methods.WAYS[row["operator"]]} - {"fft"} for row in rows)
+    assert all(row["seconds"].keys() == {*methods.METHODS_OF[row["operator"]]} - {"fft"} for row in rows)
     assert {row["batch"] for row in rows} == {8}
 
 

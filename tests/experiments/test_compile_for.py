@@ -52,8 +52,10 @@ def test_the_table_of_an_absent_chip(topology):
     if importlib.util.find_spec(COMPILERS[topology]) is None:
         pytest.skip(f"{COMPILERS[topology]} is not installed")
     point = {"operator": "depthwise", "dims": 2, "n": 8, "m": 3, "channels": 32}
-    row = autotune.estimate(point, methods.WAYS["depthwise"], 2**14, topology)
-    assert set(row["seconds"]) == ({"matmul", "direct"} if topology.startswith("v5e") else {*methods.WAYS["depthwise"]})
+    row = autotune.estimate(point, methods.METHODS_OF["depthwise"], 2**14, topology)
+    assert set(row["seconds"]) == (
+        {"matmul", "direct"} if topology.startswith("v5e") else {*methods.METHODS_OF["depthwise"]}
+    )
     assert all(seconds > 0 for seconds in row["seconds"].values())
     assert row["origin"] == f"estimated by XLA for {topology.partition(':')[0]}"
 

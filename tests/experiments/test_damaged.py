@@ -91,6 +91,16 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
         finished(dataclasses.replace(config, seeds=2), INGREDIENTS | {"flip": "alternating"})
 
 
+def test_a_finished_run_with_an_ingredient_of_its_own_is_not_trained_again(tmp_path):
+    config = TrainConfig(workdir=tmp_path, epochs=1, kernel_size=3, learning_rate=0.02, label_smoothing=0.1)
+    ingredients = INGREDIENTS | {"learning_rate": 0.02, "label_smoothing": 0.1}
+    write_or_compare(config, ingredients, {}, {}, {})
+    (tmp_path / "result.json").write_text("{}")
+    found = []
+    assert training.run_all([(config, RECIPES["paper"])], found.append, lambda *_: pytest.fail("trained again")) == 0
+    assert found == [config]
+
+
 def test_a_run_whose_labels_of_points_were_found_is_found_again(tmp_path):
     """Its configuration states the task that its data have, and the flags state none."""
     config = TrainConfig(workdir=tmp_path, epochs=1, kernel_size=3)

@@ -360,7 +360,7 @@ def test_bad_exports_leave_one_line_and_no_file(run, image_folder, tmp_path):
     stablehlo: dict = {"format": "stablehlo"}
     for workdir, file, options, message in (
         (tmp_path / "nowhere", out, {}, "holds no run"),
-        (unfinished, out, {}, "has not finished training: its newest checkpoint is of step"),
+        (unfinished, out, {}, "has not finished training: its checkpoint is of step"),
         (damaged, out, {}, "is damaged"),
         (older, out, {}, "the last checkpoint of"),
         (run, tmp_path / "none" / "net.onnx", {}, "is no folder to write to"),

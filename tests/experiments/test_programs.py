@@ -105,7 +105,7 @@ def test_a_run_and_what_is_done_with_it(program, image_folder, tmp_path, capsys)
     code, output = finish(program("train", *arguments))
     assert code == 0, output
     assert "is damaged (" in output
-    assert "set aside as damaged-24-1, resuming from step 18" in output
+    assert "set aside as damaged-24-1, using step 18" in output
     assert f"resuming from step 18 in {whole}" in output
     assert [row["epoch"] for row in rows(whole)] == [1, 2, 3, 4]
     assert rows(whole) == undisturbed

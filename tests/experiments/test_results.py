@@ -1,5 +1,6 @@
 """Every page of results shows the committed figures, and the index links every page."""
 
+import dataclasses
 import re
 from functools import partial
 from pathlib import Path
@@ -94,6 +95,16 @@ def test_rows_that_are_not_complete_make_no_page(tmp_path):
     results.add([{"a": 2}])
     assert (tmp_path / "figures.md").read_text() == "figures: 2"
     assert drawn == [tmp_path / "figures.png"]
+
+
+def test_rows_of_other_flags_are_not_replaced(tmp_path):
+    config = table1.Config(size=16, out=tmp_path / "figures")
+    Results(config, markdown=str).add([{"a": 1}], complete=False)
+    same, other = (Results(dataclasses.replace(config, size=size), markdown=str) for size in (16, 24))
+    same.resume()
+    assert same.rows == [{"flags": "--size 16", "a": 1}]
+    with pytest.raises(ValueError, match=r"--out must .*, got .*figures\.jsonl with rows of --size 16; choose another"):
+        other.resume()
 
 
 @pytest.mark.parametrize(("width", "fits"), [("A", False), ((4, 8), True)])

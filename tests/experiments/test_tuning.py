@@ -87,7 +87,7 @@ def test_a_named_table_chooses(measured, monkeypatch, tmp_path, name, value):
 def test_measuring(operator):
     """Measures real times on a grid that is not square."""
     point = methods.Point(operator, (4, 6), (3, 1), 3)
-    ways = methods.WAYS[operator][-2:]
+    ways = methods.METHODS_OF[operator][-2:]
     batch, seconds = tuning.measure(point, ways, features=8 * 24 * 3, rounds=1)
     assert batch % jax.local_device_count() == 0
     assert set(seconds) == set(ways)

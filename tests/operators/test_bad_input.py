@@ -98,9 +98,10 @@ def test_one_time_step_for_all_channels_that_are_transformed():
 @pytest.mark.parametrize("name", ["depthwise_resolvent", "circulant_resolvent"])
 @pytest.mark.parametrize("h", [-1, -0.5, float("nan"), float("inf"), -float("inf")])
 def test_step(name, h):
-    """h must be finite and ≥ 0."""
+    """h must be finite and ≥ 0, also as an array whose numbers are known."""
     *good, _ = arguments(CASE[name])
-    refused(partial(getattr(lowcost, name), h=h), *good, words=[r"\bh\b", str(h)])
+    for given in (h, np.array(h), jnp.array(h), *([np.array([1, 1, h])] if name == "depthwise_resolvent" else [])):
+        refused(partial(getattr(lowcost, name), h=given), *good, words=[r"\bh\b", str(h)])
 
 
 @over_all
@@ -112,6 +113,18 @@ def test_integers(case, dtype):
     for position, name in enumerate([*weights, features]):
         bad = [shaped(*a.shape, dtype=dtype if i == position else a.dtype) for i, a in enumerate(good)]
         refused(case.function, *bad, error=TypeError, words=[name, jnp.dtype(dtype).name])
+
+
+@over_all
+def test_dtypes_need_no_implicit_promotion(case):
+    """Some users forbid it; weights and features may then still differ in their dtypes."""
+    *good, _ = arguments(case)
+    with jax.numpy_dtype_promotion("strict"):
+        for way in case.ways:
+            for dtypes in ((jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16)):
+                kinds = [dtypes[0], *(dtypes[1],) * (len(good) - 1)]
+                given = [shaped(*a.shape, dtype=kind) for a, kind in zip(good, kinds, strict=True)]
+                assert jax.eval_shape(partial(case.function, **way), *given).dtype == kinds[-1]
 
 
 @pytest.mark.parametrize("function", [lowcost.symbol, lowcost.circulant_symbol])

@@ -86,6 +86,48 @@ def test_transposed_in_a_shard_map_of_the_user(name):
     assert_close(jax.jit(jax.shard_map(transposed, mesh=mesh, **specs))(y), transposed(y), 1e-5)
 
 
+def mapped_gradients(case, *, shared, mesh=None, trace=lambda function, *arrays: function(*arrays)):
+    """Returns the gradients of each of two sets of arrays, except those of these numbers, which both sets share."""
+    weights, y = case.draw((2,), (4,), (3,), 4, dtype=np.float32)
+    if case.channels(weights) % 2:  # the adjoints of operators that add a channel
+        weights, y = [w[..., :4] for w in weights], y[..., :4]
+    axes = [None if i in shared else 0 for i in range(len(weights) + 1)]
+    arrays = [x if axis is None else np.stack([x, 2 * x]) for x, axis in zip((*weights, y), axes, strict=True)]
+
+    def gradients(*arrays):
+        def loss(*arrays):
+            return sum(jnp.tanh(case.function(*arrays, **way)).sum() for way in case.ways)
+
+        return jax.grad(loss, range(len(arrays)))(*arrays)
+
+    if mesh is not None:
+        specs = [PartitionSpec(None if axis is None else "b") for axis in axes]
+        arrays = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arrays, specs, strict=True)]
+    return trace(jax.jit(jax.vmap(gradients, axes), compiler_options=QUICK), *arrays)
+
+
+@over_every
+@pytest.mark.parametrize("shared", [(), (0,), (-1,)], ids=["nothing", "weights", "features"])
+def test_mapped_over_an_explicit_axis(case, shared):
+    """`jax.vmap` over a sharded axis of the features, of the weights or of all keeps the sharding."""
+    number = len(case.shapes((2,), 4))
+    shared = [number if i < 0 else i for i in shared] if shared != (0,) else range(number)
+    mesh = jax.make_mesh((2,), ("b",))
+    with jax.set_mesh(mesh):
+        for gradient in mapped_gradients(case, shared=shared, mesh=mesh, trace=jax.eval_shape):
+            assert gradient.sharding.spec[0] == "b"
+
+
+@pytest.mark.parametrize("name", ["depthwise", "circulant_resolvent_mirrored"])
+def test_gradients_mapped_over_an_explicit_axis(name):
+    """They equal those without a mesh, where the weights are mapped and the features are shared."""
+    mesh = jax.make_mesh((2,), ("b",))
+    expected = mapped_gradients(CASE[name], shared=[1])
+    with jax.set_mesh(mesh):
+        for ours, theirs in zip(mapped_gradients(CASE[name], shared=[1], mesh=mesh), expected, strict=True):
+            assert_close(ours, theirs, 1e-5)
+
+
 @over_every
 def test_explicit_axes(case):
     """With any axis name, and batch, channels and weights sharded, values and gradients equal those without a mesh."""

@@ -128,7 +128,7 @@ def test_every_file_damaged(saved, tmp_path, capfd, damage):
         assert contents(directory / "damaged-7-1") == broken
         assert warnings == [
             f"warning: {directory / '7'} is damaged ({file.as_posix()} {reason}); set aside as damaged-7-1, "
-            "resuming from step 3"
+            "using step 3"
         ]
         found += 1
     assert found >= 10
