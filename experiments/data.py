@@ -22,6 +22,7 @@ from rich.table import Column, Table
 
 from experiments.common import entry, plots, runs
 from experiments.common.config import DatasetName, values
+from experiments.common.evaluation import number
 from experiments.common.recipes import cropped, of_values, translated
 from lowcost import data, terminal
 from lowcost.data import augment, catalogue, decoding
@@ -108,7 +109,8 @@ def summary(dataset: data.Dataset) -> list[tuple[str, ...]]:
     for _, split in parts(dataset):
         if dataset.scale is not None:
             numbers = split.labels.astype(float) * dataset.scale[1] + dataset.scale[0]
-            columns.append([f"{x.mean():.4g} ± {x.std():.4g}" for x in numbers.T])
+            pairs = zip(numbers.T, dataset.scale[1], strict=True)
+            columns.append([f"{number(x.mean(), deviation)} ± {x.std():.4g}" for x, deviation in pairs])
         else:
             columns.append([f"{np.count_nonzero(has):,}" for has in _members(dataset, split)])
     return list(zip(dataset.classes, *columns, strict=True))

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from experiments.common import entry, evaluation, evaluation_plots
-from experiments.common.evaluation import aligned, percent
+from experiments.common.evaluation import aligned, number_cells, percent
 from experiments.common.files import check_target, csv_table, messages, write_whole
 from lowcost.terminal import printable
 from lowcost.train.calibration import calibration_error
@@ -102,7 +103,8 @@ def _of_images(
     print_line("\n".join(by_network(task, outputs, answers, labels, config.seed)))
     print_line(f"\n{by_output(task, answers, labels, names)}")
     if arguments.csv is not None:
-        write_whole(arguments.csv, image_table(task, dataset.classes, files, labels, answers))
+        deviations = 1.0 if dataset.scale is None else dataset.scale[1]
+        write_whole(arguments.csv, image_table(task, dataset.classes, files, labels, answers, deviations))
     if task == "classes":
         print_line(f"\n{confused(evaluation.confusion_matrix(labels, answers.argmax(-1), len(names)), names)}\n")
         curves = {"as trained": evaluation.answers(task, outputs)}
@@ -185,15 +187,29 @@ def confused(confusion: np.ndarray, names: list[str], unit: str = "images") -> s
 
 
 def image_table(
-    task: str, classes: Sequence[str], files: Sequence[object], labels: np.ndarray, answers: np.ndarray
+    task: str,
+    classes: Sequence[str],
+    files: Sequence[object],
+    labels: np.ndarray,
+    answers: np.ndarray,
+    deviations: ArrayLike = 1.0,
 ) -> bytes:
-    """Returns one row per image as CSV: its class, the predicted class and its probability; or all tags or values."""
+    """Returns one row per image as CSV: its class, the predicted class and its probability; or all tags or values.
+
+    Args:
+        task: "classes", "tags" or "values".
+        classes: their names.
+        files: a name or an index of each image.
+        labels: of each image.
+        answers: of the networks, [N, K].
+        deviations: of the values.
+    """
     if task == "classes":
         header = ["true class", "predicted class", "probability"]
         rows = [[classes[y], classes[p.argmax()], f"{p.max():.6f}"] for y, p in zip(labels, answers, strict=True)]
     else:
         header = [f"{name} {kind}" for kind in ("true", "predicted") for name in classes]
-        rows = [[f"{x:.6g}" for x in row] for row in np.concatenate([labels, answers], axis=1)]
+        rows = [number_cells(x, deviations) + number_cells(y, deviations) for x, y in zip(labels, answers, strict=True)]
     return csv_table(["image", *header], [[file, *row] for file, row in zip(files, rows, strict=True)])
 
 

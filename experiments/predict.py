@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from experiments.common import entry, masks
-from experiments.common.evaluation import sigmoid
+from experiments.common.evaluation import number, number_cells, sigmoid
 from experiments.common.files import check_target, csv_table, messages, write_whole
 from experiments.common.inputs import ARRAYS, Inputs, examples, find
 from lowcost import extras, terminal
@@ -107,7 +107,7 @@ def main(config: PredictConfig) -> int:
             for name, image in examples(file, classifier.takes, config.max_pixels):
                 rows.append(classify(classifier, name, image, config.top))
                 targets.write(rows[-1])
-                print(terminal.printable(line(classifier.task, rows[-1])), flush=True, file=messages(config.csv))
+                print(terminal.printable(line(classifier, rows[-1])), flush=True, file=messages(config.csv))
         except ValueError as error:
             terminal.warn(f"error: {error}")
             status = entry.FIXABLE
@@ -180,11 +180,14 @@ def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> 
     return Row(name, [(classifier.classes[i], float(numbers[i])) for i in order], milliseconds)
 
 
-def line(task: str, row: Row) -> str:
+def line(classifier: Classifier, row: Row) -> str:
     """Returns what is printed for an image: classes or values, tags of probability ≥ 1/2, or the classes of points."""
-    form = ".4g" if task == "values" else ".1%"
-    least = {"tags": 0.5, "pixels": 1e-9}.get(task, -math.inf)
-    answers = [f"{name}  {x:{form}}" for name, x in row.answers if x >= least]
+    if classifier.task == "values":
+        deviations = np.broadcast_to(classifier.scale[1], len(row.answers))
+        answers = [f"{name}  {number(x, d)}" for (name, x), d in zip(row.answers, deviations, strict=True)]
+    else:
+        least = {"tags": 0.5, "pixels": 1e-9}.get(classifier.task, 0)
+        answers = [f"{name}  {x:.1%}" for name, x in row.answers if x >= least]
     return "  ".join([row.file, *(answers or ["no tag"]), f"{row.milliseconds:.1f} ms"])
 
 
@@ -192,7 +195,9 @@ def table(classifier: Classifier, rows: Sequence[Row], top: int) -> bytes:
     """Returns the rows as CSV: file, class, probability, milliseconds, class2, ...; else a column per name."""
     if classifier.task != "classes":
         header = ["file", "milliseconds", *classifier.classes]
-        return csv_table(header, ([f, f"{ms:.3f}", *(f"{x:.6g}" for _, x in answers)] for f, answers, ms, _ in rows))
+        columns = [number_cells([x for _, x in row.answers], classifier.scale[1]) for row in rows]
+        lines = [[row.file, f"{row.milliseconds:.3f}", *x] for row, x in zip(rows, columns, strict=True)]
+        return csv_table(header, lines)
     further = range(2, min(top, len(classifier.classes)) + 1)
     more = [f"{column}{i}" for i in further for column in ("class", "probability")]
     lines = []
@@ -214,6 +219,8 @@ def load(config: PredictConfig) -> Classifier:
         got = "neither" if config.model is None else "both"
         raise ValueError(f"either --workdir or --model must be given, got {got}; name a run or a file")
     is_onnx = config.model.suffix.lower() == ".onnx"
+    if is_onnx and not config.model.exists():
+        raise FileNotFoundError(f"--model must be a file, got {config.model}, which does not exist; correct its name")
     if is_onnx and config.runtime == "jax":
         raise ValueError(f"JAX does not run {config.model}; leave --runtime out, or export with --format stablehlo")
     if config.model.suffix.lower() == ".safetensors" or not (is_onnx or config.model.exists()):

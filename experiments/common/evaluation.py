@@ -1,8 +1,10 @@
 """Counts what a network gets right and what it confuses, and shows such figures as text; in NumPy."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lowcost.data import IGNORED
 from lowcost.train.calibration import softmax
@@ -87,6 +89,18 @@ def value_figures(labels: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, 
 def ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Returns x / y, NaN where y is 0."""
     return x / np.where(y == 0, np.nan, y)
+
+
+def number(x: float, deviation: float, digits: int = 4) -> str:
+    """Returns x with this number of digits of its deviation, which may be much smaller: 2459011.342 for 7.149."""
+    larger = math.floor(math.log10(abs(x))) - math.floor(math.log10(deviation)) if x and math.isfinite(x) else 0
+    return f"{x:.{digits + max(0, larger)}g}"
+
+
+def number_cells(row: Sequence[float], deviations: ArrayLike = 1.0) -> list[str]:
+    """Returns the cells of a table for probabilities or values, with six digits of the deviation of each."""
+    of_each = np.broadcast_to(deviations, len(row))
+    return [number(x, deviation, 6) for x, deviation in zip(row, of_each, strict=True)]
 
 
 def percent(share: float) -> str:

@@ -186,7 +186,9 @@ def _rows(path: Path, array: np.ndarray, takes: Inputs) -> tuple[bool, np.ndarra
     """Returns whether the array has several examples, and all of them as [N, *grid, channels]."""
     small = array.dtype.kind in "iu" and array.dtype.itemsize <= 2 and not takes.varies
     dtype = "float32" if array.dtype.kind in "fiub" and not small else array.dtype.name  # as in lowcost.data.arrays
-    forms = (array, array[None], array[..., None], array[None, ..., None])
+    forms = [array, array[None]]
+    if not (takes.varies and array.ndim > 1 and array.shape[-1] == 1):  # else these are channels, and not single points
+        forms += [array[..., None], array[None, ..., None]]
     fitting = [i for i, form in enumerate(forms) if takes.fits(form.shape)]
     if dtype != takes.dtype or not fitting:
         got = f"{array.dtype} {list(array.shape)}"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,9 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     """Writes a figure in the format of the file's suffix, or PNG if there is none; `options` are those of savefig."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = io.BytesIO()
-    figure.savefig(image, **{"format": path.suffix[1:] or "png", **options})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # of names in scripts that the font lacks
+        figure.savefig(image, **{"format": path.suffix[1:] or "png", **options})
     write_whole(path, image.getvalue())
 
 

@@ -127,6 +127,9 @@ def data_of(config: TrainConfig) -> data.Dataset:
     """Returns the images of a run, with the parts and the permission to flip that its flags ask for."""
     dataset = load(config)
     if config.train_images is not None:
+        if config.train_images > len(dataset.train):
+            expected = f"--train-images must be at most the {len(dataset.train)} training images of {dataset.name}"
+            raise ValueError(f"{expected}, got {config.train_images}; leave it out to take all")
         dataset = dataset.sample(config.train_images)
     if config.validation_share:
         dataset = dataset.hold_out(config.validation_share)

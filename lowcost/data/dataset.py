@@ -230,14 +230,17 @@ class Dataset:
     def sample(self, count: int) -> "Dataset":
         """Returns the data set with `count` training images, sampled at random with a fixed seed.
 
-        All test and validation images stay.
+        All test and validation images stay. One line on stderr names the classes or tags without training images.
 
         Raises:
             ValueError: count is below 1 or above the number of training images.
         """
         if not 1 <= count <= len(self.train):
-            raise ValueError(f"{self.name}: count must be 1 to {len(self.train)} training images, got {count}")
-        return replace(self, train=_rows(self.train, np.sort(epoch_order(0, 0, len(self.train))[:count])))
+            expected = f"{self.name}: count must be 1 to {len(self.train)} training images"
+            raise ValueError(f"{expected}, got {count}; decrease it, or take all")
+        train = _rows(self.train, np.sort(epoch_order(0, 0, len(self.train))[:count]))
+        warn_absent(self.name, "train", train.labels, self.classes, self.task)
+        return replace(self, train=train)
 
     def hold_out(self, share: float) -> "Dataset":
         """Moves about `share` of the training images to a validation split, by the sha256 of their pixels.
@@ -290,7 +293,8 @@ def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...]
         return
     counts = labels.sum(0) if task == "tags" else class_counts(labels, len(classes))
     if names := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        warn(f"warning: {where}: no {part} images of {listed(names)}")
+        ignored = f"; {IGNORED} means no label" if task == "pixels" and (labels == IGNORED).any() else ""
+        warn(f"warning: {where}: no {part} images of {listed(names)}{ignored}")
 
 
 def _rows(train: Split, rows: NDArray) -> Split:

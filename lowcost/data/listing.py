@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from os import PathLike
 
-from lowcost.terminal import listed, warn
+from lowcost.terminal import listed, printable, warn
 
 Entries = list[os.DirEntry[str]]
 
@@ -16,9 +16,8 @@ def list_images(
 ) -> tuple[Entries, Entries]:
     """Returns the images and the folders in a folder, each sorted by name, and counts all other entries by kind.
 
-    An image is a regular file with one of the suffixes, in lower or upper case, or a link with such a name. Reading the
-    image checks the target of the link, so that a broken link is an error. A link to a folder counts as a folder.
-    Hidden entries are left out.
+    An image is a regular file with one of the suffixes, in lower or upper case, or a link with such a name. A link to a
+    folder counts as a folder. Hidden entries are left out.
 
     Args:
         folder: the folder.
@@ -29,6 +28,7 @@ def list_images(
         (images, folders).
 
     Raises:
+        FileNotFoundError: a link is broken: what it names may be a class, on a disk that is not mounted.
         OSError: the folder cannot be read.
     """
     images, folders = [], []
@@ -37,6 +37,10 @@ def list_images(
             suffix = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith(".") or entry.name == "__MACOSX":  # the latter is in archives from macOS
                 left_out["hidden"] += 1
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                got = f"a broken link to {printable(os.readlink(entry.path))}"
+                remedy = "mount or restore its target, or remove the link"
+                raise FileNotFoundError(f"{printable(entry.path)} must exist, got {got}; {remedy}")
             elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 folders.append(entry)
             elif suffix not in suffixes:

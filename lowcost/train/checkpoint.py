@@ -195,7 +195,9 @@ class Checkpoints:
                 writing.result()
         except Exception as error:  # of any type, for a full disk
             what = f"no checkpoint could be written to {self._directory} ({first_line(error)})"
-            remedy = "older checkpoints are intact: fix the cause and rerun the same command to resume"
+            remedy = (
+                "older checkpoints, if there are any, are intact: fix the cause and rerun the same command to resume"
+            )
             raise OSError(f"{what}; {remedy}") from error
 
     def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:

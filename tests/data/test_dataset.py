@@ -306,7 +306,7 @@ def test_classes_without_validation_images_are_named(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_sample_is_drawn_once_and_for_all():
+def test_a_sample_is_drawn_once_and_for_all(capsys):
     """A sample has some of the training images with their labels, each once and in order, and all test images."""
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     labels = (images.ravel() % 3).astype(np.int32)
@@ -322,6 +322,9 @@ def test_a_sample_is_drawn_once_and_for_all():
     for count in 0, 41:
         with pytest.raises(ValueError, match=f"counted: count must be 1 to 40 training images, got {count}"):
             whole.sample(count)
+    assert not capsys.readouterr().err
+    whole.sample(2)
+    assert "warning: counted: no train images of " in capsys.readouterr().err
 
 
 def test_the_digest_of_a_split_is_of_every_image_and_label():

@@ -312,6 +312,7 @@ def test_resampled_signals(tmp_path):
         ((3,), Inputs((7, 2), masked=True), None),
         ((3, 1), Inputs((7, 2), masked=True), None),
         ((9, 3), Inputs((7, 2), masked=True), 9),
+        ((1,), Inputs((7, 2), masked=True), None),
         ((9, 30), Inputs((7, 1), length=7), 9),
         ((30, 2), Inputs((7, 2), length=7), None),
     ],
@@ -324,6 +325,14 @@ def test_one_example_or_several(shape, takes, count, tmp_path):
     path = str(tmp_path / "a.npy")
     assert [*names] == ([path] if count is None else [f"{path}[{i}]" for i in range(count)])
     assert {(image.shape, image.dtype) for image in images} == {(takes.image_shape, np.dtype(np.float32))}
+
+
+def test_a_signal_that_is_too_long_is_not_several_points(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((9, 1), np.float32))
+    with pytest.raises(
+        ValueError, match=r"a\.npy must hold float32 \[up to 7, 1\] or several of these, got .* \[9, 1\]"
+    ):
+        [*examples(tmp_path / "a.npy", Inputs((7, 2), "float32", masked=True))]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", ">i2", "int8", "<u2"])

@@ -170,7 +170,8 @@ def test_predict_reads_task_and_temperature_of_a_file(exported, image_folder, ca
     about = {"classes": '["one", "two"]', "image_shape": "[16, 16, 3]"}
     logits = None
     values = {"task": "values", "scale": "[[5, -1], [10, 2]]"}
-    for more in ({"task": "values"}, values, {"task": "tags"}, {"temperature": "3.5"}):
+    distant = {"task": "values", "scale": "[[2459000, -1e9], [0.01, 2]]"}  # with deviations much smaller than the means
+    for more in ({"task": "values"}, values, distant, {"task": "tags"}, {"temperature": "3.5"}):
         onnx.helper.set_model_props(model, about | more)
         onnx.save(model, file)
         assert predict.main(PredictConfig((image,), model=file, csv=tmp_path / "table.csv", top=2)) == 0
@@ -179,6 +180,11 @@ def test_predict_reads_task_and_temperature_of_a_file(exported, image_folder, ca
             assert list(row) == ["file", "milliseconds", "one", "two"]
             logits = np.array([float(row["one"]), float(row["two"])])
             assert words[1:-1] == ["one", f"{logits[0]:.4g}", "two", f"{logits[1]:.4g}"]
+        elif more == distant:
+            found = np.array([float(row["one"]) - 2459000, float(row["two"]) + 1e9])
+            np.testing.assert_allclose(found, logits * (0.01, 2), rtol=1e-4, atol=1e-7)
+            shown = np.array([float(words[2]) - 2459000, float(words[4]) + 1e9])
+            np.testing.assert_allclose(shown, logits * (0.01, 2), atol=2e-3)
         elif "scale" in more:
             np.testing.assert_allclose([float(row["one"]), float(row["two"])], (5, -1) + logits * (10, 2), rtol=1e-4)
         elif "task" in more:

@@ -140,6 +140,10 @@ def test_a_flag_is_documented(name, capsys):
             {"keep_best": True},
             "--keep-best and --patience need validation images, got none; add ",
         ),
+        (
+            {"train_images": 1438},
+            "--train-images must be at most the 1437 training images of digits, got 1438; leave it",
+        ),
         ({"patience": 3}, "--keep-best and --patience need validation images, got none; add "),
         ({"patience": 0, "validation_share": 0.5}, "--patience must be at least 1, got 0"),
         ({"init_from": "none"}, "source must be a work directory, .* got none; released are "),
