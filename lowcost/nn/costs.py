@@ -12,7 +12,7 @@ from lowcost.cost import Cost, Method
 from lowcost.methods import SPECTRAL
 from lowcost.nn import operations as ops
 from lowcost.nn.networks import Network
-from lowcost.nn.structure import blank_layers, variable_shapes
+from lowcost.nn.structure import blank_layers
 
 
 def network_cost(net: Network, image_shape: Sequence[int], *, method: Method | None = None) -> Cost:
@@ -36,9 +36,9 @@ def network_cost(net: Network, image_shape: Sequence[int], *, method: Method | N
         >>> network_cost(network("implicit_rd", "A", 10), (32, 32, 3)).weights
         101066
     """
-    weights = sum(x.size for x in jax.tree.leaves(variable_shapes(net, image_shape)["params"]))
-    multiply_adds = 0
+    weights = multiply_adds = 0
     for layer in blank_layers(net, image_shape):
+        weights += sum(x.size for x in jax.tree.leaves(layer.module.variables.get("params", {})))
         options = {"method": method} if method and "_step" in layer.name else {}
         multiply_adds += _multiply_adds(layer.operations(), layer.grid, options)
     return Cost(weights, multiply_adds)

@@ -198,10 +198,7 @@ class Filter:
     def parts(self) -> dict[tuple[int, ...], NDArray[np.float32]]:
         """{S: A_S} of `real_parts`, each [*axes, channels that F does not transform]."""
         with jax.ensure_compile_time_eval():
-            symbol = jnp.asarray(self.symbol.reshape(*self.axes, -1))
-            if self.mirrored:  # and even along the channels
-                symbol = reduce(slots, range(self.mirrored, len(self.axes)), symbol)
-            parts = {(): symbol} if self.mirrored else real_parts(both_signs(symbol))
+            parts = _real_parts(self.symbol.reshape(*self.axes, -1), self.mirrored)
             return {subset: np.asarray(part, np.float32) for subset, part in parts.items()}
 
     def cut(self, radius: Sequence[int]) -> Depthwise:
@@ -219,6 +216,13 @@ class Filter:
         """[B, *grid, C] → the same shape."""
         options = {"subsets": tuple(self.parts), "axes": self.axes, "mirrored": self.mirrored}
         return per_shard(_filtered, len(self.grid), y, *self.parts.values(), **options)
+
+
+@partial(jax.jit, static_argnums=1)  # outside of any jit each operation would be compiled
+def _real_parts(symbol, mirrored):
+    if mirrored:  # and even along the channels
+        return {(): reduce(slots, range(mirrored, symbol.ndim - 1), symbol)}
+    return real_parts(both_signs(symbol))
 
 
 def _filtered(y, *parts, subsets, axes, mirrored):

@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike
 from lowcost.nn import operations as ops
 from lowcost.nn.networks import Network
 from lowcost.nn.structure import bound_layers, chain
-from lowcost.spectral import as_complex, coupled_symbol, symbol
 
 
 class LayerBounds(NamedTuple):
@@ -182,7 +181,7 @@ def _bound(operation, grid):
         case ops.Upsample(larger):
             return 2 ** (sum(n > 1 for n in larger) / 2)
         case ops.Depthwise(stencil=θ, boundary="symmetric"):  # the image and its 2ᵈ - 1 mirror images are filtered
-            return 2 ** (len(grid) / 2) * _norm(symbol(jnp.asarray(θ), [2 * n for n in grid]), grid)
+            return 2 ** (len(grid) / 2) * _norm(_of_stencil(θ, [2 * n for n in grid]), grid)
         case ops.Filter():
             return np.abs(operation.symbol).max()
         case ops.Sum(branches):
@@ -192,7 +191,7 @@ def _bound(operation, grid):
         case ops.Concatenate(branches):
             parts = [_symbol(branch, grid) for branch in branches]
             if all(λ is not None and λ.ndim == len(grid) + 1 for λ in parts):  # diagonal: the exact norm
-                return jnp.sqrt(jnp.max(sum(jnp.abs(λ) ** 2 for λ in parts)))
+                return np.sqrt(np.max(sum(np.abs(λ) ** 2 for λ in parts)))
             return math.hypot(*(lipschitz(branch, grid) for branch in branches))
     return _norm(_symbol((operation,), grid), grid)
 
@@ -206,36 +205,42 @@ def _symbol(operations, grid):
     axes = range(len(grid))
     match operations:
         case ():
-            return jnp.ones((1,) * (len(grid) + 1))
+            return np.ones((1,) * (len(grid) + 1))
         case (ops.Depthwise(stencil=θ, boundary="periodic"),):
-            return symbol(jnp.asarray(θ), grid)
+            return _of_stencil(θ, grid)
         case (ops.Convolution(stencil=θ),):
-            return coupled_symbol(jnp.asarray(θ), grid)
+            return _of_stencil(θ, grid)
         case (ops.Pointwise(matrix=weights) | ops.Scale(scale=weights),):
-            return jnp.expand_dims(weights, axes)
+            return np.expand_dims(np.float64(weights), tuple(axes))
         case (ops.Filter(circulant=False, boundary="periodic") as filter_,):
-            return jnp.asarray(filter_.symbol)
+            return filter_.symbol
         case (ops.Sum(branches),):
             symbols = [_symbol(branch, grid) for branch in branches]
             return None if any(λ is None for λ in symbols) else _total(symbols, grid)
     return None
 
 
+def _of_stencil(stencil, grid):
+    """λ of `symbol` or `coupled_symbol` in float64, by NumPy: JAX would compile each operation for each shape."""
+    window, axes = stencil.shape[: len(grid)], tuple(range(len(grid)))
+    beyond = [(0, n - m) for n, m in zip(grid, window, strict=True)]
+    padded = np.pad(np.float64(stencil), [*beyond, *[(0, 0)] * (stencil.ndim - len(grid))])
+    return np.conj(np.fft.fftn(np.roll(padded, [-(m // 2) for m in window], axes), axes=axes))
+
+
 def _total(symbols, grid):
     """Σ λ over what is linear; as matrices if one of them is a matrix."""
-    zero = as_complex(jnp.zeros((1,) * (len(grid) + 1)))
-    linear = [as_complex(λ) for λ in symbols if λ is not None]
+    zero = np.zeros((1,) * (len(grid) + 1))
+    linear = [λ for λ in symbols if λ is not None]
     if matrices := [λ for λ in linear if λ.ndim > zero.ndim]:
-        eye = jnp.expand_dims(jnp.eye(matrices[0].shape[-1], dtype=matrices[0].dtype), range(len(grid)))
+        eye = np.expand_dims(np.eye(matrices[0].shape[-1]), tuple(range(len(grid))))
         linear = [λ if λ.ndim > zero.ndim else λ[..., None] * eye for λ in linear]
     return sum(linear) if linear else zero
 
 
 def _norm(symbol, grid):
     """max |λ|, or max ‖λ‖₂ over matrices."""
-    if symbol.ndim == len(grid) + 1:
-        return jnp.max(jnp.abs(symbol))
-    return jnp.max(jnp.linalg.norm(symbol, ord=2, axis=(-2, -1)))
+    return np.abs(symbol).max() if symbol.ndim == len(grid) + 1 else np.linalg.norm(symbol, 2, (-2, -1)).max()
 
 
 def _filters(operations):

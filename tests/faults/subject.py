@@ -28,12 +28,14 @@ class Subject:
     Args:
         directory: the parent of all files.
         epochs: the length of every run. An epoch has 15 steps, more than one dispatch.
+        flags: further flags of every run.
     """
 
     steps_per_epoch = 15
 
-    def __init__(self, directory: Path, epochs: int):
-        self.directory, self.epochs, self.image_folder = directory, epochs, directory / "image_folder"
+    def __init__(self, directory: Path, epochs: int, flags: tuple[Any, ...] = ()):
+        self.directory, self.epochs, self.flags = directory, epochs, flags
+        self.image_folder = directory / "image_folder"
         write_images(self.image_folder, train=60)
         self.environment = {
             **os.environ,
@@ -51,7 +53,7 @@ class Subject:
     ) -> "subprocess.Popen[str]":
         """Starts training on the given number of virtual CPU devices, by the command `wrap` if given."""
         fixed = ("folder", "--data-dir", self.image_folder, "--epochs", self.epochs, "--batch-size", 8)
-        fixed += ("--steps-per-block", 1, "--workdir", workdir)  # a network that compiles quickly
+        fixed += ("--steps-per-block", 1, "--workdir", workdir, *self.flags)  # a network that compiles quickly
         return self.start_program(
             "train", *fixed, *flags, wrap=wrap, environment={"JAX_NUM_CPU_DEVICES": str(devices), **(environment or {})}
         )

@@ -78,7 +78,8 @@ def test_training_needs_no_gather(architecture):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    net = network(architecture, (2, 4), 3, steps_per_block=1)
+    width = (2, 4) if architecture == "implicit_rd" else (2,)  # the layer between two blocks is that of all networks
+    net = network(architecture, width, 3, steps_per_block=1)
 
     def loss(variables, images):
         return jnp.sum(net.apply(variables, images, train=True, mutable=["batch_stats"])[0] ** 2)
