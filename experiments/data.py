@@ -49,7 +49,7 @@ class DataConfig:
     image_size: int | None = None
     """folder: resize the images to squares of this side. None: 64 or 32, unless all share a small size."""
     max_pixels: int = decoding.MAX_PIXELS
-    """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
+    """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes per pixel."""
     task: data.Task = "classes"
     """folder, arrays: classes, the tags or values of labels.csv or the labels, or the classes of pixels."""
     test_share: float = 0.2

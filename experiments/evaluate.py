@@ -42,7 +42,8 @@ class EvaluateConfig:
     out: Path | None = None
     """Folder for the plots. None: WORKDIR/evaluation, with --average-flips WORKDIR/evaluation-flips."""
     csv: Path | None = None
-    """Also write a table to this file: for each image its file or index, the true and the predicted class."""
+    """Also write one row per image to this file: its file or index, then its true and predicted class and the
+    probability; all tags or values; or for pixels its accuracy and the IoU of each class."""
 
 
 def main(arguments: EvaluateConfig) -> None:

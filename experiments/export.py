@@ -38,8 +38,8 @@ class ExportConfig:
     bits: Literal[32, 8] = 32
     """onnx: bits of a weight in the file."""
     activations: Literal[32, 8] = 32
-    """onnx, with --bits 8: bits of what enters and leaves products and convolutions. 8: runtimes may compute these in
-    integers, whose ranges are those on some training images."""
+    """onnx, with --bits 8: bits of the inputs and outputs of products and convolutions. With 8, runtimes can compute
+    these in integers. The ranges are measured on at most 500 training images."""
     data_dir: Path | None = None
     """--activations 8: folder or file of the training images, if it is no longer the one of training."""
     opset: int = 21

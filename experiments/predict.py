@@ -27,7 +27,7 @@ from lowcost.train.calibration import softmax
 
 
 class Row(NamedTuple):
-    """What a network answers on one image, signal or volume.
+    """Holds the answers of a network for one image, signal or volume.
 
     Attributes:
         file: its file, of several with its row: FILE[3].
@@ -64,7 +64,7 @@ class PredictConfig:
     out: Path | None = None
     """Networks that label every pixel: folder for one mask per image, NAME.png, or NAME.npy of signals and volumes."""
     max_pixels: int = decoding.MAX_PIXELS
-    """Refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
+    """Refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes per pixel."""
 
 
 class Classifier(NamedTuple):
@@ -74,8 +74,8 @@ class Classifier(NamedTuple):
         logits: float32 [B, *grid, C] → [B, classes], or [B, *grid, classes] for the task "pixels".
         classes: their names, or those of tags or values.
         takes: shape, dtype and scaling of what it classifies.
-        task: what the logits become: probabilities of classes by a softmax, of tags by a sigmoid, values, or classes of
-            points.
+        task: how answers are computed from logits: "classes" by a softmax, "tags" by a sigmoid, "values" by `scale`,
+            "pixels" by the largest logit of each point.
         temperature: the softmax is of logits / temperature.
         scale: (means, standard deviations) of the values if the logits are standardised.
     """
@@ -117,7 +117,7 @@ def main(config: PredictConfig) -> int:
 
 
 class Targets:
-    """The mask files to write, one per example, of which none replaces an existing file.
+    """Plans and writes the mask files, one per example; no file replaces an existing one.
 
     Args:
         folder: of the files, which is created; None for other tasks than "pixels".

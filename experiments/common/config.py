@@ -43,7 +43,8 @@ class TrainConfig:
     become test images, or as DIR/train/CLASS/* and DIR/test/CLASS/*.
     arrays: your images, signals or volumes in --data-dir FILE.npz, or a folder of .npy files, with train_images,
     train_labels and optionally test_images, test_labels (else --test-share), and lengths of signals.
-    cifar10, cifar100, stl10: the published archives, searched for in --data-dir, $LOWCOST_DATA and the user's cache."""
+    cifar10, cifar100, stl10: array_record files of tensorflow-datasets in --data-dir, $TFDS_DATA_DIR or
+    ~/tensorflow_datasets; otherwise the published archives in --data-dir, $LOWCOST_DATA or the user's cache."""
     architecture: Architecture = "implicit_rd"
     """The step of the network, with its equation in the paper.
     Reaction-diffusion: implicit_rd (11), explicit_rd (9), circulant_rd (12), implicit_circulant_rd (new).
@@ -65,18 +66,18 @@ class TrainConfig:
     """Share of the target that is spread over all classes, from 0 to below 1; for classes, tags and pixels. None: the
     recipe's."""
     class_weights: str | None = None
-    """How much an image or pixel counts in the loss, by its class. auto: rare classes count more, each class alike.
-    FILE.json: {"CLASS": weight, …}. None: all alike."""
+    """Weight of an image or pixel in the loss, by its class. auto: all classes together have equal weights, so that
+    images of rare classes count more. FILE.json: {"CLASS": weight, …}. None: every image has the weight 1."""
     task: Task = "classes"
-    """folder, arrays: what a network predicts. classes: the folder of an image, or its label. tags and values: the
-    columns of labels.csv, beside the images, or of the labels: 0 or 1 for each tag (any number may be 1), or numbers
-    (regression). pixels: the class of every pixel or point, from DIR/train/images/* and DIR/train/masks/*, or from
-    labels of the images' shape; this is found without the flag."""
+    """folder, arrays: what the network predicts. classes: the class folder of an image, or its label. tags and values:
+    the columns of labels.csv in the folder, or of the label array: 0 or 1 for each tag, or numbers (regression).
+    pixels: the class of every pixel or point, from DIR/train/images/* and DIR/train/masks/*, or from label arrays of
+    the images' shape; detected without the flag, except for signals."""
     test_share: float = 0.2
     """folder, arrays: share of the images that become test images, chosen by their content, where there are none."""
     validation_share: float = 0.0
-    """Share of the training images that become validation images, which training leaves out. Not needed where there
-    are some: in DIR/val of a folder, in val_images of arrays."""
+    """Share of the training images that become validation images, which training leaves out. It must be 0 if the data
+    have validation images of their own: DIR/val of a folder, val_images of arrays."""
     keep_best: bool = False
     """Keep the weights of the epoch that is best on the validation images, in place of those of the last epoch."""
     patience: int | None = None
@@ -89,9 +90,9 @@ class TrainConfig:
     loaded_rate: float = 1.0
     """--init-from: factor on the learning rate of all weights but those of the classifier."""
     teacher: tuple[str, ...] = ()
-    """Distillation: train also towards the mean of the class probabilities of these trained networks, the teachers, for
-    the same augmented images. Each is a source as of --init-from; of a work directory with several seeds, all networks
-    are teachers. Their classes and image size must be those of the run."""
+    """Distillation: these trained networks, the teachers, add a loss that compares the class probabilities with their
+    mean, for the same augmented images. Each is named as in --init-from. A work directory with several seeds counts as
+    that number of teachers. Their classes and image size must be those of the run."""
     distill: float = 0.5
     """--teacher: share of the loss that compares with the teachers and not with the labels, above 0 and at most 1."""
     epochs: int | None = None
@@ -107,8 +108,9 @@ class TrainConfig:
     steps_per_block: int = 4
     """Depth: steps in each block."""
     kernel_size: int | None = None
-    """Points of the stencils per axis. None: those of the run that resumes, or of the network of --init-from, else 5
-    in implicit_rd and implicit_circulant_rd if the task is not pixels and the images are large enough, else 3."""
+    """Points of the stencils per axis. None: those of the run that resumes, or of the network of --init-from. Otherwise
+    5 for implicit_rd and implicit_circulant_rd on images that are large enough, unless the task is pixels; 3 in all
+    other cases, such as signals and volumes."""
     h: float = 1.0
     """Time step; mobilenet has none."""
     reach: float = 0.0
@@ -129,7 +131,8 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the features; weights, statistics and sums stay float32."""
     remat: bool = False
-    """Store only each block's input for the backward pass and recompute the rest: less memory, more time."""
+    """Recompute the features inside each block in the backward pass: more time and, by XLA's estimates, little less
+    memory."""
     workdir: Path | None = None
     """Work directory, for all files of the run. None: runs/DATASET-ARCHITECTURE-WIDTH-RECIPE-seedN."""
     keep: int = 2
@@ -151,7 +154,7 @@ class TrainConfig:
     """arrays: resample every signal linearly to this number of points. None: keep them, with a mask if there are
     lengths."""
     max_pixels: int = MAX_PIXELS
-    """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes a pixel."""
+    """folder: refuse images with more pixels than this (width times height); decoding takes 4 to 16 bytes per pixel."""
     dry_run: bool = False
     """Train a few steps, print images, weights, memory and seconds per epoch, and write no work directory."""
     cluster: Cluster = Cluster()
