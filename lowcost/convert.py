@@ -138,5 +138,8 @@ def _check_square(stencil):
 def _relative_error(stencil, nearest):
     """‖K - P‖_F / ‖K‖_F, in float32 at least; 0 for K = 0."""
     stencil, nearest = promote(stencil), promote(nearest)
+    largest = jax.lax.stop_gradient(jnp.abs(stencil).max())
+    scale = jnp.where(largest == 0, 1, largest)  # else the squares could underflow or overflow
+    stencil, nearest = stencil / scale, nearest / scale
     norm = root(jnp.sum(stencil**2))
     return root(jnp.sum((stencil - nearest) ** 2)) / jnp.where(norm == 0, 1, norm)

@@ -82,6 +82,16 @@ def test_no_other_member_is_nearer(name, window, c, seed):
     assert np.linalg.norm(K - nearest - perturbation) > np.linalg.norm(K - nearest)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_error_does_not_depend_on_the_scale(name, scale):
+    """Also where the squares of the kernel exceed the range of float32."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 2)).astype(np.float32)
+    *_, expected = FUNCTIONS[name](kernel)
+    *_, error = FUNCTIONS[name](kernel * np.float32(scale))
+    np.testing.assert_allclose(error, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("window", [(4,), (3, 3)], ids=str)
 def test_linear_mix_is_the_masked_convolution(window):
     """K_lm of the weights is K with all but its diagonal blocks and 1x1 couplings masked, Section 3.1."""

@@ -19,8 +19,8 @@ def random_resized_crop(
     """image(t + s·x) for x in the grid: a window of side s, s ~ U(low, high), at a random corner t.
 
     Each image has its own window, s times as long as the grid along each axis, which is resized linearly to the grid.
-    A window with s ≤ 1 lies inside the image; one with s > 1 contains it and is zero outside. low = high = 1 is the
-    identity.
+    A window with s ≤ 1 lies inside the image. One with s > 1 contains it and is zero outside; it is shrunk without
+    aliasing, by averages with triangular weights over 2s points. low = high = 1 is the identity.
 
     Args:
         key: random key.

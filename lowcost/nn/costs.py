@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from numpy.typing import NDArray
 
 from lowcost import cost
 from lowcost.arguments import check_choice
@@ -49,9 +50,9 @@ def _multiply_adds(operations: Sequence[ops.Operation], grid: Sequence[int], opt
     for operation in operations:
         match operation:
             case ops.Convolution(stencil=θ):
-                total += cost.fully_coupled(grid, θ.shape[:-2], *θ.shape[-2:], **options).multiply_adds
+                total += cost.fully_coupled(grid, _window(θ, grid), *θ.shape[-2:], **options).multiply_adds
             case ops.Depthwise(stencil=θ):
-                total += cost.depthwise(grid, θ.shape[:-1], θ.shape[-1], **options).multiply_adds
+                total += cost.depthwise(grid, _window(θ, grid), θ.shape[-1], **options).multiply_adds
             case ops.Pointwise(matrix=matrix):
                 total += cost.pointwise(grid, *matrix.shape).multiply_adds
             case ops.Filter(stencil=θ, integrator=integrator, circulant=circulant, axes=axes, mirrored=mirrored):
@@ -67,3 +68,10 @@ def _multiply_adds(operations: Sequence[ops.Operation], grid: Sequence[int], opt
             case ops.Sum(branches) | ops.Concatenate(branches):
                 total += sum(_multiply_adds(branch, grid, options) for branch in branches)
     return total
+
+
+def _window(stencil: NDArray[Any], grid: Sequence[int]) -> tuple[int, ...]:
+    """Returns the points of the window that have weights: the stencil of an adjoint extends an even axis by zeros."""
+    axes = range(stencil.ndim)
+    others = [tuple(i for i in axes if i != axis) for axis in range(len(grid))]
+    return tuple(int((stencil != 0).any(i).sum()) for i in others)

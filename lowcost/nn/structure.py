@@ -88,13 +88,13 @@ def variable_shapes(net: Network, image_shape: Sequence[int]) -> dict[str, Any]:
 
 
 def blank_layers(net: Network, image_shape: Sequence[int]) -> list[Layer]:
-    """Returns the layers of `bound_layers` with weights and statistics of 0.
+    """Returns the layers of `bound_layers` with weights and statistics of 1, so that no zero is a weight.
 
     Raises:
         TypeError, ValueError: as in `bound_layers`.
     """
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variable_shapes(net, image_shape))
-    return bound_layers(net, zeros, image_shape)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), variable_shapes(net, image_shape))
+    return bound_layers(net, ones, image_shape)
 
 
 def bound_layers(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> list[Layer]:

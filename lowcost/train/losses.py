@@ -32,6 +32,9 @@ def cross_entropy(
     Returns:
         {"loss", "correct"}, and "weight" if there are class weights. An image is correct, 1 and not 0, if its class has
         the largest logit.
+
+    Raises:
+        ValueError: another number of class weights than classes.
     """
     chex.assert_shape(labels, logits.shape[:1])
     if smoothing:
@@ -42,6 +45,9 @@ def cross_entropy(
     figures = {"loss": loss, "correct": (jnp.argmax(logits, axis=-1) == labels).astype(loss.dtype)}
     if class_weights is None:
         return figures
+    if len(class_weights) != logits.shape[-1]:
+        expected = f"class_weights must be {logits.shape[-1]} numbers, one per class"
+        raise ValueError(f"{expected}, got {len(class_weights)}; pass one weight for each")
     # A sum, because JAX rejects the indexing by labels that are sharded along an Explicit axis.
     weights = jnp.asarray(class_weights, loss.dtype)[None] * jax.nn.one_hot(labels, logits.shape[-1], dtype=loss.dtype)
     return {**figures, "weight": weights.sum(-1)}

@@ -39,6 +39,16 @@ def test_a_network_costs_what_its_layers_cost(architecture, method):
     assert network_cost(net, (12, 16, 1), method=method) == cost.total(layers)
 
 
+@pytest.mark.parametrize("m", [2, 4])
+def test_an_even_stencil_costs_its_own_points(m):
+    """Its adjoint has a stencil with zeros beside these points, which count neither in K nor in Kᵀ."""
+    layers = [cost.fully_coupled((8, 8), (5, 5), 1, 4), cost.depthwise((8, 8), (m, m), 4), cost.pointwise((), 8, 3)]
+    steps = {"resnet": cost.fully_coupled((8, 8), (m, m), 4, 4), "linear_mix": cost.linear_mix((8, 8), (m, m), 4)}
+    for architecture, operator in steps.items():
+        net = network(architecture, (4,), 3, kernel_size=m, steps_per_block=1)
+        assert network_cost(net, (8, 8, 1)) == cost.total([*layers, operator, operator, cost.Cost(3, 0)])
+
+
 def test_pixels_count_in_proportion():
     """Twice the side needs four times the direct multiply-adds, except the classifier's, and no more weights."""
     net = network("resnet", "A", 10)

@@ -72,6 +72,9 @@ def test_squared_error_is_the_formula_and_does_not_broadcast():
             loss(LOGITS, values[:, :1])
     with pytest.raises(AssertionError):
         cross_entropy(LOGITS, values)
+    for number in (1, 4):
+        with pytest.raises(ValueError, match=f"class_weights must be 3 numbers, one per class, got {number}; pass one"):
+            cross_entropy(LOGITS, LABELS, class_weights=[1.0] * number)
 
 
 @functools.partial(jax.jit, static_argnames="smoothing")
