@@ -155,7 +155,7 @@ def read_masks(
     masks = allocate((len(paths), *grid), np.uint8)
 
     def place(i: int) -> None:
-        width, height = _size(images[i])
+        height, width, _ = read_image(images[i], None, max_pixels).shape  # upright, which not every header states
         masks[i] = read_mask(paths[i], (height, width), grid, max_pixels)
 
     with closing(_in_parallel(place, range(len(paths)), "Decoding masks")) as placed:
@@ -217,17 +217,8 @@ def _in_parallel(function: Callable[[S], T], items: Sequence[S], what: str) -> G
 
 
 def _size(path: str) -> tuple[int, int]:
-    """Returns (width, height) of an image that `read_image` rotates upright; decodes at most PNG files."""
     with _opened(path) as image:
-        from PIL.ExifTags import Base
-
-        try:
-            sideways = image.getexif().get(Base.Orientation) in (5, 6, 7, 8)
-        except Exception as error:
-            if isinstance(error, MemoryError):
-                raise
-            sideways = False
-        return image.size[::-1] if sideways else image.size
+        return image.size
 
 
 def _rgb(image: "Image") -> "Image":

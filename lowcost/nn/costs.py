@@ -72,6 +72,8 @@ def _multiply_adds(operations: Sequence[ops.Operation], grid: Sequence[int], opt
 
 def _window(stencil: NDArray[Any], grid: Sequence[int]) -> tuple[int, ...]:
     """Returns the points of the window that have weights: the stencil of an adjoint extends an even axis by zeros."""
+    if not stencil.any():  # as with h = 0
+        return stencil.shape[: len(grid)]
     axes = range(stencil.ndim)
     others = [tuple(i for i in axes if i != axis) for axis in range(len(grid))]
     return tuple(int((stencil != 0).any(i).sum()) for i in others)

@@ -240,7 +240,9 @@ def _total(symbols, grid):
 
 def _norm(symbol, grid):
     """max |λ|, or max ‖λ‖₂ over matrices."""
-    return np.abs(symbol).max() if symbol.ndim == len(grid) + 1 else np.linalg.norm(symbol, 2, (-2, -1)).max()
+    if symbol.ndim == len(grid) + 1:
+        return np.abs(symbol).max()
+    return np.linalg.norm(symbol, 2, (-2, -1)).max() if np.isfinite(symbol).all() else np.nan  # else the SVD would fail
 
 
 def _filters(operations):

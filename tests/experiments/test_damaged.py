@@ -75,6 +75,7 @@ def test_a_run_older_than_some_fields_is_the_same_run(workdir):
         del older["seeds" if "seeds" in older else "flip"]
     path.write_text(json.dumps(content))
     assert finished(config, INGREDIENTS) == {"test_accuracy": 0.5}
+    assert finished(dataclasses.replace(config, label_smoothing=0.0), INGREDIENTS) == {"test_accuracy": 0.5}
     assert read(workdir) == (dataclasses.replace(config, label_smoothing=0.0), RECIPES["paper"])
     write_or_compare(config, INGREDIENTS, content["data"], {}, {})
     assert json.loads(path.read_text()) == content

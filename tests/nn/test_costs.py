@@ -49,6 +49,12 @@ def test_an_even_stencil_costs_its_own_points(m):
         assert network_cost(net, (8, 8, 1)) == cost.total([*layers, operator, operator, cost.Cost(3, 0)])
 
 
+def test_a_step_costs_the_same_for_every_time_step():
+    for architecture in ("resnet", "linear_mix"):
+        nets = [network(architecture, (4,), 3, h=h, steps_per_block=1) for h in (0.0, 1.0)]
+        assert network_cost(nets[0], (8, 8, 1)) == network_cost(nets[1], (8, 8, 1))
+
+
 def test_pixels_count_in_proportion():
     """Twice the side needs four times the direct multiply-adds, except the classifier's, and no more weights."""
     net = network("resnet", "A", 10)

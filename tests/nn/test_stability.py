@@ -56,6 +56,12 @@ def test_linear_layers_are_exact(trained):
     np.testing.assert_allclose(report["classifier"], np.linalg.norm(kernel, ord=2), rtol=1e-6)
 
 
+def test_weights_that_are_not_finite_have_no_bound():
+    net = network("resnet", (2,), 3, steps_per_block=1)
+    variables = jax.tree.map(lambda x: np.full_like(x, np.nan), net.init(jax.random.key(0), jnp.zeros((1, 5, 5, 1))))
+    assert np.isnan(stability_report(net, variables, (5, 5, 1)).lipschitz)
+
+
 def test_a_layer_without_a_known_bound_is_an_error():
     """Without the error, the product of the bounds would omit the layer."""
 
