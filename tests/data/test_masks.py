@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments.common.recipes import Recipe
 from lowcost.data import Dataset, Split, folder, read_arrays
-from lowcost.data.decoding import read_mask
+from lowcost.data.decoding import read_mask, read_masks
 from lowcost.train.step import Draw
 
 RNG = np.random.default_rng(0)
@@ -185,6 +185,18 @@ def test_masks_are_cut_and_resized_as_their_images(tmp_path, edge):
         between = np.abs(train.images[..., 0] - 101.0) < 30  # pixels that mix both colours about equally
         assert np.all((train.labels == (train.images[..., 0] > 101)) | between)
         assert between.mean() < 0.3
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_masks_have_the_size_of_the_upright_image(suffix, orientation, tmp_path):
+    """The header of a TIFF file states the upright size, and those of other formats the stored one."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image, mask, grid = tmp_path / f"a.{suffix}", tmp_path / "a.png.mask.png", (8, 6) if orientation < 5 else (6, 8)
+    Image.new("RGB", (6, 8)).save(image, exif=exif)
+    Image.new("L", grid[::-1]).save(mask)
+    assert read_masks([str(mask)], [str(image)], grid, np.empty).shape == (1, *grid)
 
 
 def write_grey(path, pixels, bits):
