@@ -126,9 +126,8 @@ def symbol_for(
     if math.prod(points) * math.prod(window) > LARGEST_PRODUCT:
         return _evaluated(as_complex(stencil), axes)
     channels = stencil.shape[len(axes) :]
-    flat = (
-        promote(stencil).reshape(*window, math.prod(channels)).reshape(math.prod(window), -1)
-    )  # as in `real_transform`
+    by_point = promote(stencil).reshape(*window, math.prod(channels))  # one step at a time, as in `real_transform`
+    flat = by_point.reshape(math.prod(window), -1)
     parts = along(_all_characters(window, tuple(grid), kind, flat.dtype), flat, 0)
     return jax.lax.complex(*jnp.split(parts, 2)).reshape(*points, -1).reshape(*points, *channels)
 
