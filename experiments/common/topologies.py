@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,15 +23,35 @@ from lowcost import batching, extras
 CLOCKS = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
 """Cycles per second, from the published peak and the size of the matrix units."""
 
-GPUS = {"h100": 3352.32e9}
-"""GPUs with a description beside this file, and their bytes per second."""
+
+class Gpu(NamedTuple):
+    """Published peaks of a GPU, per second."""
+
+    bytes: float
+    operations: float
+    """Of float32 in full precision."""
+    tensor_operations: float
+    """Of float32 in the default precision, TF32; numbers of 16 bits allow twice as many."""
+
+
+GPUS = {"h100": Gpu(3352.32e9, 66.9e12, 494.7e12)}
+"""GPUs with a description beside this file."""
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f64": 8, "s64": 8, "u64": 8, "c64": 8, "c128": 16}
 _SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+)\[([\d,]*)\]")
 _SCRATCH = re.compile(r", [su]8\[\d+\]\S*(?=\)$)")
+_COMPUTATION = re.compile(r"^%?([\w.\-]+) [^\n]*\{$(.*?)^\}", re.MULTILINE | re.DOTALL)
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$", re.MULTILINE)
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while"}
+
+
+class _Instruction(NamedTuple):
+    kind: str
+    shapes: list[str]
+    """Of its result and its operands."""
+    text: str
+    """Its operands and attributes."""
 
 
 def mesh(topology: str, number: int | None = None) -> Mesh:
@@ -77,7 +97,9 @@ def report(program: Compiled, chip: str) -> Row:
     """Returns what XLA says of a compiled program, per chip.
 
     Returns:
-        milliseconds: estimated; loops count once.
+        milliseconds: estimated; loops count once. On GPUs, XLA has no estimate for calls of a library, and one that is
+            too long for products of matrices, since it finds fast tiles only by timing them. Both take the time of
+            their bytes or of their operations at the GPU's peaks, whichever is longer.
         bytes: read and written by its kernels, without the scratch memory of library calls; on TPUs XLA's own count.
         flops: XLA's count; None on GPUs, where XLA has none.
         temporary_bytes, code_bytes: of memory.
@@ -87,27 +109,20 @@ def report(program: Compiled, chip: str) -> Row:
         donated: number of results that reuse the memory of an argument.
     """
     text = program.as_text() or ""
-    types: dict[str, str] = {}
-    milliseconds, moved = 0.0, 0
-    for name, result, operation, rest in _INSTRUCTION.findall(_run(text)):
-        types[name] = result
-        if operation == "custom-call":  # whose last result may be scratch memory, which need not be moved
-            result = _SCRATCH.sub("", result)
-        if operation in _FREE or operation.endswith(("-start", "-done")):
-            continue
-        operands = re.findall(r"%([\w.\-]+)", rest.partition("), ")[0])
-        size = _size(result) + sum(_size(types.get(operand, "")) for operand in operands)
-        moved += size
-        milliseconds += 1e3 * _seconds(rest, size, chip)
+    computations = _computations(text)
+    bodies = ("ENTRY", *dict.fromkeys(re.findall(r"body=%?([\w.\-]+)", text)))  # others are parts of one instruction
+    run = [one for name in bodies for one in computations[name] if one.kind not in _FREE]
+    run = [one for one in run if not one.kind.endswith(("-start", "-done"))]
+    seconds = _gpu_seconds if chip in GPUS else _tpu_seconds
     costs: Any = program.cost_analysis() or {}
     memory: Any = program.memory_analysis()
-    instructions = _INSTRUCTION.findall(text)
-    everywhere = Counter(operation for _, _, operation, _ in instructions)
-    exchanged = [result for _, result, kind, _ in instructions if kind.removesuffix("-start") in COLLECTIVES]
-    gathers = [result for _, result, operation, _ in instructions if operation in ("gather", "all-gather")]
+    instructions = [one for computation in computations.values() for one in computation]
+    everywhere = Counter(one.kind for one in instructions)
+    exchanged = [one.shapes[0] for one in instructions if one.kind.removesuffix("-start") in COLLECTIVES]
+    gathers = [one.shapes[0] for one in instructions if one.kind in ("gather", "all-gather")]
     return {
-        "milliseconds": milliseconds,
-        "bytes": int(costs.get("bytes accessed", moved)),
+        "milliseconds": sum(1e3 * seconds(one, computations, chip) for one in run),
+        "bytes": int(costs.get("bytes accessed", sum(map(_bytes, run)))),
         "flops": int(costs["flops"]) if "flops" in costs else None,
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
@@ -123,21 +138,58 @@ def report(program: Compiled, chip: str) -> Row:
     }
 
 
-def _run(text: str) -> str:
-    """The entry computation of a program, and the bodies of its loops; the others are parts of one instruction."""
-    names = "|".join(["ENTRY", *(rf"%?{re.escape(name)}" for name in re.findall(r"body=%?([\w.\-]+)", text))])
-    return "\n".join(re.findall(rf"^(?:{names}) [^\n]*\{{$(.*?)^\}}", text, re.MULTILINE | re.DOTALL))
+def _computations(text: str) -> dict[str, list[_Instruction]]:
+    """The instructions of each computation of a program; the first to run is "ENTRY"."""
+    shapes: dict[str, str] = {}
+
+    def instruction(name: str, result: str, kind: str, text: str) -> _Instruction:
+        if kind == "custom-call":  # whose last result may be scratch memory, which need not be moved
+            result = _SCRATCH.sub("", result)
+        shapes[name] = result
+        operands = re.findall(r"%([\w.\-]+)", text.partition("), ")[0])
+        return _Instruction(kind, [result, *(shapes.get(operand, "") for operand in operands)], text)
+
+    return {
+        name: [instruction(*one) for one in _INSTRUCTION.findall(body)] for name, body in _COMPUTATION.findall(text)
+    }
 
 
-def _seconds(instruction: str, size: int, chip: str) -> float:
-    """Estimated seconds of one instruction of the entry computation."""
-    if chip in CLOCKS:
-        cycles = re.search(r'"estimated_cycles":"?(\d+)', instruction)
-        return int(cycles[1]) / CLOCKS[chip] if cycles else 0.0
-    models = re.findall(r'"exec_time_us":([\d.e+-]+),[^}]*?"name":"([^"]*)"', instruction)
-    by_name = {name: float(microseconds) for microseconds, name in models}
+def _tpu_seconds(instruction: _Instruction, computations: dict[str, list[_Instruction]], chip: str) -> float:
+    cycles = re.search(r'"estimated_cycles":"?(\d+)', instruction.text)
+    return int(cycles[1]) / CLOCKS[chip] if cycles else 0.0
+
+
+def _gpu_seconds(instruction: _Instruction, computations: dict[str, list[_Instruction]], chip: str) -> float:
+    """XLA's estimate; of calls of a library and of products of matrices the time at the GPU's peaks."""
+    called = re.search(r'calls=%?([\w.\-]+).*"kind":"__triton\w*gemm', instruction.text)
+    models = re.findall(r'"exec_time_us":([\d.e+-]+),[^}]*?"name":"([^"]*)"', instruction.text)
+    by_name = {name: float(microseconds) / 1e6 for microseconds, name in models}
     best = by_name.get("indexing-cost-model") or by_name.get("") or by_name.get("sol")
-    return best / 1e6 if best else size / GPUS[chip]  # calls of a library have no estimate: at least their bytes
+    if best and not called:
+        return best
+    parts = computations[called[1]] if called else [instruction]
+    return max(_bytes(instruction) / GPUS[chip].bytes, *(_operation_seconds(one, GPUS[chip]) for one in parts))
+
+
+def _operation_seconds(instruction: _Instruction, gpu: Gpu) -> float:
+    """Seconds that the operations of a convolution or of a product of matrices take at the GPU's peak.
+
+    With arrays a, b and c, W points of a stencil and G groups of channels they are 2 √(|a| |b| |c| W / G).
+    """
+    window = re.search(r"window=\{size=([\dx]+)", instruction.text)
+    if not window and "contracting_dim" not in instruction.text:
+        return 0.0
+    points = math.prod(map(int, window[1].split("x"))) if window else 1
+    groups = re.search(r"feature_group_count=(\d+)", instruction.text)
+    numbers = [sum(math.prod(_dimensions(sizes)) for _, sizes in _SHAPE.findall(shape)) for shape in instruction.shapes]
+    operations = 2 * math.sqrt(math.prod(numbers[:3]) * points / (int(groups[1]) if groups else 1))
+    if "highest" in instruction.text.lower():
+        return operations / gpu.operations
+    return operations / gpu.tensor_operations * _size(instruction.shapes[0]) / numbers[0] / 4
+
+
+def _bytes(instruction: _Instruction) -> int:
+    return sum(map(_size, instruction.shapes))
 
 
 def _size(shape: str) -> int:
