@@ -167,7 +167,7 @@ def _chosen(names: list[str]) -> tuple[str, str | None]:
     """
     parts = {part: {role: _first(names, role, part) for role in ROLES} for part in PREFERRED}
     used = {arrays["lengths"] for arrays in parts.values() if arrays["images"] is not None}
-    if others := [name for name in names if "lengths" in name and name not in used]:
+    if others := [name for name in names if "lengths" in name.split("_") and name not in used]:
         raise ValueError(f"{others[0]}, which are lengths of no images; name them test_images and test_lengths")
     for arrays in parts.values():
         if arrays["images"] is not None:

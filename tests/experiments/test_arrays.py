@@ -266,7 +266,7 @@ def test_masked_signals(tmp_path, capsys):
             arrays = {form.format(p): np.arange(3) for p in (part, *further) for form in ROLES["labels"]}
             arrays |= {images_form.format(p): images[:3] for p in further}
             arrays |= {images_form.format(part): images, lengths_form.format(part): lengths["test_lengths"]}
-            np.savez(named, **arrays)
+            np.savez(named, **arrays, wavelengths=np.arange(25))
             np.testing.assert_array_equal([row for _, row in examples(named, takes)], rows)
     for name in ("train_lengths", "lengths_val", "lengths"):
         np.savez(named, train_labels=np.arange(24), test_images=images, **{name: lengths["test_lengths"]})
