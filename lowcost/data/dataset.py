@@ -258,8 +258,8 @@ class Dataset:
         """
         check_share("share", share)
         if self.validation is not None:
-            got = f"one of {len(self.validation)} images"
-            raise ValueError(f"{self.name}: validation must be None before hold_out, got {got}; use it as it is")
+            expected = f"{self.name}: hold_out (--validation-share) needs data without validation images"
+            raise ValueError(f"{expected}, got {len(self.validation)}; use them as they are")
         held = pixel_fractions(chain.from_iterable(self.train.chunks())) < share
         check_kept(f"{self.name}: share", share, held, self.train.labels, self.classes, self.task)
         train, validation = _rows(self.train, ~held), _rows(self.train, held)
