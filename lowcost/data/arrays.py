@@ -58,7 +58,7 @@ def read_arrays(
         test_share: above 0 and below 1; has no effect if there are test arrays.
         task: "classes", "tags", "values" or "pixels".
         grid_axes: number of axes of the grid. With None, [N, n, n] and [N, n, n, n] have no axis of channels, and
-            [N, H, W, 1 or 3] has one; other arrays with 3 or 4 axes are an error.
+            [N, H, W, 1 or 3] has one; other arrays with 3 or 4 axes are an error, unless they are signals with lengths.
         length: resamples signals to this number of points, see `signals.resample`; None keeps them.
 
     Raises:
@@ -108,6 +108,8 @@ def _load(path: Path, test_share: float, task: Task, grid_axes: int | None, leng
         grid_axes = grid_axes or point_axes
         if varies:
             raise ValueError("task must not be pixels for signals with lengths or length, got pixels; leave these out")
+    if varies and grid_axes is None and train["images"].ndim in (2, 3):
+        grid_axes = 1  # only signals have lengths
     for part, arrays in parts.items():
         arrays["images"] = with_channels(f"{printable(path)}: {part} images", arrays["images"], grid_axes)
         _check_images(f"{printable(path)}: {part}", arrays, length)

@@ -173,6 +173,14 @@ def test_signals_of_different_lengths(tmp_path):
     )
 
 
+@pytest.mark.parametrize("channels", [3, 30])
+def test_arrays_with_lengths_are_signals(channels, tmp_path):
+    """They need no grid_axes, not even if there are as many channels as points."""
+    arrays = {"train_images": np.repeat(SIGNALS[..., None], channels, -1), "train_labels": LABELS}
+    assert read(tmp_path, {**arrays, "train_lengths": LENGTHS}).image_shape == (30, channels + 1)
+    assert read(tmp_path, arrays, length=12).image_shape == (12, channels)
+
+
 def test_parts_of_different_lengths_are_resampled(tmp_path):
     arrays = {"train_images": SIGNALS, "train_labels": LABELS, "test_images": SIGNALS[:, :20], "test_labels": LABELS}
     assert read(tmp_path, arrays, length=25).image_shape == (25, 1)
