@@ -14,6 +14,7 @@ from typing import Literal
 from experiments.common import entry, files, runs
 from lowcost import deploy, terminal
 from lowcost.data import Dataset
+from lowcost.data.batches import random_rows
 from lowcost.deploy import packaged
 from lowcost.nn.operations import Depthwise, Filter, Operation
 from lowcost.scaling import to_unit_range
@@ -79,7 +80,7 @@ def quantized(folded: deploy.Folded, dataset: Dataset) -> deploy.Folded:
     """Returns the network with 8-bit activations, calibrated on at most `CALIBRATION` training images."""
     images = dataset.train.images
     largest = max(1, min(CALIBRATION, CALIBRATION_NUMBERS // math.prod(dataset.image_shape)))
-    return deploy.quantize(folded, to_unit_range(images[:: math.ceil(len(images) / largest)]))
+    return deploy.quantize(folded, to_unit_range(images[random_rows(len(images), largest)]))
 
 
 def _write(contents: dict[Path, bytes], out: Path) -> None:

@@ -35,7 +35,8 @@ def quality(task: str, answers: np.ndarray, labels: np.ndarray) -> float:
     if task == "classes":
         return float((answers.argmax(-1) == labels).mean())
     figures = tag_figures(labels > 0.5, answers >= 0.5) if task == "tags" else value_figures(labels, answers)
-    return float(np.nanmean(figures[-1]))
+    defined = figures[-1][~np.isnan(figures[-1])]
+    return float(defined.mean()) if len(defined) else math.nan
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from rich.table import Table
 from experiments.common import files, memory, plots, results
 from experiments.common.config import values
 from experiments.common.setup import Setup
+from lowcost.data.batches import random_rows
 from lowcost.deploy.loading import Result
 from lowcost.nn import stability_report
 from lowcost.terminal import printable
@@ -46,7 +47,7 @@ def measured(ready: Setup, state: TrainState, log: MetricsLog) -> dict[str, Any]
     result: dict[str, Any] = {"chosen": {"epochs": epochs, "by": by}, "tests": tests}
     if dataset.task == "classes":
         part = dataset.validation or dataset.train
-        some = slice(None, None, math.ceil(len(part) / TEMPERATURE_IMAGES))
+        some = random_rows(len(part), TEMPERATURE_IMAGES)
         least = 0.0 if dataset.validation else 1.0  # of images that it has learned, a network is rightly surer
         logits = ready.outputs(state.chosen, part.images[some])
         fitted = (fit_temperature(x, part.labels[some]) if np.isfinite(x).all() else 1.0 for x in logits)

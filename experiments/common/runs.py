@@ -25,6 +25,7 @@ from experiments.common.recipes import Recipe, recipe_named
 from experiments.common.setup import Setup
 from experiments.common.workdir import read, recorded_kernel_size
 from lowcost import data, nn
+from lowcost.data.batches import random_rows
 from lowcost.data.dataset import Moments
 from lowcost.deploy import loading
 from lowcost.deploy.loading import configuration, load_run, newest
@@ -162,7 +163,7 @@ def image_cache(workdir: Path) -> Path | None:
 def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh, moments: Moments | None) -> Setup:
     options: dict[str, Any] = {"moments": moments, "masked": dataset.masked}
     if recipe.whitening:
-        some = dataset.train.images[:: max(1, len(dataset.train) // WHITENING_IMAGES)]
+        some = dataset.train.images[random_rows(len(dataset.train), WHITENING_IMAGES)]
         options["opening_init"] = nn.initializers.patch_whitening(_values(to_unit_range(some), **options))
     loss, extra = loss_of(config, recipe.label_smoothing, dataset)
     changing = dataclasses.replace(recipe, mixed=0.0) if dataset.task == "pixels" else recipe

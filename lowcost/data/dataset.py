@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcost.data.batches import epoch_order
+from lowcost.data.batches import random_rows
 from lowcost.data.splitting import check_share, pixel_fractions
 from lowcost.scaling import Moments
 from lowcost.terminal import listed, printable, warn
@@ -238,7 +238,7 @@ class Dataset:
         if not 1 <= count <= len(self.train):
             expected = f"{self.name}: count must be 1 to {len(self.train)} training images"
             raise ValueError(f"{expected}, got {count}; decrease it, or take all")
-        train = _rows(self.train, np.sort(epoch_order(0, 0, len(self.train))[:count]))
+        train = _rows(self.train, random_rows(len(self.train), count))
         warn_absent(self.name, "train", train.labels, self.classes, self.task)
         return replace(self, train=train)
 

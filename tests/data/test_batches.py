@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowcost.data import batch_indices, epoch_order
+from lowcost.data.batches import random_rows
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 1000), st.integers(1, 300))
@@ -20,6 +21,20 @@ def test_the_batches_of_an_epoch_are_its_order(seed, epoch, examples, data):
     steps = examples // batch_size
     batches = [batch_indices(seed, epoch * steps + k, examples, batch_size) for k in range(steps)]
     np.testing.assert_array_equal(np.concatenate(batches), epoch_order(seed, epoch, examples)[: steps * batch_size])
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_random_rows_are_some_rows_in_order(examples, largest):
+    rows = random_rows(examples, largest)
+    assert len(rows) == min(examples, largest)
+    assert (np.diff(rows) > 0).all()
+    assert set(rows) <= set(range(examples))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_random_rows_take_from_all_classes_that_take_turns(classes):
+    counts = np.bincount(random_rows(1000, 500) % classes, minlength=classes)
+    np.testing.assert_allclose(counts, 500 / classes, rtol=0.3)
 
 
 def test_epochs_and_seeds_differ():

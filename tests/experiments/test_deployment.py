@@ -22,6 +22,7 @@ from experiments.common.inputs import Inputs, read
 from experiments.evaluate import EvaluateConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
+from lowcost.data.dataset import Dataset, Split
 from lowcost.data.decoding import read_image
 from lowcost.deploy import loading
 from lowcost.deploy.loading import temperatures
@@ -50,6 +51,17 @@ def exported(run, tmp_path_factory):
     file = tmp_path_factory.mktemp("exported") / "net.onnx"
     export.main(ExportConfig(run, file))
     return file
+
+
+def test_calibration_images_are_of_both_classes_where_these_take_turns(monkeypatch):
+    """Every second image is bright, and half of the images are taken."""
+    images, labels = np.zeros((1000, 8, 8, 1), np.uint8), np.arange(1000, dtype=np.int32) % 2
+    images[1::2] = 255
+    split = Split(images, labels)
+    monkeypatch.setattr(export.deploy, "quantize", lambda folded, images: images)
+    taken = export.quantized(None, Dataset("turns", split, split, ("dark", "bright"), ()))
+    assert len(taken) == 500
+    assert 0.4 < np.mean(taken) < 0.6
 
 
 @pytest.mark.parametrize("options", [{"tolerance": 0.1}, {"bits": 8, "activations": 8}], ids=str)
