@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import export, predict
-from experiments.common import entry, memory, runs, timing
+from experiments import export
+from experiments.common import classifiers, entry, memory, runs, timing
 from experiments.common.config import check_counts, values
 from experiments.common.files import write_whole
 from experiments.common.results import Results, Row, page, provenance
@@ -215,7 +215,7 @@ def _in_batches(call: Callable[[Any], Any], images: np.ndarray, size: int) -> np
 
 
 def _loaded(file: Path) -> Callable[[Any], Any]:
-    return predict.load(predict.PredictConfig((), model=file)).logits
+    return classifiers.load(model=file).logits
 
 
 if __name__ == "__main__":

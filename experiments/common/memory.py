@@ -39,9 +39,9 @@ def _classify(form: str, path: Path) -> None:
         folded = jax.jit(deploy.fold(run.net, run.variables, run.image_shape))
         np.asarray(folded(np.zeros((1, *run.image_shape), np.float32)))
     else:
-        from experiments.predict import PredictConfig, load
+        from experiments.common import classifiers
 
-        load(PredictConfig((), workdir=path) if form == "JAX" else PredictConfig((), model=path))  # tries it
+        _ = classifiers.load(workdir=path) if form == "JAX" else classifiers.load(model=path)  # tries it
 
 
 if __name__ == "__main__":

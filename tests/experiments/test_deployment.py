@@ -16,7 +16,7 @@ from PIL import Image
 
 import lowcost
 from experiments import deploy, evaluate, export, predict
-from experiments.common import runs, training
+from experiments.common import classifiers, runs, training
 from experiments.common.config import TrainConfig
 from experiments.common.inputs import Inputs, read
 from experiments.evaluate import EvaluateConfig
@@ -218,7 +218,7 @@ def test_predict_reads_task_and_temperature_of_a_file(exported, image_folder, ca
         onnx.helper.set_model_props(model, about | more)
         onnx.save(model, file)
         with pytest.raises(ValueError, match=r"net\.onnx cannot be used as ONNX file .*; export it again") as error:
-            predict.load(PredictConfig((), model=file))
+            classifiers.load(model=file)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="--top must be at least 1, got 0"):
         predict.main(PredictConfig((image,), model=exported, top=0))
@@ -430,14 +430,14 @@ def test_bad_models_are_told(exported, tmp_path, monkeypatch):
         ({"workdir": tmp_path / "nowhere"}, "holds no run"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
-            predict.load(PredictConfig((), **source))
+            classifiers.load(**source)
     (tmp_path / "cut.stablehlo.json").write_text('{"classes": "[]", "image_shape": "[]"}')
     with pytest.raises(ValueError, match=r"cut\.stablehlo cannot be used as StableHLO file"):
-        predict.load(PredictConfig((), model=tmp_path / "cut.stablehlo"))
+        classifiers.load(model=tmp_path / "cut.stablehlo")
     for content in ("{", "[]", '{"classes": "[]"}'):
         (tmp_path / "cut.stablehlo.json").write_text(content)
         with pytest.raises(ValueError, match=r"cut\.stablehlo\.json cannot be used as metadata file"):
-            predict.load(PredictConfig((), model=tmp_path / "cut.stablehlo"))
+            classifiers.load(model=tmp_path / "cut.stablehlo")
     (tmp_path / "empty").mkdir()
     for image_folder, options, message in (
         ((), {}, "files must be images, arrays, or folders of them, got none"),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from faults.subject import ROOT, Subject, error_of
 
-from experiments import export, predict
-from experiments.common import training
+from experiments import export
+from experiments.common import classifiers, training
 from experiments.common.config import TrainConfig
 from experiments.common.runs import reopen, trained
 
@@ -99,7 +99,7 @@ def test_a_result_of_another_run_is_refused(runs, copy, tmp_path):
         export.main(export.ExportConfig(workdir=workdir, out=tmp_path / "net.onnx"))
     assert not (tmp_path / "net.onnx").exists()
     with pytest.raises(ValueError, match=message):
-        predict.load(predict.PredictConfig((), workdir=workdir))
+        classifiers.load(workdir=workdir)
 
 
 def test_images_exchanged_between_stop_and_resume_are_refused(copy, capsys):

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 import lowcost
 from experiments import deploy, evaluate, export, predict, robustness
 from experiments.common import masks, outcome, pixel_evaluation, runs, training
+from experiments.common.classifiers import Classifier
 from experiments.common.config import TrainConfig
 from experiments.common.inputs import Inputs
 from lowcost.data import Split
@@ -196,7 +197,7 @@ def test_the_confusions_of_each_image_are_those_of_the_ensemble(capsys):
 
 def test_masks_of_arrays_replace_no_file(tmp_path):
     """An input and the mask of another input remain, although the names are known only after reading the arrays."""
-    classifier = predict.Classifier(lambda x: np.repeat(x, 2, -1), ["a", "b"], Inputs((4, 1), "float32"), "pixels")
+    classifier = Classifier(lambda x: np.repeat(x, 2, -1), ["a", "b"], Inputs((4, 1), "float32"), "pixels")
     files = tmp_path / "a" / "x.npy", tmp_path / "b" / "x.npy"
     for file in files:
         file.parent.mkdir()

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import f1_score, r2_score
 
 from experiments import deploy, evaluate, export, predict, robustness
-from experiments.common import runs, training
+from experiments.common import classifiers, runs, training
 from experiments.common.config import TrainConfig
 
 COUNT = 240
@@ -73,7 +73,7 @@ def test_from_a_table_of_labels_to_a_file(task, tmp_path, capsys):
     export.main(export.ExportConfig(workdir, model))
     ready, state = runs.reopen(workdir, root)
     images = ready.dataset.test.images / np.float32(255)
-    logits = np.asarray(predict.load(predict.PredictConfig((), model=model)).logits(images))
+    logits = np.asarray(classifiers.load(model=model).logits(images))
     np.testing.assert_allclose(logits, ready.outputs(state.chosen, ready.dataset.test.images)[0], atol=1e-4)
     files = tuple(root / file for file in ready.dataset.test.files)
     assert predict.main(predict.PredictConfig(files, model=model, csv=tmp_path / "predicted.csv")) == 0
