@@ -1,11 +1,11 @@
-"""Checks labels that come as arrays: one class per example, or one number per tag or value."""
+"""Checks labels that come as arrays: one class per example or per point, or one number per tag or value."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcost.data.dataset import Task
+from lowcost.data.dataset import IGNORED, Task
 from lowcost.data.labels import VALUE_LIMIT
 from lowcost.terminal import printable
 
@@ -69,3 +69,57 @@ def number_labels(
             raise ValueError(f"{where} must be {expected}, got {columns.min()}..{columns.max()}")
         result[part] = columns
     return names, result
+
+
+def point_labels(
+    labelled: Mapping[str, tuple[str, NDArray]], grids: Mapping[str, Sequence[int]], names: tuple[str, ...], listed: str
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.uint8]]]:
+    """Returns the names of the classes, and part → the class of each point or `IGNORED`, uint8 [N, *grid].
+
+    Args:
+        labelled: part → a name for errors, and labels: integers [N, *grid] or [N, *grid, 1], from 0 to
+            K - 1 or `IGNORED`.
+        grids: part → [N, *grid] of its images.
+        names: K names; () for 0, 1, … up to the largest label of all parts.
+        listed: where the names are listed, for errors.
+
+    Raises:
+        ValueError: labels are no integers, of another shape or out of their range, there is only one class, or, without
+            names, fewer than half of the classes have points.
+    """
+    if len(names) == 1:
+        raise ValueError(f"{listed} must name at least two classes, got {names[0]!r}; list what the other points are")
+    result = {}
+    for part, (where, labels) in labelled.items():
+        grid = tuple(grids[part])
+        labels = labels[..., 0] if labels.shape == (*grid, 1) else labels
+        if labels.dtype.kind not in "biu" or labels.shape != grid:
+            remedy = "take the argmax of one-hot labels" if labels.shape[:-1] == grid else "cast or resize them"
+            expected = f"{where} must be integers {list(grid)}, the class of each point"
+            raise ValueError(f"{expected}, got {labels.dtype} {list(labels.shape)}; {remedy}")
+        known = labels != IGNORED
+        top = len(names) or IGNORED
+        low, high = labels.min(where=known, initial=0), labels.max(where=known, initial=0)
+        if low < 0 or high >= min(top, IGNORED):
+            expected = f"{where} must be from 0 to {min(top, IGNORED) - 1}, or {IGNORED} at points without a label"
+            remedy = "renumber them" + f", or list all classes in {listed}" * bool(names)
+            raise ValueError(f"{expected}, got {low}..{high}; {remedy}")
+        result[part] = labels.astype(np.uint8, copy=False)
+    return names or _numbered(labelled["train"][0], result.values(), listed), result
+
+
+def _numbered(where: str, parts: Iterable[NDArray[np.uint8]], listed: str) -> tuple[str, ...]:
+    """Returns "0", "1", … up to the largest label of all parts."""
+    seen = np.zeros(IGNORED + 1, bool)
+    for labels in parts:
+        for image in labels:
+            seen[image] = True
+    found = np.flatnonzero(seen[:IGNORED])
+    number = int(found[-1]) + 1 if len(found) else 1
+    if number < 2:
+        remedy = f"replace {IGNORED}, which means no label, if it is a class"
+        raise ValueError(f"{where} must be of at least two classes, got ('0',); {remedy}")
+    if 2 * len(found) < number:
+        expected = f"{where} must be most of the numbers up to the largest, {number - 1}, got {len(found)} of them"
+        raise ValueError(f"{expected}; renumber them from 0, or list the names of all classes in {listed}")
+    return tuple(map(str, range(number)))

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcost.data.array_labels import class_labels, number_labels
+from lowcost.data.array_labels import class_labels, number_labels, point_labels
 from lowcost.data.dataset import PARTS, Dataset, Split, Task, check_kept, check_task, warn_absent
 from lowcost.data.labels import standardise
-from lowcost.data.masks import point_labels
 from lowcost.data.signals import resample, with_mask
 from lowcost.data.splitting import check_share, fractions, warn_copies
 from lowcost.terminal import first_line, listed, printable, warn
