@@ -106,7 +106,7 @@ def _fits(run: TrainConfig, data: Json, name: str) -> bool:
     least = least_points(run.kernel_size or 3, len(block_channels(run.width)), halves=True)
     if data.get("masked") or min(data["image_shape"][:-1]) >= least:  # signals with a mask are padded
         return True
-    warn(f"warning: left out {name!r}, whose stencils need {least} points per axis of the grid")
+    warn(f"left out {name!r}, whose stencils need {least} points per axis of the grid")
     return False
 
 

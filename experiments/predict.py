@@ -85,7 +85,7 @@ def main(config: PredictConfig) -> int:
                 targets.write(rows[-1])
                 print(terminal.printable(line(classifier, rows[-1])), flush=True, file=messages(config.csv))
         except ValueError as error:
-            terminal.warn(f"error: {error}")
+            terminal.report_error(error)
             status = entry.FIXABLE
     if config.csv is not None:
         write_whole(config.csv, table(classifier, rows, config.top))

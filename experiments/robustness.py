@@ -22,7 +22,7 @@ from experiments.common.results import Results, Row, page, provenance, table
 from experiments.stability import with_time_step
 from lowcost.nn import stability_report
 from lowcost.scaling import to_unit_range
-from lowcost.terminal import printable, warn
+from lowcost.terminal import note, printable
 from lowcost.train.step import make_eval_step
 
 UNPERTURBED = "as it is"
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
         except (ValueError, OSError) as error:
             if config.workdirs:
                 raise
-            warn(f"{workdir}: skipped: {error}")
+            note(f"{workdir}: skipped: {error}")
             continue
         rows = []
         for row in measure(subject, short=config.short):

@@ -1,4 +1,4 @@
-"""Makes text safe to print: the names of files and classes may contain any character."""
+"""Prints lines on stderr and makes text safe to print: names of files and classes may contain any character."""
 
 import sys
 from collections.abc import Sequence
@@ -13,9 +13,19 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def warn(text: object) -> None:
+def note(text: object) -> None:
     """Prints the text on stderr on one line, see `printable`."""
     print(printable(text), file=sys.stderr)
+
+
+def warn(text: object) -> None:
+    """Prints "warning: text", as `note` does."""
+    note(f"warning: {text}")
+
+
+def report_error(text: object) -> None:
+    """Prints "error: text", as `note` does."""
+    note(f"error: {text}")
 
 
 def listed(names: Sequence[str]) -> str:

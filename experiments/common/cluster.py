@@ -14,7 +14,7 @@ import jax
 
 from experiments.common.config import Cluster
 from experiments.common.entry import FIXABLE
-from lowcost.terminal import first_line, warn
+from lowcost.terminal import first_line, report_error
 
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 """Variables by which a cluster states the number of processes; 1 is a process that works alone, though in a cluster."""
@@ -89,7 +89,7 @@ def _until(deadline: float, join: Callable[[], None]) -> None:
         ThreadPoolExecutor(1).submit(join).result(max(1.0, deadline - time.monotonic()))
     except TimeoutError:
         expected = "all processes of the run must start within --cluster.wait-seconds, got no sign of at least one"
-        warn(f"error: {expected}; start all of them, with the same --cluster.num-processes")
+        report_error(f"{expected}; start all of them, with the same --cluster.num-processes")
         sys.stderr.flush()
         os._exit(FIXABLE)
     except RuntimeError as error:

@@ -41,7 +41,7 @@ def keep_compiled(directory: Path) -> None:
             _delete_unusable(folder)
             jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
             return
-        warn(f"warning: compiled programs are not read from {folder}: {reason}")
+        warn(f"compiled programs are not read from {folder}: {reason}")
 
 
 def _exposed(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from experiments.common.interrupt import leave, on_interrupt, raise_interrupt
-from lowcost.terminal import first_line, warn
+from lowcost.terminal import first_line, report_error
 from lowcost.train.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -45,12 +45,12 @@ def run(main: Callable[[Any], int | None], configuration: type, *, long: bool = 
         if output.lost and not long and not code:
             raise output.lost
     except (ValueError, OSError, ImportError) as error:
-        warn(f"error: {str(error) or type(error).__name__}")
+        report_error(str(error) or type(error).__name__)
         code = FIXABLE
     except RuntimeError as error:
         if not (problem := lack_of_memory(error)):
             raise
-        warn(f"error: {problem}")
+        report_error(problem)
         code = FIXABLE
     except KeyboardInterrupt:
         leave()

@@ -277,7 +277,7 @@ def recipe_named(name: str) -> Recipe:
         raise ValueError(f"--recipe {name}: {error}") from None
     for key in ("stencil_rate", "weight_decay", "matrix_decay"):
         if recipe.optimizer == "adam" and (value := getattr(recipe, key)) != getattr(Recipe, key):
-            warn(f'warning: --recipe {name}: the optimizer adam ignores {key}, got {value}; state "optimizer": "adamw"')
+            warn(f'--recipe {name}: the optimizer adam ignores {key}, got {value}; state "optimizer": "adamw"')
     return recipe
 
 

@@ -17,7 +17,7 @@ from experiments.common.recipes import Recipe
 from experiments.common.setup import Setup
 from experiments.common.workdir import finished, write_or_compare
 from lowcost.deploy.loading import identity, result_of
-from lowcost.terminal import first_line, printable, warn
+from lowcost.terminal import first_line, note, printable, report_error
 from lowcost.train import checkpoint, lock, loop, processes
 from lowcost.train.interruption import Interruption
 from lowcost.train.mesh import place, replicated
@@ -43,7 +43,7 @@ def run(config: TrainConfig, recipe: Recipe | None = None) -> int:
             claim = processes.from_process_0(lambda: _claim(ready, stack))
             return _train(ready, claim, stack.enter_context(Interruption()))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        warn(f"error: {error}")
+        report_error(error)
         return entry.DIVERGED if isinstance(error, FloatingPointError) else entry.FIXABLE
 
 
@@ -142,8 +142,8 @@ def _train(ready: Setup, claim: dict[str, Any], interruption: Interruption) -> i
     except (jax.errors.JaxRuntimeError, ConnectionError) as error:
         if jax.process_count() == 1:
             raise
-        warn(f"error: {entry.lack_of_memory(error) or f'another process of the run is gone ({first_line(error)})'}")
-        warn("start all of them again to resume from the last checkpoint")
+        report_error(entry.lack_of_memory(error) or f"another process of the run is gone ({first_line(error)})")
+        note("start all of them again to resume from the last checkpoint")
         os._exit(entry.PROCESS_GONE)  # an orderly exit would wait for the process that is gone
     finally:
         checkpoints.close()

@@ -16,7 +16,7 @@ from lowcost.data.dataset import PARTS, Dataset, Split, Task, check_kept, check_
 from lowcost.data.labels import standardise
 from lowcost.data.signals import resample, with_mask
 from lowcost.data.splitting import check_share, fractions, warn_copies
-from lowcost.terminal import first_line, listed, printable, warn
+from lowcost.terminal import first_line, listed, note, printable
 
 ROLES = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "lengths": ("{}_lengths", "lengths_{}")}
 """What an array holds → its names, where {} is the part."""
@@ -176,7 +176,7 @@ def _contents(path: Path) -> dict[str, NDArray]:
             f"{printable(path)} must be {FORM}, got {got}; save it again with np.savez or np.save"
         ) from error
     if unknown := sorted(names - known):
-        warn(f"{path}: ignored {len(unknown)} arrays: {listed(unknown)}")
+        note(f"{path}: ignored {len(unknown)} arrays: {listed(unknown)}")
     return contents
 
 

@@ -48,7 +48,7 @@ def cached(path: Path | None, make: Callable[[Allocate], NDArray], *, dtype: DTy
         try:
             return _checked(path, dtype, length)
         except Exception as error:  # a damaged header raises errors of many types
-            warn(f"warning: {path} cannot be used ({error}); it is replaced")
+            warn(f"{path} cannot be used ({error}); it is replaced")
     for temporary in path.parent.glob(f".{path.name}.*"):
         with suppress(OSError):
             if time.time() - temporary.stat().st_mtime > DAY_SECONDS:  # of a killed process; others may be in use

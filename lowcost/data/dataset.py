@@ -294,7 +294,7 @@ def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...]
     counts = labels.sum(0) if task == "tags" else class_counts(labels, len(classes))
     if names := [name for name, count in zip(classes, counts, strict=True) if not count]:
         ignored = f"; {IGNORED} means no label" if task == "pixels" and (labels == IGNORED).any() else ""
-        warn(f"warning: {where}: no {part} images of {listed(names)}{ignored}")
+        warn(f"{where}: no {part} images of {listed(names)}{ignored}")
 
 
 def _rows(train: Split, rows: NDArray) -> Split:

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from os import PathLike
 
-from lowcost.terminal import listed, printable, warn
+from lowcost.terminal import listed, note, printable
 
 Entries = list[os.DirEntry[str]]
 
@@ -56,4 +56,4 @@ def report_left_out(folder: str | PathLike[str], left_out: Counter[str]) -> None
     """Prints one line on stderr with the numbers of entries left out, if any, for at most ten kinds."""
     if left_out.total():
         kinds = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
-        warn(f"{os.fspath(folder)}: ignored {left_out.total():,} entries: {listed(kinds)}")
+        note(f"{os.fspath(folder)}: ignored {left_out.total():,} entries: {listed(kinds)}")

@@ -39,4 +39,4 @@ def warn_copies(where: object, parts: Mapping[str, Iterable[NDArray]]) -> None:
     (_, train), *others = ((part, pixel_fractions(images)) for part, images in parts.items())
     for part, fractions_of_part in others:
         if copies := int(np.isin(fractions_of_part, train).sum()):
-            warn(f"warning: {where}: {copies:,} {part} images are copies of training images; remove them")
+            warn(f"{where}: {copies:,} {part} images are copies of training images; remove them")

@@ -231,7 +231,7 @@ class Checkpoints:
             if self._owned:
                 names = (path.with_name(f"damaged-{path.name}-{n}") for n in itertools.count(1))
                 done = f"set aside as {path.rename(next(name for name in names if not name.exists())).name}, "
-            warn(f"warning: {path} is damaged ({reason}); {done}{outcome}")
+            warn(f"{path} is damaged ({reason}); {done}{outcome}")
 
 
 def saved_steps(directory: Path) -> list[int]:

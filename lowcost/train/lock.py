@@ -48,7 +48,7 @@ def locked(directory: Path, name: str = "lock", *, wait: bool = False) -> Iterat
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
-            warn(f"warning: {directory} cannot be locked ({error}); start no second run in it")
+            warn(f"{directory} cannot be locked ({error}); start no second run in it")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

@@ -26,7 +26,7 @@ def epoch_rows(path: Path) -> list[Row]:
         if (row := _parse(line)) is not None:
             rows.append(row)
         elif line.endswith(b"\n"):
-            warn(f"warning: line {number} of {path} is damaged; its epoch is left out")
+            warn(f"line {number} of {path} is damaged; its epoch is left out")
     return rows
 
 
