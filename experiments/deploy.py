@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from experiments import export
-from experiments.common import classifiers, entry, memory, runs, timing
+from experiments.common import classifiers, entry, peak_memory, runs, timing
 from experiments.common.config import check_counts, values
 from experiments.common.files import write_whole
 from experiments.common.results import Results, Row, page, provenance
@@ -118,7 +118,7 @@ class Subject:
                     "file_bytes": files[name].stat().st_size if name in files else None,
                     "operations": _operations(counted.get(name, folded), first),
                     "milliseconds": 1000 * seconds[name],
-                    "peak_mib": memory.peak(name, files.get(name, self.workdir)),
+                    "peak_mib": peak_memory.of_form(name, files.get(name, self.workdir)),
                     "accuracy": float((logits.argmax(-1) == self.labels).mean()),
                 }
                 print(json.dumps(row), flush=True)

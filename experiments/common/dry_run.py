@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import memory
+from experiments.common import peak_memory
 from experiments.common.setup import Setup
 from lowcost.train import processes
 from lowcost.train.state import count_weights
@@ -33,7 +33,7 @@ def report(ready: Setup) -> int:
     table.add_row("first step", f"{first:,.1f} s, with compilation")
     table.add_row("an epoch", f"{epoch:,.1f} s, of which {evaluation:,.1f} s are evaluation")
     table.add_row(f"all {ready.epochs:,} epochs", f"{ready.epochs * epoch / 60:,.1f} min")
-    table.add_row("peak memory", f"{memory.peak_memory() / 2**30:.2f} GiB")
+    table.add_row("peak memory", f"{peak_memory.of_this_process() / 2**30:.2f} GiB")
     if processes.is_process_0():
         Console(markup=False).print(table)
     return 0

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import files, memory, plots, results
+from experiments.common import files, peak_memory, plots, results
 from experiments.common.config import values
 from experiments.common.setup import Setup
 from lowcost.data.batches import random_rows
@@ -115,7 +115,7 @@ def _result(ready: Setup, state: TrainState, log: MetricsLog, figures: dict[str,
         "train_seconds": round(row["seconds"], 1),
         "images_per_second": round(statistics.median(speeds), 1) if speeds else None,
         "share_in_steps": round(statistics.median(shares), 4) if shares else None,
-        "peak_memory_gib": round(memory.peak_memory() / 2**30, 2),
+        "peak_memory_gib": round(peak_memory.of_this_process() / 2**30, 2),
         "processes": jax.process_count(),
         **results.provenance(),
         "digest": checkpoint.digest(state),

@@ -12,7 +12,7 @@ import pytest
 
 import lowcost
 from experiments import autotune, figure1, throughput
-from experiments.common import entry, memory, timing
+from experiments.common import entry, peak_memory, timing
 from experiments.common.files import read_rows
 from lowcost import methods, nn
 
@@ -184,5 +184,5 @@ def test_a_measuring_process_keeps_freed_memory():
 def test_memory_without_its_peak_in_the_status_of_the_process(tmp_path, monkeypatch):
     """A value is returned even if the status lacks the peak, as in some sandboxes."""
     (tmp_path / "status").write_text("VmSize: 10 kB\n")
-    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "status")
-    assert memory.peak_memory() > 10_000_000
+    monkeypatch.setattr(peak_memory, "Path", lambda _: tmp_path / "status")
+    assert peak_memory.of_this_process() > 10_000_000

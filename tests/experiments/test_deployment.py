@@ -451,12 +451,12 @@ def test_bad_models_are_told(exported, tmp_path, monkeypatch):
 
 def test_the_table_of_all_forms(run, tmp_path, monkeypatch):
     """Writes the short table; StableHLO and exact ONNX files give the predictions of the network."""
-    measured = deploy.memory.peak
+    measured = deploy.peak_memory.of_form
 
     def once(form, path):  # starting JAX takes seconds
         return measured(form, path) if form == "ONNX, exact" else 1000.0
 
-    monkeypatch.setattr(deploy.memory, "peak", once)
+    monkeypatch.setattr(deploy.peak_memory, "of_form", once)
     out = tmp_path / "deploy"
     deploy.main(deploy.Config((run,), rounds=1, singles=3, tolerance=0.1, out=out))
     rows = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]

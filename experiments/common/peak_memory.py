@@ -1,4 +1,4 @@
-"""Measures the memory that one form of a network needs: `python -m experiments.common.memory FORM PATH` prints MiB.
+"""Measures the memory of one form of a network: `python -m experiments.common.peak_memory FORM PATH` prints MiB.
 
 A program of its own, with imports inside: a process that imports more than the form needs would need more memory.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 
-def peak_memory() -> int:
+def of_this_process() -> int:
     """Returns the largest number of bytes that this process has held at once."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would include the memory of the program that started this one
@@ -22,9 +22,9 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def peak(form: str, path: Path) -> float:
+def of_form(form: str, path: Path) -> float:
     """Returns the MiB of a process that loads a form from a file or a work directory and classifies one image."""
-    command = [sys.executable, "-m", "experiments.common.memory", form, str(path)]
+    command = [sys.executable, "-m", "experiments.common.peak_memory", form, str(path)]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
 
 
@@ -46,4 +46,4 @@ def _classify(form: str, path: Path) -> None:
 
 if __name__ == "__main__":
     _classify(sys.argv[1], Path(sys.argv[2]))
-    print(peak_memory() / 2**20)
+    print(of_this_process() / 2**20)
