@@ -4,14 +4,11 @@ Our steps and PyTorch's alternate in one process, so that a machine that slows d
 PyTorch is not a dependency: `pip install '.[benchmark]'`.
 """
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +19,7 @@ from experiments.common import entry, timing
 from experiments.common.config import Architecture, values
 from experiments.common.results import Results, Row, page, provenance
 from lowcost import extras, nn
+from lowcost.batching import without_loops
 from lowcost.scaling import to_unit_range
 from lowcost.train.mesh import data_mesh, replicated, shard_batch, use_every_core
 from lowcost.train.processes import devices
@@ -178,19 +176,6 @@ class Ours:
         with without_loops():
             analysis = function.lower(*arguments).compile().cost_analysis()
         return [jax.device_count() * analysis[name] / 1e9 for name in ("flops", "bytes accessed")]
-
-
-@contextlib.contextmanager
-def without_loops() -> Iterator[None]:
-    """Lets programs for CPUs compute all images at once."""
-
-    def summed(function: Callable[..., jax.Array], zero: jax.Array, images: Sequence[jax.Array]) -> jax.Array:
-        return zero + jax.vmap(function)(*images).sum(0)
-
-    jax.clear_caches()
-    with mock.patch("lowcost.batching._map", jax.vmap), mock.patch("lowcost.batching._sum", summed):
-        yield
-    jax.clear_caches()
 
 
 def measure_peaks() -> dict[str, float]:

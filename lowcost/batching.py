@@ -1,6 +1,9 @@
 """Applies functions of one image to a batch: on each device's own images, and on a CPU to one image after another."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import jax
@@ -9,6 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
 """Name of the mesh axis over which a trainer shards the leading axis of the features."""
+
+_LOOPS: ContextVar[bool] = ContextVar("loops", default=True)
+"""Whether a CPU takes one image after another."""
 
 
 def per_shard(transform, dims, y, *weights, **options):
@@ -104,6 +110,8 @@ def summed_one_by_one(function, rank, *features):
 
 
 def _sum(function, zero, images):
+    if not _LOOPS.get():
+        return zero + jax.vmap(function)(*images).sum(0)
     return jax.lax.scan(lambda total, one: (total + function(*one), None), zero, images)[0]
 
 
@@ -112,7 +120,24 @@ def _images(rank, features):
 
 
 def _map(function):
+    if not _LOOPS.get():
+        return jax.vmap(function)
     return lambda *images: jax.lax.map(lambda one: function(*one), images)
+
+
+@contextmanager
+def without_loops() -> Iterator[None]:
+    """Lets programs for CPUs that are traced meanwhile compute all images at once, e.g. to count their operations.
+
+    XLA counts the operations in the body of a loop once.
+    """
+    jax.clear_caches()
+    token = _LOOPS.set(False)
+    try:
+        yield
+    finally:
+        _LOOPS.reset(token)
+        jax.clear_caches()
 
 
 def infer(net, variables, images):

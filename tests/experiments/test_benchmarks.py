@@ -14,7 +14,7 @@ import lowcost
 from experiments import autotune, figure1, throughput
 from experiments.common import entry, peak_memory, timing
 from experiments.common.files import read_rows
-from lowcost import methods, nn
+from lowcost import batching, methods, nn
 
 
 def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_operations_are_counted_for_every_image(name):
         y = np.ones((images, 8, 8, shapes[0][-1]), np.float32)
         return jax.jit(jax.grad(loss, (0, 1))).lower(weights, y).compile().cost_analysis()["flops"]
 
-    with throughput.without_loops():
+    with batching.without_loops():
         assert 1.9 < operations(16) / operations(8) < 2.1
 
 
