@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 
-from experiments.common import entry, plots, runs
-from experiments.common.config import DatasetName, values
+from experiments.common import datasets, entry, plots
+from experiments.common.config import DatasetName
 from experiments.common.evaluation import number
 from experiments.common.recipes import cropped, of_values, translated
 from lowcost import data, terminal
@@ -75,9 +75,7 @@ def main(config: DataConfig) -> None:
         ValueError, OSError: what the user can fix, in one line.
     """
     sheet = config.out or Path("runs") / f"{config.dataset}{'-augmented' if config.augmented else ''}.png"
-    options = values(config, "data_dir", "image_size", "download", "max_pixels", "task", "test_share")
-    options |= values(config, "grid_axes", "length")
-    dataset = data.load(config.dataset, cache_dir=sheet.parent / runs.CACHE, **options)
+    dataset = datasets.load(config, sheet.parent / datasets.CACHE)
     if config.validation_share:
         dataset = dataset.hold_out(config.validation_share)
     if config.augmented:

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from experiments import export
-from experiments.common import classifiers, entry, peak_memory, runs, timing
+from experiments.common import classifiers, datasets, entry, peak_memory, runs, timing
 from experiments.common.config import check_counts, values
 from experiments.common.files import write_whole
 from experiments.common.results import Results, Row, page, provenance
@@ -81,7 +81,7 @@ class Subject:
         if config.images and run.config.dataset not in ("folder", "arrays"):
             raise ValueError(f"--images is for runs on folder or arrays, got one on {run.config.dataset}; leave it out")
         self.workdir, self.config = workdir, config
-        dataset = runs.data_again(workdir, run.config, config.data_dir)
+        dataset = datasets.data_again(workdir, run.config, config.data_dir)
         self.images, self.labels = to_unit_range(dataset.test.images), dataset.test.labels
         self.network = jax.jit(partial(run.net.apply, run.variables))
         self.exact = deploy.fold(run.net, run.variables, run.image_shape)

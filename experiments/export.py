@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from experiments.common import entry, files, runs
+from experiments.common import datasets, entry, files, runs
 from lowcost import deploy, terminal
 from lowcost.data import Dataset
 from lowcost.data.batches import random_rows
@@ -69,7 +69,7 @@ def main(config: ExportConfig) -> None:
     if config.tolerance is not None:
         folded, metadata["tolerance"] = deploy.truncate(folded, config.tolerance), str(config.tolerance)
     if config.activations == 8:
-        folded = quantized(folded, runs.data_again(config.workdir, run.config, config.data_dir))
+        folded = quantized(folded, datasets.data_again(config.workdir, run.config, config.data_dir))
     _write(serialized(folded, metadata, config), config.out)
     for layer in folded.layers:
         if config.tolerance is not None and (choice := _choice(layer.operations)):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.common import entry, runs, training
+from experiments.common import datasets, entry, runs, training
 from experiments.common.config import (
     Architecture,
     DatasetName,
@@ -89,7 +89,7 @@ def main(config: Config) -> int:
 
 def _check_data(run: TrainConfig) -> None:
     """Raises ValueError for data whose networks have no certified radii, before any training."""
-    dataset = runs.load(run)
+    dataset = datasets.load(run)
     if dataset.task != "classes":
         raise ValueError(f"the data must have one class per image, got labels for the task {dataset.task}; use others")
     if dataset.masked:

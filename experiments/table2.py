@@ -33,7 +33,7 @@ from experiments.common.config import (
     shown,
     suffix,
 )
-from experiments.common.runs import load
+from experiments.common.datasets import load
 from experiments.common.table2_page import ARCHITECTURES, WIDTHS, draw, markdown, paper, place
 from lowcost.data.catalogue import ENTRIES
 from lowcost.deploy.loading import Result

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from experiments.common import distillation, fine_tuning, tuning
 from experiments.common.budgets import projection_of
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_batch, check_counts, values
+from experiments.common.datasets import CACHE, data_of
 from experiments.common.description import check_data, describe
 from experiments.common.objective import figures, loss_of
 from experiments.common.recipes import Recipe, recipe_named
@@ -43,7 +43,6 @@ from lowcost.train.step import make_eval_step, make_train_step, repeat
 
 _Model = tuple[nn.Network, optax.GradientTransformation, Callable[[], TrainState]]
 
-CACHE = ".lowcost-cache"
 WHITENING_IMAGES = 1000
 """Number of training images from which the whitened opening layer is computed."""
 
@@ -122,42 +121,6 @@ def changed(recipe: Recipe, config: TrainConfig) -> Recipe:
     if not 0 <= stated.get("label_smoothing", 0) < 1:
         raise ValueError(f"--label-smoothing must be from 0 to below 1, got {config.label_smoothing}")
     return dataclasses.replace(recipe, **stated)
-
-
-def data_of(config: TrainConfig) -> data.Dataset:
-    """Returns the images of a run, with the parts and the permission to flip that its flags ask for."""
-    dataset = load(config)
-    if config.train_images is not None:
-        if config.train_images > len(dataset.train):
-            expected = f"--train-images must be at most the {len(dataset.train)} training images of {dataset.name}"
-            raise ValueError(f"{expected}, got {config.train_images}; leave it out to take all")
-        dataset = dataset.sample(config.train_images)
-    if config.validation_share:
-        dataset = dataset.hold_out(config.validation_share)
-    if config.keeps_best:
-        if dataset.validation is None:
-            problem = "--keep-best and --patience need validation images, got none"
-            raise ValueError(f"{problem}; add --validation-share 0.1, or images in DIR/val")
-        if dataset.task == "pixels" and (dataset.validation.labels == data.IGNORED).all():
-            raise ValueError("--keep-best and --patience need validation images with labels, got none; label some")
-    if config.flip is None:
-        return dataset
-    others = tuple(change for change in dataset.keeps if change != "flip")
-    return dataclasses.replace(dataset, keeps=("flip", *others) if config.flip == "horizontal" else others)
-
-
-def load(config: TrainConfig) -> data.Dataset:
-    """Returns all images of a run's data set, decoded or from the cache beside its work directory."""
-    options = values(config, "data_dir", "image_size", "download", "max_pixels", "test_share", "task")
-    options |= values(config, "grid_axes", "length")
-    return data.load(config.dataset, cache_dir=image_cache(config.directory()), **options)
-
-
-def image_cache(workdir: Path) -> Path | None:
-    """Returns the folder for decoded images beside a work directory, or None where nothing can be written."""
-    cache = workdir.absolute().parent / CACHE
-    existing = next(path for path in (cache, *cache.parents) if path.exists())
-    return cache if os.access(existing, os.W_OK) else None
 
 
 def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mesh, moments: Moments | None) -> Setup:
@@ -284,17 +247,6 @@ def trained(workdir: Path, *, to_the_end: bool = False) -> Trained:
     """
     config, _ = read(workdir)
     return Trained(**vars(load_run(workdir, finished=to_the_end)), config=config)
-
-
-def data_again(workdir: Path, config: TrainConfig, data_dir: Path | None) -> data.Dataset:
-    """Returns the data set of a run, from `data_dir` if it was moved there.
-
-    Raises:
-        ValueError, OSError: there is none, or another one.
-    """
-    dataset = data_of(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
-    check_data(workdir, dataset, configuration(workdir)["data"])
-    return dataset
 
 
 def reopen(workdir: Path, data_dir: Path | None, *, to_the_end: bool = False) -> tuple[Setup, TrainState]:

@@ -15,7 +15,7 @@ import tyro
 from chex import assert_trees_all_equal
 
 from experiments import norm_budget, table2
-from experiments.common import description, runs, training
+from experiments.common import datasets, description, runs, training
 from experiments.common.config import TrainConfig, derived, flags
 from experiments.common.files import read_rows
 from experiments.common.objective import loss_of
@@ -305,8 +305,8 @@ def test_flags_of_network_data_and_recipe(tmp_path):
     shapes = {name: layer["stencil"].shape for name, layer in params(ready).items() if "stencil" in layer}
     assert {shape[:2] for shape in shapes.values()} == {(5, 5)}
     assert params(ready)["classifier"]["kernel"].shape == (2 * 8, 10)
-    assert ready.dataset.keeps == ("flip", *runs.load(ready.config).keeps) == ("flip", "shift", "hide")
-    held = runs.load(ready.config).sample(200).hold_out(0.3)
+    assert ready.dataset.keeps == ("flip", *datasets.load(ready.config).keeps) == ("flip", "shift", "hide")
+    held = datasets.load(ready.config).sample(200).hold_out(0.3)
     assert ready.dataset.digest == held.digest
     assert ready.steps_per_epoch == len(held.train) // 20
     assert description.describe(ready.dataset)["validation"] == len(held.validation)

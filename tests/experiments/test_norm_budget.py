@@ -10,7 +10,7 @@ import pytest
 
 import lowcost
 from experiments import norm_budget
-from experiments.common import fine_tuning, runs, training
+from experiments.common import datasets, fine_tuning, runs, training
 from experiments.common.config import TrainConfig
 from experiments.common.perturbations import sensitivities
 from experiments.common.recipes import Recipe
@@ -99,6 +99,6 @@ def test_the_sensitivity_is_the_norm_of_the_jacobian():
     ],
 )
 def test_other_data_are_refused_before_training(task, masked, message, monkeypatch):
-    monkeypatch.setattr(runs, "load", lambda run: SimpleNamespace(task=task, masked=masked))
+    monkeypatch.setattr(datasets, "load", lambda run: SimpleNamespace(task=task, masked=masked))
     with pytest.raises(ValueError, match=message):
         norm_budget.main(norm_budget.Config())
