@@ -140,8 +140,9 @@ def _transform_grid(y, *, inverse, mirrored, method):
     points = math.prod(y.shape[:-1])
     tpu = _at_once if points <= TPU_GRID_AT_ONCE else _contracted
     gpu = _at_once if points <= GPU_GRID_AT_ONCE else _by_axis
-    ways = {"cpu": _by_axis, "tpu": tpu, "default": gpu}
-    return jax.lax.platform_dependent(y, **{name: partial(way, bases=bases) for name, way in ways.items()})
+    by_platform = {"cpu": _by_axis, "tpu": tpu, "default": gpu}
+    branches = {platform: partial(transform, bases=bases) for platform, transform in by_platform.items()}
+    return jax.lax.platform_dependent(y, **branches)
 
 
 def _by_axis(y, bases):

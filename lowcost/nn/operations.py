@@ -372,12 +372,11 @@ def _convolve(stencil, y, cpu, *, most, groups=1, boundary="periodic"):
     """
     window, convolve = stencil.shape[:-2], partial(convolve_by_xla, stencil, groups=groups, precision=FULL)
 
-    def way(platform, extension):
+    def on(platform, extension):
         apply = cpu if platform == "cpu" and math.prod(window) <= most else convolve
         return lambda y: apply(extension(y, reach(window), boundary))
 
-    ways = {platform: way(platform, extension) for platform, extension in EXTENSIONS.items()}
-    return jax.lax.platform_dependent(y, **ways)
+    return jax.lax.platform_dependent(y, **{name: on(name, extension) for name, extension in EXTENSIONS.items()})
 
 
 def _rows(x, y):

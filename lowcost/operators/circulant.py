@@ -6,7 +6,7 @@ from jax import Array
 
 from lowcost.arguments import Boundary, ResolventBoundary
 from lowcost.methods import Method, SpectralMethod
-from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
+from lowcost.operators.forms import StencilKind, apply, convolve, correlate, diffuse, resolvent
 from lowcost.spectral import scale_spectrum, symbol_for
 
 
@@ -38,7 +38,7 @@ def circulant(stencil: Array, y: Array, *, boundary: Boundary = "periodic", meth
         [[2. 3. 1.]
          [5. 6. 4.]]
     """
-    return apply(convolve, _WAYS, "circulant", stencil, y, boundary, method)
+    return apply(convolve, _CIRCULANT, "circulant", stencil, y, boundary, method)
 
 
 def circulant_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -46,7 +46,7 @@ def circulant_adjoint(stencil: Array, z: Array, *, boundary: Boundary = "periodi
 
     Args, Returns, Raises: as in `circulant`.
     """
-    return apply(correlate, _WAYS, "circulant", stencil, z, boundary, method, adjoint=True)
+    return apply(correlate, _CIRCULANT, "circulant", stencil, z, boundary, method, adjoint=True)
 
 
 def circulant_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "periodic", method: Method = "auto") -> Array:
@@ -54,7 +54,7 @@ def circulant_diffusion(stencil: Array, y: Array, *, boundary: Boundary = "perio
 
     Args, Returns, Raises: as in `circulant`.
     """
-    return apply(diffuse, _WAYS, "circulant", stencil, y, boundary, method)
+    return apply(diffuse, _CIRCULANT, "circulant", stencil, y, boundary, method)
 
 
 def circulant_resolvent(
@@ -86,7 +86,7 @@ def circulant_resolvent(
     if jnp.ndim(h):
         expected = "h must be a number, because the channels are transformed too"
         raise ValueError(f"{expected}, got shape {list(jnp.shape(h))}; call it once for each time step")
-    return resolvent(_WAYS, "circulant_resolvent", stencil, y, h, boundary, method)
+    return resolvent(_CIRCULANT, "circulant_resolvent", stencil, y, h, boundary, method)
 
 
 def as_fully_coupled(stencil: Array) -> Array:
@@ -102,4 +102,4 @@ def _filter(function, stencil, method, y, *, mirrored=False):
     return scale_spectrum(y[..., None], factors[..., None], method, mirrored=len(grid) * mirrored)[..., 0]
 
 
-_WAYS = Ways(_filter, coupled=as_fully_coupled)
+_CIRCULANT = StencilKind(_filter, coupled=as_fully_coupled)

@@ -10,7 +10,7 @@ from jax import Array
 from lowcost.arguments import Boundary, ResolventBoundary, check_time_step, promote
 from lowcost.methods import Method, SpectralMethod
 from lowcost.operators.boundary import extend, reach
-from lowcost.operators.forms import Ways, apply, convolve, correlate, diffuse, resolvent
+from lowcost.operators.forms import StencilKind, apply, convolve, correlate, diffuse, resolvent
 from lowcost.operators.sliding import slide
 from lowcost.spectral import scale_spectrum, symbol_for
 
@@ -120,13 +120,13 @@ def _filter(function, stencil, method, y, *, mirrored=False):
     return scale_spectrum(y, factors, method, mirrored=len(grid) * mirrored)
 
 
-def _diffuse(y, stencil, ways, boundary, method):
+def _diffuse(y, stencil, kind, boundary, method):
     """−KᵀK y; "direct" on a GPU by the stencil of KᵀK, which reads and writes the features once.
 
     The rounding error is then relative to ‖K‖² ‖y‖, also where K y = 0.
     """
     size, grid = [2 * m - 1 for m in stencil.shape[:-1]], y.shape[-stencil.ndim : -1]
-    general = partial(diffuse, ways=ways, boundary=boundary, method=method)
+    general = partial(diffuse, kind=kind, boundary=boundary, method=method)
     fits = math.prod(size) <= LARGEST_NORMAL_STENCIL and all(m <= n for m, n in zip(size, grid, strict=True))
     if method != "direct" or boundary != "periodic" or not fits:
         return general(y, stencil)
@@ -140,4 +140,4 @@ def _diffuse_once(y, stencil):
     return -slide(normal, promote(y), "periodic").astype(jnp.result_type(y))
 
 
-DEPTHWISE = Ways(_filter)
+DEPTHWISE = StencilKind(_filter)

@@ -8,7 +8,7 @@ from jax import Array
 
 from lowcost.arguments import Boundary
 from lowcost.methods import Method
-from lowcost.operators.forms import Ways, apply, convolve, correlate
+from lowcost.operators.forms import StencilKind, apply, convolve, correlate
 from lowcost.spectral import filter_spectrum, symbol_for
 
 
@@ -72,4 +72,4 @@ def _multiply(channels):
     return multiply
 
 
-COUPLED = Ways(_filter, lambda λ: jnp.conj(λ.swapaxes(-1, -2)), channel_axes=2, coupled=lambda θ: θ)
+COUPLED = StencilKind(_filter, lambda λ: jnp.conj(λ.swapaxes(-1, -2)), channel_axes=2, coupled=lambda θ: θ)

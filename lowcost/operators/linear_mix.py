@@ -65,14 +65,14 @@ def _apply(form, stencil, matrix, y, boundary, method):
     return apply(form, DEPTHWISE, "linear_mix", stencil, y, boundary, method, matrix, adjoint=form is _mix_adjoint)
 
 
-def _mix(y, stencil, matrix, ways, boundary, method, convolution=convolve, product=pointwise, at_once=mix):
+def _mix(y, stencil, matrix, kind, boundary, method, convolution=convolve, product=pointwise, at_once=mix):
     promoted = promote(y)
     if method == "direct":
         mixed = at_once(stencil, matrix, promoted, boundary)
     elif method == "coupled":
         mixed = convolution(promoted, as_fully_coupled(stencil, matrix), COUPLED, boundary, "direct")
     else:
-        mixed = convolution(promoted, stencil, ways, boundary, method) + product(matrix, promoted)
+        mixed = convolution(promoted, stencil, kind, boundary, method) + product(matrix, promoted)
     return mixed.astype(jnp.result_type(y))
 
 

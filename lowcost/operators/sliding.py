@@ -276,9 +276,9 @@ def lowered(by_image, by_xla, precision, *arrays, fits=True):
 
     Elsewhere `by_xla`, whose first argument is the function that extends the grid.
     """
-    ways = {platform: partial(by_xla, extension) for platform, extension in EXTENSIONS.items()}
+    by_platform = {platform: partial(by_xla, extension) for platform, extension in EXTENSIONS.items()}
     with jax.default_matmul_precision(precision):
-        return jax.lax.platform_dependent(*arrays, **ways | ({"cpu": by_image} if fits else {}))
+        return jax.lax.platform_dependent(*arrays, **by_platform | ({"cpu": by_image} if fits else {}))
 
 
 def derive(apply, adjoint, gradient):
