@@ -14,7 +14,7 @@ import lowcost.nn
 
 MATHEMATICS = (
     *("lowcost", "lowcost.analysis", "lowcost.convert", "lowcost.cost", "lowcost.time_stepping", "lowcost.plots"),
-    *("lowcost.nn", "lowcost.nn.initializers", "lowcost.nn.operations", "lowcost.deploy"),
+    *("lowcost.nn", "lowcost.nn.initializers", "lowcost.nn.filters", "lowcost.nn.operations", "lowcost.deploy"),
 )
 ENGINEERING = (
     *("lowcost.data", "lowcost.train.state", "lowcost.train.step", "lowcost.train.loop"),

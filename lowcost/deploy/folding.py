@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lowcost.nn.networks import Network, check_network, check_scaled
-from lowcost.nn.operations import Concatenate, Filter, Operation, Sum, run
+from lowcost.nn.operations import Concatenate, Depthwise, Filter, Operation, Sum, run
 from lowcost.nn.stability import lipschitz
 from lowcost.nn.structure import bound_layers, chain
 
@@ -96,11 +97,30 @@ def fold(net: Network, variables: Mapping[str, Any], image_shape: Sequence[int])
     return Folded(tuple(layers), tuple(image_shape))
 
 
+def cut(filter_: Filter, radius: Sequence[int]) -> Depthwise:
+    """g_x for |x_i| ≤ radius_i: the impulse response of a filter as a stencil; not in the paper.
+
+    Args:
+        filter_: of K_dw.
+        radius: points on each side of the stencil's centre, one number per axis.
+
+    Returns:
+        The stencil, with `dropped` the ℓ¹ norm of the rest.
+    """
+    dims = len(filter_.grid)
+    period = filter_.period[:dims]
+    window = [min(2 * r + 1, n) for r, n in zip(radius, period, strict=True)]
+    box = tuple(slice(n // 2 - m // 2, n // 2 - m // 2 + m) for n, m in zip(period, window, strict=True))
+    outside = np.abs(filter_.response)
+    outside[box] = 0
+    return Depthwise(filter_.response[box], dropped=outside.sum(tuple(range(dims))), boundary=filter_.boundary)
+
+
 def _constant(operation):
     """I - hK_dwᵀK_dw as a stencil of 2m - 1 points per axis, wherever it is a filter; caches R of other filters."""
     match operation:
         case Filter(integrator="forward_euler", circulant=False):
-            stencil = operation.cut([m - 1 for m in operation.stencil.shape[:-1]])
+            stencil = cut(operation, [m - 1 for m in operation.stencil.shape[:-1]])
             return dataclasses.replace(stencil, dropped=None)
         case Sum(branches) | Concatenate(branches):
             return dataclasses.replace(operation, branches=tuple(tuple(map(_constant, branch)) for branch in branches))

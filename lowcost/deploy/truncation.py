@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowcost.deploy.folding import Folded, FoldedLayer
+from lowcost.deploy.folding import Folded, FoldedLayer, cut
 from lowcost.nn.operations import Depthwise, Filter, Operation, Quantize
 from lowcost.nn.structure import chain
 
@@ -54,7 +54,7 @@ def _stencil(filter_: Filter, tolerance: float) -> Filter | Depthwise:
         raise ValueError("variables must be finite, got a stencil with NaN or infinity; train again")
 
     def box(radius: int) -> Depthwise:
-        return filter_.cut([radius] * len(filter_.grid))
+        return cut(filter_, [radius] * len(filter_.grid))
 
     # The search ends: the whole grid omits nothing.
     return box(next(r for r in itertools.count() if np.asarray(box(r).dropped).max() <= tolerance))
