@@ -23,7 +23,7 @@ from lowcost.data import decoding
 from lowcost.train.calibration import softmax
 
 
-class Row(NamedTuple):
+class Prediction(NamedTuple):
     """Holds the answers of a network for one image, signal or volume.
 
     Attributes:
@@ -75,7 +75,7 @@ def main(config: PredictConfig) -> int:
     if config.csv is not None:
         check_target(config.csv, "--csv")
     classifier, status = classifiers.load(config.workdir, config.model, config.runtime), 0
-    rows: list[Row] = []
+    rows: list[Prediction] = []
     files = list(find(config.images, classifier.takes))
     targets = Targets(config.out, classifier, files)
     for file in files:
@@ -126,7 +126,7 @@ class Targets:
             raise ValueError(f"{target} must be a new file for one mask, got {got}; {remedy}")
         return target
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Prediction) -> None:
         """Writes the mask of an example.
 
         Raises:
@@ -136,7 +136,7 @@ class Targets:
             masks.write(self._plan(row.file), row.mask)
 
 
-def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> Row:
+def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> Prediction:
     """Returns the answers on an image, of classes the `top` most probable ones, for a batch of this image alone."""
     started = time.perf_counter()
     numbers = np.asarray(classifier.logits(image[None]))[0].astype(np.float64)
@@ -144,7 +144,7 @@ def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> 
     if classifier.task == "pixels":
         mask = numbers.argmax(-1).astype(np.uint8)
         shares = np.bincount(mask.ravel(), minlength=numbers.shape[-1]) / mask.size
-        return Row(name, [*zip(classifier.classes, shares.tolist(), strict=True)], milliseconds, mask)
+        return Prediction(name, [*zip(classifier.classes, shares.tolist(), strict=True)], milliseconds, mask)
     order = np.arange(len(numbers))
     if classifier.task == "classes":
         numbers = softmax(numbers, classifier.temperature)
@@ -153,10 +153,10 @@ def classify(classifier: Classifier, name: str, image: np.ndarray, top: int) -> 
         numbers = sigmoid(numbers)
     else:
         numbers = np.add(classifier.scale[0], np.multiply(classifier.scale[1], numbers))
-    return Row(name, [(classifier.classes[i], float(numbers[i])) for i in order], milliseconds)
+    return Prediction(name, [(classifier.classes[i], float(numbers[i])) for i in order], milliseconds)
 
 
-def line(classifier: Classifier, row: Row) -> str:
+def line(classifier: Classifier, row: Prediction) -> str:
     """Returns what is printed for an image: classes or values, tags of probability ≥ 1/2, or the classes of points."""
     if classifier.task == "values":
         deviations = np.broadcast_to(classifier.scale[1], len(row.answers))
@@ -167,7 +167,7 @@ def line(classifier: Classifier, row: Row) -> str:
     return "  ".join([row.file, *(answers or ["no tag"]), f"{row.milliseconds:.1f} ms"])
 
 
-def table(classifier: Classifier, rows: Sequence[Row], top: int) -> bytes:
+def table(classifier: Classifier, rows: Sequence[Prediction], top: int) -> bytes:
     """Returns the rows as CSV: file, class, probability, milliseconds, class2, ...; else a column per name."""
     if classifier.task != "classes":
         header = ["file", "milliseconds", *classifier.classes]

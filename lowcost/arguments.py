@@ -40,7 +40,7 @@ def check_stencil(stencil: jax.Array, grid: Sequence[int], *, channel_axes: int 
         raise ValueError(f"{expected}, got {_by(window)}; use a smaller stencil or a larger grid")
 
 
-def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes: int, channels: int) -> None:
+def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes: int, axis: int) -> None:
     """Raises TypeError or ValueError unless the operator with this stencil applies to the features y.
 
     Args:
@@ -48,7 +48,7 @@ def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes:
         y: features, [..., *grid, C].
         stencil: [*window, *channels], with one to four window axes that fit the grid.
         channel_axes: number of axes of the stencil after its window.
-        channels: the axis of the stencil that C must equal.
+        axis: of the stencil, whose size C must equal.
     """
     check_floating("stencil", stencil)
     check_floating(name, y)
@@ -60,7 +60,7 @@ def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes:
     if y.ndim < dims + 1:
         expected = f"{name} must be [..., *grid, C] with {dims} grid axes as the stencil"
         raise ValueError(f"{expected}, got shape {list(y.shape)}; add the missing axes")
-    check_channels(name, y, "stencil", stencil, stencil.shape[channels])
+    check_channels(name, y, "stencil", stencil, stencil.shape[axis])
     check_stencil(stencil, y.shape[-dims - 1 : -1], channel_axes=channel_axes)
 
 

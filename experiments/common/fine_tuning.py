@@ -97,17 +97,17 @@ def weights(config: TrainConfig, net: nn.Network, dataset: data.Dataset) -> dict
     """
     assert config.init_from is not None
     try:
-        source = load(config.init_from)
+        network = load(config.init_from)
     except (ValueError, OSError) as error:
         raise ValueError(f"--init-from {config.init_from} cannot be loaded: {error}") from error
-    ours, theirs = _described(net, dataset.image_shape), _described(source.net, source.image_shape)
+    ours, theirs = _described(net, dataset.image_shape), _described(network.net, network.image_shape)
     if name := next((name for name in ours if ours[name] != theirs[name]), ""):
         problem = f"--init-from {config.init_from} must hold a network with {name} {ours[name]}"
         raise ValueError(f"{problem}, got {theirs[name]}; change the flags or the data, or choose another network")
-    known = dataset.task != "values" and (source.task, tuple(source.classes)) == (dataset.task, dataset.classes)
+    known = dataset.task != "values" and (network.task, tuple(network.classes)) == (dataset.task, dataset.classes)
     loaded = {
         kind: {layer: leaves for layer, leaves in layers.items() if known or layer != NEW}
-        for kind, layers in source.variables.items()
+        for kind, layers in network.variables.items()
     }
     if (project := projection_of(config, net, dataset.image_shape)) is not None:
         loaded["params"] = project(loaded["params"])

@@ -42,8 +42,8 @@ def apply(form, kind, operator, stencil, y, boundary, method, *more, adjoint=Fal
         more: further weights of the form, which the caller has checked.
         adjoint: whether the form is an adjoint, whose features are called z.
     """
-    name, channels = ("z", -1) if adjoint else ("y", -kind.channel_axes)
-    check_features(name, y, stencil, channel_axes=kind.channel_axes, channels=channels)
+    name, axis = ("z", -1) if adjoint else ("y", -kind.channel_axes)
+    check_features(name, y, stencil, channel_axes=kind.channel_axes, axis=axis)
     check_choice("boundary", boundary, get_args(Boundary))
     window = stencil.shape[: -kind.channel_axes]
     dims = len(window)
@@ -57,7 +57,7 @@ def apply(form, kind, operator, stencil, y, boundary, method, *more, adjoint=Fal
 
 def resolvent(kind, operator, stencil, y, h, boundary, method):
     """(I + hKᵀK)⁻¹ y: as `apply`, for the inverse, which has no stencil."""
-    check_features("y", y, stencil, channel_axes=1, channels=-1)
+    check_features("y", y, stencil, channel_axes=1, axis=-1)
     check_time_step(h)
     check_choice("boundary", boundary, get_args(ResolventBoundary))
     grid = y.shape[-stencil.ndim : -1]
