@@ -17,9 +17,8 @@ import tyro
 
 from experiments.common import entry, perturbations, plots, runs
 from experiments.common.config import values
-from experiments.common.perturbations import Variables, features, norms, weights_bound
+from experiments.common.perturbations import Variables, features, norms, weights_bound, with_time_step
 from experiments.common.results import Results, Row, page, provenance, table
-from experiments.stability import with_time_step
 from lowcost.nn import stability_report
 from lowcost.scaling import to_unit_range
 from lowcost.terminal import note, printable

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from experiments.common import entry, plots, recipes, runs, training
 from experiments.common.config import TrainConfig, check_counts, derived, suffix, values
-from experiments.common.perturbations import Variables, captured
+from experiments.common.perturbations import Variables, captured, with_time_step
 from experiments.common.results import Results, Row, page, provenance
 from lowcost.nn import Network, stability_report
 from lowcost.scaling import to_unit_range
@@ -95,11 +95,6 @@ def measure(run: TrainConfig, step_sizes: Sequence[float], images: int) -> Itera
             "h": list(step_sizes),
             "growth": [g if math.isfinite(g) else None for g in grown],
         }
-
-
-def with_time_step(net: Network, h: float | jax.Array) -> Network:
-    """Returns the same network with another time step."""
-    return net.clone(step=partial(net.step, h=h))
 
 
 def growth(net: Network, h: float | jax.Array, variables: Variables, images: jax.Array, *, by_batch: bool) -> jax.Array:

@@ -17,28 +17,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.common import entry, timing
+from experiments.common.brain import CLASSES, perturbed, slabs, template
 from experiments.common.config import Architecture, check_batch, check_counts, values
 from experiments.common.recipes import Recipe
 from experiments.common.results import Results, Row, accuracy, page, provenance
-from lowcost import data, extras, nn
+from lowcost import data, nn
 from lowcost.train.loop import evaluate_all
 from lowcost.train.mesh import data_mesh, replicated, shard_batch, use_every_core
 from lowcost.train.state import count_weights, create_state
 from lowcost.train.step import Draw, make_eval_step, make_train_step
 
-CLASSES = ("grey matter", "white matter", "fluid")
-"""Fluid is the rest of the brain: what the maps of grey and white matter leave."""
-TRAINING = ((27, 47), (75, 95), (123, 143), (171, 191))
-"""Slabs from back to front, in voxels of 1 mm; gaps of 8 voxels separate them from those of `TEST`."""
-TEST = ((55, 67), (103, 115), (151, 163))
-VALIDATION = TRAINING[2:3]
-"""The slab of `TRAINING` on which the recipe was chosen."""
 SIDE = 8
 """Voxels per side of a patch."""
 MAJORITY = 0.6
 """Smallest share of a patch that its class must have."""
-GAIN, OFFSET, NOISE = 0.25, 0.2, 0.1
-"""Standard deviations of the changes of a patch: logarithm of its gain, offset, and noise of each voxel."""
 PARTS: tuple[Literal["accuracy"], Literal["time"]] = ("accuracy", "time")
 """What is measured."""
 ROUNDS = 7
@@ -107,25 +99,6 @@ def patches(config: Config) -> data.Dataset:
     return data.Dataset("volumes", train, test, CLASSES, keeps=("flip",), origin="MNI152 in nilearn")
 
 
-def slabs(validate: bool) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
-    """Returns the slabs for training and for tests; to validate, both are of `TRAINING`."""
-    return ([slab for slab in TRAINING if slab not in VALIDATION], VALIDATION) if validate else (TRAINING, TEST)
-
-
-def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the image, the share of each class in each voxel, and where the brain is 1.
-
-    Returns:
-        float32 [X, Y, Z], [3, X, Y, Z] and [X, Y, Z].
-    """
-    with extras.needs_extra("volumes"):
-        from nilearn import datasets
-
-    loaders = [getattr(datasets, f"load_mni152_{x}") for x in ("template", "gm_template", "wm_template", "brain_mask")]
-    image, grey, white, brain = (np.asarray(load(resolution=1).get_fdata(), np.float32) for load in loaders)
-    return image, np.stack([grey, white, np.clip(1 - grey - white, 0, 1)]), brain
-
-
 def _means(x: np.ndarray) -> np.ndarray:
     """Returns the mean of every patch, by the index of its first voxel."""
     for axis in range(3):
@@ -151,13 +124,6 @@ def sample(
     starts = np.concatenate([rng.choice(some, number, replace=False) for some in places])
     found = np.lib.stride_tricks.sliding_window_view(image, (SIDE,) * 3)[tuple(starts.T)][..., None]
     return data.Split(perturbed(rng, found), np.repeat(np.arange(len(CLASSES), dtype=np.int32), number))
-
-
-def perturbed(rng: np.random.Generator, patches: np.ndarray) -> np.ndarray:
-    """Returns patches [N, *grid, C] as float32, each with its own gain, offset and noise."""
-    gain, offset = rng.standard_normal((2, len(patches), *[1] * (patches.ndim - 1)))
-    changed = np.exp(GAIN * gain) * patches + OFFSET * offset + NOISE * rng.standard_normal(patches.shape)
-    return changed.astype(np.float32)
 
 
 def _network(config: Config, architecture: Architecture, dataset: data.Dataset, mesh: Mesh) -> tuple[Any, Any, Any]:

@@ -100,6 +100,11 @@ def captured(net: Network, variables: Variables, images: jax.Array, *, train: bo
     return {name: calls["__call__"][0] for name, calls in kept["intermediates"].items() if "__call__" in calls}
 
 
+def with_time_step(net: Network, h: float | jax.Array) -> Network:
+    """Returns the same network with another time step."""
+    return net.clone(step=partial(net.step, h=h))
+
+
 _captured = jax.jit(captured, static_argnums=0)
 
 

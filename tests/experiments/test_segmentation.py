@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import segmentation, volumes
+from experiments import segmentation
+from experiments.common import brain, scenes
 from experiments.common.files import read_rows
 from experiments.common.flax_networks import UNet
-from experiments.segmentation import TASKS, Scene, Setting
+from experiments.common.scenes import TASKS, Scene, Setting
 from lowcost.data import IGNORED
 from lowcost.train.state import count_weights
 
@@ -120,13 +121,13 @@ def test_the_slabs_of_the_template_share_no_voxel(monkeypatch):
     """The image is turned upright with its labels, which are the largest shares inside the brain."""
     shape = (5, 233, 4)
     maps = np.random.default_rng(0).random((3, *shape))
-    brain = np.random.default_rng(1).random(shape) < 0.5
-    monkeypatch.setattr(volumes, "template", lambda: (maps[0], maps, brain))
+    inside_brain = np.random.default_rng(1).random(shape) < 0.5
+    monkeypatch.setattr(brain, "template", lambda: (maps[0], maps, inside_brain))
     for validate in (False, True):
-        scene = segmentation.tissue(validate)
+        scene = scenes.tissue(validate)
         np.testing.assert_array_equal(scene.image, maps[0].transpose(2, 1, 0)[::-1])
         x, y, z = 2, 100, 1
-        expected = maps[:, x, y, z].argmax() if brain[x, y, z] else IGNORED
+        expected = maps[:, x, y, z].argmax() if inside_brain[x, y, z] else IGNORED
         assert scene.labels[4 - 1 - z, y, x] == expected
         train, test = (sum(inside(box, scene.image.shape) for box in boxes) for boxes in (scene.train, scene.test))
         assert not (train * test).any()
@@ -134,7 +135,7 @@ def test_the_slabs_of_the_template_share_no_voxel(monkeypatch):
         shown[scene.shown] = 1
         assert (test * shown).any()
     everything = sorted(ends for _, ends, _ in itertools.chain(scene.train, scene.test))
-    assert everything == sorted(volumes.TRAINING)
+    assert everything == sorted(brain.TRAINING)
 
 
 def test_the_image_of_nuclei_is_read_without_its_package(tmp_path, monkeypatch):
@@ -146,13 +147,13 @@ def test_the_image_of_nuclei_is_read_without_its_package(tmp_path, monkeypatch):
     for name, content in (("img", numbers), ("mask", numbers // 100)):
         Image.fromarray(content.astype(np.uint16)).save(folder / f"{name}2d.tif")
     monkeypatch.syspath_prepend(tmp_path)
-    scene = segmentation.microscopy(validate=False)
+    scene = scenes.microscopy(validate=False)
     np.testing.assert_allclose(scene.image, numbers / 255, rtol=1e-6)
     np.testing.assert_array_equal(scene.labels, numbers >= 100)
-    assert (scene.train, scene.test) == ([segmentation.LEFT], [segmentation.RIGHT])
+    assert (scene.train, scene.test) == ([scenes.LEFT], [scenes.RIGHT])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="run pip install --no-deps stardist"):
-        segmentation.microscopy(validate=False)
+        scenes.microscopy(validate=False)
 
 
 def striped(validate):
@@ -163,7 +164,7 @@ def striped(validate):
 
 def test_the_program_in_small(tmp_path, monkeypatch, capsys):
     """Measured networks are not measured again; the page and the figure show what the rows and the files hold."""
-    networks = segmentation.networks(2, 1, 2, {"implicit_rd": 2}, [(2, 4)], (2, 4))
+    networks = scenes.networks(2, 1, 2, {"implicit_rd": 2}, [(2, 4)], (2, 4))
     del networks["implicit_rd, reach 2"], networks["implicit_rd, decoder"]
     setting = Setting(striped, ("dark", "bright"), 8, 16, 2, networks)
     monkeypatch.setattr(segmentation, "TASKS", TASKS | {"microscopy": setting})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import volumes
+from experiments.common import brain
 from experiments.common.files import read_rows
 
 SMALL = volumes.Config(
@@ -26,16 +27,16 @@ def slices(start):
 
 def test_the_slabs_share_no_voxel():
     """A gap as large as a patch separates each slab from the next one."""
-    slabs = sorted((*volumes.TRAINING, *volumes.TEST))
+    slabs = sorted((*brain.TRAINING, *brain.TEST))
     assert all(after[0] - before[1] >= volumes.SIDE for before, after in itertools.pairwise(slabs))
-    assert {*volumes.VALIDATION} < {*volumes.TRAINING}
+    assert {*brain.VALIDATION} < {*brain.TRAINING}
 
 
 def test_patches_lie_within_their_slabs(monkeypatch):
     """Each voxel of this image states its own position."""
-    monkeypatch.setattr(volumes, "GAIN", 0)
-    monkeypatch.setattr(volumes, "OFFSET", 0)
-    monkeypatch.setattr(volumes, "NOISE", 0)
+    monkeypatch.setattr(brain, "GAIN", 0)
+    monkeypatch.setattr(brain, "OFFSET", 0)
+    monkeypatch.setattr(brain, "NOISE", 0)
     shape, slabs = (12, 60, 10), ((3, 14), (30, 38))
     image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     labels = np.random.default_rng(0).integers(-1, 3, [n - volumes.SIDE + 1 for n in shape])
@@ -58,9 +59,9 @@ def test_gain_offset_and_noise_are_those_of_a_patch():
     once, again = (volumes.sample(seed, flat, labels, ((0, volumes.SIDE),), 300) for seed in (7, 7))
     np.testing.assert_array_equal(once.images, again.images)
     means, deviations = once.images.mean((1, 2, 3, 4)), once.images.std((1, 2, 3, 4))
-    assert np.allclose(deviations, volumes.NOISE, rtol=0.2)
-    expected = np.exp(volumes.GAIN**2 / 2)
-    variance = expected**2 * (np.exp(volumes.GAIN**2) - 1) + volumes.OFFSET**2
+    assert np.allclose(deviations, brain.NOISE, rtol=0.2)
+    expected = np.exp(brain.GAIN**2 / 2)
+    variance = expected**2 * (np.exp(brain.GAIN**2) - 1) + brain.OFFSET**2
     assert means.mean() == pytest.approx(expected, abs=0.05)
     assert means.var() == pytest.approx(variance, rel=0.2)
 
@@ -74,18 +75,18 @@ def test_the_label_is_the_majority_of_the_patch(monkeypatch):
     assert [len(split) for split in dataset.splits.values()] == [30, 15]
     assert dataset.image_shape == (8, 8, 8, 1)
     loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template, datasets.load_mni152_brain_mask)
-    grey, white, brain = (load(resolution=1).get_fdata() for load in loaders)
+    grey, white, inside = (load(resolution=1).get_fdata() for load in loaders)
     labels = calls[0][2]
     rng = np.random.default_rng(0)
     for label in (-1, 0, 1, 2):
         for start in rng.choice(np.argwhere(labels == label), 20):
             parts = [x[slices(start)].mean() for x in (grey, white)]
             shares = [*parts, 1 - sum(parts)]
-            clear = max(shares) >= volumes.MAJORITY and brain[slices(start)].all()
+            clear = max(shares) >= volumes.MAJORITY and inside[slices(start)].all()
             assert label == (np.argmax(shares) if clear else -1)
-    assert [call[3] for call in calls] == [volumes.TRAINING, volumes.TEST]
+    assert [call[3] for call in calls] == [brain.TRAINING, brain.TEST]
     volumes.patches(dataclasses.replace(SMALL, validate=True))
-    assert {*calls[2][3], *calls[3][3]} == {*volumes.TRAINING}
+    assert {*calls[2][3], *calls[3][3]} == {*brain.TRAINING}
 
 
 def test_there_must_be_patches_for_a_batch():
