@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common.files import write_whole
-from lowcost.data.dataset import IGNORED
+from lowcost.data import IGNORED
 
 
 def _colours() -> np.ndarray:

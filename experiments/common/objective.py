@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.common.config import TrainConfig
 from lowcost import data
-from lowcost.data.dataset import class_counts
+from lowcost.data.splitting import class_counts
 from lowcost.train.losses import (
     Loss,
     binary_cross_entropy,

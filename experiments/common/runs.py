@@ -26,7 +26,6 @@ from experiments.common.setup import Setup
 from experiments.common.workdir import read, recorded_kernel_size
 from lowcost import data, nn
 from lowcost.data.batches import random_rows
-from lowcost.data.dataset import Moments
 from lowcost.deploy import loading
 from lowcost.deploy.loading import configuration, load_run, newest
 from lowcost.deploy.packaged import Loaded, as_tuples
@@ -34,7 +33,7 @@ from lowcost.methods import Point, decided_by
 from lowcost.nn.networks import least_points
 from lowcost.nn.norm_budget import keep_norms
 from lowcost.nn.structure import variable_shapes
-from lowcost.scaling import to_unit_range
+from lowcost.scaling import Moments, to_unit_range
 from lowcost.train.distillation import distilled
 from lowcost.train.losses import mixed
 from lowcost.train.mesh import data_mesh, replicated, use_every_core

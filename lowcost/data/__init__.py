@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from lowcost.data.arrays import read_arrays
 from lowcost.data.batches import batch_indices, epoch_order
-from lowcost.data.dataset import IGNORED, Change, Dataset, Moments, Split, Task
+from lowcost.data.dataset import Change, Dataset, Split
 from lowcost.data.folders import folder
 from lowcost.data.sources import SOURCES, DatasetName, digits, load, published
+from lowcost.data.tasks import IGNORED, Task
 from lowcost.lazy import attributes
-from lowcost.scaling import from_standard_units, to_standard_units, to_unit_range
+from lowcost.scaling import Moments, from_standard_units, to_standard_units, to_unit_range
 
 if TYPE_CHECKING:
     from lowcost.data.augment import (

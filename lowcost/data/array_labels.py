@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcost.data.dataset import IGNORED, Task
 from lowcost.data.labels import VALUE_LIMIT
+from lowcost.data.tasks import IGNORED, Task
 from lowcost.terminal import printable
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.data.array_labels import class_labels, number_labels, point_labels
-from lowcost.data.dataset import PARTS, Dataset, Split, Task, check_kept, check_task, warn_absent
+from lowcost.data.dataset import PARTS, Dataset, Split
 from lowcost.data.labels import standardise
 from lowcost.data.signals import resample, with_mask
-from lowcost.data.splitting import check_share, fractions, warn_copies
+from lowcost.data.splitting import check_kept, check_share, fractions, warn_absent, warn_copies
+from lowcost.data.tasks import Task, check_task
 from lowcost.terminal import first_line, listed, note, printable
 
 ROLES = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "lengths": ("{}_lengths", "lengths_{}")}

@@ -11,14 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcost.data.batches import random_rows
-from lowcost.data.splitting import check_share, pixel_fractions
+from lowcost.data.splitting import check_kept, check_share, pixel_fractions, warn_absent
+from lowcost.data.tasks import IGNORED, Task, check_task
 from lowcost.scaling import Moments
-from lowcost.terminal import listed, printable, warn
 
-Task = Literal["classes", "tags", "values", "pixels"]
-"""One class, any number of tags, or several numbers (regression) per image; or one class per point of its grid."""
-IGNORED = 255
-"""The label of points without a class, for the task "pixels": they count neither in the loss nor in any figure."""
 Change = Literal["flip", "shift", "hide", "scale", "noise"]
 """A change of an image: flipped; shifted, cropped or resized; partly hidden, or mixed; multiplied; with noise."""
 PARTS = {"train": "train", "test": "test", "val": "validation"}
@@ -27,12 +23,6 @@ PHOTOGRAPHS: tuple[Change, ...] = ("flip", "shift", "hide")
 """The changes that keep the label of a photograph."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "float32")
 """Of images: integers are scaled from their range to [0, 1]; the network standardises all but uint8."""
-
-
-def check_task(task: Task) -> None:
-    """Raises ValueError unless the task is one of `Task`."""
-    if task not in get_args(Task):
-        raise ValueError(f"task must be one of {', '.join(get_args(Task))}, got {task!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,35 +256,6 @@ class Dataset:
         for part, split in (("train", train), ("validation", validation)):
             warn_absent(self.name, part, split.labels, self.classes, self.task)
         return replace(self, train=train, validation=validation)
-
-
-def class_counts(labels: NDArray, classes: int) -> NDArray[np.int64]:
-    """Returns the number of images or points of each class, int64 [classes]."""
-    parts = np.array_split(labels.ravel(), 1 + labels.size // 2**22)  # bincount takes 8 bytes per label
-    return np.sum([np.bincount(part, minlength=256 + classes)[:classes] for part in parts], axis=0)
-
-
-def check_kept(
-    name: str, share: float, taken: NDArray[np.bool_], labels: NDArray, classes: tuple[str, ...], task: Task
-) -> None:
-    """Raises ValueError if the share takes all images or none, or all of a class."""
-    if taken.all() or not taken.any():
-        got = f"{share}, which takes {taken.sum()} of {len(taken)}"
-        raise ValueError(f"{name} must leave images on both sides, got {got}; choose another share or add images")
-    lost = np.setdiff1d(labels, labels[~taken]) if task == "classes" else ()
-    if len(lost):
-        names = printable(listed([classes[i] for i in lost]))
-        raise ValueError(f"{name} must leave training images of {names}, got {share}; decrease it or add images")
-
-
-def warn_absent(where: str, part: str, labels: NDArray, classes: tuple[str, ...], task: Task) -> None:
-    """Prints one line on stderr that names the classes or tags that no label has, if there are any."""
-    if task == "values":
-        return
-    counts = labels.sum(0) if task == "tags" else class_counts(labels, len(classes))
-    if names := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        ignored = f"; {IGNORED} means no label" if task == "pixels" and (labels == IGNORED).any() else ""
-        warn(f"{where}: no {part} images of {listed(names)}{ignored}")
 
 
 def _rows(train: Split, rows: NDArray) -> Split:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from lowcost.data.array_labels import point_labels
 from lowcost.data.cache import Allocate, cached
-from lowcost.data.dataset import PARTS, PHOTOGRAPHS, Dataset, Split, Task, check_kept, check_task, warn_absent
+from lowcost.data.dataset import PARTS, PHOTOGRAPHS, Dataset, Split
 from lowcost.data.decoding import MAX_PIXELS, file_digests, read_images, read_masks
 from lowcost.data.labels import LABELS, Labelled, read_tables, standardise
 from lowcost.data.listing import SUFFIXES, Entries, list_images, report_left_out
 from lowcost.data.mask_files import NAMES, class_names, has_masks, pair
-from lowcost.data.splitting import check_share, fractions, warn_copies
+from lowcost.data.splitting import check_kept, check_share, fractions, warn_absent, warn_copies
+from lowcost.data.tasks import Task, check_task
 from lowcost.terminal import printable
 
 LAYOUT = "data_dir must hold train/<class>/ and test/<class>/ with images, or <class>/ alone"

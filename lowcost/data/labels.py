@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcost.data.dataset import Task
 from lowcost.data.listing import list_images, report_left_out
+from lowcost.data.tasks import Task
 from lowcost.terminal import printable
 
 Labelled = tuple[list[str], NDArray]

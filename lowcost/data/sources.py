@@ -10,11 +10,12 @@ from lowcost.data.archives import read_archive
 from lowcost.data.arrays import read_arrays
 from lowcost.data.cache import Allocate, cached
 from lowcost.data.catalogue import ENTRIES, find_archive, search
-from lowcost.data.dataset import PHOTOGRAPHS, Dataset, Split, Task
+from lowcost.data.dataset import PHOTOGRAPHS, Dataset, Split
 from lowcost.data.decoding import MAX_PIXELS
 from lowcost.data.download import download as download_archive
 from lowcost.data.folders import folder
 from lowcost.data.prepared import find_prepared, read_prepared
+from lowcost.data.tasks import Task
 from lowcost.extras import needs_extra
 
 PublishedName = Literal["cifar10", "cifar100", "stl10"]

@@ -19,7 +19,8 @@ from numpy.typing import DTypeLike
 
 from lowcost import disk
 from lowcost.arguments import check_choice
-from lowcost.data.dataset import DTYPES, Task
+from lowcost.data.dataset import DTYPES
+from lowcost.data.tasks import Task
 from lowcost.nn.architectures import ARCHITECTURES, network
 from lowcost.nn.networks import Network, block_channels, check_network
 from lowcost.nn.structure import variable_shapes
