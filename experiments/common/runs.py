@@ -151,9 +151,21 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
         train_step = _of_each_seed(train_step)
         eval_step, apply = _of_each_seed(eval_step, shared=True), _of_each_seed(apply, shared=True)
     jit = partial(jax.jit, out_shardings=replicated(mesh))
-    train_steps = jit(repeat(train_step), donate_argnums=0)
-    programs = (train_steps, jit(eval_step), jit(apply), jit(keep_best), jit(initial_state))
-    setup = Setup(config, recipe, dataset, mesh, net, steps_per_epoch, *programs, extra, methods)
+    setup = Setup(
+        config=config,
+        recipe=recipe,
+        dataset=dataset,
+        mesh=mesh,
+        net=net,
+        steps_per_epoch=steps_per_epoch,
+        train_steps=jit(repeat(train_step), donate_argnums=0),
+        eval_step=jit(eval_step),
+        apply=jit(apply),
+        keep_best=jit(keep_best),
+        initial_state=jit(initial_state),
+        extra=extra,
+        methods=methods,
+    )
     setup.abstract_state()  # raises where the network cannot take the images
     return setup
 

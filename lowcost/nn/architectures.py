@@ -51,7 +51,7 @@ def network(
     masked: bool = False,
     head: Head = "class",
     decoder: bool = False,
-) -> "Network":
+) -> Network:
     """Returns the network of Section 4: a Flax module with the map images → logits.
 
     Args:
@@ -118,7 +118,6 @@ def network(
     channels = block_channels(width)
     check_head(head, masked, decoder, channels)
     counts = _whole_numbers(num_classes=num_classes, kernel_size=kernel_size, steps_per_block=steps_per_block)
-    num_classes, kernel_size, steps_per_block = counts
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating point, got {dtype}; use e.g. jnp.bfloat16")
     if getattr(h, "shape", None) == () and not isinstance(h, jax.core.Tracer):
@@ -129,10 +128,19 @@ def network(
     if reach and kernel_size < 3:
         raise ValueError(f"kernel_size must be at least 3 with a reach above 0, got {kernel_size}; use e.g. 3")
     options |= {"fixed_scale": True} if fixed_scale else {}
-    step = _Step(ARCHITECTURES[architecture], kernel_size=kernel_size, **options)
-    sizes, moments = (channels, num_classes, kernel_size, steps_per_block), _checked(moments)
-    dtype = jnp.dtype(dtype)
-    return Network(step, *sizes, dtype, remat, opening_init, moments, masked, head, decoder, fixed_scale)
+    return Network(
+        _Step(ARCHITECTURES[architecture], kernel_size=counts["kernel_size"], **options),
+        channels,
+        **counts,
+        dtype=jnp.dtype(dtype),
+        remat=remat,
+        opening_init=opening_init,
+        moments=_checked(moments),
+        masked=masked,
+        head=head,
+        decoder=decoder,
+        fixed_scale=fixed_scale,
+    )
 
 
 def _step_options(architecture, h, *, reach, boundary, zero_mean):
@@ -170,7 +178,7 @@ def _whole_numbers(**counts):
     for name, count in counts.items():
         if not isinstance(count, numbers.Integral) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
-    return map(int, counts.values())
+    return {name: int(count) for name, count in counts.items()}
 
 
 class _Step(partial):
