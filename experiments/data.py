@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from experiments.common import datasets, entry, plots
 from experiments.common.config import DatasetName
 from experiments.common.evaluation import number
-from experiments.common.recipes import cropped, of_values, translated
+from experiments.common.masked_augment import cropped, of_values, translated
 from lowcost import data, terminal
 from lowcost.data import augment, catalogue, decoding
 from lowcost.train.processes import devices
