@@ -100,18 +100,18 @@ def _load(
 
     def read(allocate: Allocate) -> NDArray[np.uint8]:
         images = read_images(files, image_size, allocate, max_pixels)
-        ends = np.cumsum([len(labels) for _, labels in parts.values()])[:-1]
-        warn_copies(root, dict(zip([PARTS[part] for part in parts], np.split(images, ends), strict=True)))
+        warn_copies(root, {PARTS[part]: x for part, x in _by_part(images, parts).items()})
         return images
 
-    path = _file(cache, "folder", root, files, image_size)
+    path = _cache_file(cache, "folder", root, files, image_size)
     images, splits = cached(path, read, dtype=np.uint8, length=len(files)), dict[str, Any]()
     if task == "pixels":
         classes, parts = _with_masks(root, parts, classes, images.shape[:-1], (cache, image_size, max_pixels))
+    images_of = _by_part(images, parts)
     for part, (members, labels) in parts.items():
-        chosen, images = np.split(images, [len(labels)])
+        labels = labels.astype(np.float32) if labels.dtype.kind == "f" else labels
         names = tuple(os.path.relpath(file, root) for file in members)
-        splits[PARTS[part]] = Split(chosen, labels.astype(np.float32) if labels.dtype.kind == "f" else labels, names)
+        splits[PARTS[part]] = Split(images_of[part], labels, names)
         warn_absent(str(root), PARTS[part], labels, classes, task)
     origin = str(path or root)
     return Dataset("folder", classes=classes, keeps=PHOTOGRAPHS, origin=origin, task=task, scale=scale, **splits)
@@ -140,14 +140,17 @@ def _with_masks(
     def read(allocate: Allocate) -> NDArray[np.uint8]:
         return read_masks(masks, images, (shape[1], shape[2]), allocate, max_pixels)
 
-    path = _file(cache, "masks", root, [*images, *masks], image_size)
+    path = _cache_file(cache, "masks", root, [*images, *masks], image_size)
     pixels = cached(path, read, dtype=np.uint8, length=shape[0])
-    ends = np.cumsum([len(files) for files, _ in parts.values()])[:-1]
-    labelled = {
-        part: (f"{printable(root)}: {part} masks", x) for part, x in zip(parts, np.split(pixels, ends), strict=True)
-    }
+    labelled = {part: (f"{printable(root)}: {part} masks", x) for part, x in _by_part(pixels, parts).items()}
     classes, labels = point_labels(labelled, {part: x.shape for part, (_, x) in labelled.items()}, names, NAMES)
     return classes, {part: (parts[part][0], labels[part]) for part in parts}
+
+
+def _by_part(array: NDArray, parts: dict[str, Labelled]) -> dict[str, NDArray]:
+    """Returns part → its rows of an array over the files of all parts, in the order of the parts."""
+    ends = np.cumsum([len(files) for files, _ in parts.values()])[:-1]
+    return dict(zip(parts, np.split(array, ends), strict=True))
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -221,13 +224,13 @@ def _split(
         array[:] = fractions(file_digests(files))
         return array
 
-    path = _file(cache, "split", root, files, None)
+    path = _cache_file(cache, "split", root, files, None)
     tested = cached(path, read, dtype=np.float64, length=len(files)) < share
     check_kept("test_share", share, tested, labels, classes, task)
     return {part: (list(compress(files, r)), labels[r]) for part, r in (("train", ~tested), ("test", tested))}
 
 
-def _file(cache: Path | None, kind: str, root: Path, files: list[str], image_size: int | None) -> Path | None:
+def _cache_file(cache: Path | None, kind: str, root: Path, files: list[str], image_size: int | None) -> Path | None:
     """Returns a path that changes with names, sizes and times of the files, image_size and the cache format.
 
     The time of status change reveals an exchange of files of equal size and modification time. The inode is left out,
