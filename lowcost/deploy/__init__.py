@@ -15,4 +15,4 @@ from lowcost.deploy.truncation import Certified, certified, truncate
 from lowcost.lazy import attributes
 
 __all__ = ["Certified", "Folded", "FoldedLayer", "certified", "fold", "quantize", "to_onnx", "to_stablehlo", "truncate"]
-__getattr__, __dir__ = attributes(__name__, __all__, (), ["loading", "packaged"])
+__getattr__, __dir__ = attributes(__name__, __all__, (), ["input_steps", "loading", "packaged"])

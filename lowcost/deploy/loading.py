@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from lowcost import __version__
-from lowcost.deploy.packaged import Loaded, as_tuples, decode, preprocessing
+from lowcost.deploy.input_steps import preprocessing
+from lowcost.deploy.packaged import Loaded, as_tuples, decode
 from lowcost.nn.architectures import network
 from lowcost.nn.networks import Network
 from lowcost.nn.structure import variable_shapes

@@ -10,7 +10,7 @@ import pytest
 
 import lowcost
 from lowcost.deploy import loading
-from lowcost.deploy.packaged import preprocessing
+from lowcost.deploy.input_steps import preprocessing
 from lowcost.train.checkpoint import Checkpoints, digest
 from lowcost.train.state import TrainState
 

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 
 import lowcost
 from lowcost.data.dataset import DTYPES
-from lowcost.deploy import loading, packaged
+from lowcost.deploy import input_steps, loading, packaged
 from lowcost.nn import ARCHITECTURES, ImplicitRDStep, Network, initializers, network
 from lowcost.scaling import to_unit_range
 from lowcost.train.state import count_weights
@@ -88,7 +88,7 @@ def test_a_file_gives_back_what_was_saved(trained, architecture, tmp_path):
     assert (loaded.classes, loaded.image_shape, loaded.task) == (CLASSES, (8, 8, 3), "values")
     assert (loaded.temperature, loaded.card) == (0.1, {"a": "é"})
     assert loaded.scale == ((1, 2, 3, 4, 0.1), (5, 5, 5, 5, 5))
-    assert loaded.preprocessing == packaged.preprocessing((8, 8, 3))
+    assert loaded.preprocessing == input_steps.preprocessing((8, 8, 3))
     assert packaged.encode(loaded) == file.read_bytes()
     tensors = safetensors.numpy.load_file(file)
     np.testing.assert_array_equal(tensors["params.opening.stencil"], stencil)
@@ -298,32 +298,32 @@ def test_time_steps_that_are_arrays_are_saved_as_numbers(trained, tmp_path):
 
 def test_steps_of_preprocessing():
     """For grids and channels that image files do not have, only the range and the input are stated."""
-    grey, colour = (json.loads(packaged.preprocessing((8, 16, channels))) for channels in (1, 3))
+    grey, colour = (json.loads(input_steps.preprocessing((8, 16, channels))) for channels in (1, 3))
     assert {key for key in colour if grey[key] != colour[key]} == {"channels"}
     assert (grey["size"], "32 x 32" in grey["jpeg"]) == ([8, 16], True)
     for shape in ((8, 8, 4), (8, 3), (8, 8, 8, 1)):
-        assert set(json.loads(packaged.preprocessing(shape))) == {"range", "input"}
+        assert set(json.loads(input_steps.preprocessing(shape))) == {"range", "input"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_range_in_words_is_that_of_training(dtype):
     """The sentence states the scaling of `to_unit_range`; floats stay unchanged."""
-    words = json.loads(packaged.preprocessing((8, 3), dtype))["range"]
+    words = json.loads(input_steps.preprocessing((8, 3), dtype))["range"]
     if dtype == "float32":
         assert words == "float32 as they are; the network itself normalises"
-        about = json.loads(packaged.preprocessing((8, 3), dtype, standardises=True, masked=True, length=8))
+        about = json.loads(input_steps.preprocessing((8, 3), dtype, standardises=True, masked=True, length=8))
         assert about["range"] == "float32 as they are; the network itself standardises"
         assert list(about) == ["length", "resampling", "range", "mask", "input"]
         return
     info = np.iinfo(dtype)
     numbers = np.array([info.min, info.min + 1, info.min // 3, info.max // 7, info.max], dtype)
     assert "the network itself normalises" in words
-    about = json.loads(packaged.preprocessing((8, 3), dtype, standardises=True))
+    about = json.loads(input_steps.preprocessing((8, 3), dtype, standardises=True))
     assert about["range"] == words.replace("normalises", "standardises")
     added, divisor = re.fullmatch(r"(?:add (\d+) and )?divide by (\d+), to \[0, 1\]; .*", words).groups(default="0")
     np.testing.assert_allclose((numbers + float(added)) / float(divisor), to_unit_range(numbers), rtol=1e-6)
     if dtype != "uint8":  # no image file has such pixels
-        assert set(json.loads(packaged.preprocessing((8, 8, 3), dtype))) == {"range", "input"}
+        assert set(json.loads(input_steps.preprocessing((8, 8, 3), dtype))) == {"range", "input"}
 
 
 MOMENTS = ((0.5, -3.0, 1e-3), (2.0, 1e-6, 1e6))
@@ -364,7 +364,7 @@ def test_a_mask_and_a_dtype_are_kept(standardised, trained, tmp_path):
     lowcost.save(file, net, variables, classes=CLASSES, image_shape=(16, 4))
     loaded = lowcost.load(file)
     assert (loaded.net, loaded.masked, loaded.metadata()["masked"]) == (net, True, "true")
-    assert json.loads(loaded.preprocessing)["mask"] == packaged.MASK
+    assert json.loads(loaded.preprocessing)["mask"] == input_steps.MASK
     net, variables = trained("explicit_rd", (16, 2))
     lowcost.save(file, net, variables, classes=CLASSES, image_shape=(16, 2), dtype="int16")
     loaded = lowcost.load(file)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments.common.inputs import Inputs
 from experiments.common.inputs import read as read_image
-from lowcost.deploy.packaged import preprocessing
+from lowcost.deploy.input_steps import preprocessing
 
 PAGE = (Path(__file__).parents[2] / "docs/deploy.md").read_text()
 (BLOCK,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "ImageOps.fit" in block)
