@@ -59,7 +59,7 @@ _MEASURED_AS = {
 """The rows that serve an operator where a table has none of its own."""
 
 CHIPS = {"cpu": "cpu", "tpu": "v5e", "default": "h100"}
-"""The chip whose table serves a platform; "default" is every platform without a name here."""
+"""The chip whose table serves a platform; "default" stands for all other platforms."""
 
 LONGEST_AXIS = 1024
 """The most points of an axis for which "auto" may choose matrix products, whatever a table says."""

@@ -152,7 +152,7 @@ def _by_axis(y, bases):
 
 
 def _contracted(y, bases):
-    """As `_by_axis`, by products for which a TPU's compiler chooses the layout."""
+    """Returns what `_by_axis` returns, by products for which a TPU's compiler chooses the layout."""
     for axis, basis in enumerate(bases):
         y = along(jnp.asarray(basis, y.dtype), y, axis)
     return y

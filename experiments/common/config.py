@@ -258,7 +258,7 @@ def flags(config: Any, *without: str, prefix: str = "") -> list[str]:
 
 
 def shown(config: Any, *without: str) -> str:
-    """Returns the same as one line for a page, which names the folder of the images DIR."""
+    """Returns the `flags` as one line for a page, with DIR in place of the folder of the images."""
     if getattr(config, "data_dir", None) is not None:
         config = dataclasses.replace(config, data_dir=Path("DIR"))
     return shlex.join(flags(config, *without))

@@ -216,7 +216,7 @@ class Recipe:
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 RECIPES = {name: Recipe(**ingredients) for name, ingredients in _DATA.items()}
-"""By name, as the flag --recipe takes them."""
+"""The recipes by the names that the flag --recipe takes."""
 
 
 def recipe_named(name: str) -> Recipe:

@@ -39,7 +39,7 @@ def value_and_gradients(apply: Callable[..., jax.Array], numbers: Any = (0, 1)) 
 
 
 def random_batch(seed: int, *shape: int) -> jax.Array:
-    """Returns normal numbers, [B, *grid, C], with a part of the batch on each device."""
+    """Returns normal numbers, [B, *grid, C], a part of the batch on each device, of which it makes JAX's mesh."""
     mesh = data_mesh(shape[0])
     jax.set_mesh(mesh)
     return jax.device_put(jax.random.normal(jax.random.key(seed), shape), over_batch(mesh))

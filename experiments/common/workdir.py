@@ -71,10 +71,9 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
     saved = _with_defaults(configuration(path.parent), given)
     if (given["task"], saved["task"]) == ("classes", "pixels"):  # which was found in the data
         given["task"] = "pixels"
-    elsewhere = (
-        () if config.dataset in ("folder", "arrays") else ("data_dir",)
-    )  # an archive is the same wherever it lies
-    _compare(path, saved, given, without=("data", "settings", "methods", *elsewhere))
+    without = ["data", "settings", "methods"]
+    without += [] if config.dataset in ("folder", "arrays") else ["data_dir"]  # an archive is the same wherever it lies
+    _compare(path, saved, given, without)
     return Result(path)
 
 

@@ -22,7 +22,7 @@ PARTS = {"train": "train", "test": "test", "val": "validation"}
 PHOTOGRAPHS: tuple[Change, ...] = ("flip", "shift", "hide")
 """The changes that keep the label of a photograph."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "float32")
-"""Of images: integers are scaled from their range to [0, 1]; the network standardises all but uint8."""
+"""The dtypes of images. Integers are scaled from their range to [0, 1]; the network standardises all but uint8."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from lowcost.data.listing import list_images, report_left_out
 from lowcost.terminal import printable
 
 SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
-"""Of mask files; JPEG and WebP change the numbers."""
+"""The suffixes of mask files; JPEG and WebP change the numbers."""
 NAMES = "classes.txt"
 
 

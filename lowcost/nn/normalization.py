@@ -14,7 +14,7 @@ EPSILON = 1e-5
 """Added to a variance before its square root is taken."""
 
 MOMENTUM = 0.9
-"""Of the running means of the statistics."""
+"""The share of the running statistics that a training step keeps."""
 
 
 def mean_and_variance(y: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

@@ -126,9 +126,9 @@ class Checkpoints:
                 self._orbax.close()
 
     def read_newest(self, like: Any) -> Restored | None:
-        """As `restore_newest`, in one process: process 0, which alone can read; returns arrays of NumPy.
+        """Returns what `restore_newest` returns, as arrays of NumPy; for process 0, which alone can read files.
 
-        Args, Raises: as there.
+        Args, Raises: as in `restore_newest`.
         """
         damaged: dict[Path, DamageError] = {}
         steps = saved_steps(self._directory)
