@@ -144,6 +144,7 @@ def load(
         "data_dir": (data_dir, None, (*own, *ENTRIES)),
         "download": (download, False, tuple(ENTRIES)),
         "test_share": (test_share, 0.2, own),
+        "task": (task, "classes", own),
         "image_size": (image_size, None, ("folder",)),
         "max_pixels": (max_pixels, MAX_PIXELS, ("folder",)),
         "grid_axes": (grid_axes, None, ("arrays",)),
@@ -166,8 +167,6 @@ def load(
             test_share=test_share,
             task=task,
         )
-    if task != "classes":
-        raise ValueError(f"task must be classes for {name}, got {task!r}; only folder and arrays may have another")
     if name == "digits":
         return digits()
     return published(name, data_dir=data_dir, cache_dir=cache_dir, download=download)

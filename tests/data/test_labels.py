@@ -222,7 +222,7 @@ def test_a_task_must_be_known_and_is_for_folders_and_arrays(tmp_path):
         folder(tmp_path, task="boxes")
     for name in set(sources.SOURCES) - {"folder", "arrays"}:
         with pytest.raises(
-            ValueError, match=f"task must be classes for {name}, got 'tags'; only folder and arrays may have"
+            ValueError, match=f"task must be classes for {name}, got tags; only folder, arrays can have it"
         ):
             load(name, task="tags")
 

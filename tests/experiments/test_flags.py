@@ -123,7 +123,7 @@ def test_a_flag_is_documented(name, capsys):
             for x in (-0.1, 1.0, np.nan)
         ],
         ({"class_weights": "none.json"}, "No such file or directory: 'none.json'"),
-        ({"task": "tags"}, "task must be classes for digits, got 'tags'; only folder and arrays may have another"),
+        ({"task": "tags"}, "task must be classes for digits, got tags; only folder, arrays can have it"),
         ({"test_share": 0.3}, r"test_share must be 0\.2 for digits, got 0\.3; only folder, arrays can have it"),
         (
             {"data_dir": Path("any")},
