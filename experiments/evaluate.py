@@ -151,7 +151,7 @@ def by_network(task: str, outputs: np.ndarray, answers: np.ndarray, labels: np.n
     figures = [evaluation.quality(task, evaluation.answers(task, x[None]), labels) for x in outputs]
     lines = []
     for i, (figure, x) in enumerate(zip(figures, outputs, strict=True), start=seed):
-        loss = f", loss {evaluation.cross_entropy(x, labels):.4f}" if task == "classes" else ""
+        loss = f", loss {evaluation.mean_cross_entropy(x, labels):.4f}" if task == "classes" else ""
         lines.append(f"seed {i}: {name} {figure:{form}}{loss}")
     if len(figures) > 1:
         lines.append(f"mean: {name} {np.mean(figures):{form}} ± {np.std(figures, ddof=1):{form}}")

@@ -269,12 +269,12 @@ def filter_spectrum(λ, y, multiply, method, *, all_at_once=False, mirrored=0):
     if method == "fft" and not mirrored:
         grid = λ.shape[:-1]
         half = λ[..., : grid[-1] // 2 + 1, :]  # the other half of a real signal's spectrum is its mirror image
-        filtered = _over_images(_filter_image_by_fft, multiply, grid, all_at_once, promoted, half)
+        filtered = _filter_images(_filter_image_by_fft, multiply, grid, all_at_once, promoted, half)
     else:
         parts = real_parts(λ, even=mirrored > 0)
         weights = [part.astype(promoted.dtype) for part in parts.values()]
         how = (tuple(parts), mirrored, method)
-        filtered = _over_images(filter_image, multiply, how, all_at_once, promoted, *weights)
+        filtered = _filter_images(filter_image, multiply, how, all_at_once, promoted, *weights)
     return filtered.astype(jnp.result_type(y))
 
 
@@ -284,7 +284,7 @@ def _filter_image_by_fft(multiply, grid, half, image):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))  # outside of any jit a loop would be compiled at every call
-def _over_images(function, multiply, option, all_at_once, y, *weights):
+def _filter_images(function, multiply, option, all_at_once, y, *weights):
     """function(multiply, option, *weights, image) of every image of y [..., *grid, C]."""
     return each_image(partial(function, multiply, option, *weights), weights[0].ndim, y, all_at_once=all_at_once)
 

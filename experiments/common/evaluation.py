@@ -39,7 +39,7 @@ def quality(task: str, answers: np.ndarray, labels: np.ndarray) -> float:
     return float(defined.mean()) if len(defined) else math.nan
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns the mean cross entropy of softmax(logits [N, K]) and the labels [N]."""
     z = logits - logits.max(-1, keepdims=True)
     return float((np.log(np.exp(z).sum(-1)) - z[np.arange(len(labels)), labels]).mean())

@@ -46,7 +46,7 @@ def test_figures_of_classes_are_those_of_scikit_learn(seed):
     assert [n for _, _, n in pairs] == sorted((n for _, _, n in pairs), reverse=True)
     for z in (outputs, 1000 * outputs):
         want = -log_softmax(z, -1)[np.arange(200), labels].mean()
-        assert evaluation.cross_entropy(z, labels) == pytest.approx(want)
+        assert evaluation.mean_cross_entropy(z, labels) == pytest.approx(want)
     p = softmax(outputs)
     wrong = evaluation.confident_mistakes(p, labels)
     assert set(wrong) == set(np.flatnonzero(predicted != labels))

@@ -145,9 +145,9 @@ def test_what_is_called_twice_is_compiled_once(operator):
     stencil = jnp.ones((3, 3, 2) if operator is lowcost.depthwise else (3, 3, 2, 2))
     y = jnp.ones((2, 6, 5, 2))
     operator(stencil, y, method="matmul")
-    compiled = spectral._over_images._cache_size()
+    compiled = spectral._filter_images._cache_size()
     operator(stencil + 1, y + 1, method="matmul")
-    assert spectral._over_images._cache_size() == compiled
+    assert spectral._filter_images._cache_size() == compiled
 
 
 @pytest.mark.parametrize("grid", [(8,), (5, 4), (2, 3, 4)])
