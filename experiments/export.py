@@ -57,6 +57,10 @@ def main(config: ExportConfig) -> None:
         raise ValueError(f"--activations 8 needs --bits 8, got {config.bits}; add it")
     if config.data_dir is not None and config.activations != 8:
         raise ValueError(f"--data-dir needs --activations 8, got {config.activations}; leave it out, or add it")
+    named = config.out.suffix.lower().removeprefix(".")
+    if named in ("onnx", "safetensors") and named != config.format:
+        expected = f"--out must not end in .{named} for --format {config.format}"
+        raise ValueError(f"{expected}, got {config.out}; add --format {named}, or rename it")
     files.check_target(config.out, "--out")
     run = runs.trained(config.workdir, to_the_end=True)
     if config.format == "safetensors":

@@ -52,6 +52,8 @@ def load(workdir: Path | None = None, model: Path | None = None, runtime: Runtim
     if model is None or workdir is not None:
         got = "neither" if model is None else "both"
         raise ValueError(f"either --workdir or --model must be given, got {got}; name a run or a file")
+    if model.is_dir():
+        raise ValueError(f"--model must be a file, got the folder {model}; name a work directory with --workdir")
     is_onnx = model.suffix.lower() == ".onnx"
     if is_onnx and not model.exists():
         raise FileNotFoundError(f"--model must be a file, got {model}, which does not exist; correct its name")

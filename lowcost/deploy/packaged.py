@@ -155,7 +155,8 @@ def save(
     dtype = np.dtype(dtype or ("float32" if net.moments or net.masked else "uint8")).name
     about: dict[str, Any] = {**outputs, "image_shape": image_shape, "dtype": dtype}
     about |= {"scale": as_tuples(scale), "card": dict(card or {})}
-    steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked, length=length)
+    points = None if length is None else operator.index(length)
+    steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked, length=points)
     loaded = Loaded(net=net, variables=dict(variables), preprocessing=steps, **about)
     disk.replace(Path(file), encode(loaded))
 
@@ -168,7 +169,7 @@ def encode(loaded: Loaded) -> bytes:
     """
     tensors = {name: np.asarray(x) for name, x in flatten_dict(loaded.variables, sep=".").items()}
     _check_tensors("variables", tensors, variable_shapes(loaded.net, loaded.image_shape))
-    options, card = _options(loaded.net), json.dumps(loaded.card)
+    options, card = _options(loaded.net), json.dumps(loaded.card, default=float)
     second = loaded.moments or loaded.masked or loaded.dtype != "uint8"
     newest = bool(options.keys() & {"boundary", "zero_mean", "fixed_scale"}) or loaded.net.head != "class"
     oldest = FORMAT if newest else 2 if second else 1  # which earlier versions can read

@@ -136,7 +136,7 @@ def network(
         remat=remat,
         opening_init=opening_init,
         moments=_checked(moments),
-        masked=masked,
+        masked=bool(masked),
         head=head,
         decoder=decoder,
         fixed_scale=fixed_scale,

@@ -400,8 +400,9 @@ def test_the_dtype_of_signals_and_their_length_are_saved(trained, tmp_path):
     save = partial(lowcost.save, tmp_path / "net", net, variables, classes=CLASSES, image_shape=(16, 2))
     with pytest.raises(ValueError, match=r"dtype must be stated for .*, got None for \[16, 2\]; e\.g\. "):
         save()
-    save(dtype="float32", length=16)
+    save(dtype="float32", length=np.int64(16), card={"accuracy": np.float32(0.5)})  # numbers of NumPy
     loaded = lowcost.load(tmp_path / "net")
+    assert loaded.card == {"accuracy": 0.5}
     assert loaded.dtype == "float32"
     assert json.loads(loaded.preprocessing)["length"] == 16
     with pytest.raises(TypeError, match=r"net must be a lowcost\.nn\.Network, got str"):

@@ -390,6 +390,13 @@ def test_bad_exports_leave_one_line_and_no_file(run, image_folder, tmp_path):
         (run, out, {**stablehlo, "activations": 8}, "--bits, --activations and --opset are for --format onnx"),
         (run, out, {"data_dir": tmp_path}, "--data-dir needs --activations 8, got 32; leave it out, or add it"),
         (run, out, {"opset": 22}, "opset must be from 13 to 21, got 22"),
+        (run, out, stablehlo, "--out must not end in .onnx for --format stablehlo, got .*; add --format onnx"),
+        (
+            run,
+            tmp_path / "a.safetensors",
+            {},
+            "--out must not end in .safetensors for --format onnx, got .*; add --format",
+        ),
     ):
         with pytest.raises((ValueError, OSError), match=message) as error:
             export.main(ExportConfig(workdir, file, **options))
