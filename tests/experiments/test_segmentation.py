@@ -69,7 +69,7 @@ def inside(box, shape):
 def test_the_halves_share_no_pixel():
     """The parts for validation divide the left half."""
     left, right, upper, lower = (
-        inside(getattr(segmentation, name), (512, 512)) for name in ("LEFT", "RIGHT", "UPPER", "LOWER")
+        inside(getattr(scenes, name), (512, 512)) for name in ("LEFT", "RIGHT", "UPPER", "LOWER")
     )
     assert (left ^ right).all()
     assert not (upper & lower).any()
