@@ -174,15 +174,19 @@ def _gpu_seconds(instruction: _Instruction, computations: dict[str, list[_Instru
 def _operation_seconds(instruction: _Instruction, gpu: Gpu) -> float:
     """Seconds that the operations of a convolution or of a product of matrices take at the GPU's peak.
 
-    With arrays a, b and c, W points of a stencil and G groups of channels they are 2 √(|a| |b| |c| W / G).
+    A product c = a b takes 2 √(|a| |b| |c|) of them. A convolution takes 2 |θ| for each point of its grid, of the
+    smaller one if the features before or after it are padded.
     """
-    window = re.search(r"window=\{size=([\dx]+)", instruction.text)
-    if not window and "contracting_dim" not in instruction.text:
-        return 0.0
-    points = math.prod(map(int, window[1].split("x"))) if window else 1
-    groups = re.search(r"feature_group_count=(\d+)", instruction.text)
     numbers = [sum(math.prod(_dimensions(sizes)) for _, sizes in _SHAPE.findall(shape)) for shape in instruction.shapes]
-    operations = 2 * math.sqrt(math.prod(numbers[:3]) * points / (int(groups[1]) if groups else 1))
+    if labels := re.search(r"dim_labels=(\w+?)_", instruction.text):
+        stencil = 0 if "convBackwardFilter" in instruction.text else 2  # of the result and both operands
+        grids = [_SHAPE.search(shape) for i, shape in enumerate(instruction.shapes[:3]) if i != stencil]
+        sizes = [zip(_dimensions(grid[2]), labels[1], strict=True) for grid in grids if grid]
+        operations = 2.0 * numbers[stencil] * min(math.prod(n for n, label in grid if label != "f") for grid in sizes)
+    elif "contracting_dim" in instruction.text:
+        operations = 2 * math.sqrt(math.prod(numbers[:3]))
+    else:
+        return 0.0
     if "highest" in instruction.text.lower():
         return operations / gpu.operations
     return operations / gpu.tensor_operations * _size(instruction.shapes[0]) / numbers[0] / 4
