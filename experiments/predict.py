@@ -81,9 +81,10 @@ def main(config: PredictConfig) -> int:
     for file in files:
         try:
             for name, image in examples(file, classifier.takes, config.max_pixels):
-                rows.append(classify(classifier, name, image, config.top))
-                targets.write(rows[-1])
-                print(terminal.printable(line(classifier, rows[-1])), flush=True, file=messages(config.csv))
+                row = classify(classifier, name, image, config.top)
+                targets.write(row)
+                rows.append(row)
+                print(terminal.printable(line(classifier, row)), flush=True, file=messages(config.csv))
         except ValueError as error:
             terminal.report_error(error)
             status = entry.FIXABLE

@@ -51,7 +51,7 @@ def transfer_matrix(operator: Map, grid: Sequence[int], channels: int) -> jax.Ar
         raise ValueError(f"operator must keep the grid {list(grid)}, got {got}; use operator_matrix")
     transfer = jnp.fft.fftn(jnp.moveaxis(responses[:-1], 0, -1), axes=range(len(grid)))
     if not isinstance(transfer, jax.core.Tracer):
-        _check_transfer(transfer, probe[0], responses[-1])
+        _check_transfer(*map(np.asarray, (transfer, probe[0], responses[-1])))
     return transfer
 
 

@@ -14,17 +14,20 @@ CACHE = ".lowcost-cache"
 """Folder beside work directories for decoded images and compiled programs."""
 
 
-def data_of(config: TrainConfig) -> data.Dataset:
-    """Returns the images of a run, with the parts and the permission to flip that its flags ask for."""
+def data_of(config: TrainConfig, *, trained: bool = False) -> data.Dataset:
+    """Returns the images of a run, with the parts and the permission to flip that its flags ask for.
+
+    Those of a trained run may be others than in training: fewer than --train-images, and without validation images.
+    """
     dataset = load(config)
     if config.train_images is not None:
-        if config.train_images > len(dataset.train):
+        if config.train_images > len(dataset.train) and not trained:
             expected = f"--train-images must be at most the {len(dataset.train)} training images of {dataset.name}"
             raise ValueError(f"{expected}, got {config.train_images}; leave it out to take all")
-        dataset = dataset.sample(config.train_images)
-    if config.validation_share:
+        dataset = dataset.sample(min(config.train_images, len(dataset.train)))
+    if config.validation_share and not (trained and dataset.validation):
         dataset = dataset.hold_out(config.validation_share)
-    if config.keeps_best:
+    if config.keeps_best and not trained:
         if dataset.validation is None:
             problem = "--keep-best and --patience need validation images, got none"
             raise ValueError(f"{problem}; add --validation-share 0.1, or images in DIR/val")
@@ -62,6 +65,6 @@ def data_again(workdir: Path, config: TrainConfig, data_dir: Path | None) -> dat
     Raises:
         ValueError, OSError: there is none, or another one.
     """
-    dataset = data_of(dataclasses.replace(config, data_dir=data_dir or config.data_dir))
+    dataset = data_of(dataclasses.replace(config, data_dir=data_dir or config.data_dir), trained=True)
     check_data(workdir, dataset, configuration(workdir)["data"])
     return dataset

@@ -19,6 +19,9 @@ ARRAYS = (".npy", ".npz")
 """Suffixes of files with arrays."""
 PREFERRED = ("test", "val", "train")
 """Parts of an .npz file, of which the first with images is classified."""
+NOT_IMAGES = {form.format(part) for part in PARTS for role in ("labels", "lengths") for form in ROLES[role]}
+NOT_IMAGES |= {"classes", "keeps"}
+"""Names of the arrays that training reads beside images."""
 
 
 class Inputs(NamedTuple):
@@ -89,7 +92,10 @@ def _below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         if (real := os.path.realpath(path)) not in seen:
             seen.add(real)
             files, below = listing.list_images(path, left_out, suffixes)
-            found += [Path(file.path) for file in files]
+            arrays = [Path(file.path) for file in files]
+            images = [file for file in arrays if file.suffix.lower() != ".npy" or file.stem not in NOT_IMAGES]
+            left_out["labels or lengths"] += len(arrays) - len(images)
+            found += images
             waiting += [inner.path for inner in below]
     listing.report_left_out(folder, left_out)
     if not found:
@@ -127,7 +133,7 @@ def read(path: Path, takes: Inputs, max_pixels: int = decoding.MAX_PIXELS) -> np
 def _arrays(path: Path, takes: Inputs) -> Iterator[tuple[str, np.ndarray]]:
     array, lengths = _opened(path)
     several, rows = _rows(path, array, takes)
-    if lengths is None or not takes.varies:
+    if lengths is None:
         lengths = np.full(len(rows), rows.shape[1])
     elif (
         lengths.dtype.kind not in "iu"
@@ -136,6 +142,9 @@ def _arrays(path: Path, takes: Inputs) -> Iterator[tuple[str, np.ndarray]]:
     ):
         expected = f"a number of points from 1 to {rows.shape[1]} for each of {len(rows)} signals"
         raise ValueError(f"{path} must hold {expected}, got {lengths.dtype} {list(lengths.shape)}; correct its lengths")
+    if not takes.varies and (lengths < rows.shape[1]).any():
+        got = f"lengths from {lengths.min()}"
+        raise ValueError(f"{path} must hold {takes} without padding, got {got}; cut the signals to one length")
     with np.errstate(over="ignore"):  # the result is checked
         finite = all(np.isfinite(row[:n].astype(np.float32)).all() for row, n in zip(rows, lengths, strict=True))
     if not finite:
@@ -150,14 +159,27 @@ def _opened(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         if not path.is_file():  # opening a pipe would block
             raise ValueError("not a regular file")
         if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            images, lengths = _chosen(file.files)
+            array, beside = np.load(path, mmap_mode="r", allow_pickle=False), _lengths_beside(path)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("several arrays, which need the suffix .npz")
+            return array, None if beside is None else np.load(beside, allow_pickle=False)
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise ValueError("one array, which needs the suffix .npy")
+            images, lengths = _chosen([name for name in file.files if f"{name}.npy" in file.zip.namelist()])
             return file[images], None if lengths is None else file[lengths]
     except Exception as error:  # a damaged file raises errors of many types
         reason = terminal.first_line(error).split(". ")[0]  # then NumPy advises to unpickle
         got = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{path} must be a readable file of numbers, got {got}; save it with NumPy again") from error
+
+
+def _lengths_beside(path: Path) -> Path | None:
+    """Returns the file with the numbers of points of the signals in a .npy file, as training reads both; or None."""
+    parts = [part for part in PARTS if path.stem in {form.format(part) for form in ROLES["images"]}]
+    files = [path.with_name(f"{form.format(part)}.npy") for part in parts for form in ROLES["lengths"]]
+    return next((file for file in files if file.exists()), None)
 
 
 def _chosen(names: list[str]) -> tuple[str, str | None]:
@@ -172,8 +194,7 @@ def _chosen(names: list[str]) -> tuple[str, str | None]:
     for arrays in parts.values():
         if arrays["images"] is not None:
             return arrays["images"], arrays["lengths"]
-    known = {form.format(part) for part in PARTS for form in ROLES["labels"]} | {"classes", "keeps"}
-    if not (unknown := [name for name in names if name not in known]):
+    if not (unknown := [name for name in names if name not in NOT_IMAGES]):
         raise ValueError("no images")
     return unknown[0], None
 

@@ -69,15 +69,15 @@ def prepare(config: TrainConfig, recipe: Recipe | None = None, of_run: dict[str,
     use_every_core(config.batch_size // (config.cluster.num_processes or 1))
     mesh = data_mesh(config.batch_size, all_devices=of_run is None)
     jax.set_mesh(mesh)
-    dataset = data_of(config)
+    dataset = data_of(config, trained=of_run is not None)
     config = dataclasses.replace(config, task=dataset.task)  # labels of points are found in the data
     config = dataclasses.replace(config, kernel_size=_kernel_size(config, dataset.image_shape))
     if config.decoder and config.task != "pixels":
         raise ValueError(f"--decoder needs the task pixels, got {config.task}; leave it out")
     distillation.check(config)
-    check_batch(config.batch_size, len(dataset.train))
     keep_compiled(config.directory().parent / CACHE / "compiled")
     if of_run is None:
+        check_batch(config.batch_size, len(dataset.train))
         return _build(config, recipe, dataset, mesh, dataset.moments)
     check_data(config.directory(), dataset, of_run)
     return _build(config, recipe, dataset, mesh, as_tuples(of_run.get("moments")))
@@ -134,7 +134,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     if config.teacher:
         train_loss = partial(distilled, loss=train_loss, share=config.distill)
     net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
-    steps_per_epoch = len(dataset.train) // config.batch_size
+    steps_per_epoch = max(1, len(dataset.train) // config.batch_size)
     augment = changing.augmentation(dataset.keeps, dataset.moments, dataset.masked)
     changes: dict[str, Any] = {"average": recipe.average, "loss": train_loss}
     if dataset.task == "pixels":

@@ -60,9 +60,9 @@ def number_labels(
         columns = labels.reshape(len(labels), -1)
         names = names or tuple(map(str, range(columns.shape[1])))
         numeric = labels.ndim <= 2 and labels.dtype.kind in "fiub"
-        if not numeric or columns.shape[1] != len(names):
+        if not (numeric and names) or columns.shape[1] != len(names):
             got = f"{labels.dtype} {list(labels.shape)}"
-            raise ValueError(f"{where} must be numbers [N, {len(names)}], one for each of the {task}, got {got}")
+            raise ValueError(f"{where} must be numbers [N, {len(names) or 'K'}], one for each of the {task}, got {got}")
         columns = columns.astype(np.float64)
         if not (np.isin(columns, (0, 1)) if task == "tags" else np.abs(columns) < VALUE_LIMIT).all():
             expected = "0 or 1" if task == "tags" else f"from {-VALUE_LIMIT} to {VALUE_LIMIT}"

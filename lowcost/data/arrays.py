@@ -233,6 +233,8 @@ def _check_images(where: str, arrays: dict[str, NDArray], length: int | None) ->
     images, lengths = arrays["images"], arrays.get("lengths")
     if images.dtype.kind not in "fiub":
         raise ValueError(f"{where} images must be integers or floats, got {images.dtype}; cast them")
+    if not images.size:
+        raise ValueError(f"{where} images must hold numbers, got shape {list(images.shape)}; leave out empty arrays")
     if (length is not None or lengths is not None) and images.ndim != 3:
         expected = f"{where} images must be signals [N, points, C] for length or lengths"
         raise ValueError(f"{expected}, got {list(images.shape)}; leave these out")

@@ -185,11 +185,13 @@ def cutmix(key: jax.Array, images: jax.Array, *, probability: float = 1.0) -> tu
     grid = images.shape[1:-1]
     size_key, place_key, choice_key = jax.random.split(key, 3)
     chosen = jax.random.bernoulli(choice_key, float(probability), (len(images), 1))
-    sides = jax.random.uniform(size_key, (len(images), 1)) ** (1 / len(grid)) * jnp.asarray([grid]) * chosen
-    centres = jax.random.uniform(place_key, (len(images), len(grid))) * jnp.asarray([grid])
+    points = jnp.asarray([grid], jnp.float32)
+    largest = jax.random.uniform(size_key, (len(images), 1), jnp.float32) ** (1 / len(grid)) * points
+    sides = jnp.where(chosen, largest, 0)
+    centres = jax.random.uniform(place_key, (len(images), len(grid)), jnp.float32) * points
     box = jnp.ones((), bool)
     for axis, n in enumerate(grid):
-        distances = jnp.abs(jnp.arange(n)[None] + 0.5 - centres[:, axis, None])
+        distances = jnp.abs(jnp.arange(n, dtype=jnp.float32)[None] + 0.5 - centres[:, axis, None])
         inside = 2 * distances < sides[:, axis, None]
         box = box & jnp.expand_dims(inside, [a for a in range(1, images.ndim) if a != axis + 1])
     kept = 1 - box.mean(range(1, images.ndim), dtype=jnp.float32)

@@ -19,7 +19,10 @@ def resample(signals: NDArray[np.float32], points: int, lengths: NDArray | None 
         [N, points, C].
     """
     last = np.full(len(signals), signals.shape[1] - 1) if lengths is None else np.asarray(lengths, np.int64) - 1
-    places = np.linspace(0, last, points, axis=1)[..., None]
+    # Not np.linspace, which computes all signals in another order if one of them has a single point.
+    places = np.arange(points) * (last / max(points - 1, 1))[:, None]
+    places[:, 1:][:, -1:] = last[:, None]
+    places = places[..., None]
     left = places.astype(np.int64)
     start, end = (np.take_along_axis(signals, p, 1) for p in (left, np.minimum(left + 1, last[:, None, None])))
     return start + (places - left).astype(np.float32) * (end - start)

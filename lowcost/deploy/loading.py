@@ -96,6 +96,12 @@ def load_run(workdir: Path, *, finished: bool = False, index: int = 0) -> Loaded
     about: Json = result_of(workdir) or {}
     if about.get("steps", steps) != restored.step:  # it is of a later checkpoint, which is damaged
         about = {}
+    try:
+        card = _card(config, about, restored.step, count_weights(variables["params"]), index)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(
+            f"result.json in {workdir} is damaged ({first_line(error)}); delete it, and train again to write it"
+        ) from error
     shape, dtype = config["data.image_shape"], config.get("data.dtype", "uint8")
     inputs: Json = {"standardises": net.moments is not None, "masked": net.masked, "length": config.get("length")}
     return Loaded(
@@ -108,7 +114,7 @@ def load_run(workdir: Path, *, finished: bool = False, index: int = 0) -> Loaded
         scale=as_tuples(config.get("data.scale")),
         preprocessing=preprocessing(shape, dtype, **inputs),
         dtype=dtype,
-        card=_card(config, about, restored.step, count_weights(variables["params"]), index),
+        card=card,
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 from lowcost import disk
 from lowcost.arguments import check_choice
 from lowcost.data.dataset import DTYPES
-from lowcost.data.tasks import Task
+from lowcost.data.tasks import IGNORED, Task
 from lowcost.deploy.input_steps import preprocessing
 from lowcost.nn.architectures import ARCHITECTURES, network
 from lowcost.nn.networks import Network, block_channels, check_network
@@ -76,6 +76,8 @@ class Loaded:
             raise ValueError(f"classes must be {outputs} names, one per output, got {list(self.classes)}; name each")
         if not (isinstance(self.temperature, float | int) and 0 < self.temperature < math.inf):
             raise ValueError(f"temperature must be finite and above 0, got {self.temperature}; the default is 1.0")
+        if self.task == "pixels" and outputs > IGNORED:
+            raise ValueError(f"net must have at most {IGNORED} classes of points, got {outputs}; masks have 8 bits")
         if (self.task == "pixels") != (self.net.head == "pixels"):
             remedy = "choose the task 'pixels' for this head, and another task for others"
             raise ValueError(f"task must fit the network's head {self.net.head!r}, got {self.task!r}; {remedy}")
@@ -156,6 +158,11 @@ def save(
     about: dict[str, Any] = {**outputs, "image_shape": image_shape, "dtype": dtype}
     about |= {"scale": as_tuples(scale), "card": dict(card or {})}
     points = None if length is None else operator.index(length)
+    if points is not None and (net.masked or len(image_shape) != 2 or points != image_shape[0]):
+        expected = "length must be None, or the number of points of signals without a mask, as in image_shape"
+        raise ValueError(
+            f"{expected}, got {points} for {list(image_shape)} and masked={net.masked}; correct one of them"
+        )
     steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked, length=points)
     loaded = Loaded(net=net, variables=dict(variables), preprocessing=steps, **about)
     disk.replace(Path(file), encode(loaded))

@@ -64,12 +64,13 @@ def spectral_norms(matrices: jax.Array) -> jax.Array:
     matrices = promote(matrices)
     tiny = jnp.finfo(matrices.dtype).tiny
     scale = jnp.maximum(jnp.abs(matrices).max((-2, -1), keepdims=True), tiny)  # so that no square overflows
-    a = matrices / scale if matrices.shape[-2] >= matrices.shape[-1] else (matrices / scale).swapaxes(-1, -2)
+    a = matrices / scale.astype(matrices.dtype)
+    a = a if a.shape[-2] >= a.shape[-1] else a.swapaxes(-1, -2)
     power, log = _product(a.conj().swapaxes(-1, -2), a), jnp.log(scale[..., 0, 0])
     for i in range(9):  # power is (AᴴA)^(2^i) up to a factor
         power = _product(power, power) if i else power
         size = jnp.maximum(jnp.sqrt((jnp.abs(power) ** 2).sum((-2, -1), keepdims=True)), tiny)
-        power = power / size
+        power = power / size.astype(power.dtype)
         log += jnp.log(size[..., 0, 0]) / 2 ** (i + 1)
     return jnp.exp(log)
 

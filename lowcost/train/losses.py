@@ -75,7 +75,7 @@ def pixel_cross_entropy(
         points, labels = logits.reshape(-1, classes), labels.reshape(-1).astype(jnp.int32)
         known = (labels >= 0) & (labels < classes)
         figures = cross_entropy(points, jnp.where(known, labels, 0), class_weights=class_weights, smoothing=smoothing)
-        weights = known * figures.get("weight", jnp.ones_like(figures["loss"]))
+        weights = jnp.where(known, figures.get("weight", jnp.ones_like(figures["loss"])), 0)
         total = weights.sum()
         true, predicted = (jax.nn.one_hot(x, classes) for x in (labels, jnp.argmax(points, axis=-1)))
         loss = (weights * figures["loss"]).sum() / jnp.where(total > 0, total, 1)

@@ -173,6 +173,13 @@ def test_signals_of_different_lengths(tmp_path):
     )
 
 
+def test_empty_arrays_are_refused(tmp_path):
+    empty = {"train_images": np.zeros((40, 0)), "train_labels": LABELS}
+    refused(tmp_path, empty, r"train images must hold numbers, got shape \[40, 0, 1\]", length=4)
+    none = {"train_images": SIGNALS, "train_labels": np.zeros((40, 0)), "test_images": SIGNALS, "test_labels": LABELS}
+    refused(tmp_path, none, r"train labels must be numbers \[N, K\], one for each of the values, got", task="values")
+
+
 @pytest.mark.parametrize("channels", [3, 30])
 def test_arrays_with_lengths_are_signals(channels, tmp_path):
     """They need no grid_axes, not even if there are as many channels as points."""
@@ -202,6 +209,8 @@ def test_resampling_is_linear_interpolation(n, points, channels, seed):
         np.testing.assert_allclose(new[:, -1], signals[np.arange(4), lengths - 1], atol=1e-6)
     changed = np.where(np.arange(20)[:, None] < lengths[:, None, None], signals, np.float32(np.nan))
     np.testing.assert_array_equal(resample(changed, points, lengths), new)
+    for i in range(4):  # whatever the lengths of the others
+        np.testing.assert_array_equal(resample(signals[i : i + 1], points, lengths[i : i + 1])[0], new[i])
     ramp = np.broadcast_to(np.arange(20, dtype=np.float32)[:, None], (4, 20, channels))
     expected = np.linspace(0, lengths - 1, points, axis=1)
     np.testing.assert_allclose(resample(ramp, points, lengths)[..., 0], expected, atol=1e-5)

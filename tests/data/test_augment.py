@@ -240,6 +240,8 @@ def test_boxes_have_all_sizes_and_the_wanted_frequency(key):
     assert stats.ks_2samp(mix(key, images)[1], 1 - length.prod(0)).pvalue > 1e-6
     np.testing.assert_allclose(np.mean(mix(key, images, probability=0.25)[1] < 1), 0.25, atol=0.03)
     np.testing.assert_array_equal(mix(key, images, probability=0)[1], 1)
+    with jax.numpy_dtype_promotion("strict"):  # as some users set
+        jax.eval_shape(cutmix, key, images)
     with pytest.raises(ValueError, match=r"cutmix: probability must be from 0 to 1, got 1\.5"):
         cutmix(key, images, probability=1.5)
 

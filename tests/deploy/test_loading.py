@@ -165,6 +165,10 @@ def test_a_run_is_verified_as_for_a_resume(run, tmp_path, capsys):
     result.write_text(json.dumps(json.loads(whole) | {"digest": "of another"}))
     with pytest.raises(ValueError, match=r"result\.json must be of the run's last checkpoint, got the digest"):
         lowcost.load(workdir)
+    for change in ({"chosen": None}, {"test_accuracies": -1}):
+        result.write_text(json.dumps(json.loads(whole) | change))
+        with pytest.raises(ValueError, match=r"result\.json in .* is damaged \("):
+            lowcost.load(workdir)
     result.write_text(whole)
     largest = max((checkpoints / "6").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     content = largest.read_bytes()

@@ -247,6 +247,7 @@ def test_what_cannot_be_saved_is_refused(trained, tmp_path):
         ((net, variables), {"temperature": 0}, r"temperature must be finite and above 0, got 0\.0"),
         ((net, variables), {"temperature": np.inf}, "temperature must be finite and above 0, got inf"),
         ((net, variables), {"scale": ([1.0], [2.0])}, "scale must be 5 finite means and deviations"),
+        ((net, variables), {"length": 8}, r"length must be None, .*, got 8 for \[8, 8, 3\] and masked=False"),
     ):
         with pytest.raises(ValueError, match=message):
             lowcost.save(file, *arguments, **{**ABOUT, **options})
@@ -400,6 +401,8 @@ def test_the_dtype_of_signals_and_their_length_are_saved(trained, tmp_path):
     save = partial(lowcost.save, tmp_path / "net", net, variables, classes=CLASSES, image_shape=(16, 2))
     with pytest.raises(ValueError, match=r"dtype must be stated for .*, got None for \[16, 2\]; e\.g\. "):
         save()
+    with pytest.raises(ValueError, match=r"length must be None, .*, got 15 for \[16, 2\] and masked=False"):
+        save(dtype="float32", length=15)
     save(dtype="float32", length=np.int64(16), card={"accuracy": np.float32(0.5)})  # numbers of NumPy
     loaded = lowcost.load(tmp_path / "net")
     assert loaded.card == {"accuracy": 0.5}

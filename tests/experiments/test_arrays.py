@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import lowcost
 from experiments import evaluate, export, predict
 from experiments.common import evaluation_plots, training
 from experiments.common.config import TrainConfig
-from experiments.common.inputs import Inputs, examples
+from experiments.common.inputs import Inputs, examples, find
 from experiments.evaluate import EvaluateConfig
 from experiments.export import ExportConfig
 from experiments.predict import PredictConfig
@@ -268,6 +269,17 @@ def test_masked_signals(tmp_path, capsys):
             arrays |= {images_form.format(part): images, lengths_form.format(part): lengths["test_lengths"]}
             np.savez(named, **arrays, wavelengths=np.arange(25))
             np.testing.assert_array_equal([row for _, row in examples(named, takes)], rows)
+    folder = tmp_path / "folder"  # as training reads it
+    folder.mkdir()
+    beside = {"test_labels": np.arange(24), "lengths_test": lengths["test_lengths"], "classes": np.array(["a", "b"])}
+    for name, array in {"test_images": images, **beside}.items():
+        np.save(folder / f"{name}.npy", array)
+    assert [*find([folder], takes)] == [folder / "test_images.npy"]
+    assert "ignored 3 entries: 3 labels or lengths" in capsys.readouterr().err
+    np.testing.assert_array_equal([row for _, row in examples(folder / "test_images.npy", takes)], rows)
+    for file in (path, folder / "test_images.npy"):
+        with pytest.raises(ValueError, match=r"without padding, got lengths from 12; cut the signals to one length"):
+            [*examples(file, Inputs((25, 2), "float32"))]
     for name in ("train_lengths", "lengths_val", "lengths"):
         np.savez(named, train_labels=np.arange(24), test_images=images, **{name: lengths["test_lengths"]})
         assert predict.main(PredictConfig((named,), workdir=workdir)) == 2
@@ -280,6 +292,37 @@ def test_masked_signals(tmp_path, capsys):
             export.main(ExportConfig(workdir, tmp_path / "net", form))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "net").exists()
+
+
+def test_archives_and_arrays_under_the_name_of_the_other(tmp_path):
+    """Members of an archive that are no arrays are skipped; a wrong suffix is an error of one line."""
+    images, takes = np.ones((2, 4, 1), np.float32), Inputs((4, 1), "float32")
+    archive = tmp_path / "a.npz"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("README.txt", "text")
+        with file.open("pictures.npy", "w") as stream:
+            np.save(stream, images)
+    assert [name for name, _ in examples(archive, takes)] == [f"{archive}[0]", f"{archive}[1]"]
+    np.save(tmp_path / "b.npy", images)
+    for source, target, message in (("a.npz", "c.npy", "several arrays"), ("b.npy", "d.npz", "one array")):
+        (tmp_path / target).write_bytes((tmp_path / source).read_bytes())
+        with pytest.raises(
+            ValueError, match=rf"{target} must be a readable file of numbers, got ValueError: {message}, which need"
+        ):
+            [*examples(tmp_path / target, takes)]
+
+
+def test_other_data_than_in_training(tmp_path):
+    """`evaluate` needs neither as many training examples as training did, nor validation examples."""
+    path = dataset(tmp_path / "signals.npz", (25,), lambda x: x)
+    options = {"validation_share": 0.3, "keep_best": True, "train_images": 60}
+    workdir = trained(path, tmp_path / "run", grid_axes=1, **options)
+    with np.load(path) as file:
+        few = {name: array[:5] if name.startswith("train") else array for name, array in file.items()}
+    np.savez(tmp_path / "few.npz", **few, val_images=few["train_images"], val_labels=few["train_labels"])
+    evaluate.main(EvaluateConfig(workdir, data_dir=tmp_path / "few.npz", csv=tmp_path / "few.csv"))
+    evaluate.main(EvaluateConfig(workdir, csv=tmp_path / "all.csv"))
+    assert table(tmp_path / "few.csv") == table(tmp_path / "all.csv")
 
 
 def test_resampled_signals(tmp_path):
