@@ -81,10 +81,11 @@ def _parse(configuration: type[T]) -> T:
 def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
     """Returns function(*arguments), called in a new process, which frees all its memory; Ctrl-C ends both."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_start) as processes:
-        with _interrupts_held():  # inherited, until the initializer has run
-            result = processes.submit(function, *arguments)
+    with contextlib.ExitStack() as stack:
         try:
+            with _interrupts_held():
+                processes = stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn, initializer=_start))
+                result = processes.submit(function, *arguments)
             return result.result()
         except KeyboardInterrupt:
             for child in multiprocessing.active_children():
@@ -94,12 +95,21 @@ def in_a_process(function: Callable[..., T], *arguments: Any) -> T:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Holds Ctrl-C back until the block has ended."""
+    """Holds Ctrl-C back until the block has ended, and in the processes that it starts until `_start` has run.
+
+    Processes inherit the mask. Here it does not suffice, since the signal may reach a thread of a library.
+    """
+    held: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    on_interrupt(lambda number, _: held.append(number))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        on_interrupt(handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _start() -> None:

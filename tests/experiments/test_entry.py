@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -111,6 +112,30 @@ def test_ctrl_c_while_a_process_of_its_own_computes(tmp_path, wait, kill):
     kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)  # the child has the same stderr
     assert (process.returncode, err) == (130, "stopped by Ctrl-C\n")
+
+
+SIGNAL_AT_START = """
+import multiprocessing.util as util, os, signal, threading
+threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+spawn = util.spawnv_passfds
+def spawnv_passfds(*arguments):
+    if any(b"spawn_main" in os.fsencode(part) for part in arguments[1]):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+    return spawn(*arguments)
+util.spawnv_passfds = spawnv_passfds
+"""
+
+
+def test_ctrl_c_while_a_process_of_its_own_starts(tmp_path):
+    """A thread takes the signal that the main thread holds back."""
+    begin = "if __name__"
+    program = PROGRAM.replace(begin, "if __name__ == '__main__':\n" + textwrap.indent(SIGNAL_AT_START, "    ") + begin)
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, tmp_path / "program.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "stopped by Ctrl-C\n")
 
 
 def test_an_interrupt_that_is_ignored_stays_ignored(start, tmp_path):
