@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -119,3 +120,9 @@ def test_a_file_is_not_touched_before_the_new_one_is_whole(tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         disk.replace(tmp_path / "file", b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    for file, error in (tmp_path / "missing" / "file", FileNotFoundError), (tmp_path, IsADirectoryError):
+        with pytest.raises(error, match=re.escape(f"'{file}'")):
+            disk.replace(file, b"new")
