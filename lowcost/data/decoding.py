@@ -26,6 +26,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MASK_FORMATS = ("PNG", "BMP", "TIFF")  # JPEG and WebP change numbers, and writers of GIF renumber a palette
 MAX_PIXELS = 50_000_000
 """The default limit of an image, which takes 0.2 to 0.8 GB of memory while it is decoded."""
 TASK_IMAGES = 32
@@ -118,7 +119,8 @@ def read_mask(
     """Returns the integers of a mask, cut and resized as `read_image` does with an image, without interpolation.
 
     Args:
-        path: a file with one grey level or palette index of at most 8 bits per pixel, or larger integers up to 255.
+        path: a PNG, BMP or TIFF file, recognised by content, with one grey level or palette index of at most 8 bits per
+            pixel, or larger integers up to 255.
         size: (H, W) that it must have.
         grid: (H, W) to resize to.
         max_pixels: as in `read_image`.
@@ -127,9 +129,9 @@ def read_mask(
         uint8 [*grid].
 
     Raises:
-        ValueError: the file cannot be read, holds colours or other numbers, or is of another size.
+        ValueError: the file cannot be read, has another format, holds colours or other numbers, or is of another size.
     """
-    with _opened(path) as image:
+    with _opened(path, MASK_FORMATS) as image:
         from PIL import Image, ImageOps
 
         if math.prod(image.size) > max_pixels:
@@ -240,20 +242,20 @@ def _rgb(image: "Image") -> "Image":
 
 
 @contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator["ImageFile"]:
+def _opened(path: str | PathLike[str], formats: tuple[str, ...] = FORMATS) -> Iterator["ImageFile"]:
     with needs_extra("data"):
         from PIL import Image
 
-    with _readable(path), Image.open(path, formats=FORMATS) as image:
+    with _readable(path, formats), Image.open(path, formats=formats) as image:
         yield image
 
 
 @contextmanager
-def _readable(path: str | PathLike[str]) -> Iterator[None]:
+def _readable(path: str | PathLike[str], formats: tuple[str, ...] = FORMATS) -> Iterator[None]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise ValueError("not a regular file")
         yield
     except Exception as error:  # a damaged file raises errors of many types
-        expected = f"{printable(path)} must be a readable image ({', '.join(FORMATS)})"
+        expected = f"{printable(path)} must be a readable image ({', '.join(formats)})"
         raise ValueError(f"{expected}, got {error!r}; remove or replace it") from error

@@ -50,7 +50,7 @@ def folder(
     be in any folder below. Values are standardised: (value − mean) / standard deviation, both of the training images.
 
     For the task "pixels", train, test and val, or data_dir itself, hold images/* and masks/* with equal stems. A mask
-    is a PNG, BMP, GIF or TIFF file of the image's size, whose grey levels or palette indices are the classes, from 0 to
+    is a PNG, BMP or TIFF file of the image's size, whose grey levels or palette indices are the classes, from 0 to
     at most 254, or 255 at pixels without a label. It is cut and resized as its image, without interpolation. If these
     are the only folders in train, the task "classes" becomes "pixels". The file classes.txt in train, or beside images
     and masks, may hold the names of the classes, one per line. Without it, they are 0, 1, … up to the largest one.

@@ -12,8 +12,8 @@ from lowcost.data.listing import SUFFIXES as IMAGES
 from lowcost.data.listing import list_images, report_left_out
 from lowcost.terminal import printable
 
-SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
-"""The suffixes of mask files; JPEG and WebP change the numbers."""
+SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+"""The suffixes of mask files; writers of the other formats change the numbers."""
 NAMES = "classes.txt"
 
 
@@ -38,7 +38,8 @@ def pair(folders: Mapping[str, Path]) -> dict[str, tuple[list[str], NDArray[np.o
                 raise FileNotFoundError(f"{expected}, got no {inner}; add it, or choose another task")
         images, masks = _by_stem(folder / "images", IMAGES, left_out), _by_stem(folder / "masks", SUFFIXES, left_out)
         if missing := [image for stem, image in images.items() if stem not in masks]:
-            expected = f"{printable(folder / 'masks')} must hold a mask for each image, as STEM{SUFFIXES[0]}"
+            names = ", ".join("STEM" + suffix for suffix in SUFFIXES)
+            expected = f"{printable(folder / 'masks')} must hold a mask for each image, as {names}"
             got = f"none for {printable(os.path.basename(missing[0]))}"
             got += f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise FileNotFoundError(f"{expected}, got {got}; add it, or remove the image")

@@ -252,6 +252,18 @@ def test_wrong_masks_are_refused(masked_folder):
         folder(masked_folder / "train" / "masks", task="pixels")
 
 
+def test_masks_of_formats_whose_writers_change_numbers_are_refused(masked_folder):
+    """Pillow writes a GIF of classes 0 and 2 with the palette indices 0 and 1; a suffix does not help."""
+    mask = masked_folder / "train" / "masks" / "1.png"
+    for form in ("GIF", "JPEG", "WEBP"):
+        Image.fromarray(np.full((8, 16), 2, np.uint8)).save(mask, form)
+        with pytest.raises(ValueError, match=r"1.png must be a readable image \(PNG, BMP, TIFF\), got .*; remove"):
+            folder(masked_folder)
+    mask.rename(mask.with_suffix(".gif"))
+    with pytest.raises(FileNotFoundError, match=r"as STEM.png, STEM.bmp, STEM.tif, STEM.tiff, got none for 1.png"):
+        folder(masked_folder)
+
+
 @pytest.mark.parametrize("name", ["images", "masks"])
 def test_two_files_of_one_stem_are_refused(masked_folder, name, capsys):
     """The error names both files; folders inside are only counted."""
