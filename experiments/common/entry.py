@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -99,6 +100,7 @@ def _interrupts_held() -> Iterator[None]:
 
     Processes inherit the mask. Here it does not suffice, since the signal may reach a thread of a library.
     """
+    resource_tracker.ensure_running()  # where it starts, it clears the mask
     held: list[int] = []
     handler = signal.getsignal(signal.SIGINT)
     on_interrupt(lambda number, _: held.append(number))

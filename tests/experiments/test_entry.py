@@ -120,6 +120,7 @@ threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
 spawn = util.spawnv_passfds
 def spawnv_passfds(*arguments):
     if any(b"spawn_main" in os.fsencode(part) for part in arguments[1]):
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
     return spawn(*arguments)
