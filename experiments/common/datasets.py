@@ -20,13 +20,20 @@ def data_of(config: TrainConfig, *, trained: bool = False) -> data.Dataset:
     Those of a trained run may be others than in training: fewer than --train-images, and without validation images.
     """
     dataset = load(config)
+    if trained and dataset.task != config.task:
+        problem = f"the run was trained on the task {config.task}, the data has {dataset.task}"
+        raise ValueError(f"{problem}; name its own data with --data-dir")
     if config.train_images is not None:
         if config.train_images > len(dataset.train) and not trained:
             expected = f"--train-images must be at most the {len(dataset.train)} training images of {dataset.name}"
             raise ValueError(f"{expected}, got {config.train_images}; leave it out to take all")
         dataset = dataset.sample(min(config.train_images, len(dataset.train)))
     if config.validation_share and not (trained and dataset.validation):
-        dataset = dataset.hold_out(config.validation_share)
+        try:
+            dataset = dataset.hold_out(config.validation_share)
+        except ValueError:
+            if not trained:
+                raise
     if config.keeps_best and not trained:
         if dataset.validation is None:
             problem = "--keep-best and --patience need validation images, got none"

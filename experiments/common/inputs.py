@@ -1,5 +1,6 @@
 """Reads what `predict` classifies: image files, and .npy and .npz files with images, signals or volumes; in NumPy."""
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -140,8 +141,9 @@ def _arrays(path: Path, takes: Inputs) -> Iterator[tuple[str, np.ndarray]]:
         or lengths.shape != rows.shape[:1]
         or not np.isin(lengths, range(1, rows.shape[1] + 1)).all()
     ):
-        expected = f"a number of points from 1 to {rows.shape[1]} for each of {len(rows)} signals"
-        raise ValueError(f"{path} must hold {expected}, got {lengths.dtype} {list(lengths.shape)}; correct its lengths")
+        expected = f"integers from 1 to {rows.shape[1]}, one for each of {len(rows)} signals"
+        got = f"{lengths.dtype} {list(lengths.shape)}"
+        raise ValueError(f"the lengths of {path} must be {expected}, got {got}; correct them")
     if not takes.varies and (lengths < rows.shape[1]).any():
         got = f"lengths from {lengths.min()}"
         raise ValueError(f"{path} must hold {takes} without padding, got {got}; cut the signals to one length")
@@ -155,52 +157,65 @@ def _arrays(path: Path, takes: Inputs) -> Iterator[tuple[str, np.ndarray]]:
 
 def _opened(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the array of a file, and the numbers of points of its signals or None; unpickles nothing."""
+    if path.suffix.lower() == ".npz":
+        return _members(path)
+    array = _array(path)
+    stems = ["lengths", *(form.format(name) for name in (*PARTS, path.stem) for form in ROLES["lengths"])]
+    files = (path.with_name(stem + suffix) for stem in stems for suffix in (".npy", ".NPY"))
+    beside = {file.stem: file for file in files if file.exists()}
+    with _readable(path):
+        lengths = _lengths(path.stem, [path.stem, *beside])
+    return array, None if lengths is None else _array(beside[lengths])
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
         if not path.is_file():  # opening a pipe would block
             raise ValueError("not a regular file")
-        if path.suffix.lower() == ".npy":
-            array, beside = np.load(path, mmap_mode="r", allow_pickle=False), _lengths_beside(path)
-            if not isinstance(array, np.ndarray):
-                raise ValueError("several arrays, which need the suffix .npz")
-            return array, None if beside is None else np.load(beside, allow_pickle=False)
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise ValueError("one array, which needs the suffix .npy")
-            images, lengths = _chosen([name for name in file.files if f"{name}.npy" in file.zip.namelist()])
-            return file[images], None if lengths is None else file[lengths]
+        yield
     except Exception as error:  # a damaged file raises errors of many types
         reason = terminal.first_line(error).split(". ")[0]  # then NumPy advises to unpickle
         got = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{path} must be a readable file of numbers, got {got}; save it with NumPy again") from error
 
 
-def _lengths_beside(path: Path) -> Path | None:
-    """Returns the file with the numbers of points of the signals in a .npy file, as training reads both; or None."""
-    parts = [part for part in PARTS if path.stem in {form.format(part) for form in ROLES["images"]}]
-    files = [path.with_name(f"{form.format(part)}.npy") for part in parts for form in ROLES["lengths"]]
-    return next((file for file in files if file.exists()), None)
+def _array(path: Path) -> np.ndarray:
+    with _readable(path):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("several arrays, which need the suffix .npz")
+    return array
 
 
-def _chosen(names: list[str]) -> tuple[str, str | None]:
-    """Returns the name of the array to classify in an .npz file, and that of the numbers of points or None.
+def _members(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns what `_opened` does, of the first part with images in an .npz file.
 
     Without images of any part this is the first array that is neither labels nor `classes` nor `keeps`.
     """
-    parts = {part: {role: _first(names, role, part) for role in ROLES} for part in PREFERRED}
-    used = {arrays["lengths"] for arrays in parts.values() if arrays["images"] is not None}
-    if others := [name for name in names if "lengths" in name.split("_") and name not in used]:
+    with _readable(path), path.open("rb") as stream:
+        file = np.load(stream, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("one array, which needs the suffix .npy")
+        members = zip(file.files, file.zip.namelist(), strict=True)
+        arrays = [name for name, member in members if file.zip.open(member).read(6) == np.lib.format.MAGIC_PREFIX]
+        known = [form.format(part) for part in PREFERRED for form in ROLES["images"]]
+        candidates = [name for name in (*known, *arrays) if name in arrays and name not in NOT_IMAGES]
+        if not candidates:
+            raise ValueError("no images")
+        lengths = _lengths(candidates[0], arrays)
+        return file[candidates[0]], None if lengths is None else file[lengths]
+
+
+def _lengths(images: str, names: Sequence[str]) -> str | None:
+    """Returns which of the names is that of the numbers of points of these images, or None if all have one length."""
+    parts = [part for part in PARTS if images in {form.format(part) for form in ROLES["images"]}]
+    own = [name for part in parts for form in ROLES["lengths"] if (name := form.format(part)) in names]
+    if len(own) > 1:
+        raise ValueError(f"both {own[0]} and {own[1]}, of which one must go")
+    if not own and (others := [name for name in names if "lengths" in name.split("_")]):
         raise ValueError(f"{others[0]}, which are lengths of no images; name them test_images and test_lengths")
-    for arrays in parts.values():
-        if arrays["images"] is not None:
-            return arrays["images"], arrays["lengths"]
-    if not (unknown := [name for name in names if name not in NOT_IMAGES]):
-        raise ValueError("no images")
-    return unknown[0], None
-
-
-def _first(names: list[str], role: str, part: str) -> str | None:
-    return next((name for form in ROLES[role] if (name := form.format(part)) in names), None)
+    return own[0] if own else None
 
 
 def _rows(path: Path, array: np.ndarray, takes: Inputs) -> tuple[bool, np.ndarray]:

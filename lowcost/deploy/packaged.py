@@ -140,7 +140,7 @@ def save(
         scale: (means, standard deviations) of the values.
         dtype: of images, signals or volumes before they are scaled, one of `lowcost.data.dataset.DTYPES`. None: float32
             for a network with moments or a mask, else uint8, which is for images of 1 or 3 channels alone.
-        length: number of points to which every signal was resampled, or None.
+        length: number of points to which every signal was resampled, as float32, or None.
         card: how the network was trained, how accurate it is, and what it must not be used for.
 
     Raises:
@@ -158,11 +158,11 @@ def save(
     about: dict[str, Any] = {**outputs, "image_shape": image_shape, "dtype": dtype}
     about |= {"scale": as_tuples(scale), "card": dict(card or {})}
     points = None if length is None else operator.index(length)
-    if points is not None and (net.masked or len(image_shape) != 2 or points != image_shape[0]):
-        expected = "length must be None, or the number of points of signals without a mask, as in image_shape"
-        raise ValueError(
-            f"{expected}, got {points} for {list(image_shape)} and masked={net.masked}; correct one of them"
-        )
+    signals = len(image_shape) == 2 and task != "pixels" and dtype == "float32" and not net.masked
+    if points is not None and not (signals and points == image_shape[0]):
+        expected = "length must be None, or as in image_shape for float32 signals without a mask or labels of points"
+        got = f"{points} for {dtype} {list(image_shape)}, task {task}, masked={net.masked}"
+        raise ValueError(f"{expected}, got {got}; correct one of them")
     steps = preprocessing(image_shape, dtype, standardises=net.moments is not None, masked=net.masked, length=points)
     loaded = Loaded(net=net, variables=dict(variables), preprocessing=steps, **about)
     disk.replace(Path(file), encode(loaded))

@@ -247,7 +247,7 @@ def test_what_cannot_be_saved_is_refused(trained, tmp_path):
         ((net, variables), {"temperature": 0}, r"temperature must be finite and above 0, got 0\.0"),
         ((net, variables), {"temperature": np.inf}, "temperature must be finite and above 0, got inf"),
         ((net, variables), {"scale": ([1.0], [2.0])}, "scale must be 5 finite means and deviations"),
-        ((net, variables), {"length": 8}, r"length must be None, .*, got 8 for \[8, 8, 3\] and masked=False"),
+        ((net, variables), {"length": 8}, r"length must be None, .*, got 8 for uint8 \[8, 8, 3\], task classes"),
     ):
         with pytest.raises(ValueError, match=message):
             lowcost.save(file, *arguments, **{**ABOUT, **options})
@@ -401,8 +401,11 @@ def test_the_dtype_of_signals_and_their_length_are_saved(trained, tmp_path):
     save = partial(lowcost.save, tmp_path / "net", net, variables, classes=CLASSES, image_shape=(16, 2))
     with pytest.raises(ValueError, match=r"dtype must be stated for .*, got None for \[16, 2\]; e\.g\. "):
         save()
-    with pytest.raises(ValueError, match=r"length must be None, .*, got 15 for \[16, 2\] and masked=False"):
-        save(dtype="float32", length=15)
+    for dtype, length, task in ("float32", 15, "classes"), ("int16", 16, "classes"), ("float32", 16, "pixels"):
+        with pytest.raises(
+            ValueError, match=rf"length must be None, .*, got {length} for {dtype} \[16, 2\], task {task}"
+        ):
+            save(dtype=dtype, length=length, task=task)
     save(dtype="float32", length=np.int64(16), card={"accuracy": np.float32(0.5)})  # numbers of NumPy
     loaded = lowcost.load(tmp_path / "net")
     assert loaded.card == {"accuracy": 0.5}

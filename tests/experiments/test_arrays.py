@@ -294,13 +294,56 @@ def test_masked_signals(tmp_path, capsys):
     assert not (tmp_path / "net").exists()
 
 
+@pytest.mark.parametrize(
+    ("images", "lengths", "message"),
+    [
+        ("images.npy", ["lengths.npy"], "lengths, which are lengths of no images"),
+        ("signals.npy", ["signals_lengths.npy"], "signals_lengths, which are lengths of no images"),
+        ("signals.NPY", ["lengths_signals.npy"], "lengths_signals, which are lengths of no images"),
+        ("test_images.npy", ["train_lengths.npy"], "train_lengths, which are lengths of no images"),
+        ("lengths.npy", [], "lengths, which are lengths of no images"),
+        ("x_test.npy", ["lengths_test.npy", "test_lengths.npy"], "both test_lengths and lengths_test, of which one"),
+        ("test_images.NPY", ["test_lengths.npy"], None),
+        ("wavelengths.npy", [], None),
+    ],
+)
+def test_lengths_beside_arrays(tmp_path, images, lengths, message):
+    """Padding is never classified: lengths are used, or refused where it is not clear whose they are."""
+    takes, numbers = Inputs((4, 2), "float32", masked=True), np.ones((2, 4, 1), np.float32)
+    for name, array in {images: numbers, **dict.fromkeys(lengths, np.array([2, 4]))}.items():
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, array)
+    if message is not None:
+        with pytest.raises(
+            ValueError, match=rf"{images} must be a readable file of numbers, got ValueError: {message}"
+        ):
+            [*examples(tmp_path / images, takes)]
+    else:
+        (_, row), _ = examples(tmp_path / images, takes)
+        np.testing.assert_array_equal(row[:, 1], [1, 1, 0, 0] if lengths else 1)
+
+
+@pytest.mark.parametrize("content", ["archive", "floats", "zero"])
+def test_damaged_lengths_beside_an_array_are_named(tmp_path, content):
+    np.save(tmp_path / "test_images.npy", np.ones((2, 4, 1), np.float32))
+    with (tmp_path / "test_lengths.npy").open("wb") as file:
+        if content == "archive":
+            np.savez(file, lengths=np.array([2, 4]))
+        else:
+            np.save(file, np.array([2.0, 4.0] if content == "floats" else [0, 4]))
+    expected = "lengths.npy must be a readable" if content == "archive" else "the lengths of .* must be integers from 1"
+    with pytest.raises(ValueError, match=expected):
+        [*examples(tmp_path / "test_images.npy", Inputs((4, 2), "float32", masked=True))]
+
+
 def test_archives_and_arrays_under_the_name_of_the_other(tmp_path):
-    """Members of an archive that are no arrays are skipped; a wrong suffix is an error of one line."""
+    """Members of an archive that are no arrays are skipped, whatever their names; a wrong suffix is an error."""
     images, takes = np.ones((2, 4, 1), np.float32), Inputs((4, 1), "float32")
     archive = tmp_path / "a.npz"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("README.txt", "text")
-        with file.open("pictures.npy", "w") as stream:
+        file.writestr("test_images.npy", "text")
+        with file.open("pictures", "w") as stream:
             np.save(stream, images)
     assert [name for name, _ in examples(archive, takes)] == [f"{archive}[0]", f"{archive}[1]"]
     np.save(tmp_path / "b.npy", images)
@@ -319,10 +362,25 @@ def test_other_data_than_in_training(tmp_path):
     workdir = trained(path, tmp_path / "run", grid_axes=1, **options)
     with np.load(path) as file:
         few = {name: array[:5] if name.startswith("train") else array for name, array in file.items()}
-    np.savez(tmp_path / "few.npz", **few, val_images=few["train_images"], val_labels=few["train_labels"])
-    evaluate.main(EvaluateConfig(workdir, data_dir=tmp_path / "few.npz", csv=tmp_path / "few.csv"))
     evaluate.main(EvaluateConfig(workdir, csv=tmp_path / "all.csv"))
-    assert table(tmp_path / "few.csv") == table(tmp_path / "all.csv")
+    for validation in ({}, {"val_images": few["train_images"], "val_labels": few["train_labels"]}):
+        np.savez(tmp_path / "few.npz", **few, **validation)
+        evaluate.main(EvaluateConfig(workdir, data_dir=tmp_path / "few.npz", csv=tmp_path / "few.csv"))
+        assert table(tmp_path / "few.csv") == table(tmp_path / "all.csv")
+
+
+def test_data_of_another_task_than_in_training_are_refused(tmp_path):
+    """Weights of a classifier also fit a network that labels pixels."""
+    path = dataset(tmp_path / "images.npz", (8, 8), lambda x: x)
+    workdir = trained(path, tmp_path / "run", grid_axes=2)
+    with np.load(path) as file:
+        labels = {name: np.zeros(file[name].shape[:3], int) for name in ("train_images", "test_images")}
+        pixels = {
+            name.replace("images", "labels"): np.eye(8, dtype=int)[None] + array for name, array in labels.items()
+        }
+        np.savez(tmp_path / "pixels.npz", **{**file, **pixels})
+    with pytest.raises(ValueError, match="was trained on the task classes, the data has pixels; name its own data"):
+        evaluate.main(EvaluateConfig(workdir, data_dir=tmp_path / "pixels.npz"))
 
 
 def test_resampled_signals(tmp_path):
