@@ -49,7 +49,7 @@ def symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
         [ 0. -2. -4. -2.]
     """
     check_stencil(stencil, grid)
-    return unchecked_symbol(stencil, grid)
+    return _evaluated(as_complex(stencil), _frequencies(grid, "periodic"))
 
 
 def circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
@@ -68,7 +68,7 @@ def circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
         TypeError, ValueError: as in `symbol`.
     """
     check_stencil(stencil, grid)
-    return unchecked_circulant_symbol(stencil, grid)
+    return symbol_for("fft", stencil, grid, circulant=True)
 
 
 def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
@@ -85,17 +85,7 @@ def coupled_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
         TypeError, ValueError: as in `symbol`.
     """
     check_stencil(stencil, grid, channel_axes=2)
-    return unchecked_symbol(stencil, grid)
-
-
-def unchecked_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
-    """λ of `symbol` or `coupled_symbol`, for arguments that the caller has checked."""
-    return _evaluated(as_complex(stencil), [(n, np.arange(n)) for n in grid])
-
-
-def unchecked_circulant_symbol(stencil: jax.Array, grid: Sequence[int]) -> jax.Array:
-    """λ of `circulant_symbol`, for arguments that the caller has checked."""
-    return unchecked_symbol(_along_channels(stencil, np.arange(stencil.shape[-1])), grid)
+    return _evaluated(as_complex(stencil), _frequencies(grid, "periodic"))
 
 
 def symbol_for(
@@ -113,15 +103,11 @@ def symbol_for(
         mirrored: whether F is the cosine transform along the grid, with the frequencies πk/n, k = 0, …, n - 1.
         circulant: whether F has the channels as its last axis.
     """
-    if method == "fft" and not mirrored:
-        if circulant:
-            return unchecked_circulant_symbol(stencil, grid)
-        kind = "periodic"
-    else:
-        kind = "mirrored" if mirrored else "real"
+    kind = "mirrored" if mirrored else "periodic" if method == "fft" else "real"
     axes = _frequencies(grid, kind, circulant)
     if circulant:
-        return _evaluated(_along_channels(stencil, frequencies(stencil.shape[-1])), axes)
+        c = stencil.shape[-1]
+        return _evaluated(_along_channels(stencil, np.arange(c) if kind == "periodic" else frequencies(c)), axes)
     window, points = stencil.shape[: len(axes)], [len(k) for _, k in axes]
     if math.prod(points) * math.prod(window) > LARGEST_PRODUCT:
         return _evaluated(as_complex(stencil), axes)
