@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from lowcost.arguments import ResolventBoundary, promote
 from lowcost.nn.filters import Filter
 from lowcost.operators.boundary import EXTENSIONS, reach
-from lowcost.operators.sliding import MAX_PATCH_POINTS, UNROLLED, convolve_by_xla, shifted
+from lowcost.operators.sliding import MAX_PATCH_POINTS, UNROLLED, convolve_by_xla, depthwise_sums, shifted
 
 FULL = jax.lax.Precision.HIGHEST  # accelerators would round products to fewer bits
 
@@ -78,16 +78,9 @@ class Depthwise(_Weighted):
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """[B, *grid, C] → the same shape."""
-        *window, c = self.stencil.shape
-
-        def shift_and_add(padded: jax.Array) -> jax.Array:
-            # Without the barriers XLA's CPU backend computes each term again wherever the sum is used.
-            weights, padded = [_rows(x, y) for x in self.stencil.reshape(-1, c)], jax.lax.optimization_barrier(padded)
-            return jax.lax.optimization_barrier(reduce(jnp.add, map(jnp.multiply, weights, shifted(padded, window))))
-
-        kernel = self.stencil[..., None, :]
-        options = {"most": UNROLLED, "groups": c, "boundary": self.boundary}
-        return _convolve(kernel, y, shift_and_add, **options) + _rows(self.bias, y)
+        kernel, sums = self.stencil[..., None, :], partial(depthwise_sums, self.stencil)
+        options = {"most": UNROLLED, "groups": self.stencil.shape[-1], "boundary": self.boundary}
+        return _convolve(kernel, y, sums, **options) + _rows(self.bias, y)
 
 
 @dataclass(frozen=True, eq=False)

@@ -175,19 +175,19 @@ def sums(stencil, grid):
     """Returns extended y → Σ_j θ_j y_{i+j} of one image. What depends on the stencil alone is computed once."""
     rank = len(grid)
     if stencil.ndim == rank + 1:
-        return partial(_depthwise_sums, stencil, rank)
+        return partial(depthwise_sums, stencil)
     if winograd.is_faster(stencil.shape, grid):
         return partial(winograd.apply, winograd.transformed(stencil))
     matrix = stencil.reshape(-1, stencil.shape[-1])
     return lambda padded: _patches(jax.lax.optimization_barrier(padded), stencil.shape[:rank]) @ matrix
 
 
-def _depthwise_sums(stencil, rank, padded):
-    """Σ_j θ_j y_{i+j}, by shifted multiply-adds in one pass."""
+def depthwise_sums(stencil, padded):
+    """Σ_j θ_j y_{i+j}, by shifted multiply-adds in one pass; of several images if the stencil is unrolled."""
     # Without the barriers XLA's CPU backend recomputes the padding in every term, and fuses chains of such sums, whose
     # terms it then recomputes exponentially often.
-    padded, window = jax.lax.optimization_barrier(padded), stencil.shape[:rank]
-    weights = stencil.reshape(-1, *(1,) * rank, stencil.shape[-1])
+    padded, (*window, c) = jax.lax.optimization_barrier(padded), stencil.shape
+    weights = stencil.reshape(-1, *(1,) * (padded.ndim - 1), c)
     if len(weights) > UNROLLED:
         offsets, piece = _offsets(window), partial(_moved, padded, grid=_grid(padded, window))
 
