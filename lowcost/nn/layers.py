@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from lowcost.arguments import Boundary, ResolventBoundary, check_choice, check_floating
+from lowcost.arguments import Boundary, check_choice, check_floating
 from lowcost.nn import initializers
 from lowcost.nn.initializers import Initializer
 from lowcost.operators.circulant import circulant
@@ -57,16 +57,13 @@ class _Layer(nn.Module):
     param_dtype: jax.typing.DTypeLike = jnp.float32
     bias_init: Initializer = nn.initializers.zeros_init()
 
-    def _boundary(self) -> Boundary:
-        check_choice("padding", self.padding, tuple(_BOUNDARIES))
-        return _BOUNDARIES[self.padding]
-
     def _stencil(self, init: Initializer) -> jax.Array:
         window = map(operator.index, np.atleast_1d(self.kernel_size))
         return self.param("stencil", init, (*window, self.features), self.param_dtype)
 
     def _apply(self, operator: Callable[..., jax.Array], inputs: jax.Array, *weights: jax.Array) -> jax.Array:
-        """operator(*weights, inputs) + b."""
+        """operator(*weights, inputs) + b, with the boundary that the padding states."""
+        check_choice("padding", self.padding, tuple(_BOUNDARIES))
         check_floating("inputs", inputs)
         if inputs.shape[-1:] != (self.features,):
             expected = f"features must be the channels of the inputs, which {type(self).__name__} keeps"
@@ -74,7 +71,7 @@ class _Layer(nn.Module):
             raise ValueError(f"{expected}, got {got}; change the channels by a 1x1 Conv")
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         inputs, bias, *promoted = promote_dtype(inputs, bias, *weights, dtype=self.dtype)
-        outputs = operator(*promoted, inputs)
+        outputs = operator(*promoted, inputs, boundary=_BOUNDARIES[self.padding])
         return outputs if bias is None else outputs + jnp.expand_dims(bias, range(inputs.ndim - 1))
 
 
@@ -97,8 +94,7 @@ class Depthwise(_Layer):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., *grid, features] → the same shape."""
-        stencil = self._stencil(self.kernel_init)
-        return self._apply(partial(depthwise, boundary=self._boundary()), inputs, stencil)
+        return self._apply(depthwise, inputs, self._stencil(self.kernel_init))
 
 
 class LinearMix(_Layer):
@@ -124,7 +120,7 @@ class LinearMix(_Layer):
         """[..., *grid, features] → the same shape."""
         stencil = self._stencil(self.kernel_init)
         matrix = self.param("matrix", self.matrix_init, (self.features, self.features), self.param_dtype)
-        return self._apply(partial(linear_mix, boundary=self._boundary()), inputs, stencil, matrix)
+        return self._apply(linear_mix, inputs, stencil, matrix)
 
 
 class Circulant(_Layer):
@@ -145,8 +141,7 @@ class Circulant(_Layer):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., *grid, features] → the same shape."""
-        stencil = self._stencil(self.kernel_init)
-        return self._apply(partial(circulant, boundary=self._boundary()), inputs, stencil)
+        return self._apply(circulant, inputs, self._stencil(self.kernel_init))
 
 
 class ImplicitDiffusion(_Layer):
@@ -179,6 +174,4 @@ class ImplicitDiffusion(_Layer):
             problem = f"padding must be one of 'CIRCULAR', 'SYMMETRIC' here, got {self.padding!r}"
             raise ValueError(f"{problem}; use 'SYMMETRIC' if opposite edges must not meet")
         init = initializers.reaching_stencil(self.h, self.reach) if self.reach else initializers.stable_stencil(self.h)
-        stencil = self._stencil(self.kernel_init or init)
-        boundary: ResolventBoundary = "symmetric" if self.padding == "SYMMETRIC" else "periodic"
-        return self._apply(partial(depthwise_resolvent, h=self.h, boundary=boundary), inputs, stencil)
+        return self._apply(partial(depthwise_resolvent, h=self.h), inputs, self._stencil(self.kernel_init or init))
