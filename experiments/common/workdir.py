@@ -40,7 +40,7 @@ def write_or_compare(config: TrainConfig, recipe: Json, data: Json, settings: Js
     content = _content(config, recipe, data, settings, methods)
     if path.exists():
         saved = configuration(path.parent)
-        _compare(path, _with_defaults(saved, content), content, without=("data_dir",))
+        _compare(path, _with_defaults(saved), content, without=("data_dir",))
         if saved["data_dir"] == content["data_dir"]:
             return
         content = {**saved, "data_dir": content["data_dir"]}  # new fields would change the identity of an older run
@@ -68,7 +68,7 @@ def finished(config: TrainConfig, recipe: Json) -> Json | None:
     if not path.exists():
         return None
     given = _content(config, recipe, {}, {}, {})
-    saved = _with_defaults(configuration(path.parent), given)
+    saved = _with_defaults(configuration(path.parent))
     if (given["task"], saved["task"]) == ("classes", "pixels"):  # which was found in the data
         given["task"] = "pixels"
     without = ["data", "settings", "methods"]
@@ -117,17 +117,10 @@ def _content(config: TrainConfig, recipe: Json, data: Json, settings: Json, meth
     return json.loads(json.dumps(content))
 
 
-def _with_defaults(content: Json, given: Json) -> Json:
-    """Returns the content of a config.json with the fields that it lacks, because they are newer than the run.
-
-    Older recipes had no label smoothing, and their runs did not record whether the flag was given, whose default was 0.
-    The flag then counts as an ingredient alone.
-    """
+def _with_defaults(content: Json) -> Json:
+    """Returns the content of a config.json with the fields that it lacks, because they are newer than the run."""
     defaults = _content(TrainConfig(), dataclasses.asdict(Recipe()), {}, {}, {})
     ingredients = defaults["ingredients"] | content["ingredients"]
-    if "label_smoothing" not in content["ingredients"]:
-        ingredients["label_smoothing"] = content.get("label_smoothing", 0.0)
-        content = {**content, "label_smoothing": given["label_smoothing"]}
     return {**defaults, **_OLD_DEFAULTS, **content, "ingredients": ingredients}
 
 
