@@ -11,8 +11,7 @@ COUNTED = {"resnet": (cost.fully_coupled, 2), "linear_mix": (cost.linear_mix, 2)
 
 def step(architecture, grid, c, **method):
     """Returns the cost of one step by the formulas of Table 1."""
-    name = architecture.removeprefix("implicit_") if architecture == "implicit_circulant_rd" else architecture
-    formula, times = COUNTED.get(architecture) or (getattr(cost, name), 1)
+    formula, times = COUNTED.get(architecture) or (getattr(cost, architecture), 1)
     channels = (c, c) if architecture == "resnet" else (c,)
     return times * [formula(grid, (3,) * len(grid), *channels, **method)]
 
