@@ -163,11 +163,12 @@ def test_moments_are_read_part_by_part(monkeypatch):
 
 def test_the_digest_tells_dtype_and_mask():
     """The digests differ even where all bytes are the same; uint8 has no moments."""
-    splits = [Split(IMAGES.view(dtype), LABELS) for dtype in (np.uint8, np.int8)]
-    signals = Split(SIGNALS, LABELS)
-    data = [dataset(split, split) for split in (*splits, signals)] + [dataset(signals, signals, masked=True)]
-    assert len({each.digest for each in data}) == 4
-    assert [each.moments is None for each in data] == [True, False, False, False]
+    wide, signals = IMAGES.astype(np.uint16), Split(SIGNALS, LABELS)
+    images = [IMAGES, IMAGES.view(np.int8), wide, wide.view(np.int16)]
+    data = [dataset(split, split) for split in (*(Split(x, LABELS) for x in images), signals)]
+    data.append(dataset(signals, signals, masked=True))
+    assert len({each.digest for each in data}) == 6
+    assert [each.moments is None for each in data] == [True] + 5 * [False]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int16"])

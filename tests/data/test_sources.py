@@ -50,7 +50,6 @@ def test_a_folder_by_name(tmp_path):
         ("arrays", {"image_size": 32}, "image_size must be None for arrays, got 32; only folder can have it"),
         ("folder", {"grid_axes": 2}, "grid_axes must be None for folder, got 2; only arrays can have it"),
         ("cifar10", {"length": 2}, "length must be None for cifar10, got 2; only arrays can have it"),
-        ("digits", {"task": "tags"}, "task must be classes for digits, got tags; only folder, arrays can have it"),
     ],
 )
 def test_what_load_refuses(name, options, message):
