@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnxruntime
 import pytest
+from onnx_models import answer
 from scipy import linalg
 
 from lowcost.deploy import fold, to_onnx, to_stablehlo
@@ -39,11 +39,6 @@ def windows(n):
     return linalg.block_diag(*[np.full((1, 2), 0.5)] * (n // 2), *[np.ones((1, 1))] * (n % 2))
 
 
-def onnx_logits(folded, images):
-    session = onnxruntime.InferenceSession(to_onnx(folded).SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"images": images})[0]
-
-
 @pytest.fixture
 def sample(trained):
     """Returns (architecture, width, grid) → network, variables, images."""
@@ -60,7 +55,7 @@ def test_network_and_onnx_agree(sample, case):
     """Logits agree to 1e-4 of the largest."""
     net, variables, images = sample(*case)
     want = jax.jit(net.apply)(variables, images)
-    got = onnx_logits(fold(net, variables, images.shape[1:]), images)
+    got = answer(to_onnx(fold(net, variables, images.shape[1:])), images)
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
@@ -81,7 +76,7 @@ def test_network_folded_and_exported_agree_and_train(sample, case):
         return net.apply(variables, images), folded(images), exported.call(images), training
 
     want, *others, training = run(variables, images)
-    for got, tolerance in zip((*others, onnx_logits(folded, images)), (1e-5, 1e-5, 1e-4), strict=True):
+    for got, tolerance in zip((*others, answer(to_onnx(folded), images)), (1e-5, 1e-5, 1e-4), strict=True):
         np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
     assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(training))
 

@@ -5,8 +5,8 @@ import itertools
 import jax
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from onnx_models import answer, session
 from sklearn.datasets import load_digits
 
 from lowcost.deploy import fold, to_onnx, to_stablehlo, truncate
@@ -25,16 +25,6 @@ def digits():
     """Returns real images [360, 12, 12, 1]."""
     images = load_digits().images[-360:, ..., None].astype(np.float32) / 16
     return np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
-
-
-def session(model):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def answer(model, images):
-    return session(model).run(None, {"images": images})[0]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -5,9 +5,9 @@ from functools import partial
 
 import jax
 import numpy as np
-import onnxruntime
 import pytest
 from cases import QUICK
+from onnx_models import answer
 
 import lowcost
 from lowcost.analysis import operator_matrix
@@ -33,12 +33,6 @@ def filter_of(window, grid, *, circulant=False):
     return ops.Filter(normal(*window, 3), 0.7, "imex_euler", grid, circulant, "symmetric")
 
 
-def answer(folded, images):
-    """Returns what onnxruntime computes."""
-    session = onnxruntime.InferenceSession(to_onnx(folded).SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"images": images})[0]
-
-
 def dense(operation, grid):
     """Returns the matrix of a linear operation."""
     return np.asarray(operator_matrix(lambda y: operation(y[None])[0], (*grid, 3)))
@@ -62,7 +56,7 @@ def test_folded_exported_and_bounded(trained):
     (want, *others), wrapped_around, jacobian = run(images)
     scale = np.abs(want).max()
     assert np.abs(wrapped_around - want).max() > 1e-4 * scale  # ten times the tolerance below
-    for got in (*others, answer(folded, images)):
+    for got in (*others, answer(to_onnx(folded), images)):
         np.testing.assert_allclose(got, want, atol=1e-5 * scale)
     assert 0 < np.linalg.norm(jacobian, ord=2) <= stability_report(net, variables, shape).lipschitz
 
@@ -77,7 +71,7 @@ def test_a_filter_is_the_resolvent_and_its_symbol_the_eigenvalues(circulant, win
     expected = resolvent(operation.stencil, y, 0.7, boundary="symmetric")
     np.testing.assert_allclose(operation(y), expected, atol=2e-6)
     folded = Folded((FoldedLayer("filter", (operation,), 1.0),), (*grid, 3))
-    np.testing.assert_allclose(answer(folded, y).reshape(y.shape), expected, atol=2e-6)
+    np.testing.assert_allclose(answer(to_onnx(folded), y).reshape(y.shape), expected, atol=2e-6)
     eigenvalues = np.linalg.eigvalsh(dense(operation, grid))
     np.testing.assert_allclose(np.sort(operation.symbol.ravel()), eigenvalues, atol=2e-6)
     assert lipschitz((operation,), grid) == operation.symbol.max() <= 1
@@ -115,7 +109,7 @@ def test_a_truncated_network_keeps_its_certificate(trained):
     assert not any(isinstance(x, ops.Filter) for layer in short.layers for x in layer.operations)
     assert np.all(np.linalg.norm(result.logits - folded(images), axis=1) > 0)
     assert np.all(np.linalg.norm(result.logits - folded(images), axis=1) <= result.error)
-    np.testing.assert_allclose(answer(short, images), result.logits, atol=1e-5)
+    np.testing.assert_allclose(answer(to_onnx(short), images), result.logits, atol=1e-5)
 
 
 def test_the_step_of_a_module_and_its_symbol():

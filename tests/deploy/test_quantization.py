@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from cases import QUICK
+from onnx_models import answer
 
 from lowcost.deploy import fold, quantize, to_onnx
 from lowcost.deploy.folding import Folded, FoldedLayer
@@ -56,8 +57,7 @@ def test_the_logits_are_near_those_of_the_network(both):
     folded, rounded = both
     want = np.asarray(jit(folded)(IMAGES))
     model = to_onnx(rounded, bits=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    answers = [session.run(None, {"images": images})[0] for images in (IMAGES, IMAGES[:1], IMAGES[:0])]
+    answers = [answer(model, images) for images in (IMAGES, IMAGES[:1], IMAGES[:0])]
     assert answers[2].shape == (0, 5)
     np.testing.assert_allclose(answers[1], answers[0][:1], atol=0.02 * np.abs(want).max())
     for got in (jit(rounded)(IMAGES), answers[0]):
@@ -86,10 +86,7 @@ def test_a_bias_fits_into_its_integers():
     weights = np.float32([[1, 1e-12], [1, 1e-12]])
     layer = FoldedLayer("product", (Pointwise(weights, np.float32([0.1, 1])),), 2.0)
     rounded = quantize(Folded((layer,), SHAPE), IMAGES)
-    model = to_onnx(rounded, bits=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {"images": IMAGES})
-    np.testing.assert_allclose(got[..., 1], 1, atol=0.02)
+    np.testing.assert_allclose(answer(to_onnx(rounded, bits=8), IMAGES)[..., 1], 1, atol=0.02)
 
 
 def test_a_rounding_keeps_zero_and_its_range():
