@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import as_if_trained
 
 from lowcost.analysis import operator_matrix
 from lowcost.nn import ARCHITECTURES, Network, bound_layers, network, stability_report
@@ -16,14 +17,7 @@ IMAGE = (8, 6, 3)
 def trained(request):
     """Returns a small network with weights and statistics as if trained."""
     net = network(request.param, (2, 4), 3, steps_per_block=1, h=1.0 if request.param == "mobilenet" else 0.8)
-    variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
-    rng = np.random.default_rng(0)
-    return net, {
-        "params": jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), variables["params"]),
-        "batch_stats": jax.tree.map(  # means near 0, variances near 1
-            lambda x: (x + rng.uniform(-0.3, 0.3, size=x.shape)).astype(np.float32), variables["batch_stats"]
-        ),
-    }
+    return net, as_if_trained(net, IMAGE)
 
 
 def test_no_perturbation_grows_more_than_the_bound(trained):
