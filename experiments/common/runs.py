@@ -19,7 +19,7 @@ from experiments.common.budgets import projection_of
 from experiments.common.compiled import keep_compiled
 from experiments.common.config import TrainConfig, check_batch, check_counts, values
 from experiments.common.datasets import CACHE, data_of
-from experiments.common.description import check_data, describe
+from experiments.common.description import check_data
 from experiments.common.objective import figures, loss_of
 from experiments.common.recipes import Recipe, recipe_named
 from experiments.common.setup import Setup
@@ -133,7 +133,7 @@ def _build(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, mesh: Mes
     train_loss = partial(mixed, loss=loss) if mixes else loss
     if config.teacher:
         train_loss = partial(distilled, loss=train_loss, share=config.distill)
-    net, optimizer, initial_state = _model(config, recipe, describe(dataset), **options)
+    net, optimizer, initial_state = _model(config, recipe, dataset, **options)
     steps_per_epoch = max(1, len(dataset.train) // config.batch_size)
     augment = changing.augmentation(dataset.keeps, dataset.moments, dataset.masked)
     changes: dict[str, Any] = {"average": recipe.average, "loss": train_loss}
@@ -192,13 +192,13 @@ def _values(images: np.ndarray, moments: Moments | None, masked: bool) -> np.nda
     return standard[..., :-1] if masked else standard
 
 
-def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options: Any) -> _Model:
+def _model(config: TrainConfig, recipe: Recipe, dataset: data.Dataset, **options: Any) -> _Model:
     """Returns the network, the optimiser, and () → the state before the first step, of every seed.
 
     Args:
         config: the configuration, with the number of epochs.
         recipe: how to train.
-        about: the data set, see `describe`.
+        dataset: images and labels.
         options: of the network.
     """
     options |= values(
@@ -206,18 +206,18 @@ def _model(config: TrainConfig, recipe: Recipe, about: dict[str, Any], **options
     )
     options["head"] = "pixels" if config.task == "pixels" else "class"
     options["fixed_scale"] = config.norm_budget is not None
-    net = nn.network(config.architecture, config.width, len(about["classes"]), dtype=jnp.dtype(config.dtype), **options)
-    optimizer = recipe.transformation(config.epochs or 0, about["train"] // config.batch_size)
+    classes = len(dataset.classes)
+    net = nn.network(config.architecture, config.width, classes, dtype=jnp.dtype(config.dtype), **options)
+    optimizer = recipe.transformation(config.epochs or 0, len(dataset.train) // config.batch_size)
     if config.init_from is not None:
         optimizer = fine_tuning.slowed(optimizer, config)
-    project = projection_of(config, net, about["image_shape"])
+    project = projection_of(config, net, dataset.image_shape)
     if project is not None:
         optimizer = optax.chain(optimizer, keep_norms(project))
 
     def create(key: jax.Array) -> TrainState:
         keeps = {"average": recipe.average is not None, "best": config.keeps_best}
-        sums = figures(config, len(about["classes"]))
-        state = create_state(net, optimizer, key, tuple(about["image_shape"]), figures=sums, **keeps)
+        state = create_state(net, optimizer, key, dataset.image_shape, figures=figures(config, classes), **keeps)
         if project is None:
             return state
         return fine_tuning.start(state, {"params": project(state.params), "batch_stats": {}})
