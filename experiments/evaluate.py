@@ -130,7 +130,8 @@ def _of_pixels(
     names = [*map(printable, ready.dataset.classes)]
     print_line(confused(confusions.sum(0), names, unit="points"))
     if arguments.csv is not None:
-        pixel_evaluation.write_table(arguments.csv, ready.dataset.classes, split, confusions)
+        files = split.files or range(len(split))
+        write_whole(arguments.csv, pixel_evaluation.image_table(ready.dataset.classes, files, confusions))
     shown = {"split": split, "predicted": predicted, "confusions": confusions, "names": names}
     _plot(arguments, print_line, partial(pixel_evaluation.draw, **shown))
 

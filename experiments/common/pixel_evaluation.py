@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.common import evaluation, evaluation_plots
 from experiments.common.evaluation import aligned, percent
-from experiments.common.files import csv_table, write_whole
+from experiments.common.files import csv_table
 from experiments.common.setup import Setup
 from lowcost.data.dataset import Split
 from lowcost.terminal import printable
@@ -98,8 +98,3 @@ def draw(folder: Path, split: Split, predicted: np.ndarray, confusions: np.ndarr
     titles = [f"{printable(os.path.basename(str(files[i])))[-26:]}, {percent(accuracy[i])} correct" for i in worst]
     masks = split.labels[worst], predicted[worst]
     evaluation_plots.draw_overlays(split.images[worst], masks, titles, names, folder / "overlays.png")
-
-
-def write_table(path: Path, classes: Sequence[str], split: Split, confusions: np.ndarray) -> None:
-    """Writes `image_table` with the names of the files, or the rows of arrays."""
-    write_whole(path, image_table(classes, split.files or range(len(split)), confusions))
