@@ -6,6 +6,8 @@ import jax
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def no_mesh(monkeypatch):
-    monkeypatch.setattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
+@pytest.fixture(autouse=True, scope="module")
+def no_mesh():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
+        yield

@@ -27,13 +27,6 @@ UNITS = np.array([[1000.0, -3.0], [20.0, 1e-3]])
 """Mean and deviation of each channel; no network could be trained on such values without standardisation."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_mesh_of_a_module():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax.set_mesh", lambda mesh: None)
-        yield
-
-
 def waves(rng, labels, grid):
     """Returns noisy waves [N, *grid, 2], which are fast along the first axis for label 1."""
     points = np.arange(grid[0]).reshape(-1, *[1] * len(grid))

@@ -39,10 +39,8 @@ def image_folder(tmp_path_factory):
 def run(image_folder, tmp_path_factory):
     """Returns a finished run that distinguishes dark from light images."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax.set_mesh", lambda mesh: None)
-        few = {"width": (8, 16), "epochs": 2, "batch_size": 8, "steps_per_block": 1}
-        assert training.run(TrainConfig("folder", data_dir=image_folder, recipe="fast", workdir=workdir, **few)) == 0
+    few = {"width": (8, 16), "epochs": 2, "batch_size": 8, "steps_per_block": 1}
+    assert training.run(TrainConfig("folder", data_dir=image_folder, recipe="fast", workdir=workdir, **few)) == 0
     return workdir
 
 

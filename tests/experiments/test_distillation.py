@@ -37,9 +37,7 @@ def finished(variables, tmp_path_factory):
     fields = {"width": (8,), "steps_per_block": 1, "train_images": 40, "batch_size": 20, "epochs": 1, "seeds": 2}
     fields |= {"teacher": (str(folder / "teacher.safetensors"),), "workdir": folder / "run"}
     config = TrainConfig(**fields)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "set_mesh", lambda mesh: None)
-        assert training.run(config) == 0
+    assert training.run(config) == 0
     return config
 
 

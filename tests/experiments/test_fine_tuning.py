@@ -141,9 +141,7 @@ def finished(source, tmp_path_factory):
     fields |= {"init_from": str(source[0]), "freeze": ("block1",), "loaded_rate": 0.5, "class_weights": str(weights)}
     fields |= {"validation_share": 0.3, "patience": 1, "evaluate_every": 50, "workdir": folder / "run"}
     config = TrainConfig(**fields)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "set_mesh", lambda mesh: None)  # the fixture of each test comes too late
-        assert training.run(config) == 0
+    assert training.run(config) == 0
     return config, json.loads((folder / "run" / "result.json").read_text())
 
 

@@ -1,11 +1,9 @@
 """Trains, evaluates, exports and runs networks that label every point of images and signals."""
 
-import contextlib
 import csv
 import json
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,10 +48,7 @@ def trained(request, tmp_path_factory):
     fields |= {"keep_best": True, "class_weights": "auto", "seeds": 2 if request.param == "folder" else 1}
     folder = {"width": (4, 8), "decoder": True, "zero_mean": True}
     fields |= folder if request.param == "folder" else {"task": "pixels"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOWCOST_MEASURE", "0")
-        patch.setattr(jax, "set_mesh", lambda mesh: contextlib.nullcontext())
-        assert training.run(TrainConfig(request.param, data_dir=data_dir, workdir=root / "run", **fields)) == 0
+    assert training.run(TrainConfig(request.param, data_dir=data_dir, workdir=root / "run", **fields)) == 0
     return root / "run", images[parts["test"]], labels[parts["test"]]
 
 
