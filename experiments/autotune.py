@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from experiments.common import entry, files, timing, topologies, tuning
+from experiments.common.config import check_counts
 from experiments.common.results import Row
 from lowcost.methods import METHODS_OF, Point
 from lowcost.train.mesh import replicated, use_every_core
@@ -50,6 +51,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures all points, and writes the table after each."""
+    check_counts(config, "features", "rounds")
     use_every_core(64)
     on_accelerator = config.compile_for is None and jax.default_backend() != "cpu"
     rows: list[Row] = []

@@ -17,7 +17,7 @@ from flax.linen import Module
 from jax.sharding import Mesh
 
 from experiments.common import entry, flax_networks, recipes, topologies
-from experiments.common.config import Architecture, values
+from experiments.common.config import Architecture, check_counts, values
 from experiments.common.results import Results, Row, commit, filled, grouped, page
 from experiments.common.setup import abstract
 from lowcost import nn
@@ -55,6 +55,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Compiles all networks for all topologies, writes both files after each, prints the tables."""
+    check_counts(config, "per_chip", "size")
+    if not config.topologies:
+        raise ValueError("TOPOLOGIES must name at least one, got none; e.g. v5e:2x2 or h100:1x1x8")
     results = Results(config, markdown, without=("topologies",))
     shared = values(config, "width", "per_chip", "size", "dtype")
     for topology in config.topologies:

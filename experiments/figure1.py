@@ -16,6 +16,7 @@ import numpy as np
 
 import lowcost
 from experiments.common import entry, plots, timing
+from experiments.common.config import check_counts
 from experiments.common.results import Results, Row, page, provenance
 from lowcost.train.mesh import use_every_core
 
@@ -59,6 +60,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures all points, writes the four files, prints the tables; the rows are written after each point."""
+    check_counts(config, "batch_size", "size", "channels", "kernel_size", "rounds")
     use_every_core(config.batch_size, images_per_core=1)
     results = Results(config, markdown, draw)
     for point in points(config):

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.common import entry, timing
-from experiments.common.config import Architecture, values
+from experiments.common.config import Architecture, check_counts, values
 from experiments.common.results import Results, Row, page, provenance
 from lowcost import extras, nn
 from lowcost.batching import without_loops
@@ -54,6 +54,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Times all networks, writes both files after each, prints the tables."""
+    check_counts(config, "batch_size", "size", "rounds")
     results = Results(config, markdown)
     for architecture in config.architectures:
         # In a process of its own: the memory of one network does not slow the next.

@@ -57,6 +57,8 @@ def check_features(name: str, y: jax.Array, stencil: jax.Array, *, channel_axes:
         expected = "stencil must have one to four window axes before its channels"
         remedy = "a stencil of one point still has its axes, e.g. shape [1, 1, C]"
         raise ValueError(f"{expected}, got shape {list(stencil.shape)}; {remedy}")
+    if 0 in stencil.shape[dims:]:
+        raise ValueError(f"stencil must have a channel, got shape {list(stencil.shape)}; leave out the operator")
     if y.ndim < dims + 1:
         expected = f"{name} must be [..., *grid, C] with {dims} grid axes as the stencil"
         raise ValueError(f"{expected}, got shape {list(y.shape)}; add the missing axes")
@@ -80,8 +82,9 @@ def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
 
 
 def check_time_step(h: float | jax.Array) -> None:
-    """Raises ValueError if a number in h is negative or not finite; those of a traced array are not known yet."""
-    if not isinstance(h, jax.core.Tracer) and not all(0 <= x < math.inf for x in np.ravel(h)):
+    """Raises ValueError if h is complex, negative or not finite; the numbers of a traced array are not known yet."""
+    known = () if isinstance(h, jax.core.Tracer) else np.ravel(h)
+    if np.iscomplexobj(h) or not all(0 <= x < math.inf for x in known):
         raise ValueError(f"h must be a finite time step ≥ 0, got {h}; the usual step is 1.0")
 
 

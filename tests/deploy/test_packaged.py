@@ -126,14 +126,14 @@ def test_loading_does_not_run_the_network(content, monkeypatch):
     assert all(seen)
 
 
-def test_a_network_of_100_000_weights_is_loaded_in_less_than_a_second(trained, tmp_path):
+def test_a_network_of_100_000_weights_is_loaded_in_less_than_two_seconds(trained, tmp_path):
     """Measures processor time in a fresh process after the import, because other tests run at the same time."""
     net, variables = trained("implicit_rd", (32, 32, 3), width="A", steps_per_block=4)
     lowcost.save(tmp_path / "net.safetensors", net, variables, classes=CLASSES, image_shape=(32, 32, 3))
     code = "import sys, time; from lowcost import load; t = time.process_time(); load(sys.argv[1])\n"
     code += "print(time.process_time() - t)"
     command = [sys.executable, "-c", code, tmp_path / "net.safetensors"]
-    assert float(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout) < 1
+    assert float(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout) < 2
 
 
 def test_flipped_bits_are_noticed(content):

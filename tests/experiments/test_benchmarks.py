@@ -11,10 +11,31 @@ import numpy as np
 import pytest
 
 import lowcost
-from experiments import autotune, figure1, throughput
+from experiments import autotune, compile_for, figure1, throughput
 from experiments.common import entry, peak_memory, timing
 from experiments.common.files import read_rows
 from lowcost import batching, methods, nn
+
+
+@pytest.mark.parametrize(
+    ("program", "names"),
+    [
+        (autotune, "features rounds"),
+        (compile_for, "per_chip size"),
+        (figure1, "batch_size size channels kernel_size rounds"),
+        (throughput, "batch_size size rounds"),
+    ],
+)
+def test_counts_below_one_are_refused(program, names):
+    needed = {"topologies": ("v5e:2x2",)} if program is compile_for else {}
+    for name in names.split():
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be at least 1, got 0; increase it"):
+            program.main(program.Config(**needed, **{name: 0}))
+
+
+def test_a_topology_is_needed():
+    with pytest.raises(ValueError, match="TOPOLOGIES must name at least one, got none"):
+        compile_for.main(compile_for.Config(()))
 
 
 def test_autotune_writes_a_table_that_auto_reads(tmp_path, monkeypatch):

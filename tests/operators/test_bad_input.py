@@ -96,12 +96,12 @@ def test_one_time_step_for_all_channels_that_are_transformed():
 
 
 @pytest.mark.parametrize("name", ["depthwise_resolvent", "circulant_resolvent"])
-@pytest.mark.parametrize("h", [-1, -0.5, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("h", [-1, -0.5, float("nan"), float("inf"), -float("inf"), 1j])
 def test_step(name, h):
-    """h must be finite and ≥ 0, also as an array whose numbers are known."""
+    """h must be real, finite and ≥ 0, also as an array whose numbers are known."""
     *good, _ = arguments(CASE[name])
     for given in (h, np.array(h), jnp.array(h), *([np.array([1, 1, h])] if name == "depthwise_resolvent" else [])):
-        refused(partial(getattr(lowcost, name), h=given), *good, words=[r"\bh\b", str(h)])
+        refused(partial(getattr(lowcost, name), h=given), *good, words=[r"\bh\b", r"1\.?j" if h == 1j else str(h)])
 
 
 @over_all
@@ -151,6 +151,13 @@ def test_apply_symbol():
 def test_stencils_without_a_window_or_with_too_many_axes(name, stencil):
     with pytest.raises(ValueError, match="stencil must have one to four window axes"):
         getattr(lowcost, name)(stencil, np.ones((2, 2, 2, 2, 2, 2), np.float32))
+
+
+@over_stencils
+def test_no_channels(case):
+    stencil, *others = arguments(case)[:-1]
+    empty = [shaped(*[0 if size == stencil.shape[-1] else size for size in a.shape]) for a in (stencil, *others)]
+    refused(case.function, *empty, words=["stencil must have a channel"])
 
 
 @pytest.mark.parametrize("arguments", [([1.0], np.ones((3, 1))), (np.ones((1, 1)), [[1.0]])])
