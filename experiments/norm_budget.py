@@ -4,6 +4,7 @@ Trains the same network without a budget and with several. Finished runs are ski
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
@@ -76,6 +77,10 @@ class Config:
 def main(config: Config) -> int:
     """Trains all networks, measures them, writes the table after each, and prints it."""
     check_counts(config, "sample", "epochs", "seeds")
+    if not all(0 < budget < math.inf for budget in config.budgets) or len({*config.budgets}) < len(config.budgets):
+        raise ValueError(f"--budgets must be different finite numbers above 0, got {config.budgets}; correct them")
+    if not 0 <= config.epsilon < math.inf:
+        raise ValueError(f"--epsilon must be a finite radius of at least 0, got {config.epsilon}; increase it")
     results = Results(config, markdown, without=("dataset", "workdir"))
 
     def report(run: TrainConfig) -> None:

@@ -1,6 +1,7 @@
 """Writes what a program measures: rows of figures, and the page and the plot that show them."""
 
 import dataclasses
+import os
 import re
 import statistics
 import string
@@ -35,6 +36,13 @@ class Results:
     draw: Callable[[list[Row], Path], None] | None = None
     without: Sequence[str] = ()
     rows: list[Row] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Makes the folder of OUT before anything is measured, which would be lost if it could not be written."""
+        folder = self.config.out.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"--out must be in a folder that can be written, got {folder}; choose another --out")
 
     @property
     def flags(self) -> str:

@@ -1,6 +1,7 @@
 """Runs with --norm-budget keep to it in every form of the network, and the program compares budgets."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import jax
@@ -98,7 +99,16 @@ def test_the_sensitivity_is_the_norm_of_the_jacobian():
         ("classes", True, "signals must have one length, got different ones; resample them with --length N"),
     ],
 )
-def test_other_data_are_refused_before_training(task, masked, message, monkeypatch):
+def test_other_data_are_refused_before_training(task, masked, message, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load", lambda run: SimpleNamespace(task=task, masked=masked))
     with pytest.raises(ValueError, match=message):
-        norm_budget.main(norm_budget.Config())
+        norm_budget.main(norm_budget.Config(out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "flags", [{"budgets": (-1.0,)}, {"budgets": (5.0, 5.0)}, {"epsilon": -1.0}, {"epsilon": math.nan}], ids=str
+)
+def test_flags_out_of_range_are_refused_before_training(flags):
+    (name,) = flags
+    with pytest.raises(ValueError, match=f"--{name} must be "):
+        norm_budget.main(norm_budget.Config(**flags))

@@ -1,6 +1,7 @@
 """Every page of results shows the committed figures, and the index links every page."""
 
 import dataclasses
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,15 @@ def test_rows_that_are_not_complete_make_no_page(tmp_path):
     results.add([{"a": 2}])
     assert (tmp_path / "figures.md").read_text() == "figures: 2"
     assert drawn == [tmp_path / "figures.png"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"):
+        Results(table1.Config(out=tmp_path / "file" / "out"), markdown=str)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"--out must be in a folder that can be written, got .*; choose another"):
+        Results(table1.Config(out=tmp_path / "out"), markdown=str)
 
 
 def test_rows_of_other_flags_are_not_replaced(tmp_path):
