@@ -6,6 +6,7 @@ width and depth. Rows that OUT.jsonl holds already are not measured again.
 
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from functools import partial
@@ -76,12 +77,15 @@ def main(config: Config) -> None:
     check_counts(config, "channels", "steps_per_block", "examples", "epochs", "batch_size", "seeds")
     check_batch(config.batch_size, config.examples)
     half = min(LENGTH if task == "pulses" else SIDE for task in config.tasks) // 2
-    if not all(1 <= d < half for d in config.distances):
-        raise ValueError(f"--distances must be from 1 to {half - 1} for these tasks, got {config.distances}")
+    if not config.distances or not all(1 <= d < half for d in config.distances):
+        raise ValueError(f"--distances must be from 1 to {half - 1} for these tasks, got {config.distances or 'none'}")
+    if not 0 < config.reach < math.inf:
+        raise ValueError(f"--reach must be finite and above 0, got {config.reach}; e.g. 8")
     results = Results(config, markdown, draw, without=("tasks", "distances"))
     results.resume()
     measured = {(row["task"], row["distance"], label(row)) for row in results.rows}
-    for task, distance, (architecture, reaching) in itertools.product(config.tasks, config.distances, NETWORKS):
+    tasks, distances = dict.fromkeys(config.tasks), dict.fromkeys(config.distances)
+    for task, distance, (architecture, reaching) in itertools.product(tasks, distances, NETWORKS):
         reach = config.reach if reaching else 0.0
         about = {"task": task, "distance": distance, "architecture": architecture, "reach": reach}
         if (task, distance, label(about)) not in measured:

@@ -133,6 +133,8 @@ def _check_square(stencil):
         expected = "stencil must be [*window, C, C] with as many channels out as in"
         remedy = "convert layers that keep the number of channels"
         raise ValueError(f"{expected}, got shape {list(stencil.shape)}; {remedy}")
+    if not stencil.size:
+        raise ValueError(f"stencil must hold numbers, got shape {list(stencil.shape)}; leave out the layer")
 
 
 def _relative_error(stencil, nearest):

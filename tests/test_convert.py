@@ -152,10 +152,13 @@ def test_dense_stencil_writes_out_the_circulant():
 
 @over_classes
 def test_errors(name):
-    """A kernel that is not square in its channels, or not real, is an error."""
+    """A kernel that is not square in its channels, empty or not real is an error."""
     with pytest.raises(ValueError, match=r"stencil must be \[\*window, C, C\].*got shape \[3, 3, 2, 4\]"):
         FUNCTIONS[name](np.zeros((3, 3, 2, 4)))
     with pytest.raises(ValueError, match="got shape"):
         FUNCTIONS[name](np.zeros((2, 2)))
+    for shape in (3, 3, 0, 0), (0, 3, 2, 2):
+        with pytest.raises(ValueError, match=r"stencil must hold numbers, got shape \[.*0.*\]"):
+            FUNCTIONS[name](np.zeros(shape))
     with pytest.raises(TypeError, match="stencil must be real floating point"):
         FUNCTIONS[name](np.zeros((3, 3, 2, 2), int))

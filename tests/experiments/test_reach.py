@@ -40,6 +40,14 @@ def test_the_class_is_that_of_the_mark_at_the_distance(task, distance):
 def test_distances_must_fit_the_grid():
     with pytest.raises(ValueError, match=r"--distances must be from 1 to 15 for these tasks, got \(5, 16\)"):
         reach.main(reach.Config(distances=(5, 16)))
+    with pytest.raises(ValueError, match=r"--distances must be from 1 to 15 for these tasks, got none"):
+        reach.main(reach.Config(distances=()))
+
+
+def test_the_reach_must_be_positive():
+    for far in (0.0, -3.0, float("inf")):
+        with pytest.raises(ValueError, match=f"--reach must be finite and above 0, got {far}; e.g. 8"):
+            reach.main(reach.Config(reach=far))
 
 
 def test_there_must_be_examples_for_a_batch():
