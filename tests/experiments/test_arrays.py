@@ -336,7 +336,7 @@ def test_archives_and_arrays_under_the_name_of_the_other(tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("README.txt", "text")
         file.writestr("test_images.npy", "text")
-        with file.open("pictures", "w") as stream:
+        with file.open("scans", "w") as stream:
             np.save(stream, images)
     assert [name for name, _ in examples(archive, takes)] == [f"{archive}[0]", f"{archive}[1]"]
     np.save(tmp_path / "b.npy", images)
